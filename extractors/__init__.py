@@ -1,0 +1,1 @@
+"""First floor: stages that turn media and captions into features. Arrays in, arrays out."""

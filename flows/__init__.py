@@ -1,0 +1,1 @@
+"""Top floor: everything that runs. The graph, the Prefect flows, the command line, the report."""

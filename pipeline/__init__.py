@@ -1,0 +1,1 @@
+"""Ground floor: corpus, stages, fingerprints, plan, store, video. Knows no model, no torch, no Prefect."""

@@ -1,0 +1,105 @@
+"""TOML files and `--set a.b=c` become small frozen models; an unknown key names its nearest neighbour."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import UserError, nearest
+
+
+class Params(BaseModel):
+    """What can change a number. Every field enters the fingerprint of the stage that owns it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Options(BaseModel):
+    """What changes only speed or place (device, workers). Never enters a fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Tree = dict[str, Any]
+
+
+def read_toml(path: Path) -> Tree:
+    """The tables of a TOML file. Raises UserError for a missing or malformed file, with the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no experiment file {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, an experiment is a TOML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; an experiment is a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def apply_sets(tree: Tree, sets: Sequence[str]) -> Tree:
+    """A copy of the tree with every `a.b=value` applied; a value is TOML, and a bare word is text."""
+    out: Tree = json.loads(json.dumps(tree, default=str))
+    for text in sets:
+        key, sign, raw = text.partition("=")
+        parts = [part.strip() for part in key.split(".")]
+        if not sign or not all(parts):
+            raise UserError(f"--set {text!r} is not of the form name.of.key=value")
+        table = out
+        for part in parts[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {text!r}: {part!r} is a value, not a table")
+        table[parts[-1]] = _value(raw.strip())
+    return out
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def fill(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
+    """The model filled from a table. Raises UserError naming the key, its value and what is possible."""
+    try:
+        return model(**tree)
+    except ValidationError as error:
+        raise UserError(_sentence(model, error, where)) from None
+
+
+def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    """The first complaint of a validation, in one sentence."""
+    first = error.errors()[0]
+    key = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    if first["type"] == "extra_forbidden":
+        owner = _owner(model, first["loc"][:-1])
+        return f"unknown setting {key}; {nearest(str(first['loc'][-1]), owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"the setting {key} is required"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r} is not possible: {message[:1].lower()}{message[1:]}"
+
+
+def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The nested model that a location inside another points to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        kinds = [field.annotation]
+        if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
+            kinds = list(typing.get_args(field.annotation))
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if inner:
+            model = inner[0]
+    return model

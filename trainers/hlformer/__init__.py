@@ -1,0 +1,1 @@
+"""HLFormer: partially relevant video retrieval with hyperbolic attention (ICCV 2025)."""

@@ -1,0 +1,58 @@
+"""What the engine and the evaluation know of a retrieval method: losses, encodings, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+"""Named tensors of one training step or of one block of items or captions."""
+
+Encoded = dict[str, Tensor]
+"""What a method keeps of each item or caption: named tensors whose first axis counts them."""
+
+
+class Method(nn.Module):
+    """A retrieval model. A score is always higher-is-more-alike, rows texts, columns items."""
+
+    def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Every scalar loss term with its weight applied; their sum is minimised. `epoch` counts from 0."""
+        raise NotImplementedError
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """What is kept of each caption of the batch, ready to be scored (normalised once, here)."""
+        raise NotImplementedError
+
+    def encode_items(self, batch: Batch) -> Encoded:
+        """What is kept of each item of the batch, ready to be scored (normalised once, here)."""
+        raise NotImplementedError
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        """Scores (Q, V) of Q encoded captions and V encoded items."""
+        raise NotImplementedError
+
+
+class MethodData(Protocol):
+    """The packed inputs of a method, as the engine and the evaluation read them.
+
+    Every batch is a function of (split, epoch, seed) alone, so that a resumed run sees what an
+    uninterrupted one would have seen.
+    """
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch of the split `train`, shuffled by (seed, epoch)."""
+        ...
+
+    def train_steps(self, world: int = 1) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        """The gallery of a split, in gallery order."""
+        ...
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        """The queries of a split; each batch carries `index`, the position (Q,) of each in query order."""
+        ...
