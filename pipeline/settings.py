@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,9 +16,14 @@ from pipeline.errors import UserError, nearest
 
 
 class Params(BaseModel):
-    """What can change a number. Every field enters the fingerprint of the stage that owns it."""
+    """What can change a number. Every field enters the fingerprint of the stage that owns it, but `speed_only`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    speed_only: ClassVar[frozenset[str]] = frozenset()  # fields that change no number after all
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that can change a number, as plain data."""
+        return self.model_dump(mode="json", exclude=set(self.speed_only))
 
 
 class Options(BaseModel):

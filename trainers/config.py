@@ -1,8 +1,8 @@
-"""Settings that every method has: its training recipe. Importing a declaration imports no torch."""
+"""Settings that every method has: what it reads, and its training recipe. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,3 +19,21 @@ class Recipe(Params):
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, master weights stay float32
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
+
+
+class MethodConfig(Recipe):
+    """Base of every method's config: which stages it reads, and what the settings of its inputs are.
+
+    `packing` names the settings that shape the packed inputs; `directions` is what its task asks.
+    A method's `config.py` names its class `CONFIG`.
+    """
+
+    video_features: str = "clip"  # the stage whose rows are the frames of a video
+    text_features: str = "clip_text"  # the stage whose rows are the tokens of a caption
+
+    packing: ClassVar[frozenset[str]] = frozenset({"video_features", "text_features"})
+    directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
+
+    def features(self) -> tuple[str, ...]:
+        """The extraction stages whose outputs it reads."""
+        return (self.video_features, self.text_features)

@@ -1,0 +1,187 @@
+"""CLIP as a network: frames and captions to vectors of one space. Knows nothing of files or stages.
+
+Axes: N frames or captions, H and W pixels, L tokens of the longest caption, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from extractors.backbones import clip_configs
+from extractors.backbones import weights as weight_files
+from pipeline.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
+Floats = NDArray[np.float32]
+CONTEXT_LENGTH = 77  # of every network that does not say otherwise
+
+
+class ClipBackbone:
+    """A frozen CLIP network: `image_features` of frames, `text_tokens` of captions, both of size `dims`."""
+
+    def __init__(
+        self,
+        model: str,
+        weights: str,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        download: bool = False,
+    ) -> None:
+        self.device, self.precision = torch.device(device), precision
+        config = clip_configs.read(model)
+        seed = weight_files.seed_of(weights)
+        published = (
+            {}
+            if seed is not None or weight_files.is_path(weights)
+            else weight_files.tag_config(model, weights)
+        )
+        _refuse_other_activation(model, weights, config, published)
+        network = _build(model, config)
+        if seed is None:
+            weight_files.load(network, model, weights, download)
+        else:
+            initialise(network, seed)
+        self.network: Any = network.to(self.device).eval().requires_grad_(False)
+        self.dims: int = config["embed_dim"]
+        self.context_length: int = config["text_cfg"].get("context_length", CONTEXT_LENGTH)
+        self._tokenize = _tokenizer(config)
+        self._resize, self._mean, self._std = _preprocessing(model, network, published)
+        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+
+    @torch.inference_mode()
+    def image_features(self, frames: NDArray[np.uint8]) -> Floats:
+        """Projected features (N, D), not normalised, of RGB frames (N, H, W, 3)."""
+        pixels = self.pixels(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device))
+        with self._autocast():
+            features = self.network.encode_image(pixels)
+        return features.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def text_tokens(self, texts: Sequence[str]) -> tuple[list[Floats], Floats]:
+        """Projected token states, one (t, D) array a caption, and their ends (N, D), which CLIP itself keeps.
+
+        A caption's states run from the start token to the end token: open_clip pads behind it and masks
+        nothing, so that what stands there means nothing. Longer captions lose their tail, as in open_clip.
+        """
+        if not texts:
+            return [], np.zeros((0, self.dims), np.float32)
+        tokens = self._tokenize(list(texts)).to(self.device)
+        ends = tokens.argmax(dim=-1)  # the end token is the highest number there is
+        with self._autocast():
+            states = self._text_states(tokens, ends).float().cpu().numpy()
+        ragged = [row[: end + 1].copy() for row, end in zip(states, ends.tolist())]
+        return ragged, np.stack([row[-1] for row in ragged])
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Network input (N, 3, size, size) of uint8 frames (N, H, W, 3): open_clip's own steps, on tensors."""
+        resized = self._resize(frames.permute(0, 3, 1, 2))
+        return (resized.float() / 255 - self._mean) / self._std
+
+    def _text_states(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """Last hidden states after the final norm, projected, (N, L, D).
+
+        Under a causal mask no state depends on what follows it, so the padding behind the longest
+        caption of the batch is left out: captions fill 10 to 20 of 77 positions.
+        """
+        text = getattr(self.network, "text", self.network)  # some networks keep the text side's parts apart
+        mask = text.attn_mask
+        if mask is not None:
+            tokens = tokens[:, : int(ends.max()) + 1]
+            mask = mask[: tokens.shape[1], : tokens.shape[1]]
+        states = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
+        states = text.ln_final(text.transformer(states, attn_mask=mask))
+        projection = text.text_projection
+        if projection is None:
+            return states
+        return projection(states) if isinstance(projection, nn.Linear) else states @ projection
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Fill a network with random weights that depend on nothing but the seed and each weight's name.
+
+    Matrices keep the variance of what passes through them, so that an untrained network still tells
+    its inputs apart; biases are zero, and what starts as a constant (norms, scales) stays as it is.
+    """
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim >= 2 or name.endswith("class_embedding"):
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(values * _spread(name, parameter))
+
+
+def _spread(name: str, parameter: Tensor) -> float:
+    """The standard deviation of a random weight."""
+    if "embedding" in name:
+        return 1.0
+    if name.endswith(("proj", "projection")):  # stored as (in, out)
+        return parameter.shape[0] ** -0.5
+    return parameter[0].numel() ** -0.5
+
+
+def _tokenizer(config: clip_configs.Config) -> Any:
+    """open_clip's own tokenizer, whose vocabulary comes with the package."""
+    text = config["text_cfg"]
+    open_clip = weight_files.import_open_clip()
+    return open_clip.SimpleTokenizer(
+        context_length=text.get("context_length", CONTEXT_LENGTH),
+        **text.get("tokenizer_kwargs", {}),
+    )
+
+
+def _build(model: str, config: clip_configs.Config) -> nn.Module:
+    """The network, with whatever weights its constructor draws; torch's own random state is left alone."""
+    open_clip = weight_files.import_open_clip()
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network: nn.Module = kind(**settings)
+    except (TypeError, AttributeError) as error:  # a key that open_clip does not know
+        raise UserError(f"{clip_configs.path_of(model)} is not a CLIP model: {error}") from error
+    return network
+
+
+def _preprocessing(
+    model: str, network: Any, published: Mapping[str, Any]
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """The geometric steps of open_clip's transform, which also take tensors, and mean and std (3, 1, 1).
+
+    Weights from a file or a seed are taken to want what the model's published weights want.
+    """
+    from open_clip import transform
+    from torchvision.transforms import Compose, Normalize
+
+    if not published:
+        published = weight_files.any_tag_config(model)
+    wanted = transform.merge_preprocess_dict(transform.PreprocessCfg(), dict(published))
+    wanted["size"] = network.visual.image_size
+    steps = transform.image_transform_v2(transform.PreprocessCfg(**wanted), is_train=False).transforms
+    converting = (transform.MaybeConvertMode, transform.MaybeToTensor, Normalize)
+    resize = Compose([step for step in steps if not isinstance(step, converting)])
+    mean, std = (torch.tensor(wanted[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return resize, mean, std
+
+
+def _refuse_other_activation(
+    model: str, weights: str, config: clip_configs.Config, published: Mapping[str, Any]
+) -> None:
+    """OpenAI's weights want QuickGELU; under the plain name open_clip warns and computes other features."""
+    if not published or bool(published.get("quick_gelu")) == bool(config.get("quick_gelu")):
+        return
+    other = model.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{model}-quickgelu"
+    raise UserError(
+        f"weights {weights!r} were not trained with the activation of {model}; set the model to {other!r}"
+    )

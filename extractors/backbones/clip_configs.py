@@ -1,0 +1,73 @@
+"""Which CLIP networks there are and how they are built: read from files, so without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, nearest
+
+OWN_FOLDER = Path(__file__).parent / "models"
+NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
+
+Config = dict[str, Any]
+
+
+def names() -> list[str]:
+    """The names that need no path: our own small networks and those that open_clip describes."""
+    return sorted(_files())
+
+
+def read(model: str) -> Config:
+    """The configuration, in open_clip's form, of a named network or of the JSON file at a path."""
+    path = path_of(model)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no CLIP model file {path}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not a CLIP model in JSON: {error}") from None
+    missing = [key for key in NEEDED if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise UserError(f"{path} is not a CLIP model: it lacks {', '.join(missing)}")
+    _refuse_foreign_text(model, config["text_cfg"])
+    return config
+
+
+def path_of(model: str) -> Path:
+    """The JSON file of a model. Raises UserError with the nearest name if no network is called so."""
+    if is_path(model):
+        return Path(model)
+    files = _files()
+    if model not in files:
+        raise UserError(f"unknown CLIP model {model!r}; {nearest(model, files)}")
+    return files[model]
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is given as a file rather than by name."""
+    return model.endswith(".json")
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for folder in (_open_clip_folder(), OWN_FOLDER) for path in folder.glob("*.json")}
+
+
+def _open_clip_folder() -> Path:
+    """Where open_clip keeps its model files, found without importing it (which costs seconds)."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise UserError("open_clip is not installed: pip install open_clip_torch")
+    return Path(spec.origin).parent / "model_configs"
+
+
+def _refuse_foreign_text(model: str, text: Config) -> None:
+    """Token states end at the end token of open_clip's own tokenizer: the text tower must pool there."""
+    foreign = "hf_model_name" in text or "hf_tokenizer_name" in text or text.get("embed_cls")
+    if foreign or text.get("pool_type", "argmax") != "argmax":
+        raise UserError(
+            f"the text tower of {model!r} does not end its captions as CLIP does; "
+            "possible are CLIP networks such as ViT-B-32-quickgelu, ViT-L-14 or RN50"
+        )

@@ -1,0 +1,167 @@
+"""Where the weights of a backbone come from, and what they are called in a fingerprint.
+
+A reference is one of: a tag that open_clip publishes ("openai", "laion2b_s34b_b79k"), the path of a
+local file (safetensors, or a state dict that torch reads without unpickling), or "seed:N", random
+weights for tests and the demo. Nothing is fetched unless `download` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extractors.backbones import clip_configs
+from pipeline.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+SEED = "seed:"
+
+
+def identity(model: str, weights: str) -> str | None:
+    """What a fingerprint says of these weights, or None if a tag's file is not on this machine.
+
+    "seed:N" is its own identity, a file is known by its digest, wherever it lies. A network described
+    by the user's own file adds the digest of that description. Only a tag needs open_clip (seconds).
+    """
+    if seed_of(weights) is not None:
+        name = weights
+    else:
+        path = locate(model, weights)
+        if path is None:
+            return None
+        name = f"sha256:{_sha256(path)}"
+    return f"{name}+sha256:{_sha256(clip_configs.path_of(model))}" if clip_configs.is_path(model) else name
+
+
+def seed_of(weights: str) -> int | None:
+    """The N of "seed:N", None for weights of any other kind."""
+    if not weights.startswith(SEED):
+        return None
+    digits = weights.removeprefix(SEED)
+    if not digits.isdecimal():
+        raise UserError(f"weights {weights!r} are not possible: a seed is a number, as in seed:0")
+    return int(digits)
+
+
+def is_path(weights: str) -> bool:
+    """Whether weights are given as a local file rather than by a tag or a seed."""
+    return "/" in weights or weights.endswith(SUFFIXES)
+
+
+def locate(model: str, weights: str, download: bool = False) -> Path | None:
+    """The file of a path or a tag; None if a tag's file is not on this machine and is not to be fetched."""
+    if not is_path(weights):
+        try:
+            return _locate_tag(tag_config(model, weights), download)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # no network, no such file, a wrong digest
+            raise UserError(_not_here(model, weights, "could not be downloaded")) from error
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
+    return path
+
+
+def tag_config(model: str, tag: str) -> dict[str, Any]:
+    """What open_clip says of a tag of a model: where its file is, and how its images were prepared."""
+    open_clip = import_open_clip()
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(model, tag)
+    if config:
+        return config
+    clip_configs.path_of(model)
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    raise UserError(
+        f"unknown weights {tag!r} of {model}; {nearest(tag, tags) if tags else 'no tag is published for it'}"
+        " (or give a local file or seed:N)"
+    )
+
+
+def any_tag_config(model: str) -> dict[str, Any]:
+    """What open_clip says of the first tag of a model, {} if it publishes none."""
+    tags = import_open_clip().list_pretrained_tags_by_model(model)
+    return tag_config(model, tags[0]) if tags else {}
+
+
+def load(network: nn.Module, model: str, weights: str, download: bool = False) -> None:
+    """Fill a network from a path or a tag. Raises UserError if the file is missing or does not fit."""
+    from safetensors import SafetensorError
+
+    path = locate(model, weights, download)
+    if path is None:
+        raise UserError(_not_here(model, weights, "were not to be downloaded"))
+    try:
+        import_open_clip().load_checkpoint(network, str(path), strict=True, weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than tensors and is not read; convert it to safetensors"
+        ) from None
+    except (
+        RuntimeError,
+        SafetensorError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+    ) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error) else type(error).__name__
+        raise UserError(f"the weights in {path} do not fit {model}: {reason}") from error
+
+
+def import_open_clip() -> Any:
+    """The module open_clip, importable also where torchvision and torch were built apart."""
+    from extractors.backbones import torchvision_ops
+
+    torchvision_ops.ensure()
+    import open_clip
+
+    return open_clip
+
+
+def _locate_tag(config: dict[str, Any], download: bool) -> Path | None:
+    """The file of a published tag: where the Hugging Face hub or open_clip itself caches it, else fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, files = _hub_files(config)
+    for file in files:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    if config.get("url"):
+        fetched = Path("~/.cache/clip").expanduser() / Path(config["url"]).name
+        if fetched.is_file():
+            return fetched
+    return Path(import_open_clip().download_pretrained(config)) if download else None
+
+
+def _hub_files(config: dict[str, Any]) -> tuple[str, list[str]]:
+    """The hub repository of a tag and its files in the order in which open_clip prefers them."""
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    if not repository:
+        return "", []
+    if not file:  # "organisation/name/" stands for the usual file names
+        return repository, [
+            "open_clip_model.safetensors",
+            "open_clip_pytorch_model.bin",
+        ]
+    return repository, [str(Path(file).with_suffix(".safetensors")), file]
+
+
+def _not_here(model: str, weights: str, why: str) -> str:
+    return (
+        f"weights {weights!r} of {model} are not on this machine and {why}; "
+        "set extractors.clip.weights to a local file, or to seed:0 for random ones"
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

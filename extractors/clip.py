@@ -1,0 +1,54 @@
+"""CLIP vectors of the frames of compressed videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from extractors.backbones import weights
+from extractors.base import Array, FrameExtractor, WorkOptions
+from pipeline import video
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+
+class ClipParams(Params):
+    """Which network, with which weights, stored how."""
+
+    model: str = "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
+    weights: str = "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class Clip(FrameExtractor[ClipParams]):
+    """Frames to projected CLIP vectors (T, D), not normalised, with their times (T,) in seconds."""
+
+    name, version = "clip", 1
+    settings = ClipParams
+
+    @property
+    def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
+        """One row a frame."""
+        return {"frame": Field(self.params.dtype, (None, None)), "time": Field("float32", (None,))}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digest of the weights, and what decodes the frames."""
+        return {
+            "weights": weights.identity(self.params.model, self.params.weights, known),
+            "decoder": video.decoder_identity(),
+        }
+
+    def load(self, options: WorkOptions) -> None:
+        """Read the network's weights."""
+        from extractors.backbones.clip import ClipBackbone  # torch: only a run pays for it
+
+        super().load(options)
+        self.network = ClipBackbone(self.params.model, self.params.weights, options.device)
+
+    def prepare(self, frames: Array) -> Array:
+        """Resize and crop as CLIP's own transform does, (n, 3, size, size) uint8."""
+        return self.network.crops(frames)
+
+    def encode(self, prepared: Array) -> dict[str, Array]:
+        """One projected vector a frame."""
+        return {"frame": self.network.crop_features(prepared)}

@@ -1,0 +1,47 @@
+"""CLIP token states of captions: contextual vectors, one a token, and the vector of the whole caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from extractors.backbones import weights
+from extractors.base import Array, TextExtractor, WorkOptions
+from extractors.clip import ClipParams
+from pipeline.stage import Digests, Field
+
+
+class ClipTextParams(ClipParams):
+    """The network's text side; model and weights are those of `clip` unless set here."""
+
+    tokens: Literal["hidden", "projected"] = "hidden"  # last hidden states, before or after the projection
+
+
+class ClipText(TextExtractor[ClipTextParams]):
+    """Captions to token states (L, D), end token included and padding left out, and a pooled vector (1, D)."""
+
+    name, version = "clip_text", 1
+    settings = ClipTextParams
+
+    @property
+    def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
+        """Token states and the pooled vector."""
+        kind = Field(self.params.dtype, (None, None))
+        return {"token": kind, "pooled": kind}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digest of the weights."""
+        return {"weights": weights.identity(self.params.model, self.params.weights, known)}
+
+    def load(self, options: WorkOptions) -> None:
+        """Read the network's weights."""
+        from extractors.backbones.clip import ClipBackbone  # torch: only a run pays for it
+
+        super().load(options)
+        self.network = ClipBackbone(self.params.model, self.params.weights, options.device)
+
+    def encode(self, texts: list[str]) -> list[dict[str, Array]]:
+        """Token states and pooled vector of each caption."""
+        hidden, projected, pooled = self.network.text_tokens(texts)
+        tokens = hidden if self.params.tokens == "hidden" else projected
+        return [{"token": t, "pooled": pooled[i : i + 1]} for i, t in enumerate(tokens)]

@@ -1,0 +1,45 @@
+"""Videos at 3 frames a second and a short side of 224 pixels: what every frame extractor decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field as Setting
+
+from extractors.base import Extractor, Output, Unit
+from pipeline import video
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+
+class CompressParams(Params):
+    """Frame rate, size and quality of the compressed video."""
+
+    fps: float = Setting(3.0, gt=0, le=60)
+    short_side: int = Setting(224, ge=16)  # pixels; smaller videos are not enlarged
+    crf: int = Setting(23, ge=0, le=51)  # x264's constant rate factor
+    key_frame_every: int = Setting(3, ge=1)  # frames; one second at 3 fps, so that seeking is cheap
+
+
+class Compress(Extractor[CompressParams]):
+    """A video of any kind to a small .mp4, with the presentation times of its frames."""
+
+    name, version = "compress", 1
+    settings = CompressParams
+    file_suffix = ".mp4"
+    fields = {"time": Field("float64", (None,))}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """Another ffmpeg may choose other frames and other bytes."""
+        return {"ffmpeg": video.ffmpeg_version()}
+
+    def extract(self, unit: Unit, work: Path) -> Output:
+        """Compress one video."""
+        if unit.media is None:
+            raise ValueError(f"{unit.name} has no media")
+        target = work / f"{unit.key}.mp4"
+        how = video.Compression(**self.params.model_dump())
+        times = video.compress(unit.media, target, how, self.options.item_seconds)
+        return Output({"time": times}, {"decoder": "ffmpeg"}, target)

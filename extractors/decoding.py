@@ -1,0 +1,119 @@
+"""Decoding ahead of the network, in a child process that can be killed: decord first, PyAV as fallback."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from numpy.typing import NDArray
+
+from pipeline.child import Child, ChildDied, ChildError
+from pipeline.errors import ItemError
+
+DECODERS = ("decord", "pyav")
+CHUNKS_AHEAD = 4  # bounds memory: 4 x 32 frames of 224 x 398 are 34 MB
+
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Begin(Generic[U]):
+    """The frames of a unit follow; what came of it before is void."""
+
+    unit: U
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some frames (n, H, W, 3) of the unit begun last, and their times (n,)."""
+
+    frames: NDArray
+    times: NDArray
+
+
+@dataclass(frozen=True)
+class End(Generic[U]):
+    """All frames of the unit were given."""
+
+    unit: U
+
+
+@dataclass(frozen=True)
+class Failed(Generic[U]):
+    """The unit cannot be decoded by any decoder."""
+
+    unit: U
+    reason: str
+
+
+Event = Begin[U] | Chunk | End[U] | Failed[U]
+
+
+def decode_ahead(
+    decoder: Child, sources: Sequence[tuple[U, Path]], limit_seconds: float
+) -> Iterator[Event[U]]:
+    """The frames of each source in turn, decoded a few chunks ahead of the caller.
+
+    The child is asked from a thread; stopping early stops the thread at its next chunk.
+    """
+    events: queue.Queue[Event[U] | BaseException | None] = queue.Queue(CHUNKS_AHEAD)
+    stop = threading.Event()
+
+    def give(event: Event[U] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return events.put(event, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            for unit, path in sources:
+                for event in _decode(decoder, unit, path, limit_seconds):
+                    if stop.is_set():
+                        return
+                    give(event)
+            give(None)
+        except BaseException as error:  # raised again by the caller's thread
+            give(error)
+        finally:
+            if decoder.owner is threading.current_thread():
+                decoder.kill()  # a successor started here would be ended by the kernel at some later moment
+
+    thread = threading.Thread(target=read, name="decode-ahead", daemon=True)
+    decoder.start()  # here: the kernel ends the child with the thread that started it
+    thread.start()
+    try:
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _decode(decoder: Child, unit: U, path: Path, limit_seconds: float) -> Iterator[Event[U]]:
+    reasons: list[str] = []
+    for name in DECODERS:
+        yield Begin(unit, name)
+        frames = 0
+        try:
+            for _, arrays in decoder.call({"path": str(path), "decoder": name}, limit_seconds):
+                frames += len(arrays["frames"])
+                yield Chunk(arrays["frames"], arrays["times"])
+        except ItemError as error:
+            reasons.append(error.reason)
+        except (ChildDied, ChildError) as error:
+            reasons.append(f"{name} failed: {error}".splitlines()[-1])
+        else:
+            if frames:
+                yield End(unit)
+                return
+            reasons.append(f"{name} finds no frame")
+    yield Failed(unit, "; ".join(reasons))

@@ -1,0 +1,86 @@
+"""The whole pipeline on one page: a table of extractors, a table of methods, and how they are chained.
+
+    media -> compress -> clip ------\\
+    captions -----------> clip_text -> pack-<method> -> train-<method> -> evaluate-<method> -> report
+
+A new extractor is one line in EXTRACTORS, a new method one line in METHODS. Importing this page
+imports neither torch nor Prefect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from extractors.base import Extractor
+from extractors.clip import Clip
+from extractors.clip_text import ClipText
+from extractors.compress import Compress
+from flows.experiment import Experiment
+from flows.report.stage import Report
+from pipeline.errors import UserError, nearest
+from pipeline.plan import Stages, ancestors
+from pipeline.settings import Params, fill
+from pipeline.stage import Stage
+from trainers.config import MethodConfig
+from trainers.hlformer.config import HLFormerConfig
+from trainers.stages import EvaluateParams, stages_of
+
+EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, ClipText)
+
+METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
+
+INHERITS = {"clip_text": ("clip", ("model", "weights", "dtype"))}  # settings taken over unless set
+
+
+def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
+    """Every stage of an experiment by name, with its settings, in order: what its methods need and no more.
+
+    `imported` are the features that were imported into its store. Raises UserError for a setting
+    that is unknown or impossible.
+    """
+    _require_known(experiment)
+    everything: dict[str, Stage[Any]] = {kind.name: kind(_params(kind, experiment)) for kind in EXTRACTORS}
+    everything |= imported
+    evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
+    wanted = list(experiment.extract)
+    for name in experiment.methods:
+        config = fill(METHODS[name], experiment.trainers.get(name, {}), f"trainers.{name}")
+        for feature in config.features():
+            if feature not in everything:
+                raise UserError(
+                    f"trainers.{name} reads the features {feature!r}; {nearest(feature, everything)}"
+                )
+        stages = stages_of(name, config, evaluate)
+        everything |= {stage.name: stage for stage in stages}
+        wanted += [stage.name for stage in stages]
+    if experiment.methods:
+        everything["report"] = Report(experiment.methods)
+        wanted.append("report")
+    needed = ancestors(everything, wanted)
+    return {name: stage for name, stage in everything.items() if name in needed}
+
+
+def _params(kind: type[Extractor[Any]], experiment: Experiment) -> Params:
+    """The settings of an extractor, with those it takes over from another."""
+    own = dict(experiment.extractors.get(kind.name, {}))
+    if kind.name in INHERITS:
+        source, keys = INHERITS[kind.name]
+        given = experiment.extractors.get(source, {})
+        own = {key: given[key] for key in keys if key in given} | own
+    return fill(kind.settings, own, f"extractors.{kind.name}")
+
+
+def _require_known(experiment: Experiment) -> None:
+    """Raise UserError for a method or extractor that does not exist, naming the nearest."""
+    extractors = {kind.name for kind in EXTRACTORS}
+    for where, names, known in (
+        ("methods", experiment.methods, set(METHODS)),
+        ("trainers", experiment.trainers, set(METHODS)),
+        ("extract", experiment.extract, extractors),
+        ("extractors", experiment.extractors, extractors),
+    ):
+        for name in names:
+            if name not in known:
+                raise UserError(f"unknown name {name!r} in {where}; {nearest(name, known)}")
+    if not experiment.methods and not experiment.extract:
+        raise UserError(f"{experiment.path}: neither methods nor extract names anything to do")

@@ -1,0 +1,73 @@
+"""The stage that draws the report. A declaration; `flows.report.page` does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.briefing import Briefing
+from pipeline.settings import Params
+from pipeline.stage import Stage
+
+
+class ReportParams(Params):
+    """Which methods it compares."""
+
+    methods: tuple[str, ...]
+    queries_shown: int = 6  # of each method: half found first, half missed
+
+
+class Report(Stage[ReportParams]):
+    """One HTML page over all methods of an experiment."""
+
+    name, version, over = "report", 1, "corpus"
+    runner = "flows.report.page:run"
+    settings = ReportParams
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        super().__init__(ReportParams(methods=tuple(methods)))
+        self.needs = tuple(f"evaluate-{method}" for method in methods)
+
+    def brief(self, briefing: Briefing) -> dict[str, Any]:
+        """What the page tells of: stages, methods, corpus, and where to find the frames it shows."""
+        contents, states = briefing.contents, briefing.states
+        corpus = contents.corpus
+        videos = {}
+        if "compress" in states:
+            fp, suffix = states["compress"].fingerprint.hex, states["compress"].stage.file_suffix or ""
+            videos = {
+                key: str(briefing.store.item_file("compress", fp, key, suffix))
+                for key in states["compress"].places
+            }
+        return {
+            "experiment": dict(briefing.about),
+            "corpus": {
+                "path": str(corpus.path),
+                "items": len(corpus.items),
+                "captions": sum(len(item.captions) for item in corpus.items),
+                "splits": {
+                    split: {
+                        "items": len(corpus.gallery(split)),
+                        "captions": sum(1 for _ in corpus.captions(split)),
+                    }
+                    for split in corpus.splits
+                },
+                "unreadable": dict(contents.unreadable),
+            },
+            "stages": briefing.reports,
+            "methods": [
+                {
+                    "method": method,
+                    "train": briefing.run_folder(f"train-{method}"),
+                    "evaluate": briefing.run_folder(f"evaluate-{method}"),
+                }
+                for method in self.params.methods
+            ],
+            "items": {
+                key: {"id": item.id, "video": videos.get(key)} for key, item in contents.items().items()
+            },
+            "captions": {
+                key: {"id": caption.id, "start": caption.start, "end": caption.end}
+                for key, caption in contents.captions().items()
+            },
+        }

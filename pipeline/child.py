@@ -1,0 +1,223 @@
+"""A child process that answers requests, and can be killed: the one primitive under decoding and shards.
+
+Decoders can loop for ever in native code while holding the interpreter lock, and a worker can be
+killed by the kernel: only another process with a time limit survives that. Requests and replies are
+JSON with raw arrays behind; nothing is pickled. The child does not import the parent's main module,
+and the kernel ends it with the thread that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ItemError, TrainingError, UserError
+
+Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
+Handler = Callable[[dict[str, Any], Send], None]
+PR_SET_PDEATHSIG = 1
+LAST_WORDS_BYTES = 2000
+
+
+class ChildDied(Exception):
+    """The child ended in the middle of a request."""
+
+
+class ChildTimeout(ChildDied):
+    """The child said nothing for as long as it was allowed to; it was killed."""
+
+
+class ChildError(Exception):
+    """The child's code raised; carries its traceback."""
+
+
+class Child:
+    """A process that calls `module:function(request, send)` and streams back what that sends."""
+
+    def __init__(
+        self, entry: str, memory_bytes: int | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.entry, self.memory_bytes, self.env = entry, memory_bytes, dict(env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self.owner: threading.Thread | None = None  # that started it; the kernel ends it with this one
+
+    def start(self) -> None:
+        """Start the process, if it does not run. It ends with the thread that calls this."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self.kill()
+        self.owner = threading.current_thread()
+        ours, theirs = Pipe()
+        self._words = tempfile.TemporaryFile()
+        fd = theirs.fileno()
+        command = [sys.executable, "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
+        if self.memory_bytes:
+            command.append(str(self.memory_bytes))
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
+            env=os.environ | self.env, start_new_session=True,
+        )  # fmt: skip
+        theirs.close()
+        self._connection = ours
+
+    def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
+        """What the child sends for a request, as it comes. No reply may take longer than the limit.
+
+        Raises ChildDied, ChildTimeout, ChildError, or the ItemError, UserError or TrainingError
+        that the child raised. A caller that stops early ends the child; the next call starts another.
+        """
+        self.start()
+        finished = False
+        try:
+            try:
+                self._connection.send_bytes(json.dumps(request).encode())
+                while True:
+                    if not self._connection.poll(timeout_seconds):
+                        raise ChildTimeout(f"no progress for {timeout_seconds:.0f} s")
+                    header, arrays = _receive(self._connection)
+                    if header.get("_") in ("end", "error"):
+                        finished = True
+                        if header["_"] == "error":
+                            raise _as_error(header)
+                        return
+                    yield header, arrays
+            except (EOFError, OSError):
+                raise ChildDied(self._how_it_died()) from None
+        finally:
+            if not finished:
+                self.kill()
+
+    def _how_it_died(self) -> str:
+        if self._process is None:
+            return "it was killed"
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        self._words.seek(0, os.SEEK_END)
+        self._words.seek(max(0, self._words.tell() - LAST_WORDS_BYTES))
+        words = self._words.read().decode(errors="replace").strip().splitlines()
+        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"{name}{hint}" + (f": {words[-1]}" if words else "")
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    def terminate(self, wait_seconds: float) -> None:
+        """Ask the child to end (SIGTERM), wait, then kill it."""
+        process = self._process
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(timeout=wait_seconds)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child and everything it started, at once."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+        self._connection.close()
+        self._words.close()
+
+
+def _receive(connection: Connection) -> Reply:
+    header = json.loads(connection.recv_bytes())
+    arrays = {}
+    for name, dtype, shape in header.pop("_arrays", []):
+        raw = connection.recv_bytes() if all(shape) else b""
+        arrays[name] = np.frombuffer(raw, dtype=dtype).reshape(shape)
+    return header, arrays
+
+
+def _send(connection: Connection, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    described = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+    connection.send_bytes(json.dumps({**header, "_arrays": described}).encode())
+    for array in arrays.values():
+        if array.size:
+            connection.send_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _as_error(header: Mapping[str, Any]) -> Exception:
+    kind, arguments = header["kind"], header["arguments"]
+    known = {"ItemError": ItemError, "UserError": UserError, "TrainingError": TrainingError}
+    return known[kind](*arguments) if kind in known else ChildError(*arguments)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, ItemError):
+        return {"kind": "ItemError", "arguments": [error.item, error.reason]}
+    for kind in (UserError, TrainingError):
+        if isinstance(error, kind):
+            return {"kind": kind.__name__, "arguments": [str(error)]}
+    return {"kind": type(error).__name__, "arguments": ["".join(traceback.format_exception(error))]}
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the thread that started it ends (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+
+
+def resolve(entry: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def serve(handler: Handler, connection: Connection) -> None:
+    """Answer requests until the other side closes."""
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            handler(request, functools.partial(_send, connection))
+        except Exception as error:  # sent on whole: the parent raises it
+            _send(connection, {"_": "error"} | _describe(error), {})
+        else:
+            _send(connection, {"_": "end"}, {})
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the child process: entry point, file descriptor, parent, and an address-space limit."""
+    entry, fd, parent = arguments[0], int(arguments[1]), int(arguments[2])
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it hears Ctrl-C too
+    if len(arguments) > 3:
+        resource.setrlimit(resource.RLIMIT_AS, (int(arguments[3]), int(arguments[3])))
+    serve(resolve(entry), Connection(fd))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

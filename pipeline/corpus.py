@@ -1,0 +1,251 @@
+"""The corpus: items with captions and splits, described by a manifest of one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, nearest
+from pipeline.fingerprint import digest_text
+
+KINDS = ("video", "pointcloud")
+SPLITS = ("train", "val", "test")
+ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
+CAPTION_KEYS = {"id", "text", "start", "end", "split", "digest"}
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence about an item; of a moment, with its start and end in seconds.
+
+    `split` is set where it differs from the item's (public sets exist whose val and test share
+    videos); `digest` names the caption where its text alone does not (imported features).
+    """
+
+    id: str
+    text: str
+    start: float | None = None
+    end: float | None = None
+    split: str | None = None
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", digest_text(self.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One video or point cloud. `digest` is given only where there is no media to take it from."""
+
+    id: str
+    split: str
+    captions: tuple[Caption, ...] = ()
+    media: str | None = None
+    kind: str = "video"
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one line of a manifest."""
+
+    line: int
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.sentence}" if self.line else self.sentence
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The items of a manifest, in its order; media paths are relative to its folder."""
+
+    path: Path
+    items: tuple[Item, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Corpus:
+        """The corpus of a manifest. Raises UserError naming the first bad line and how many there are."""
+        items, problems = parse(path)
+        if problems:
+            more = f" (and {len(problems) - 1} more; `crossreel corpus check` lists them)"
+            raise UserError(f"{path}, {problems[0]}{more if len(problems) > 1 else ''}")
+        return cls(path, tuple(items))
+
+    def media_path(self, item: Item) -> Path | None:
+        """Where the item's media file should be; None where its features were imported."""
+        return None if item.media is None else self.path.parent / item.media
+
+    def captions(self, split: str) -> Iterator[tuple[Item, Caption]]:
+        """The queries of a split, in manifest order, each with its item."""
+        for item in self.items:
+            for caption in item.captions:
+                if (caption.split or item.split) == split:
+                    yield item, caption
+
+    def gallery(self, split: str) -> list[Item]:
+        """The items of a split: its own, and those that lend it a caption."""
+        return [
+            item
+            for item in self.items
+            if item.split == split or any(caption.split == split for caption in item.captions)
+        ]
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits that have items, the usual ones first."""
+        found = {item.split for item in self.items} | {
+            caption.split for item in self.items for caption in item.captions if caption.split
+        }
+        return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
+
+    def require_queries(self, split: str) -> None:
+        """Raise UserError where a split that is needed has no captions."""
+        if next(self.captions(split), None) is None:
+            having = [s for s in self.splits if next(self.captions(s), None) is not None]
+            raise UserError(
+                f"{self.path}: the split {split!r} has no captions, so there is nothing to query with; "
+                f"splits with captions: {', '.join(having) or 'none'}"
+            )
+
+
+def write_manifest(path: Path, items: Iterable[Item]) -> None:
+    """Write a manifest, aside and then renamed, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        for item in items:
+            file.write(json.dumps(_as_json(item), ensure_ascii=False) + "\n")
+    aside.replace(path)
+
+
+def _as_json(item: Item) -> dict[str, Any]:
+    captions = []
+    for caption in item.captions:
+        entry: dict[str, Any] = {"id": caption.id, "text": caption.text}
+        for key in ("start", "end", "split"):
+            if getattr(caption, key) is not None:
+                entry[key] = getattr(caption, key)
+        if caption.digest != digest_text(caption.text):
+            entry["digest"] = caption.digest
+        captions.append(entry)
+    out: dict[str, Any] = {"id": item.id, "media": item.media, "kind": item.kind, "split": item.split}
+    out["captions"] = captions
+    return out | ({"meta": item.meta} if item.meta else {}) | ({"digest": item.digest} if item.digest else {})
+
+
+def parse(path: Path) -> tuple[list[Item], list[Problem]]:
+    """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no corpus manifest {path}; `crossreel corpus import` writes one") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a corpus manifest (JSON Lines, one item a line)") from None
+    items: list[Item] = []
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    captions_seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = _item(line)
+        except (_Wrong, ValueError) as error:
+            problems.append(Problem(number, str(error)))
+            continue
+        problems.extend(_duplicates(item, number, seen, captions_seen))
+        items.append(item)
+    if not items and not problems:
+        problems.append(Problem(0, "the manifest holds no items"))
+    return items, problems
+
+
+class _Wrong(Exception):
+    """A line of the manifest is wrong, in one sentence."""
+
+
+def _duplicates(
+    item: Item, number: int, seen: dict[str, int], captions_seen: dict[str, int]
+) -> Iterator[Problem]:
+    """Ids that stand on an earlier line, which then become known as this line's."""
+    if (line := seen.setdefault(item.id, number)) != number:
+        yield Problem(number, f"the item id {item.id!r} stands already on line {line}")
+    for caption in item.captions:
+        if caption.id in captions_seen:
+            line = captions_seen[caption.id]
+            yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
+        captions_seen[caption.id] = number
+
+
+def _item(line: str) -> Item:
+    """One line of a manifest. Raises _Wrong."""
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _Wrong(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(raw, dict):
+        raise _Wrong("not a JSON object")
+    _known(raw, ITEM_KEYS, "item")
+    name = _text(raw, "id", "the item")
+    split = _text(raw, "split", f"item {name!r}")
+    kind = raw.get("kind", "video")
+    if kind not in KINDS:
+        raise _Wrong(f"item {name!r} is of kind {kind!r}; {nearest(str(kind), KINDS)}")
+    media = raw.get("media")
+    if media is not None and (not isinstance(media, str) or not media or "\0" in media):
+        raise _Wrong(f"item {name!r} has a media path that is not a text: {media!r}")
+    digest = raw.get("digest", "")
+    if media is None and not digest:
+        raise _Wrong(f"item {name!r} has neither media nor a digest of imported features")
+    captions = raw.get("captions", [])
+    if not isinstance(captions, list):
+        raise _Wrong(f"item {name!r}: captions is not a list")
+    meta = raw.get("meta") or {}
+    return Item(name, split, _captions(captions, name), media, kind, meta, str(digest))
+
+
+def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
+    """The captions of an item. Raises _Wrong."""
+    out = []
+    for index, entry in enumerate(raw):
+        if not isinstance(entry, dict):
+            raise _Wrong(f"caption {index} of item {item!r} is not an object")
+        _known(entry, CAPTION_KEYS, "caption")
+        name = str(entry.get("id") or f"{item}#{index}")
+        text = entry.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise _Wrong(f"caption {name!r} of item {item!r} is empty")
+        start, end = (_seconds(entry.get(key), name) for key in ("start", "end"))
+        if start is not None and end is not None and end < start:
+            raise _Wrong(f"caption {name!r} ends at {end} s, before its start at {start} s")
+        out.append(Caption(name, text, start, end, entry.get("split"), str(entry.get("digest", ""))))
+    return tuple(out)
+
+
+def _seconds(value: Any, caption: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != value:
+        raise _Wrong(f"caption {caption!r} has the time {value!r}, which is not a number of seconds")
+    return float(value)
+
+
+def _text(raw: dict[str, Any], key: str, whose: str) -> str:
+    value = raw.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise _Wrong(f"{whose} has no {key}")
+    return value
+
+
+def _known(raw: dict[str, Any], keys: set[str], what: str) -> None:
+    unknown = [key for key in raw if key not in keys]
+    if unknown:
+        raise _Wrong(f"unknown key {unknown[0]!r} of an {what}; {nearest(unknown[0], keys)}")

@@ -1,0 +1,1 @@
+"""The demo corpus, rendered by the project itself: moving, interacting coloured shapes with captions."""

@@ -1,0 +1,203 @@
+"""Reader of the public MS-SL feature sets (TVR, ActivityNet, Charades-STA): frame rows and token rows by id.
+
+<folder>/FeatureData/<visual_feature>/{feature.bin, shape.txt, id.txt, video2frames.txt}
+<folder>/TextData/<collection>{train,val,test}.caption.txt
+<folder>/TextData/<any name>.hdf5            one dataset (tokens, Dq) per caption id
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError, nearest
+
+SPLITS = ("train", "val", "test")
+ENCODING = "ISO-8859-1"  # as the sets are written; captions alone are UTF-8 in some of them
+
+Caption = tuple[str, str, str]
+"""Caption id, text, video id."""
+
+
+class MsSl:
+    """One collection of the MS-SL layout: its splits, the rows of a video, the token rows of a caption."""
+
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        rows: dict[str, int],
+        videos: dict[str, list[str]],
+        splits: dict[str, tuple[list[str], list[Caption]]],
+        text_file: Path,
+    ) -> None:
+        self.splits = splits
+        self._features, self._rows, self._videos = features, rows, videos
+        self._text_file = text_file
+        self._text = h5py.File(text_file, "r")
+
+    @classmethod
+    def open(cls, folder: Path, visual_feature: str | None = None, text_file: str | None = None) -> MsSl:
+        """Open a collection's folder; the feature set and the text file must be named if there are several."""
+        visual = _only(folder / "FeatureData", visual_feature, "visual feature", lambda p: p.is_dir())
+        text = _only(folder / "TextData", text_file, "text feature file", _is_hdf5)
+        features, rows = _open_rows(visual)
+        return cls(features, rows, _read_videos(visual / "video2frames.txt"), _read_splits(folder), text)
+
+    def __enter__(self) -> MsSl:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the text file."""
+        self._text.close()
+
+    @property
+    def visual_dim(self) -> int:
+        """Width Dv of a frame row."""
+        return int(self._features.shape[1])
+
+    def video(self, video_id: str) -> NDArray[np.float32]:
+        """The frame rows (n, Dv) of a video in temporal order, read in contiguous runs."""
+        if video_id not in self._videos:
+            raise UserError(f"video {video_id!r} is not in video2frames.txt")
+        names = self._videos[video_id]
+        missing = next((name for name in names if name not in self._rows), None)
+        if missing is not None:
+            raise UserError(f"row {missing!r} of video {video_id!r} is not in id.txt")
+        out = np.empty((len(names), self.visual_dim), np.float32)
+        for place, first, count in _runs([self._rows[name] for name in names]):
+            out[place : place + count] = self._features[first : first + count]
+        return out
+
+    def tokens(self, caption_id: str) -> NDArray:
+        """The token rows (t, Dq) of a caption, in the precision they are stored in."""
+        if caption_id not in self._text:
+            raise UserError(f"caption {caption_id!r} has no features in {self._text_file}")
+        return np.asarray(self._text[caption_id])
+
+
+def _only(folder: Path, name: str | None, what: str, fits: Callable[[Path], bool]) -> Path:
+    """The named entry of a folder, or the only one that fits."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; the MS-SL layout has FeatureData and TextData")
+    found = {path.name: path for path in sorted(folder.iterdir()) if fits(path)}
+    if name is not None and name in found:
+        return found[name]
+    if name is not None:
+        raise UserError(f"{folder} has no {what} {name!r}; {nearest(name, found)}")
+    if len(found) != 1:
+        raise UserError(f"{folder} has {len(found)} of the kind {what}, name one; {nearest('', found)}")
+    return next(iter(found.values()))
+
+
+def _is_hdf5(path: Path) -> bool:
+    return path.suffix in (".hdf5", ".h5")
+
+
+def _open_rows(folder: Path) -> tuple[NDArray[np.float32], dict[str, int]]:
+    """feature.bin mapped as (n, Dv), and the row of each name."""
+    count, width = _read_shape(folder / "shape.txt")
+    names = _read(folder / "id.txt").split()
+    if len(names) != count:
+        raise UserError(f"{folder / 'id.txt'} has {len(names)} names, shape.txt says {count} rows")
+    rows = {name: row for row, name in enumerate(names)}
+    if len(rows) != count:
+        raise UserError(f"{folder / 'id.txt'} has {count - len(rows)} names twice, {_twice(names)!r} is one")
+    path = folder / "feature.bin"
+    if not path.is_file():
+        raise UserError(f"there is no {path}")
+    if path.stat().st_size != 4 * count * width:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes, {count} rows of {width} float32 are {4 * count * width}"
+        )
+    return np.memmap(path, dtype="<f4", mode="r", shape=(count, width)), rows
+
+
+def _read_shape(path: Path) -> tuple[int, int]:
+    words = _read(path).split("\n")[0].split()
+    if len(words) != 2 or not all(word.isdigit() and int(word) > 0 for word in words):
+        raise UserError(f"{path} begins with {' '.join(words)!r}, two whole numbers 'rows width' are needed")
+    return int(words[0]), int(words[1])
+
+
+def _twice(names: Sequence[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _read_videos(path: Path) -> dict[str, list[str]]:
+    """The row names of each video. The file is a Python literal; nothing in it is ever evaluated."""
+    try:
+        videos = ast.literal_eval(_read(path).strip())
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"{path} is not the literal of a dict: {error}") from None
+    if not isinstance(videos, dict):
+        raise UserError(f"{path} holds a {type(videos).__name__}, a dict of row names is needed")
+    for video, names in videos.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {video!r} has no list of row names")
+        if not names:
+            raise UserError(f"{path}: video {video!r} has no rows")
+    return videos
+
+
+def _read_splits(folder: Path) -> dict[str, tuple[list[str], list[Caption]]]:
+    """Videos in order of first appearance and captions in file order, of each split."""
+    splits = {}
+    for split in SPLITS:
+        path = _only(
+            folder / "TextData",
+            None,
+            f"{split} caption file",
+            lambda p: p.name.endswith(f"{split}.caption.txt"),
+        )
+        captions = list(_read_captions(path))
+        splits[split] = (list(dict.fromkeys(video for _, _, video in captions)), captions)
+    return splits
+
+
+def _read_captions(path: Path) -> Iterator[Caption]:
+    """Lines `<video>#enc#<k> <text>`."""
+    seen: set[str] = set()
+    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+        caption, _, text = line.strip().partition(" ")
+        if not caption:
+            continue
+        if "#" not in caption:
+            raise UserError(f"{path}, line {number}: {caption!r} is not a caption id of the form video#enc#0")
+        if caption in seen:
+            raise UserError(f"{path}, line {number}: caption {caption!r} is there twice")
+        seen.add(caption)
+        yield caption, text.strip(), caption.partition("#")[0]
+
+
+def _decoded(path: Path) -> str:
+    """A caption file's text: UTF-8 if it is that, else ISO-8859-1."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode(ENCODING)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding=ENCODING)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(place, first row, count) of each stretch of rows that follow each other."""
+    start = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place] != rows[place - 1] + 1:
+            yield start, rows[start], place - start
+            start = place

@@ -1,0 +1,52 @@
+"""Everything that can change a number, as a short hex digest; and the difference of two such sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTENT_BYTES = 16  # of items and captions: two of 10^9 items collide with a chance of 10^-21
+STAGE_BYTES = 10
+
+
+def digest_text(text: str) -> str:
+    """Digest of a text, 32 hex digits: the name of a caption."""
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=CONTENT_BYTES).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's bytes, 32 hex digits: the name of an item. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CONTENT_BYTES)).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Digest of plain data (numbers, texts, lists, tables), independent of the order of keys."""
+    return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The components that decided an artifact's content, and their digest, 20 hex digits."""
+
+    hex: str
+    components: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, components: Mapping[str, Any]) -> Fingerprint:
+        """The fingerprint of named components, which are plain data."""
+        return cls(digest_of(components)[: 2 * STAGE_BYTES], components)
+
+
+def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The components in which two fingerprints differ: dotted name, my value, the other's (None: absent)."""
+    for key in sorted(set(mine) | set(other)):
+        a, b = mine.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from ((f"{key}.{name}", x, y) for name, x, y in differences(a, b))
+        elif a != b:
+            yield key, a, b

@@ -1,0 +1,286 @@
+"""Videos through ffmpeg, decord and PyAV: find, probe, compress, decode, and where to sample.
+
+Everything here may hang or crash in native code on a broken file; callers run it in a child process
+(pipeline.child). A media path only ever becomes a `file:` argument, never a URL or an option.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.child import Send
+from pipeline.errors import ItemError, UserError
+
+Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
+Times = NDArray[np.float64]  # (T,) presentation times in seconds
+CHUNK_FRAMES = 32  # 4.8 MB at 224 x 224; enough to amortise a message, small against memory
+SHORT_OF_DURATION_SECONDS = 1.0
+SHORT_OF_DURATION_SHARE = 0.1
+
+
+@functools.cache
+def find_ffmpeg() -> str:
+    """The ffmpeg to run: the system's, or the one that imageio-ffmpeg ships. Raises UserError."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        raise UserError(
+            "no ffmpeg on this machine; install ffmpeg, or `pip install imageio-ffmpeg`"
+        ) from None
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """The version ffmpeg gives itself, for instance "7.1.1"."""
+    out = subprocess.run(
+        [find_ffmpeg(), "-version"], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    match = re.match(r"ffmpeg version (\S+)", out.stdout)
+    if not match:
+        raise UserError(f"{find_ffmpeg()} does not run: {(out.stderr or out.stdout).strip()[:200]}")
+    return match[1]
+
+
+def decoder_identity() -> str:
+    """What decodes frames here, by name and version: part of the fingerprint of what is made of them."""
+    return f"decord {version('decord')}, else PyAV {version('av')}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a container says of its first video stream."""
+
+    width: int
+    height: int
+    fps: float | None
+    seconds: float | None
+    codec: str
+
+
+def probe(path: Path) -> Probe:
+    """What the container says of its video. Raises ItemError where it is no readable video."""
+    import av
+
+    _require_file(path)
+    try:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+            streams = [s for s in container.streams.video if not _is_cover(s)]
+            if not streams:
+                raise ItemError(str(path), "it has no video stream")
+            stream = streams[0]
+            seconds = None if container.duration is None else container.duration / 1_000_000
+            rate = stream.average_rate
+            context = stream.codec_context
+            return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
+    except av.FFmpegError as error:
+        raise ItemError(str(path), f"not a readable video: {_last_words(str(error))}") from None
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a video stream is the cover picture of a sound file."""
+    import av
+
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _require_file(path: Path) -> None:
+    """Raise ItemError with the plain reason where there is no file of any length."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ItemError(str(path), _file_trouble(error)) from None
+    if not path.is_file():
+        raise ItemError(str(path), "it is not a file" if not path.is_dir() else "it is a folder, not a file")
+    if size == 0:
+        raise ItemError(str(path), "the file is empty (0 bytes)")
+
+
+def _file_trouble(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the file does not exist"
+    return f"the file cannot be read: {error.strerror or error}"
+
+
+# compress ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a video is compressed: frames a second, pixels of the short side, x264's quality."""
+
+    fps: float = 3.0
+    short_side: int = 224
+    crf: int = 23
+    key_frame_every: int = 3
+
+
+def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
+    """The ffmpeg arguments that compress a video.
+
+    The fps filter rounds up, so that the frame at n/fps is the one on the screen at that moment
+    (`-r 3` gives frames about 0.4 s late); it stands before the scaling, which then has a tenth of
+    the frames to do. The short side is scaled for portrait and landscape alike, never enlarged; sides
+    are even; pixels become square; rotation metadata is applied by ffmpeg; sound is dropped.
+    """
+    import ffmpeg
+
+    side = f"max(2,2*trunc(min({how.short_side},min(iw*sar,ih))/2))"
+    video = ffmpeg.input(f"file:{source.absolute()}", protocol_whitelist="file", threads=1)["V:0"]
+    video = video.filter("fps", str(Fraction(how.fps).limit_denominator(1001)), round="up", start_time=0)
+    video = video.filter(
+        "scale",
+        f"if(lt(iw*sar,ih),{side},max(2,2*round(iw*sar/ih*{side}/2)))",
+        f"if(lt(iw*sar,ih),max(2,2*round(ih/(iw*sar)*{side}/2)),{side})",
+        flags="bicubic",
+    ).filter("setsar", "1")
+    options = {
+        "c:v": "libx264", "preset": "veryfast", "crf": how.crf, "g": how.key_frame_every,
+        "pix_fmt": "yuv420p", "threads": 1, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact",
+        "movflags": "+faststart", "f": "mp4", "protocol_whitelist": "file",
+    }  # fmt: skip
+    out = ffmpeg.output(video, f"file:{target.absolute()}", **options)
+    flags = ("-nostdin", "-hide_banner", "-loglevel", "error", "-filter_threads", "1")
+    return list(ffmpeg.compile(out.global_args(*flags), cmd=find_ffmpeg(), overwrite_output=True))
+
+
+def compress(source: Path, target: Path, how: Compression, timeout_seconds: float) -> Times:
+    """Compress a video into `target`; returns the presentation times of its frames.
+
+    Raises ItemError for what cannot be decoded whole: no frame, or far fewer seconds than the
+    container announces (a truncated download). The target is then not there.
+    """
+    announced = probe(source).seconds
+    try:
+        run = subprocess.run(
+            compress_command(source, target, how), check=False, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors="replace", timeout=timeout_seconds,
+        )  # fmt: skip
+        if run.returncode != 0:
+            raise ItemError(str(source), f"ffmpeg could not read it: {_last_words(run.stderr)}")
+        times = frame_times(target)
+        if len(times) == 0:
+            raise ItemError(str(source), f"it holds no frame that can be decoded: {_last_words(run.stderr)}")
+        made = float(times[-1]) + 1.0 / how.fps
+        missing = 0.0 if announced is None else announced - made
+        if announced is not None and missing > max(
+            SHORT_OF_DURATION_SECONDS + 1.0 / how.fps, SHORT_OF_DURATION_SHARE * announced
+        ):
+            raise ItemError(
+                str(source),
+                f"truncated or damaged: it announces {announced:.1f} s, {made:.1f} s can be decoded",
+            )
+        return times
+    except subprocess.TimeoutExpired:
+        target.unlink(missing_ok=True)
+        raise ItemError(str(source), f"ffmpeg was not done after {timeout_seconds:.0f} s") from None
+    except ItemError:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _last_words(text: str) -> str:
+    """The last line of an error output, without addresses and paths' noise."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ?", "", lines[-1])[:200] if lines else "no reason given"
+
+
+def frame_times(path: Path) -> Times:
+    """Presentation times in seconds of a video's frames, from its packets: nothing is decoded."""
+    import av
+
+    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        stream = container.streams.video[0]
+        packets = [p.pts for p in container.demux(stream) if p.pts is not None]
+        base = float(stream.time_base or 1)
+    return np.sort(np.array(packets, dtype=np.float64)) * base
+
+
+# decode -----------------------------------------------------------------------------------------
+
+
+def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> Iterator[tuple[Frames, Times]]:
+    """All frames of a video with their presentation times, a chunk at a time, so that memory stays flat.
+
+    `decoder` is "decord" or "pyav". Raises ItemError.
+    """
+    _require_file(path)
+    return {"decord": _decord, "pyav": _pyav}[decoder](path, chunk)
+
+
+def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
+    import decord
+
+    try:
+        reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
+        for start in range(0, len(reader), chunk):
+            rows = list(range(start, min(start + chunk, len(reader))))
+            times = reader.get_frame_timestamp(rows)[:, 0].astype(np.float64)
+            yield reader.get_batch(rows).asnumpy(), times
+    except (decord.DECORDError, RuntimeError) as error:
+        raise ItemError(str(path), f"decord cannot read it: {_first_words(str(error))}") from None
+
+
+def _first_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason given"
+
+
+def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
+    import av
+
+    frames: list[Any] = []
+    times: list[float] = []
+    try:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            for frame in container.decode(stream):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                times.append(float(frame.time) if frame.time is not None else float("nan"))
+                if len(frames) == chunk:
+                    yield np.stack(frames), np.array(times)
+                    frames, times = [], []
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise ItemError(str(path), f"PyAV cannot read it: {_last_words(str(error))}") from None
+    if frames:
+        yield np.stack(frames), np.array(times)
+
+
+def serve_decode(request: dict[str, Any], send: Send) -> None:
+    """Entry of a decoding child process: `{"path", "decoder"}` to chunks of frames and times."""
+    for frames, times in decode(Path(request["path"]), request["decoder"]):
+        send({}, {"frames": frames, "times": times})
+
+
+def serve_probe(request: dict[str, Any], send: Send) -> None:
+    """Entry of a probing child process: `{"path"}` to what the container says, after decoding a frame."""
+    path = Path(request["path"])
+    found = probe(path)
+    if next(_pyav(path, 1), None) is None:
+        raise ItemError(str(path), "it holds no frame that can be decoded")
+    send(vars(found), {})
+
+
+def uniform_positions(total: int, wanted: int) -> NDArray[np.int64]:
+    """Positions (wanted,) of frames in the middles of equal parts of `total`; fewer repeat."""
+    if total < 1:
+        raise ValueError("a video without frames has no positions")
+    return np.minimum(((np.arange(wanted) + 0.5) * total / wanted).astype(np.int64), total - 1)

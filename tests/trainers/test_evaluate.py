@@ -1,0 +1,235 @@
+"""Evaluation of a small real method against a twin that holds the whole score matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+from pipeline.errors import TrainingError, UserError
+from trainers.data import SplitIndex
+from trainers.evaluate import evaluate, split_digest, validation_figure
+from trainers.method import Batch, Encoded, Method, MethodData
+from trainers.metrics import ItemRanks, metrics, text_ranks
+
+WIDTH, ITEMS, CAPTIONS = 512, 301, 257  # at 1 MB: several blocks of rows, several tiles of items, none even
+
+
+class Dot(Method):
+    """Inner products of linear embeddings with small whole numbers, so that every order of sums is exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.item = nn.Linear(4, WIDTH, bias=False), nn.Linear(4, WIDTH, bias=False)
+        self.frozen, self.drop = nn.Dropout(0.5).eval(), nn.Dropout(0.5)
+        generator = torch.Generator().manual_seed(0)
+        for layer in (self.text, self.item):
+            nn.init.zeros_(layer.weight)
+            layer.weight.data += torch.randint(-1, 2, (WIDTH, 4), generator=generator)
+        self.encoded = {"texts": 0, "items": 0}
+        self.calls: list[tuple[int, int]] = []
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        self.encoded["texts"] += len(batch["x"])
+        return {"vector": self.drop(self.text(batch["x"]))}
+
+    def encode_items(self, batch: Batch) -> Encoded:
+        self.encoded["items"] += len(batch["x"])
+        return {"vector": self.drop(self.item(batch["x"]))}
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        self.calls.append((len(texts["vector"]), len(items["vector"])))
+        return texts["vector"] @ items["vector"].T
+
+
+class Data(MethodData):
+    """Features of a split; captions are handed out in another order than they are judged in."""
+
+    def __init__(self, items: int = ITEMS, captions: int = CAPTIONS) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.items = torch.randint(-2, 3, (items, 4), generator=generator).float()
+        self.texts = torch.randint(-2, 3, (captions, 4), generator=generator).float()
+        self.order = torch.randperm(captions, generator=generator)
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        yield from ({"x": x} for x in self.items.split(64))
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        yield from ({"x": self.texts[index], "index": index} for index in self.order.split(50))
+
+
+def split_index(items: int = ITEMS, captions: int = CAPTIONS) -> SplitIndex:
+    """Captions that belong to the first two thirds of the items, some to the same."""
+    owner = np.random.default_rng(2).integers(0, max(1, 2 * items // 3), captions).tolist()
+    return SplitIndex(
+        items=[f"v{i}" for i in range(items)],
+        item_rows=list(range(items)),
+        captions=[f"c{i}" for i in range(captions)],
+        caption_rows=list(range(captions)),
+        caption_item=owner,
+        texts=[f"caption {i}" for i in range(captions)],
+    )
+
+
+def full_matrix(method: Dot, data: Data) -> np.ndarray:
+    with torch.no_grad():
+        return (method.text(data.texts) @ method.item(data.items).T).numpy()
+
+
+@pytest.mark.parametrize("memory_mb", [1, 2, 1024])
+def test_blocks_of_any_size_give_what_the_whole_matrix_gives(memory_mb: int) -> None:
+    method, data, index = Dot(), Data(), split_index()
+    scores, item = full_matrix(method, data), np.array(index.caption_item)
+    result = evaluate(method, data, "test", index, ("t2v", "v2t"), memory_mb=memory_mb)
+    ranking = result.ranking
+    assert np.array_equal(ranking.ranks["t2v"].mean, text_ranks(scores, item).mean)
+    assert np.array_equal(ranking.ranks["t2v"].strict, text_ranks(scores, item).strict)
+    items = ItemRanks(ITEMS)
+    items.find(scores, item)
+    items.count(scores, item)
+    assert np.array_equal(ranking.ranks["v2t"].mean, items.ranks().mean)
+    assert np.array_equal(ranking.asked, np.unique(item))
+    assert np.array_equal(ranking.top_items, np.argsort(-scores, axis=1, kind="stable")[:, :10])
+    assert np.array_equal(ranking.top_scores, -np.sort(-scores, axis=1)[:, :10])
+    strict = {name: figure.value for name, figure in result.metrics["t2v"].items()}
+    assert strict == metrics(text_ranks(scores, item).strict)
+
+
+def test_small_memory_cuts_texts_and_items_unevenly_and_scores_again_for_the_second_pass() -> None:
+    method = Dot()
+    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1)
+    assert len({rows for rows, _ in method.calls}) == len({columns for _, columns in method.calls}) == 2
+    assert sum(rows * columns for rows, columns in method.calls) == 2 * ITEMS * CAPTIONS
+
+
+def test_both_directions_score_every_pair_once_where_the_matrix_fits() -> None:
+    method = Dot()
+    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"))
+    assert method.calls == [(CAPTIONS, ITEMS)]
+
+
+def test_every_item_and_caption_is_encoded_exactly_once() -> None:
+    method = Dot()
+    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1)
+    assert method.encoded == {"texts": CAPTIONS, "items": ITEMS}
+
+
+def test_dropout_is_off_inside_and_every_part_is_in_its_own_mode_afterwards() -> None:
+    method = Dot().train()
+    method.frozen.eval()
+    first = validation_figure(method, Data(), "val", split_index())
+    assert first == validation_figure(method, Data(), "val", split_index())
+    assert method.training and method.drop.training and not method.frozen.training
+
+
+def test_validation_figure_is_the_sumr_of_the_evaluation_without_ties() -> None:
+    method, data, index = Dot(), Data(), split_index()
+    result = evaluate(method, data, "val", index)
+    assert validation_figure(method, data, "val", index) == result.mean_ties["t2v"]["SumR"].value
+
+
+def test_method_collapsed_to_one_score_does_not_win_the_validation() -> None:
+    method = Dot()
+    nn.init.zeros_(method.text.weight)
+    result = evaluate(method, Data(), "val", split_index())
+    assert result.metrics["t2v"]["R@1"].value == 100
+    assert result.mean_ties["t2v"]["R@1"].value == 0
+    assert validation_figure(method, Data(), "val", split_index()) == 0
+
+
+def test_second_figure_is_absent_where_nothing_is_tied() -> None:
+    class Ordered(Dot):
+        def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+            return items["vector"][:, 0] + 0 * super().scores(texts, items)
+
+    data = Data()
+    data.items[:, :] = torch.arange(ITEMS)[:, None].float()
+    method = Ordered()
+    method.item.weight.data[0] = 1.0
+    assert evaluate(method, data, "test", split_index(), ("t2v",)).mean_ties == {}
+
+
+def test_written_folder_holds_metrics_ranks_and_queries(tmp_path: Path) -> None:
+    method, data, index = Dot(), Data(), split_index()
+    result = evaluate(method, data, "test", index, ("t2v", "v2t"), seed=3)
+    result.write(tmp_path)
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(summary) == {"metrics", "mean_ties", "protocol"}
+    assert set(summary["metrics"]) == {"t2v", "v2t", "both"}
+    figure = summary["metrics"]["t2v"]["R@10"]
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    arrays = load_file(tmp_path / "ranking.safetensors")
+    assert np.array_equal(arrays["t2v.rank"], result.ranking.ranks["t2v"].strict)
+    assert arrays["top.items"].shape == arrays["top.scores"].shape == (CAPTIONS, 10)
+    assert len(arrays["v2t.item"]) == len(arrays["v2t.rank"]) == len(arrays["v2t.mean_rank"])
+    queries = json.loads((tmp_path / "queries.json").read_text())
+    assert queries["texts"][5] == "caption 5" and queries["caption_item"] == index.caption_item
+    assert queries["items"] == index.items and queries["captions"] == index.captions
+
+
+def test_protocol_says_what_was_judged() -> None:
+    index = split_index()
+    protocol = evaluate(Dot(), Data(), "test", index, ("t2v", "v2t")).protocol
+    captions = np.bincount(index.caption_item, minlength=ITEMS)
+    assert protocol["split"] == "test" and protocol["split_digest"] == split_digest(index)
+    assert protocol["captions_per_item"] == {
+        "min": 0,
+        "mean": pytest.approx(CAPTIONS / ITEMS),
+        "max": captions.max(),
+    }
+    t2v, v2t = protocol["directions"]["t2v"], protocol["directions"]["v2t"]
+    assert (t2v["queries"], t2v["gallery"]) == (CAPTIONS, ITEMS)
+    assert (v2t["queries"], v2t["gallery"]) == ((captions > 0).sum(), CAPTIONS)
+    assert t2v["chance"]["R@10"] == pytest.approx(1000 / ITEMS)
+    assert protocol["post_processing"] == "none"
+
+
+def test_split_digest_changes_with_who_is_in_it_and_not_with_where_it_is_stored() -> None:
+    base = split_index(5, 4)
+    moved = SplitIndex(**{**vars(base), "item_rows": [9] * 5, "caption_rows": [9] * 4})
+    assert split_digest(moved) == split_digest(base)
+    for name, value in {"caption_item": [0, 0, 0, 4], "texts": ["a"] * 4, "items": list("abcde")}.items():
+        assert split_digest(SplitIndex(**{**vars(base), name: value})) != split_digest(base)
+
+
+def test_split_without_captions_or_items_and_an_unknown_direction_are_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match="'val' has no captions, so there are no queries"):
+        evaluate(Dot(), Data(5, 0), "val", split_index(5, 0))
+    with pytest.raises(UserError, match="'val' has no items, so there is no gallery"):
+        validation_figure(Dot(), Data(0, 0), "val", split_index(0, 0))
+    with pytest.raises(UserError, match="unknown direction 't2i'; did you mean 't2v'"):
+        evaluate(Dot(), Data(), "test", split_index(), ("t2i",))
+
+
+def test_scores_that_are_not_numbers_stop_the_evaluation() -> None:
+    method = Dot()
+    method.text.weight.data[:] = float("nan")
+    with pytest.raises(TrainingError, match="NaN"):
+        evaluate(method, Data(), "test", split_index())
+
+
+def test_data_that_hands_out_too_few_items_or_a_caption_twice_is_refused() -> None:
+    data = Data()
+    data.items = data.items[:-3]
+    with pytest.raises(ValueError, match="of 301 items 3 were not encoded exactly once"):
+        evaluate(Dot(), data, "test", split_index())
+    data = Data()
+    data.order[0] = data.order[1]
+    with pytest.raises(ValueError, match="of 257 captions 2 were not encoded exactly once"):
+        evaluate(Dot(), data, "test", split_index())
+
+
+def test_encodings_that_change_shape_between_batches_are_refused() -> None:
+    class Widening(Dot):
+        def encode_texts(self, batch: Batch) -> Encoded:
+            vector = super().encode_texts(batch)["vector"]
+            return {"vector": vector if len(vector) == 50 else vector[:, :1]}
+
+    with pytest.raises(ValueError, match="vector of captions changes its shape"):
+        evaluate(Widening(), Data(), "test", split_index())

@@ -1,0 +1,148 @@
+"""Checkpoints: named tensors and JSON in one safetensors file that vouches for itself. Nothing is unpickled.
+
+A file is written aside, flushed to the disk and renamed, so a reader sees the old one or the new one
+whole; its digest covers every tensor and the JSON, so a damaged file is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from pipeline.errors import UserError, nearest
+
+_TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
+
+
+class DamagedCheckpoint(Exception):
+    """The file is not what was written: one sentence that names the file and the reason."""
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able `meta` as one file, replacing an older one whole or not at all."""
+    # Own contiguous memory for each: safetensors refuses tied weights and views of one buffer.
+    ready = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta)
+    data = to_bytes(ready, {"meta": text, "sha256": _digest(ready, text)})
+    aside = path.with_name(path.name + ".aside")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the JSON that `save` wrote. Raises DamagedCheckpoint with the reason."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            kept = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise DamagedCheckpoint(f"{path} is damaged: {error}") from None
+    if not {"meta", "sha256"} <= kept.keys():
+        raise DamagedCheckpoint(f"{path} is damaged: it carries no checksum")
+    if _digest(tensors, kept["meta"]) != kept["sha256"]:
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its checksum")
+    return tensors, json.loads(kept["meta"])
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames done in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_weights(path: Path, method: nn.Module, meta: Mapping[str, Any]) -> None:
+    """Write the weights and buffers of a method alone, with what `meta` says of them."""
+    save(path, method.state_dict(), meta)
+
+
+def load_weights(path: Path, method: nn.Module) -> dict[str, Any]:
+    """Fill a method with saved weights; what was said of them. Raises UserError naming the first misfit."""
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        tensors, meta = load(path)
+    except DamagedCheckpoint as error:
+        raise UserError(str(error)) from None
+    fill_weights(method, tensors, str(path))
+    return meta
+
+
+def fill_weights(method: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy named tensors into a method. Raises UserError naming the first that does not match."""
+    own = method.state_dict()
+    misfit = f"the weights of {source} do not fit {type(method).__name__}: "
+    for name, tensor in own.items():
+        if name not in tensors:
+            raise UserError(f"{misfit}{name!r} is missing; {nearest(name, tensors.keys() - own.keys())}")
+        if tensors[name].shape != tensor.shape:
+            found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
+            raise UserError(f"{misfit}{name!r} has shape {found}, {wanted} is needed")
+    for name in tensors:
+        if name not in own:
+            raise UserError(f"{misfit}{name!r} is not one of its weights; {nearest(name, own)}")
+    method.load_state_dict(dict(tensors))
+
+
+def flatten(tree: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:
+    """A nested state as JSON, and its tensors by name; `unflatten` gives it back exactly.
+
+    JSON alone would turn tuples into lists and the integer keys of an optimizer's state into text.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def plain(node: Any, name: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[name] = node
+            return {_TENSOR: name}
+        if isinstance(node, dict):
+            return {_PAIRS: [[key, plain(value, f"{name}.{key}")] for key, value in node.items()]}
+        if isinstance(node, (list, tuple)):
+            inner = [plain(value, f"{name}.{index}") for index, value in enumerate(node)]
+            return {_TUPLE: inner} if isinstance(node, tuple) else inner
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        raise TypeError(f"{name} is a {type(node).__name__}: only numbers, text and tensors can be kept")
+
+    return plain(tree, prefix), tensors
+
+
+def unflatten(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `flatten` was given."""
+    if isinstance(node, list):
+        return [unflatten(value, tensors) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if _TENSOR in node:
+        return tensors[node[_TENSOR]]
+    if _TUPLE in node:
+        return tuple(unflatten(value, tensors) for value in node[_TUPLE])
+    return {key: unflatten(value, tensors) for key, value in node[_PAIRS]}

@@ -1,0 +1,148 @@
+"""Several processes that train one model, as torchrun starts them; alone, a process needs no group.
+
+Everything a rank must agree on with the others goes through here: gradients, gathered embeddings,
+decisions. With one process every function gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """Which process this is, from 0; the first alone writes files."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """The group of all processes for as long as the block runs; nothing is started for a single process."""
+    if world() == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def agree(*flags: int) -> tuple[int, ...]:
+    """The largest value of each flag over all processes: what one asks for, all do."""
+    if world() == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.int64, device=_device())
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return tuple(int(value) for value in values.tolist())
+
+
+def from_first(values: Sequence[float]) -> list[float]:
+    """The values of the first process, on every process."""
+    return _joint(values, lambda tensor: dist.broadcast(tensor, 0))
+
+
+def mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value over all processes."""
+    return [value / world() for value in _joint(values, dist.all_reduce)]
+
+
+def _joint(values: Sequence[float], collective: Any) -> list[float]:
+    if world() == 1:
+        return list(values)
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=_device())
+    collective(tensor)
+    return tensor.tolist()
+
+
+def share_module(module: nn.Module) -> None:
+    """Give every process the weights and buffers of the first."""
+    if world() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over all processes.
+
+    A parameter without a gradient here but with one elsewhere counts as zero; one that no process
+    used keeps None, so that an optimizer leaves it alone exactly as a single process would.
+    """
+    every = list(parameters)
+    if world() == 1:
+        return
+    used = agree(*(parameter.grad is not None for parameter in every))
+    gradients = []
+    for parameter, flag in zip(every, used, strict=True):
+        if flag:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message, not one a tensor
+    dist.all_reduce(flat)
+    flat /= world()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def gather_with_grad(rows: Tensor) -> Tensor:
+    """The rows (n_r, ...) of every process r end to end, (sum n_r, ...), in order of rank.
+
+    The gradient flows back to the process each row came from, summed over the losses of all
+    processes. With `mean_gradients`, a loss of the joint batch that every process computes gives the
+    gradient one process would have had. Processes may hold different numbers of rows.
+    """
+    return _Gather.apply(rows) if world() > 1 else rows
+
+
+def gather(rows: Tensor) -> list[Tensor]:
+    """The rows (n_r, ...) of every process, in order of rank, without a gradient."""
+    rows = rows.detach().contiguous()
+    if world() == 1:
+        return [rows]
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    lengths = [int(count) for count in counts]
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])  # collectives want equal shapes
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = gather(rows)
+        ctx.lengths = [len(part) for part in parts]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        joint = gradients[0].clone(memory_format=torch.contiguous_format)  # autograd owns its buffer
+        dist.all_reduce(joint)
+        return joint.split(ctx.lengths)[rank()]
+
+
+def _device() -> torch.device:
+    """Where the group's small messages must live."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

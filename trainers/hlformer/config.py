@@ -1,0 +1,137 @@
+"""Settings of HLFormer, with the values published for its three corpora. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from trainers.config import Recipe
+
+Preset = Literal["tvr", "act", "cha"]
+
+PRESETS: dict[str, dict[str, float]] = {
+    "tvr": {
+        "clip_nce_weight": 0.05,
+        "frame_nce_weight": 0.04,
+        "diversity_weight": 8e-5,
+        "partial_order_weight": 1e-3,
+        "margin": 0.1,
+        "mu": 0.15,
+        "tau": 0.09,
+        "input_dropout": 0.20,
+        "dropout": 0.20,
+        "lr": 3e-4,
+    },
+    "act": {
+        "clip_nce_weight": 0.02,
+        "frame_nce_weight": 0.04,
+        "diversity_weight": 3e-3,
+        "partial_order_weight": 1e-3,
+        "margin": 0.2,
+        "mu": 0.20,
+        "tau": 0.6,
+        "input_dropout": 0.31,
+        "dropout": 0.31,
+        "lr": 2.5e-4,
+    },
+    "cha": {
+        "clip_nce_weight": 0.02,
+        "frame_nce_weight": 0.04,
+        "diversity_weight": 3e-3,  # the authors' later run had 0 here
+        "partial_order_weight": 1e-3,
+        "margin": 0.2,
+        "mu": 0.20,
+        "tau": 0.6,
+        "input_dropout": 0.25,
+        "dropout": 0.25,
+        "lr": 2e-4,
+    },
+}
+
+
+class HLFormerConfig(Recipe):
+    """HLFormer's recipe; a preset fills every published value of its corpus that is not set explicitly."""
+
+    preset: Preset = "tvr"
+    video_features: str = "clip"  # the stage whose rows are the frames of a video
+    text_features: str = "clip_text"  # the stage whose rows are the tokens of a caption
+
+    map_size: int = Field(32, ge=2)  # clips a video is pooled to
+    max_ctx_l: int = Field(128, ge=2)  # frames a video is pooled to, if it has more; padded to, if fewer
+    max_desc_l: int = Field(30, ge=1)  # tokens kept of a caption
+
+    hidden_size: int = Field(384, ge=1)
+    heads: int = Field(4, ge=1)
+    lorentz_dim: int = Field(127, ge=1)  # points have one coordinate more, which the heads share evenly
+    blocks: int = Field(8, ge=2)  # half of them Euclidean, half Lorentz; a published act run had 6
+    window: Literal["multiply", "additive"] = "multiply"  # additive: log-window added, which is local
+    tau: float = Field(PRESETS["tvr"]["tau"], gt=0)  # temperature of the aggregation of blocks
+    input_dropout: float = Field(PRESETS["tvr"]["input_dropout"], ge=0, lt=1)
+    dropout: float = Field(PRESETS["tvr"]["dropout"], ge=0, lt=1)
+    init_std: float = Field(0.02, gt=0)
+    curvature: float = Field(1.0, gt=0)  # c of the partial-order loss at the start; kept within 10x of it
+    learn_curvature: bool = True
+
+    clip_nce_weight: float = Field(PRESETS["tvr"]["clip_nce_weight"], ge=0)
+    frame_nce_weight: float = Field(PRESETS["tvr"]["frame_nce_weight"], ge=0)
+    diversity_weight: float = Field(PRESETS["tvr"]["diversity_weight"], ge=0)
+    partial_order_weight: float = Field(PRESETS["tvr"]["partial_order_weight"], ge=0)
+    margin: float = Field(PRESETS["tvr"]["margin"], ge=0)
+    mu: float = PRESETS["tvr"]["mu"]  # captions of one video are pushed apart above a cosine of -mu
+    diversity_scale: float = Field(32.0, gt=0)
+    diversity_power: float = Field(1.0, ge=0)
+    hard_from_epoch: int = Field(20, ge=0)
+    hard_pool_size: int = Field(20, ge=1)  # best-scoring negative videos from which a hard one is drawn
+
+    clip_weight: float = Field(0.7, ge=0)  # shares of the clip and the frame score in evaluation
+    frame_weight: float = Field(0.3, ge=0)
+    item_batch: int = Field(100, ge=1)  # videos and captions encoded at a time in evaluation
+    text_batch: int = Field(50, ge=1)
+
+    lr: float = Field(PRESETS["tvr"]["lr"], gt=0)
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: float = Field(0.01, ge=0, lt=1)  # share of all updates: one epoch of the published 100
+    weight_decay: float = Field(0.01, ge=0)  # not on biases and LayerNorm.weight, but on norm1 and norm2
+    max_grad_norm: float = Field(1.0, ge=0)  # of each tensor by itself; 0: no clipping
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        preset = data.get("preset", "tvr")
+        published = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        return {**published, **data}
+
+    @field_validator("max_ctx_l")
+    @classmethod
+    def _holds_the_clips(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("map_size", 0):
+            raise ValueError(f"it must be at least map_size, {info.data['map_size']}: they share positions")
+        return value
+
+    @field_validator("heads")
+    @classmethod
+    def _divides_the_hidden_size(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("hidden_size", 0) % value:
+            raise ValueError(f"hidden_size, {info.data['hidden_size']}, must be divisible by it")
+        return value
+
+    @field_validator("lorentz_dim")
+    @classmethod
+    def _divides_among_heads(cls, value: int, info: ValidationInfo) -> int:
+        heads = info.data.get("heads", 1)
+        if (value + 1) % heads or value + 1 < 2 * heads:
+            raise ValueError(
+                f"one more than it must be divisible by heads, {heads}, with two or more coordinates each"
+            )
+        return value
+
+    @field_validator("blocks")
+    @classmethod
+    def _halves(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("it must be even: half Euclidean, half Lorentz")
+        return value

@@ -1,0 +1,217 @@
+"""What HLFormer reads: rows pooled to clips and frames, packed once into memory-mapped arrays, then batches.
+
+Packing knows no store: it is handed the splits and two functions that give a video's rows and a caption's
+token rows. Axes: n rows of a video, T segments, L positions, Q captions, V videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import ItemError, UserError, nearest
+from trainers.data import Ragged, SplitIndex, write_ragged
+from trainers.hlformer.config import HLFormerConfig
+from trainers.method import Batch
+
+Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
+"""Video ids in gallery order, and (caption id, text, video id) in query order."""
+
+Rows = Callable[[str], NDArray]
+
+SPLITS = "splits"  # the folder of the splits' indexes
+NORM_EPS = 1e-5  # added to a row's norm, as published: rows end a little shorter than 1
+
+
+def pool_segments(rows: NDArray, segments: int) -> NDArray[np.float64]:
+    """Means (T, D) of T stretches of rows (n, D); a stretch without a row of its own repeats the row it starts at.
+
+    Boundary i is min(round(i / T n), n - 1), half to even. The cap leaves the last row out whenever an
+    earlier boundary falls before it, as published.
+    """
+    n = len(rows)
+    bounds = np.minimum(np.rint(np.arange(segments + 1) / segments * n), n - 1).astype(np.int64)
+    end = max(bounds[-1], bounds[-2] + 1)
+    counts = np.maximum(np.diff(bounds), 1)
+    return np.add.reduceat(rows[:end].astype(np.float64), bounds[:-1], axis=0) / counts[:, None]
+
+
+def unit_rows(rows: NDArray) -> NDArray:
+    """Rows (n, D) over their length plus 1e-5, in the precision they come in."""
+    norms = np.sqrt(np.square(rows).sum(-1, keepdims=True))
+    return rows / (norms + rows.dtype.type(NORM_EPS))
+
+
+def clip_rows(rows: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
+    """The clips (map_size, D) of a video: always pooled, also from fewer rows."""
+    return unit_rows(pool_segments(rows, config.map_size)).astype(np.float32)
+
+
+def frame_rows(rows: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
+    """The frames (at most max_ctx_l, D) of a video: pooled only if there are more."""
+    many = len(rows) > config.max_ctx_l
+    return unit_rows(pool_segments(rows, config.max_ctx_l) if many else rows.astype(np.float64)).astype(
+        np.float32
+    )
+
+
+def token_rows(tokens: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
+    """The tokens (at most max_desc_l, D) of a caption."""
+    return unit_rows(tokens[: config.max_desc_l].astype(np.float32))
+
+
+def pack(
+    folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], video_rows: Rows, caption_tokens: Rows
+) -> None:
+    """Write the packed arrays and one index per split into a folder.
+
+    A video or caption of several splits is stored once. Sources are read twice, so that memory holds one
+    video at a time.
+    """
+    videos = _numbered(item for items, _ in splits.values() for item in items)
+    captions = _numbered(caption for _, rows in splits.values() for caption, _, _ in rows)
+    frame_counts: list[int] = []
+
+    def clips() -> Iterator[NDArray]:
+        for item in videos:
+            rows = _checked(item, video_rows(item))
+            frame_counts.append(min(len(rows), config.max_ctx_l))
+            yield clip_rows(rows, config)
+
+    write_ragged(folder, "clips", clips(), [config.map_size] * len(videos))
+    frames = (frame_rows(_checked(item, video_rows(item)), config) for item in videos)
+    write_ragged(folder, "frames", frames, frame_counts)
+    token_counts = [min(len(_checked(c, caption_tokens(c))), config.max_desc_l) for c in captions]
+    tokens = (token_rows(caption_tokens(c), config) for c in captions)
+    write_ragged(folder, "tokens", tokens, token_counts)
+    (folder / SPLITS).mkdir()
+    for name, (items, rows) in splits.items():
+        _index(items, rows, videos, captions).write(folder / SPLITS / f"{name}.json")
+
+
+def _numbered(ids: Iterator[str]) -> dict[str, int]:
+    return {name: row for row, name in enumerate(dict.fromkeys(ids))}
+
+
+def _checked(name: str, rows: NDArray) -> NDArray:
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
+    if not np.isfinite(rows).all():
+        raise ItemError(name, "its features are not all finite")
+    return rows
+
+
+def _index(
+    items: Sequence[str],
+    rows: Sequence[tuple[str, str, str]],
+    videos: Mapping[str, int],
+    captions: Mapping[str, int],
+) -> SplitIndex:
+    position = {item: number for number, item in enumerate(items)}
+    for caption, _, item in rows:
+        if item not in position:
+            raise UserError(f"caption {caption!r} belongs to {item!r}, which is not in its split")
+    return SplitIndex(
+        items=list(items),
+        item_rows=[videos[item] for item in items],
+        captions=[caption for caption, _, _ in rows],
+        caption_rows=[captions[caption] for caption, _, _ in rows],
+        caption_item=[position[item] for _, _, item in rows],
+        texts=[text for _, text, _ in rows],
+    )
+
+
+class HLFormerData:
+    """Packed arrays as batches: training on videos with all their captions, evaluation on either alone."""
+
+    def __init__(self, folder: Path, config: HLFormerConfig) -> None:
+        self.config = config
+        self.clips, self.frames, self.tokens = (
+            Ragged.open(folder, name) for name in ("clips", "frames", "tokens")
+        )
+        self.splits = {path.stem: SplitIndex.read(path) for path in sorted((folder / SPLITS).glob("*.json"))}
+        self.visual_dim = self.clips.values.shape[1]
+        self.text_dim = self.tokens.values.shape[1]
+        self._captions = {name: _captions_of(index) for name, index in self.splits.items()}
+
+    def train_items(self) -> list[int]:
+        """The positions of the training videos: those of `train` that have a caption."""
+        if "train" not in self._captions:
+            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self._captions)}")
+        return [item for item, captions in enumerate(self._captions["train"]) if captions]
+
+    def train_steps(self, world: int = 1) -> int:
+        """Batches in an epoch; the last one may be smaller."""
+        return -(-len(self.train_items()) // self.config.batch_size)
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th video."""
+        items = np.random.default_rng([seed, epoch]).permutation(self.train_items())
+        size = self.config.batch_size
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            mine = batch[rank::world]
+            # every process must take part in every step: where videos run out, one is seen twice
+            yield self.train_batch("train", mine if len(mine) else batch[:1])[0]
+
+    def train_batch(self, split: str, items: Sequence[int] | NDArray) -> tuple[Batch, list[int], list[int]]:
+        """Videos with all their captions, the one with most frames first, and the positions of both."""
+        index = self.splits[split]
+        lengths = self.frames.lengths
+        videos = sorted((int(i) for i in items), key=lambda item: -lengths[index.item_rows[item]])
+        captions = [c for item in videos for c in self._captions[split][item]]
+        owner = [row for row, item in enumerate(videos) for _ in self._captions[split][item]]
+        batch = {**self._videos(index, videos), **self._texts(index, captions), "owner": torch.tensor(owner)}
+        return batch, videos, captions
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        """The gallery of a split, in gallery order."""
+        index, size = self.splits[split], self.config.item_batch
+        for start in range(0, len(index.items), size):
+            yield self._videos(index, range(start, min(start + size, len(index.items))))
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        """The queries of a split, the longest of each batch first; `index` is their place in query order."""
+        index, size = self.splits[split], self.config.text_batch
+        for start in range(0, len(index.captions), size):
+            places = range(start, min(start + size, len(index.captions)))
+            captions = sorted(places, key=lambda c: -self.tokens.lengths[index.caption_rows[c]])
+            yield {**self._texts(index, captions), "index": torch.tensor(captions)}
+
+    def _videos(self, index: SplitIndex, items: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = [index.item_rows[item] for item in items]
+        frames, mask = padded([self.frames[row] for row in rows])
+        clips = torch.from_numpy(np.stack([self.clips[row] for row in rows]))
+        return {"clips": clips, "frames": frames, "frame_mask": mask}
+
+    def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, torch.Tensor]:
+        tokens, mask = padded([self.tokens[index.caption_rows[caption]] for caption in captions])
+        return {"tokens": tokens, "token_mask": mask}
+
+
+def open_data(folder: Path, config: HLFormerConfig) -> HLFormerData:
+    """The data that `pack` wrote into a folder."""
+    return HLFormerData(folder, config)
+
+
+def padded(arrays: Sequence[NDArray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arrays (L_i, D) as one (N, L, D) with zeros behind, and its mask (N, L), 1 where there is a row."""
+    length = max(len(array) for array in arrays)
+    values = np.zeros((len(arrays), length, arrays[0].shape[1]), dtype=np.float32)
+    mask = np.zeros((len(arrays), length), dtype=np.float32)
+    for row, array in enumerate(arrays):
+        values[row, : len(array)] = array
+        mask[row, : len(array)] = 1
+    return torch.from_numpy(values), torch.from_numpy(mask)
+
+
+def _captions_of(index: SplitIndex) -> list[list[int]]:
+    """The captions of each item, by position, in query order."""
+    owned: list[list[int]] = [[] for _ in index.items]
+    for caption, item in enumerate(index.caption_item):
+        owned[item].append(caption)
+    return owned

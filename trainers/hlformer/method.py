@@ -1,0 +1,138 @@
+"""HLFormer as the engine sees it: its loss terms, its encodings, its scores, its optimizer."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainers.hlformer import losses
+from trainers.hlformer.config import HLFormerConfig
+from trainers.hlformer.data import HLFormerData
+from trainers.hlformer.losses import Negatives
+from trainers.hlformer.model import HLFormerNetwork, max_scores
+from trainers.method import Batch, Encoded, Method
+from trainers.optim import BertAdam, decay_groups
+from trainers.scoring import max_similarity
+
+log = logging.getLogger(__name__)
+
+
+class Scores(NamedTuple):
+    """Scores (Q, V) of a branch: cosine for the triplets and the ranking, plain product for the NCE."""
+
+    cos: Tensor
+    dot: Tensor
+
+
+class TrainingOutputs(NamedTuple):
+    """What the losses read of one forward pass; space components are on the hyperboloid of curvature -c."""
+
+    clip: Scores  # from the first encoding of the captions
+    frame: Scores
+    queries: Tensor  # (Q, D), from the second
+    texts_space: Tensor  # (Q, D)
+    videos_space: Tensor  # (V, D)
+    c: Tensor
+
+
+class HLFormer(Method):
+    """Ranks untrimmed videos by the moment that fits a caption best, over clips and over frames."""
+
+    def __init__(self, config: HLFormerConfig, visual_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network = HLFormerNetwork(config, visual_dim, text_dim)
+        self._warned = False
+
+    def outputs(self, batch: Batch) -> TrainingOutputs:
+        """One training pass. The captions are encoded twice with independent dropout, as published."""
+        net = self.network
+        net.clamp_()
+        first, second = (net.queries(batch["tokens"], batch["token_mask"]) for _ in range(2))
+        tokens = net.videos(batch["clips"], batch["frames"], batch["frame_mask"])
+        # float32: margins of 0.1 between cosines, and sinh and acos, are beyond bfloat16's 8 bits
+        with torch.autocast(first.device.type, enabled=False):
+            return TrainingOutputs(
+                clip=Scores(*max_scores(first, tokens.clips)),
+                frame=Scores(*max_scores(first, tokens.frames)),
+                queries=second,
+                texts_space=net.project(second, net.textual_alpha),
+                videos_space=net.project(net.video_vectors(tokens), net.video_alpha),
+                c=net.curv.exp(),
+            )
+
+    def terms(
+        self, out: TrainingOutputs, owner: Tensor, clip: Negatives | None, frame: Negatives | None
+    ) -> dict[str, Tensor]:
+        """Every loss term with its weight; a branch without negatives has no triplet term."""
+        c = self.config
+        with torch.autocast(owner.device.type, enabled=False):
+            terms = {
+                "clip_nce": c.clip_nce_weight * losses.nce(out.clip.dot, owner),
+                "frame_nce": c.frame_nce_weight * losses.nce(out.frame.dot, owner),
+                "diversity": c.diversity_weight
+                * losses.diversity(out.queries, owner, c.mu, c.diversity_scale, c.diversity_power),
+                "partial_order": c.partial_order_weight
+                * losses.partial_order(out.texts_space, out.videos_space, owner, out.c),
+            }
+            if clip is not None:
+                terms["clip_triplet"] = losses.triplet(out.clip.cos, owner, clip, c.margin)
+            if frame is not None:
+                terms["frame_triplet"] = losses.triplet(out.frame.cos, owner, frame, c.margin)
+        return terms
+
+    def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The loss terms of a batch; negatives are hard from the published epoch on."""
+        c, owner, out = self.config, batch["owner"], self.outputs(batch)
+        if out.clip.cos.shape[1] < 2:
+            self._warn_single()
+            return self.terms(out, owner, None, None)
+        hard = epoch >= c.hard_from_epoch
+        clip = losses.draw_negatives(out.clip.cos, owner, hard, c.hard_pool_size)
+        frame = losses.draw_negatives(out.frame.cos, owner, hard, c.hard_pool_size)
+        return self.terms(out, owner, clip, frame)
+
+    def _warn_single(self) -> None:
+        if not self._warned:
+            log.warning("a batch of 1 video has no negatives: its triplet terms are left out")
+            self._warned = True
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Unit query vectors (Q, D)."""
+        return {"query": F.normalize(self.network.queries(batch["tokens"], batch["token_mask"]), dim=-1)}
+
+    def encode_items(self, batch: Batch) -> Encoded:
+        """Unit clip tokens (V, map_size, D) and frame tokens (V, max_ctx_l, D), zeros where there is no frame."""
+        tokens = self.network.videos(batch["clips"], batch["frames"], batch["frame_mask"])
+        return {"clips": F.normalize(tokens.clips, dim=-1), "frames": F.normalize(tokens.frames, dim=-1)}
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        """Weighted sum (Q, V) of the best clip's and the best frame's cosine."""
+        clip, frame = self.branch_scores(texts, items)
+        return self.config.clip_weight * clip + self.config.frame_weight * frame
+
+    def branch_scores(self, texts: Encoded, items: Encoded) -> tuple[Tensor, Tensor]:
+        """Cosine (Q, V) of the best clip and of the best frame."""
+        clip, frame = (max_similarity(texts["query"], items[name]) for name in ("clips", "frames"))
+        return clip, frame
+
+
+def build(config: HLFormerConfig, data: HLFormerData) -> HLFormer:
+    """A freshly initialised HLFormer for the feature sizes of the packed data."""
+    return HLFormer(config, data.visual_dim, data.text_dim)
+
+
+def optimizer(config: HLFormerConfig, method: HLFormer, total_steps: int) -> BertAdam:
+    """The published optimizer over `total_steps` updates; it counts its updates itself."""
+    return BertAdam(
+        decay_groups(method.named_parameters(), config.weight_decay),
+        lr=config.lr,
+        total_steps=total_steps,
+        warmup=config.warmup,
+        schedule=config.schedule,
+        max_grad_norm=config.max_grad_norm,
+    )

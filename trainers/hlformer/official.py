@@ -1,0 +1,323 @@
+"""The authors' checkpoints of HLFormer, read and written: one torch pickle with weights and optimizer.
+
+Their optimizer holds a pickled schedule object, which a safe load refuses; a stub of its name lets it pass.
+Their state dict repeats the constant curvature 1 of every Lorentz module: dropped here, written back there.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from trainers.hlformer.config import HLFormerConfig
+from trainers.hlformer.method import HLFormer, optimizer
+from trainers.optim import NO_DECAY, BertAdam
+
+CURVATURE = "manifold.k"
+SCHEDULE_MODULE = "Opts.optimization"
+
+CONFIG_NAMES = {
+    "hidden_size": "hidden_size",
+    "n_heads": "heads",
+    "lorentz_dim": "lorentz_dim",
+    "attention_num": "blocks",
+    "max_desc_l": "max_desc_l",
+    "max_ctx_l": "max_ctx_l",
+    "map_size": "map_size",
+    "sft_factor": "tau",
+    "drop": "dropout",
+    "input_drop": "input_dropout",
+    "initializer_range": "init_std",
+    "lr": "lr",
+    "lr_warmup_proportion": "warmup",
+    "n_epoch": "epochs",
+    "batchsize": "batch_size",
+    "seed": "seed",
+    "max_es_cnt": "patience",
+    "margin": "margin",
+    "hard_negative_start_epoch": "hard_from_epoch",
+    "hard_pool_size": "hard_pool_size",
+    "clip_scale_w": "clip_weight",
+    "frame_scale_w": "frame_weight",
+    "curv_init": "curvature",
+    "learn_curv_bool": "learn_curvature",
+    "eval_query_bsz": "text_batch",
+    "eval_context_bsz": "item_batch",
+}
+"""Their setting, ours. Their `wd` is read by nothing: the decay is a literal 0.01, which is our default."""
+
+LOSS_FACTOR = ("clip_nce_weight", "frame_nce_weight", "diversity_weight", "partial_order_weight")
+NEG_FACTOR = ("mu", "diversity_scale", "diversity_power")
+PRESET_OF = {"tvr": "tvr", "activitynet": "act", "act": "act", "charades": "cha", "cha": "cha"}
+
+
+class WarmupLinearSchedule:
+    """Stands in for the authors' schedule object: attributes and nothing else."""
+
+    def __init__(self, warmup: float, t_total: float) -> None:
+        self.warmup, self.t_total = warmup, t_total
+        self.warned_for_t_total_at_progress = -1
+
+
+WarmupLinearSchedule.__module__ = SCHEDULE_MODULE
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An authors' checkpoint as it stands in the file, the prefix of a parallel wrapper removed."""
+
+    config: dict[str, Any]
+    epoch: int
+    model_val: list[float]  # R@1, R@5, R@10, R@100, SumR on val
+    state_dict: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def read(path: Path) -> Checkpoint:
+    """Read an authors' checkpoint; nothing in it is executed."""
+    try:
+        with torch.serialization.safe_globals(
+            [(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]
+        ):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise UserError(f"{path} has no 'state_dict': it is not a checkpoint of HLFormer's authors")
+    state = {name.removeprefix("module."): value for name, value in found["state_dict"].items()}
+    return Checkpoint(
+        config=dict(found.get("config", {})),
+        epoch=int(found.get("epoch", 0)),
+        model_val=[float(figure) for figure in found.get("model_val", [])],
+        state_dict=state,
+        optimizer=found.get("optimizer", {}),
+    )
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Every setting that the shapes of a state dict decide, and `visual_dim` and `text_dim`."""
+    try:
+        hidden, visual = state["clip_input_proj.net.1.weight"].shape
+        first = state["clip_encoder.h_attns.0.self.input_proj.net.1.weight"]
+        half = len({name.split(".")[2] for name in state if name.startswith("clip_encoder.h_attns.")})
+        return {
+            "hidden_size": hidden,
+            "visual_dim": visual,
+            "text_dim": state["query_input_proj.net.1.weight"].shape[1],
+            "blocks": 2 * half,
+            "lorentz_dim": first.shape[0],
+            "max_desc_l": state["query_pos_embed.position_embeddings.weight"].shape[0],
+            "max_ctx_l": state["frame_pos_embed.position_embeddings.weight"].shape[0],
+            "map_size": state["clip_encoder.layer2.weight"].shape[0],
+        }
+    except KeyError as error:
+        raise UserError(
+            f"the checkpoint has no tensor {error}: it is not one of HLFormer's authors"
+        ) from None
+
+
+def config_from(official: Mapping[str, Any], preset: str | None = None, **known: Any) -> HLFormerConfig:
+    """Our settings for the authors' ones; `known` (sizes read from shapes) wins over what they say."""
+    ours = {CONFIG_NAMES[name]: value for name, value in official.items() if name in CONFIG_NAMES}
+    ours |= dict(zip(LOSS_FACTOR, official.get("loss_factor", ()), strict=False))
+    ours |= dict(zip(NEG_FACTOR, official.get("neg_factor", ()), strict=False))
+    preset = preset or PRESET_OF.get(str(official.get("collection", official.get("dataset_name"))), "tvr")
+    return HLFormerConfig(**{**ours, "preset": preset, **known})
+
+
+def method_from(checkpoint: Checkpoint, preset: str | None = None) -> HLFormer:
+    """HLFormer with the checkpoint's weights; what shapes cannot tell comes from its config, else the preset."""
+    known = sizes(checkpoint.state_dict)
+    dims = known.pop("visual_dim"), known.pop("text_dim")
+    method = HLFormer(config_from(checkpoint.config, preset, **known), *dims)
+    load_state(method, checkpoint.state_dict)
+    return method
+
+
+def load_state(method: HLFormer, state: Mapping[str, Tensor]) -> None:
+    """Copy an authors' state dict into the network. Raises UserError naming what does not fit."""
+    own = {name: value for name, value in state.items() if not name.endswith(CURVATURE)}
+    have = method.network.state_dict()
+    for name in [*have, *own]:
+        if name not in have or name not in own:
+            raise UserError(
+                f"tensor {name} is {'missing' if name in have else 'not known'}: weights do not match"
+            )
+        if have[name].shape != own[name].shape:
+            raise UserError(f"tensor {name} is {tuple(own[name].shape)}, {tuple(have[name].shape)} is needed")
+    method.network.load_state_dict(own)
+
+
+def state_of(method: HLFormer) -> dict[str, Tensor]:
+    """The authors' state dict of a method, in their order, the repeated constants included."""
+    own = method.network.state_dict()
+    return {name: own[name] if name in own else torch.tensor(1.0) for name in _with_constants(own)}
+
+
+def _with_constants(names: Sequence[str] | Mapping[str, Tensor]) -> Iterator[str]:
+    """Our names with those of the constants in the places where the authors' modules register them."""
+    for name in names:
+        if name.endswith(".self.output_proj.LayerNorm.weight"):
+            yield name.replace("output_proj.LayerNorm.weight", CURVATURE)
+        yield name
+        if name == "video_alpha":
+            yield CURVATURE
+        elif re.search(r"lorentz_multiattention\.(bias|linear_\w+\.scale)$", name):
+            yield f"{name.rpartition('.')[0]}.{CURVATURE}"
+
+
+def load_optimizer(ours: BertAdam, method: HLFormer, official: Mapping[str, Any]) -> None:
+    """Continue from an authors' optimizer state: moments, count of updates, schedule."""
+    groups = official["param_groups"]
+    names = _optimizer_names(method)
+    indices = dict(zip(names, [i for group in groups for i in group["params"]], strict=True))
+    steps = {0}
+    for name, parameter in method.network.named_parameters():
+        state = official["state"].get(indices[name])
+        if state is None:
+            continue
+        ours.state[parameter] = {
+            "first": state["next_m"].detach().clone(),
+            "second": state["next_v"].detach().clone(),
+        }
+        steps.add(int(state["step"]))
+    for mine, theirs in zip(ours.param_groups, groups, strict=True):
+        mine |= {
+            "lr": theirs["lr"],
+            "weight_decay": theirs["weight_decay"],
+            "betas": (theirs["b1"], theirs["b2"]),
+            "eps": theirs["e"],
+            "max_grad_norm": max(theirs["max_grad_norm"], 0.0),  # theirs: -1 for no clipping
+            "updates": max(steps),
+            "warmup": theirs["schedule"].warmup,
+            "total_steps": int(theirs["schedule"].t_total),
+        }
+
+
+def optimizer_from(method: HLFormer, checkpoint: Checkpoint) -> BertAdam:
+    """The checkpoint's optimizer for a method that carries its weights."""
+    ours = optimizer(method.config, method, total_steps=1)
+    load_optimizer(ours, method, checkpoint.optimizer)
+    return ours
+
+
+def optimizer_state_of(method: HLFormer, ours: BertAdam) -> dict[str, Any]:
+    """The authors' optimizer state: group 0 decayed, group 1 not, both in their order of parameters."""
+    index = {name: number for number, name in enumerate(_optimizer_names(method))}
+    state = {}
+    for name, parameter in method.network.named_parameters():
+        moments = ours.state.get(parameter)
+        if moments:
+            state[index[name]] = {
+                "step": ours.param_groups[0]["updates"],
+                "next_m": moments["first"].detach().cpu().clone(),
+                "next_v": moments["second"].detach().cpu().clone(),
+            }
+    decayed = sum(not _undecayed(name) for name in index)
+    numbers = (list(range(decayed)), list(range(decayed, len(index))))
+    group = ours.param_groups[0]
+    schedule = WarmupLinearSchedule(group["warmup"], float(group["total_steps"]))
+    groups = [
+        {
+            "weight_decay": group["weight_decay"],
+            "lr": group["lr"],
+            "schedule": schedule,
+            "b1": group["betas"][0],
+            "b2": group["betas"][1],
+            "e": group["eps"],
+            "max_grad_norm": group["max_grad_norm"] or -1,
+            "params": params,
+        }
+        for group, params in zip(ours.param_groups, numbers, strict=True)
+    ]
+    return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+
+def _optimizer_names(method: HLFormer) -> list[str]:
+    """The authors' parameters in the order of their optimizer: theirs count the one constant, once."""
+    names: list[str] = []
+    for name, _ in method.network.named_parameters():
+        names += [name, CURVATURE] if name == "video_alpha" else [name]
+    return sorted(names, key=_undecayed)
+
+
+def _undecayed(name: str) -> bool:
+    return any(part in name for part in NO_DECAY)
+
+
+def config_of(method: HLFormer, carried: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+    """The authors' config of a method; what we have no word for is kept from `carried`."""
+    c = method.config
+    known = sizes(method.network.state_dict())
+    collection, feature = {
+        "tvr": ("tvr", "i3d_resnet"),
+        "act": ("activitynet", "i3d"),
+        "cha": ("charades", "i3d_rgb_lgi"),
+    }[c.preset]
+    return {
+        "model_name": "HLFormer",
+        "dataset_name": c.preset,
+        "collection": collection,
+        "visual_feature": feature,
+        "num_workers": 0,
+        "pin_memory": False,
+        "wd": c.weight_decay,
+        "use_hard_negative": epoch >= c.hard_from_epoch,
+        **carried,
+        **{theirs: getattr(c, ours) for theirs, ours in CONFIG_NAMES.items()},
+        "loss_factor": [getattr(c, name) for name in LOSS_FACTOR],
+        "neg_factor": [getattr(c, name) for name in NEG_FACTOR],
+        "q_feat_size": known["text_dim"],
+        "visual_feat_dim": known["visual_dim"],
+    }
+
+
+def write(
+    path: Path,
+    method: HLFormer,
+    ours: BertAdam,
+    epoch: int,
+    model_val: Sequence[float],
+    carried: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint that the authors' code loads. `epoch` counts from 0; see `Checkpoint`."""
+    content = {
+        "config": config_of(method, carried or {}, epoch),
+        "epoch": epoch,
+        "model_val": list(model_val),
+        "state_dict": {name: value.detach().cpu() for name, value in state_of(method).items()},
+        "optimizer": optimizer_state_of(method, ours),
+    }
+    with _schedule_module():
+        torch.save(content, path)
+
+
+@contextmanager
+def _schedule_module() -> Iterator[None]:
+    """The authors' module under its name while a schedule is pickled: pickle looks classes up by name."""
+    names = [SCHEDULE_MODULE.partition(".")[0], SCHEDULE_MODULE]
+    kept = {name: sys.modules.get(name) for name in names}
+    for name in names:
+        sys.modules[name] = ModuleType(name)
+    sys.modules[SCHEDULE_MODULE].WarmupLinearSchedule = WarmupLinearSchedule  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for name, module in kept.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module

@@ -1,0 +1,235 @@
+"""Rank metrics with bootstrap intervals, in both directions; knows scores and ranks, no model and no torch.
+
+A score is higher-is-more-alike, rows texts, columns items. Axes: Q captions of a block, V items,
+U distinct rank values, B bootstrap samples. Recalls are percentages, MRR lies in (0, 1].
+
+Ranks come from blocks of rows that hold all V columns, so the whole score matrix never has to exist.
+The score of the correct item is read out of the block it competes in, never computed a second time:
+a matrix product of another shape may round its last bit differently, and a tie would not be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import TrainingError
+
+CUTOFFS = (1, 5, 10, 100)
+RSUM_CUTOFFS = (1, 5, 10)
+RESAMPLES = 1000
+LEVEL = 0.95  # of the bootstrap intervals
+SAMPLE_ENTRIES = 2**22  # counts held at once while bootstrapping: 32 MB
+
+Scores = NDArray[Any]  # float16, float32 or float64: compared in the type they come in
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Two ranks of the correct answer of each query, 1 is best.
+
+    strict: 1 + number of candidates that score strictly higher. It has one value whatever the sort,
+    and calls a query found when nothing beats its answer.
+    mean: the expected rank under a random order of equal scores. A model that scores everything
+    alike has strict rank 1 everywhere, and the mean rank gives it away.
+    """
+
+    strict: NDArray[np.int64]
+    mean: NDArray[np.float64]
+
+    @property
+    def differ(self) -> bool:
+        """Whether any query has a tie with its correct answer."""
+        return bool((self.strict != self.mean).any())
+
+
+def text_ranks(scores: Scores, item: Positions) -> Ranks:
+    """Ranks (Q,) of the correct item of each caption among all items.
+
+    strict = 1 + #{v: s[q, v] > s[q, item[q]]}; mean = strict + t / 2 with t other items of equal score.
+    scores: (Q, V), all items; item: (Q,), the column that is correct.
+    """
+    require_finite(scores)
+    own = scores[np.arange(len(item)), item][:, None]
+    larger = np.count_nonzero(scores > own, axis=1)
+    ties = np.count_nonzero(scores == own, axis=1) - 1
+    return Ranks(1 + larger, 1 + larger + ties / 2)
+
+
+def join(parts: Sequence[Ranks]) -> Ranks:
+    """The ranks of consecutive blocks of queries as one."""
+    return Ranks(np.concatenate([p.strict for p in parts]), np.concatenate([p.mean for p in parts]))
+
+
+class ItemRanks:
+    """Ranks of items looking for their captions, an item's rank being the best among its captions.
+
+    The best of an item's captions is the one with the highest score, b[v] = max over its captions q
+    of s[q, v], so strict = 1 + #{other captions q: s[q, v] > b[v]}. With t other captions and m own
+    ones at b[v], the first own one of a random order stands at mean = strict + t / (m + 1), which is
+    t / 2 for one caption. b must be known before anything is counted: pass every block to `find`,
+    then every block, with the same scores, to `count`.
+    """
+
+    def __init__(self, items: int) -> None:
+        self.larger, self.ties, self.own_ties = np.zeros((3, items), np.int64)
+        self.best = np.full(items, -np.inf)
+
+    def find(self, scores: Scores, item: Positions) -> None:
+        """First pass over rows (Q, V): the best own score of each item."""
+        require_finite(scores)
+        np.maximum.at(self.best, item, scores[np.arange(len(item)), item])
+
+    def count(self, scores: Scores, item: Positions) -> None:
+        """Second pass over the same rows (Q, V): the captions of other items that reach the best own one."""
+        best = self.best.astype(scores.dtype)  # exact, the scores came from this type
+        self.larger += np.count_nonzero(scores > best, axis=0)
+        self.ties += np.count_nonzero(scores == best, axis=0)
+        own_ties = item[scores[np.arange(len(item)), item] == best[item]]
+        np.add.at(self.ties, own_ties, -1)
+        np.add.at(self.own_ties, own_ties, 1)
+
+    def ranks(self) -> Ranks:
+        """Ranks of the items that have a caption, in gallery order; the others ask nothing."""
+        asked = np.isfinite(self.best)
+        strict = 1 + self.larger[asked]
+        return Ranks(strict, strict + self.ties[asked] / (self.own_ties[asked] + 1))
+
+
+def top(scores: Scores, count: int) -> tuple[Positions, Scores]:
+    """Positions and scores (Q, min(count, V)) of the best items of a row, equal scores in gallery order."""
+    rows, columns = scores.shape
+    count = min(count, columns)
+    cut = np.partition(scores, columns - count, axis=1)[:, columns - count, None]
+    above, level = scores > cut, scores == cut
+    level &= np.cumsum(level, axis=1) <= count - np.count_nonzero(above, axis=1)[:, None]
+    positions = np.nonzero(above | level)[1].reshape(rows, count)
+    found = np.take_along_axis(scores, positions, axis=1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+
+def require_finite(scores: Scores) -> None:
+    """Raise TrainingError if a score is NaN or infinite: it has no rank, and dropping it would flatter."""
+    finite = np.isfinite(scores)
+    if not finite.all():
+        nan = int(np.isnan(scores).sum())
+        infinite = finite.size - int(finite.sum()) - nan
+        raise TrainingError(
+            f"scores cannot be ranked: of {finite.size} in this block {nan} are NaN and {infinite} infinite"
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric and the ends of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def metrics(ranks: NDArray[Any]) -> dict[str, float]:
+    """R@1/5/10/100, SumR, MdR, MnR and MRR of ranks (N,), strict or mean.
+
+    R@K = 100 * share of ranks <= K; SumR = sum of the four; MdR, MnR = median and mean rank;
+    MRR = mean of 1 / rank.
+    """
+    values, counts = _histogram(ranks)
+    return {name: float(value[0]) for name, value in _from_counts(values, counts[None]).items()}
+
+
+def intervals(ranks: NDArray[Any], seed: int, resamples: int = RESAMPLES) -> dict[str, Figure]:
+    """The metrics of ranks (N,), each with its 95 % percentile interval over resampled queries.
+
+    Drawing N queries with replacement is drawing their rank histogram from a multinomial, which costs
+    by the number of distinct ranks instead of by N.
+    """
+    values, counts = _histogram(ranks)
+    samples: dict[str, list[NDArray[np.float64]]] = {}
+    for drawn in _resampled(counts, seed, resamples):
+        for name, value in _from_counts(values, drawn).items():
+            samples.setdefault(name, []).append(value)
+    return {name: _figure(value, np.concatenate(samples[name])) for name, value in metrics(ranks).items()}
+
+
+def rsum(
+    text: NDArray[Any], item: NDArray[Any], caption_item: Positions, seed: int, resamples: int = RESAMPLES
+) -> Figure:
+    """RSUM, the sum of R@1/5/10 of both directions, with its 95 % percentile interval.
+
+    Items are resampled together with all their captions: the two directions judge the same pairs, and
+    resampling them apart would make the interval too narrow. text: ranks (N,) of the captions; item:
+    ranks of the items that have one, in gallery order; caption_item: (N,), the item of each caption.
+    """
+    asked, unit = np.unique(caption_item, return_inverse=True)
+    columns: list[NDArray[Any]] = [np.bincount(unit)]
+    columns += [np.bincount(unit, weights=text <= cutoff) for cutoff in RSUM_CUTOFFS]
+    columns += [item <= cutoff for cutoff in RSUM_CUTOFFS]
+    kinds, counts = np.unique(np.column_stack(columns), axis=0, return_counts=True)  # items alike in all hits
+
+    def value(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+        totals = drawn @ kinds
+        split = 1 + len(RSUM_CUTOFFS)
+        return 100 * (totals[:, 1:split].sum(1) / totals[:, 0] + totals[:, split:].sum(1) / len(asked))
+
+    samples = [value(drawn) for drawn in _resampled(counts, seed, resamples)]
+    return _figure(float(value(counts[None])[0]), np.concatenate(samples))
+
+
+def chance(gallery: int, correct: NDArray[Any]) -> dict[str, float]:
+    """R@K and SumR of a random order of the gallery, in percent.
+
+    A query with m correct answers among n finds none of them in K places with probability
+    C(n - m, K) / C(n, K) = product over j < K of (n - m - j) / (n - j).
+    correct: number of correct answers of each query.
+    """
+    numbers, queries = np.unique(correct, return_counts=True)
+    out = {}
+    for cutoff in CUTOFFS:
+        places = gallery - np.arange(min(cutoff, gallery))
+        missed = np.prod(np.maximum(places - numbers[:, None], 0) / places, axis=1)
+        out[f"R@{cutoff}"] = float(100 * np.average(1 - missed, weights=queries))
+    return out | {"SumR": sum(out.values())}
+
+
+def _histogram(ranks: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Distinct ranks (U,) in ascending order and how many queries have each."""
+    if len(ranks) == 0:
+        raise ValueError("metrics of no ranks")
+    return np.unique(ranks, return_counts=True)
+
+
+def _from_counts(values: NDArray[Any], counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Every metric (B,) of B rank histograms (B, U) over the ascending values (U,)."""
+    queries = int(counts[0].sum())
+    reached = np.cumsum(counts, axis=1)
+    out = {}
+    for cutoff in CUTOFFS:
+        within = int(np.searchsorted(values, cutoff, side="right"))
+        out[f"R@{cutoff}"] = 100 * counts[:, :within].sum(axis=1) / queries
+    out["SumR"] = np.sum(list(out.values()), axis=0)
+    middle = [values[np.argmax(reached > place, axis=1)] for place in ((queries - 1) // 2, queries // 2)]
+    out["MdR"] = (middle[0] + middle[1]) / 2
+    out["MnR"] = counts @ values / queries
+    out["MRR"] = counts @ (1 / values) / queries
+    return out
+
+
+def _resampled(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """Histograms (B, U) of as many draws with replacement, in chunks of bounded memory."""
+    random = np.random.default_rng(seed)
+    total, chunk = int(counts.sum()), max(1, SAMPLE_ENTRIES // len(counts))
+    for start in range(0, resamples, chunk):
+        yield random.multinomial(total, counts / total, size=min(chunk, resamples - start))
+
+
+def _figure(value: float, samples: NDArray[np.float64]) -> Figure:
+    """A value with the percentile interval of its bootstrap samples."""
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Figure(value, float(low), float(high))

@@ -1,0 +1,141 @@
+"""BertAdam, the optimizer of the published methods, with its warm-up schedules and its two groups of parameters.
+
+Adam without bias correction, eps outside the root, weight decay added to the update, every tensor's gradient
+clipped by itself. The learning rate is a function of the count of updates, which travels in the state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+NO_DECAY = ("bias", "LayerNorm.weight")
+
+
+def warmup_linear(progress: float, warmup: float) -> float:
+    """Factor of the learning rate: up from 0 over the share `warmup` of all updates, then in a line down to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return max((progress - 1) / (warmup - 1), 0.0) if warmup < 1 else 0.0
+
+
+def warmup_cosine(progress: float, warmup: float) -> float:
+    """Factor of the learning rate: up from 0 over the share `warmup`, then (1 + cos(pi x)) / 2 of all progress x.
+
+    It falls a little at the end of the warm-up, as in the published code, because x is not counted from there.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {"linear": warmup_linear, "cosine": warmup_cosine}
+
+
+def decay_groups(
+    named: Iterable[tuple[str, Parameter]], weight_decay: float, no_decay: tuple[str, ...] = NO_DECAY
+) -> list[dict[str, Any]]:
+    """Two groups in the order of `named`: decayed, and undecayed where the name contains one of `no_decay`."""
+    groups: tuple[list[Parameter], list[Parameter]] = ([], [])
+    for name, parameter in named:
+        groups[any(part in name for part in no_decay)].append(parameter)
+    return [
+        {"params": params, "weight_decay": decay}
+        for params, decay in zip(groups, (weight_decay, 0.0), strict=True)
+        if params
+    ]
+
+
+class BertAdam(Optimizer):
+    """p -= lr f(t/T) (m / (sqrt(v) + eps) + decay p), t the updates done so far; the first update has rate 0.
+
+    `max_grad_norm` clips each tensor's gradient by itself, in place (0: no clipping). A parameter without a
+    gradient is left alone.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        total_steps: int,
+        warmup: float = 0.01,
+        schedule: str = "linear",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        if total_steps < 1:
+            raise ValueError(f"total_steps = {total_steps}: a schedule needs at least one update")
+        defaults = {
+            "lr": lr,
+            "total_steps": total_steps,
+            "warmup": warmup,
+            "schedule": schedule,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
+            "updates": 0,
+        }
+        super().__init__(params, defaults)
+
+    def learning_rates(self) -> list[float]:
+        """The learning rate that each group's next update will have."""
+        return [_rate(group) for group in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
+            group["updates"] += 1
+        return loss
+
+    def _update(self, params: list[Parameter], group: dict[str, Any]) -> None:
+        """The update of one group as lists of tensors: a few calls for hundreds of parameters."""
+        grads = [p.grad for p in params if p.grad is not None]
+        if group["max_grad_norm"] > 0:
+            _clip_each(grads, group["max_grad_norm"])
+        first, second = self._moments(params)
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, grads, alpha=1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, value=1 - beta2)
+        below = torch._foreach_sqrt(second)
+        torch._foreach_add_(below, group["eps"])
+        rate = _rate(group)
+        if group["weight_decay"] > 0:
+            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
+        torch._foreach_addcdiv_(params, first, below, value=-rate)
+
+    def _moments(self, params: list[Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"first": torch.zeros_like(p), "second": torch.zeros_like(p)}
+        return [self.state[p]["first"] for p in params], [self.state[p]["second"] for p in params]
+
+
+def _rate(group: dict[str, Any]) -> float:
+    progress = group["updates"] / group["total_steps"]
+    return group["lr"] * SCHEDULES[group["schedule"]](progress, group["warmup"])
+
+
+def _clip_each(grads: list[Tensor], limit: float) -> None:
+    """Scale each gradient to a norm of at most `limit`, without a look at any value on the host."""
+    norms = torch.stack(torch._foreach_norm(grads))
+    factors = (limit / (norms + 1e-6)).clamp_max(1.0)
+    torch._foreach_mul_(grads, list(factors.unbind()))

@@ -1,0 +1,80 @@
+"""How far a training run is: what a progress bar shows, told at most twice a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+SECONDS_BETWEEN = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a run. Epochs and steps count from 1."""
+
+    epoch: int
+    epochs: int  # at most: early stopping may end the run sooner
+    step: int  # done in this epoch
+    steps: int  # in an epoch
+    loss: float
+    terms: Mapping[str, float]
+    lr: float
+    items_per_second: float  # of training since this process began, validation left out
+    eta_seconds: float  # to the last epoch, validation included
+    validation: Mapping[str, float]  # the latest figures; empty in the first epoch
+
+
+class Meter:
+    """Measures the rates of one process and decides when progress is told."""
+
+    def __init__(self, items_per_step: int, tell: Callable[[Progress], None] | None) -> None:
+        self._items_per_step, self._tell = items_per_step, tell
+        self._began, self._told = time.monotonic(), float("-inf")
+        self.steps, self._paused = 0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since this process began."""
+        return time.monotonic() - self._began
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time in which no step was done."""
+        self._paused += seconds
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of training, pauses left out."""
+        return self.steps / max(self.seconds - self._paused, 1e-9)
+
+    def show(
+        self,
+        *,
+        epoch: int,
+        epochs: int,
+        step: int,
+        steps: int,
+        terms: Mapping[str, float],
+        lr: float,
+        validation: Mapping[str, float],
+    ) -> None:
+        """Tell how far the run is, unless it was told less than half a second ago."""
+        last = epoch == epochs and step == steps
+        if self._tell is None or (time.monotonic() - self._told < SECONDS_BETWEEN and not last):
+            return
+        self._told = time.monotonic()
+        left = (epochs - epoch) * steps + steps - step
+        self._tell(
+            Progress(
+                epoch=epoch,
+                epochs=epochs,
+                step=step,
+                steps=steps,
+                loss=sum(terms.values()),
+                terms=terms,
+                lr=lr,
+                items_per_second=self.steps_per_second * self._items_per_step,
+                eta_seconds=left * self.seconds / max(self.steps, 1),
+                validation=validation,
+            )
+        )

@@ -1,0 +1,140 @@
+"""Entries of the worker processes that pack, train and evaluate: from folders to folders."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.child import Send
+from pipeline.store import FeatureReader, write_json
+from trainers import checkpoint, distributed
+from trainers.config import MethodConfig
+from trainers.data import SplitIndex
+from trainers.engine import fit
+from trainers.evaluate import evaluate as measure
+from trainers.evaluate import validation_figure
+from trainers.method import Method
+from trainers.progress import Progress
+from trainers.stages import EvaluateParams
+
+FIGURE = "SumR"  # what early stopping watches
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
+
+class Declared:
+    """A method by name: its folder's config and functions."""
+
+    def __init__(self, method: str) -> None:
+        config = importlib.import_module(f"trainers.{method}.config")
+        self.config_class: type[MethodConfig] = config.CONFIG
+        self.data = importlib.import_module(f"trainers.{method}.data")
+        self.model = importlib.import_module(f"trainers.{method}.method")
+
+    def config(self, text: str) -> MethodConfig:
+        """Its settings from JSON."""
+        return self.config_class.model_validate_json(text)
+
+
+def pack(request: dict[str, Any], send: Send) -> None:
+    """Read the features of some splits from the store and write them as the method wants them."""
+    declared = Declared(request["method"])
+    config = declared.config(request["params"])
+    inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
+    folder = _emptied(Path(request["folder"]))
+    video, text = (_rows(inputs["rows"][stage]) for stage in (config.video_features, config.text_features))
+    splits = {
+        name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])
+        for name, split in inputs["splits"].items()
+    }
+    declared.data.pack(folder, config, splits, video, text)
+    counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
+    send({"record": {"splits": counts}}, {})
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder without what a killed predecessor left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _rows(source: dict[str, Any]) -> Callable[[str], NDArray[np.float32]]:
+    """Reads a stage's rows of an item or caption, in float32, checked against their checksum."""
+    reader = FeatureReader({key: (Path(path), row) for key, (path, row) in source["where"].items()})
+    return lambda key: reader.rows(key, source["field"], check=True).astype(np.float32)
+
+
+def train(request: dict[str, Any], send: Send) -> None:
+    """Train a method on its packed inputs, going on where a killed predecessor stopped."""
+    declared = Declared(request["method"])
+    config = declared.config(request["params"])
+    folder = Path(request["folder"])
+    (packed,) = (Path(path) for path in request["needs"].values())
+    device = torch.device(request["device"])
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    torch.manual_seed(config.seed)  # of the initial weights
+    data = declared.data.open_data(packed, config)
+    method: Method = declared.model.build(config, data)
+    updates = -(-data.train_steps(distributed.world()) // config.accumulate)
+    optimizer = declared.model.optimizer(config, method, updates * config.epochs)
+    index = SplitIndex.read(packed / "splits" / "val.json")
+
+    def validate(current: Method) -> dict[str, float]:
+        return {FIGURE: validation_figure(current, data, "val", index, device)}
+
+    def tell(progress: Progress) -> None:
+        send({"progress": asdict(progress)}, {})
+
+    result = fit(
+        method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device, on_progress=tell
+    )  # fmt: skip
+    checkpoint.save_weights(folder / WEIGHTS, method, {"method": request["method"]})
+    write_json(folder / CONFIG, {"method": request["method"], "config": config.model_dump(mode="json")})
+    for path in folder.glob("*.safetensors"):
+        if path.name != WEIGHTS:
+            path.unlink()  # what only a resumption needs: twice the weights and the optimizer
+    parameters = sum(p.numel() for p in method.parameters())
+    send({"record": {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": result.validation,
+                     "stopped_early": result.stopped_early, "parameters": parameters}}, {})  # fmt: skip
+
+
+def evaluate(request: dict[str, Any], send: Send) -> None:
+    """Measure a trained method on a packed split."""
+    params = EvaluateParams.model_validate_json(request["params"])
+    name = request["method"]
+    needs = {stage: Path(path) for stage, path in request["needs"].items()}
+    trained = needs.pop(f"train-{name}")
+    (packed,) = needs.values()
+    device = torch.device(request["device"])
+    method, data = open_trained(trained, packed, device)
+    directions = {"auto": Declared(name).config_class.directions, "both": ("t2v", "v2t")}.get(
+        params.directions, (params.directions,)
+    )
+    index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
+    result = measure(
+        method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed
+    )
+    result.write(_emptied(Path(request["folder"])))
+    figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}
+    send({"record": {"metrics": figures}}, {})
+
+
+def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
+    """A trained method from its folder, in evaluation mode, with the packed data it is to encode."""
+    saved = json.loads((trained / CONFIG).read_text(encoding="utf-8"))
+    declared = Declared(saved["method"])
+    config = declared.config_class(**saved["config"])
+    data = declared.data.open_data(packed, config)
+    method: Method = declared.model.build(config, data)
+    checkpoint.load_weights(trained / WEIGHTS, method)
+    return method.to(device).eval(), data

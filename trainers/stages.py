@@ -1,0 +1,100 @@
+"""The three stages of a method: pack its inputs, train it, evaluate it. Declarations only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.briefing import Briefing
+from pipeline.plan import left_out
+from pipeline.settings import Params
+from pipeline.stage import Stage
+from trainers.config import MethodConfig
+
+LEARN = ("train", "val")
+
+
+class EvaluateParams(Params):
+    """What is measured, on which split."""
+
+    split: str = "test"
+    directions: Literal["auto", "t2v", "v2t", "both"] = "auto"  # auto: those of the method's task
+    seed: int = Field(0, ge=0)  # of the bootstrap
+    memory_mb: int = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"memory_mb"})
+
+
+class Pack(Stage[MethodConfig]):
+    """A method's inputs of some splits as contiguous arrays, read from the store once."""
+
+    over = "corpus"
+    runner = "trainers.run:pack"
+
+    def __init__(self, method: str, config: MethodConfig, splits: tuple[str, ...], suffix: str = "") -> None:
+        super().__init__(config)
+        self.name, self.method = f"pack-{method}{suffix}", method
+        self.needs, self._splits = config.features(), splits
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits it packs."""
+        return self._splits
+
+    def brief(self, briefing: Briefing) -> dict[str, Any]:
+        """Who is in each split, and in which row of which segment each feature is."""
+        contents = briefing.contents
+        out = left_out(briefing.states[need] for need in self.needs)
+        splits = {}
+        for split in self._splits:
+            contents.corpus.require_queries(split)
+            items = {digest for digest, _ in contents.gallery(split)} - out
+            captions = [
+                {"key": caption.digest, "item": digest, "text": caption.text}
+                for digest, _, caption in contents.queries(split)
+                if digest in items and caption.digest not in out
+            ]
+            order = [digest for digest, _ in contents.gallery(split) if digest in items]
+            splits[split] = {"items": list(dict.fromkeys(order)), "captions": captions}
+        return {"splits": splits, "rows": {need: briefing.where(need) for need in self.needs}}
+
+    def decisive(self) -> Mapping[str, Any]:
+        """Only the settings that shape the arrays: another learning rate packs nothing again."""
+        return {name: value for name, value in super().decisive().items() if name in self.params.packing}
+
+
+class Train(Stage[MethodConfig]):
+    """A trained method: its best weights, its history, its settings."""
+
+    over = "corpus"
+    runner = "trainers.run:train"
+    worker_kind = "model"
+
+    def __init__(self, method: str, config: MethodConfig) -> None:
+        super().__init__(config)
+        self.name, self.method, self.needs = f"train-{method}", method, (f"pack-{method}",)
+
+
+class Evaluate(Stage[EvaluateParams]):
+    """Metrics with intervals, protocol and rankings of a trained method on a split it has not seen."""
+
+    over = "corpus"
+    runner = "trainers.run:evaluate"
+    worker_kind = "model"
+    settings = EvaluateParams
+
+    def __init__(self, method: str, params: EvaluateParams, packed: str) -> None:
+        super().__init__(params)
+        self.name, self.method, self.needs = f"evaluate-{method}", method, (f"train-{method}", packed)
+
+
+def stages_of(method: str, config: MethodConfig, evaluate: EvaluateParams) -> list[Stage[Any]]:
+    """The stages of a method, from packed inputs to metrics."""
+    learn = Pack(method, config, LEARN)
+    stages: list[Stage[Any]] = [learn]
+    packed = learn
+    if evaluate.split not in LEARN:
+        packed = Pack(method, config, (evaluate.split,), suffix=f"-{evaluate.split}")
+        stages.append(packed)
+    return [*stages, Train(method, config), Evaluate(method, evaluate, packed.name)]

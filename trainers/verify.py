@@ -1,0 +1,164 @@
+"""Runs recorded numerical cases of the methods through our own implementation, a line per quantity.
+
+A case is a .json file with tensors beside it. It is told by what it holds, never by its name; one that no
+method understands is a failure, because a case left out would pass for one that agrees.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.errors import ItemError, UserError, nearest
+
+METHODS = {"hlformer": "trainers.hlformer.verify"}
+FOLDERS = (
+    "gare",
+    "h2arn",
+    "hlformer",
+    "lean",
+    "neighborretr",
+)  # a folder so named holds cases of that method
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One compared quantity: the greatest error relative to the greatest expected value, and what is allowed."""
+
+    name: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance; NaN is not."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "FAIL"
+        note = f"  {self.note}" if self.note else ""
+        return f"{verdict:4}  {self.name:60}  {self.error:9.2e}  (allowed {self.tolerance:.2e}){note}"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A case with all its quantities."""
+
+    path: Path
+    method: str
+    quantities: list[Quantity]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every quantity is within its tolerance, and there is one."""
+        return bool(self.quantities) and all(quantity.ok for quantity in self.quantities)
+
+
+class MethodVerify(Protocol):
+    """What a method's `verify` module offers."""
+
+    def understands(self, case: Mapping[str, Any]) -> bool:
+        """Whether the content of a .json file is a case of the method."""
+        ...
+
+    def run(self, path: Path, case: Mapping[str, Any]) -> Iterator[Quantity]:
+        """Every quantity of the case."""
+        ...
+
+
+def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
+    """The result of each case in and below a folder, in the order of their paths.
+
+    With a method named, every .json file must be a case of it, except those in a folder that bears another
+    method's name. Raises UserError if there is no case at all.
+    """
+    if method is not None and method not in METHODS:
+        raise UserError(f"no cases of a method {method!r} can be run; {nearest(method, METHODS)}")
+    paths = [
+        path
+        for path in sorted(folder.rglob("*.json"))
+        if method is None or not _of_another(path, folder, method)
+    ]
+    if not paths:
+        raise UserError(f"there is no .json file in {folder} or below, so there is no case to run")
+    for path in paths:
+        yield run_case(path, method)
+
+
+def run_case(path: Path, method: str | None = None) -> CaseResult:
+    """One case; whatever keeps it from being run is a failed quantity."""
+    try:
+        case = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return _failed(path, method or "?", f"cannot be read: {error}")
+    name = next((m for m in ([method] if method else METHODS) if _understood(m, case)), None)
+    if name is None:
+        return _failed(path, method or "?", "is no case that is understood here")
+    quantities: list[Quantity] = []
+    try:
+        quantities.extend(_module(name).run(path, case))
+    except (
+        UserError,
+        ItemError,
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+        RuntimeError,
+    ) as error:
+        quantities.append(failure("case", f"cannot be run: {type(error).__name__}: {error}"))
+    return CaseResult(path, name, quantities)
+
+
+def compare(name: str, found: ArrayLike, expected: ArrayLike, allowed: float, note: str = "") -> Quantity:
+    """The greatest absolute difference against the absolute error `allowed`, both over the greatest value expected.
+
+    A wrong shape is an infinite error; so is a NaN.
+    """
+    a, b = np.asarray(found, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    if a.shape != b.shape:
+        return failure(name, f"shape {a.shape}, expected {b.shape}")
+    if b.size == 0:
+        return Quantity(name, 0.0, allowed, note)
+    scale = float(np.abs(b).max()) or 1.0
+    error = float(np.abs(a - b).max())
+    return Quantity(name, error / scale if np.isfinite(error) else np.inf, allowed / scale, note)
+
+
+def same(name: str, found: object, expected: object) -> Quantity:
+    """Whether two values, not numbers alone, are equal."""
+    if found == expected:
+        return Quantity(name, 0.0, 0.0)
+    return failure(name, f"{str(found)[:80]} instead of {str(expected)[:80]}")
+
+
+def failure(name: str, note: str) -> Quantity:
+    """A quantity that fails for a reason that has no number."""
+    return Quantity(name, float("inf"), 0.0, note)
+
+
+def _failed(path: Path, method: str, note: str) -> CaseResult:
+    return CaseResult(path, method, [failure("case", note)])
+
+
+def _understood(method: str, case: Any) -> bool:
+    return isinstance(case, dict) and _module(method).understands(case)
+
+
+def _module(method: str) -> MethodVerify:
+    return importlib.import_module(METHODS[method])  # type: ignore[return-value]
+
+
+def _of_another(path: Path, folder: Path, method: str) -> bool:
+    """Whether a file lies, below the folder, in one named like another method."""
+    parts = path.relative_to(folder).parts[:-1]
+    return method not in parts and any(part in FOLDERS for part in parts)
