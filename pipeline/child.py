@@ -8,6 +8,7 @@ and the kernel ends it with the thread that started it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -66,7 +67,7 @@ class Child:
             self.kill()
         self.owner = threading.current_thread()
         ours, theirs = Pipe()
-        self._words = tempfile.TemporaryFile()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         fd = theirs.fileno()
         command = [sys.executable, "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
         if self.memory_bytes:
@@ -129,10 +130,8 @@ class Child:
         process = self._process
         if process is not None:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=wait_seconds)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
 
     def kill(self) -> None:
@@ -140,10 +139,8 @@ class Child:
         process, self._process = self._process, None
         if process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
         self._connection.close()
         self._words.close()

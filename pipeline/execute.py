@@ -16,6 +16,7 @@ from pipeline import plan
 from pipeline.briefing import Briefing
 from pipeline.child import Child
 from pipeline.contents import Contents
+from pipeline.errors import UserError
 from pipeline.pool import Killed, run_shards
 from pipeline.settings import Options
 from pipeline.shards import cut
@@ -148,6 +149,11 @@ class Runner:
 
     def _mapped(self, state: plan.State, states: Mapping[str, plan.State], report: Report) -> None:
         stage, fp = state.stage, state.fingerprint
+        if not stage.runner:
+            raise UserError(
+                f"the imported features {stage.name} lack {len(state.missing)} of the {len(state.keys)} {stage.over} of "
+                f"{self.contents.corpus.path}; import them again, or use the manifest that the import wrote"
+            )
         workers, device = placement(stage, self.options)
         units = self._units(state, states)
         options = {
@@ -163,10 +169,11 @@ class Runner:
             }  # fmt: skip
 
         shards = cut(state.keys, stage.shard_items, set(state.missing))
-        env = {name: str(options["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         total, seen = len(state.missing), 0
         self.on_progress(Progress(stage.name, 0, total))
-        work = run_shards(stage.runner, shards, request, workers, self.options.stall_seconds, env)
+        work = run_shards(
+            stage.runner, shards, request, workers, self.options.stall_seconds, threads(options["threads"])
+        )
         with contextlib.closing(work):  # type: ignore[type-var]  # a generator: closing kills the workers
             for event in work:
                 if isinstance(event, Killed):
@@ -232,7 +239,7 @@ class Runner:
             request["inputs"] = str(inputs)
         started = time.monotonic()
         self.on_progress(Progress(stage.name, 0, 1))
-        child = Child(stage.runner, env={"OMP_NUM_THREADS": str(cores())})
+        child = Child(stage.runner, env=threads(cores()))
         extra: dict[str, Any] = {}
         try:
             for header, _ in child.call(request):
@@ -253,6 +260,15 @@ class Runner:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def threads(count: int) -> dict[str, str]:
+    """The environment that gives a worker so many threads.
+
+    Idle threads sleep: spinning ones, OpenMP's default, made a training step up to ten times slower on
+    a machine whose cores had other work too, and were no faster on a quiet one.
+    """
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def gpus() -> int:

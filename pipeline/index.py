@@ -134,6 +134,17 @@ class Index:
         """Recorded segments of a fingerprint: id -> bytes."""
         return dict(self.db.execute("SELECT id, bytes FROM segments WHERE fp=?", (fp,)))
 
+    def stage_totals(self, stage: str) -> tuple[int, int]:
+        """Items in all segments of a stage, and the bytes of the segments and of the items' files."""
+        inside = "SELECT fp FROM fingerprints WHERE stage=?"
+        items, size = self.db.execute(
+            f"SELECT COALESCE(SUM(items), 0), COALESCE(SUM(bytes), 0) FROM segments WHERE fp IN ({inside})",
+            (stage,),
+        ).fetchone()
+        sql = f"SELECT COALESCE(SUM(file_bytes), 0) FROM artifacts WHERE fp IN ({inside})"
+        (files,) = self.db.execute(sql, (stage,)).fetchone()
+        return int(items), int(size) + int(files)
+
     def places(self, fp: str) -> dict[str, Place]:
         """Where every item's output of a fingerprint is."""
         rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))

@@ -107,7 +107,8 @@ def survey(stages: Stages, contents: Contents, store: Store, known: Digests) -> 
     return states
 
 
-def _components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -> dict[str, Any]:
+def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -> dict[str, Any]:
+    """What decides the content of a stage's artifacts, besides the items themselves."""
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -121,7 +122,7 @@ def _mapped(
     stage: Stage[Any], keys: Sequence[str], states: Mapping[str, State], contents: Contents, store: Store,
     known: Digests,
 ) -> State:  # fmt: skip
-    fingerprint = Fingerprint.of(_components(stage, states, known))
+    fingerprint = Fingerprint.of(components(stage, states, known))
     places = store.places(stage.name, fingerprint.hex, stage.file_suffix)
     places = {key: places[key] for key in keys if key in places}
     upstream = [states[need] for need in stage.needs]
@@ -139,13 +140,13 @@ def _whole(
     stage: Stage[Any], keys: Sequence[str], states: Mapping[str, State], contents: Contents, store: Store,
     known: Digests,
 ) -> State:  # fmt: skip
-    components = _components(stage, states, known)
+    parts = components(stage, states, known)
     if stage.splits():
-        components["corpus"] = {split: _split_digest(contents, split) for split in stage.splits()}
+        parts["corpus"] = {split: _split_digest(contents, split) for split in stage.splits()}
         out = left_out([states[need] for need in stage.needs])
         if out:
-            components["left_out"] = digest_of(sorted(out))
-    fingerprint = Fingerprint.of(components)
+            parts["left_out"] = digest_of(sorted(out))
+    fingerprint = Fingerprint.of(parts)
     ready = all(states[need].complete for need in stage.needs)
     done = ready and store.has_run(stage.name, fingerprint.hex)
     return State(stage, fingerprint, keys, missing=() if done else keys)

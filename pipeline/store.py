@@ -126,7 +126,8 @@ class Store:
 
     def reader(self, stage: str, fp: str) -> FeatureReader:
         """The features of a fingerprint, by item."""
-        return FeatureReader({i: (self.segment_path(stage, fp, p.segment), p.row) for i, p in self.places(stage, fp).items()})  # fmt: skip
+        places = self.places(stage, fp)
+        return FeatureReader({i: (self.segment_path(stage, fp, p.segment), p.row) for i, p in places.items()})
 
     # folders ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pipeline.settings import Params
 class Recipe(Params):
     """How a method is trained; a method's own config narrows the defaults to its published ones."""
 
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(100, ge=0)  # 0: keep the weights it starts from
     batch_size: int = Field(128, ge=1)  # items a step, over all processes
     accumulate: int = Field(1, ge=1)  # steps whose gradients are added before an update
     lr: float = Field(1e-4, gt=0)
@@ -30,6 +30,8 @@ class MethodConfig(Recipe):
 
     video_features: str = "clip"  # the stage whose rows are the frames of a video
     text_features: str = "clip_text"  # the stage whose rows are the tokens of a caption
+
+    weights: str = ""  # a folder that `crossreel import checkpoint` wrote, to start from; else random
 
     packing: ClassVar[frozenset[str]] = frozenset({"video_features", "text_features"})
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")

@@ -40,7 +40,7 @@ def write_ragged(
 ) -> None:
     """Write arrays (rows_i, ...) end to end; the lengths are known beforehand, so memory holds one array."""
     offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
-    out: NDArray | None = None
+    out: np.memmap | None = None
     for index, array in enumerate(arrays):
         if len(array) != lengths[index]:
             raise ValueError(f"{name}[{index}] has {len(array)} rows, {lengths[index]} were announced")

@@ -105,7 +105,7 @@ def evaluate(
     for direction in directions:
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
-    rows = _score_rows(method, data, split, index, device, memory_mb)
+    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
     ranking = _rank(rows, index, directions)
     tied = any(ranks.differ for ranks in ranking.ranks.values())
     strict = {direction: ranks.strict for direction, ranks in ranking.ranks.items()}
@@ -133,7 +133,7 @@ def validation_figure(
     everywhere, and would be kept as the best.
     """
     item = _caption_item(index)
-    rows = _score_rows(method, data, split, index, device, memory_mb)
+    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
     return metrics(join([text_ranks(scores, item[where]) for where, scores in rows]).mean)["SumR"]
 
 
@@ -178,6 +178,7 @@ def _score_rows(
     data: MethodData,
     split: str,
     index: SplitIndex,
+    *,
     device: str | torch.device,
     memory_mb: int,
 ) -> ScoreRows:

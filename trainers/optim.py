@@ -98,13 +98,13 @@ class BertAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if params:
                 self._update(params, group)
             group["updates"] += 1
         return loss
 
-    def _update(self, params: list[Parameter], group: dict[str, Any]) -> None:
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """The update of one group as lists of tensors: a few calls for hundreds of parameters."""
         grads = [p.grad for p in params if p.grad is not None]
         if group["max_grad_norm"] > 0:
@@ -122,7 +122,7 @@ class BertAdam(Optimizer):
             torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
         torch._foreach_addcdiv_(params, first, below, value=-rate)
 
-    def _moments(self, params: list[Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+    def _moments(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         for p in params:
             if not self.state[p]:
                 self.state[p] = {"first": torch.zeros_like(p), "second": torch.zeros_like(p)}

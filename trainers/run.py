@@ -25,10 +25,11 @@ from trainers.evaluate import evaluate as measure
 from trainers.evaluate import validation_figure
 from trainers.method import Method
 from trainers.progress import Progress
-from trainers.stages import EvaluateParams
+from trainers.seeds import seed_everything
+from trainers.stages import WEIGHTS, EvaluateParams
 
 FIGURE = "SumR"  # what early stopping watches
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+CONFIG = "config.json"
 
 
 class Declared:
@@ -82,9 +83,16 @@ def train(request: dict[str, Any], send: Send) -> None:
     (packed,) = (Path(path) for path in request["needs"].values())
     device = torch.device(request["device"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    torch.manual_seed(config.seed)  # of the initial weights
+    seed_everything(config.seed)  # of the initial weights
     data = declared.data.open_data(packed, config)
     method: Method = declared.model.build(config, data)
+    if config.weights:
+        checkpoint.load_weights(Path(config.weights) / WEIGHTS, method)
+    if config.epochs == 0:
+        _finish(
+            folder, request["method"], config, method, {"epochs": 0, "best_epoch": 0, "validation": {}}, send
+        )
+        return
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.model.optimizer(config, method, updates * config.epochs)
     index = SplitIndex.read(packed / "splits" / "val.json")
@@ -98,14 +106,21 @@ def train(request: dict[str, Any], send: Send) -> None:
     result = fit(
         method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device, on_progress=tell
     )  # fmt: skip
-    checkpoint.save_weights(folder / WEIGHTS, method, {"method": request["method"]})
-    write_json(folder / CONFIG, {"method": request["method"], "config": config.model_dump(mode="json")})
+    summary = {
+        name: getattr(result, name) for name in ("best_epoch", "epochs", "validation", "stopped_early")
+    }
+    _finish(folder, request["method"], config, method, summary, send)
+
+
+def _finish(
+    folder: Path, name: str, config: MethodConfig, method: Method, summary: dict[str, Any], send: Send
+) -> None:
+    """Leave the weights and settings in the folder, and none of what only a resumption needs."""
     for path in folder.glob("*.safetensors"):
-        if path.name != WEIGHTS:
-            path.unlink()  # what only a resumption needs: twice the weights and the optimizer
-    parameters = sum(p.numel() for p in method.parameters())
-    send({"record": {"best_epoch": result.best_epoch, "epochs": result.epochs, "validation": result.validation,
-                     "stopped_early": result.stopped_early, "parameters": parameters}}, {})  # fmt: skip
+        path.unlink()  # the optimizer, and the weights twice
+    checkpoint.save_weights(folder / WEIGHTS, method, {"method": name})
+    write_json(folder / CONFIG, {"method": name, "config": config.model_dump(mode="json")})
+    send({"record": summary | {"parameters": sum(p.numel() for p in method.parameters())}}, {})
 
 
 def evaluate(request: dict[str, Any], send: Send) -> None:

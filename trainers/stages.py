@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.briefing import Briefing
+from pipeline.errors import UserError
 from pipeline.plan import left_out
 from pipeline.settings import Params
-from pipeline.stage import Stage
+from pipeline.stage import Digests, Stage
 from trainers.config import MethodConfig
 
 LEARN = ("train", "val")
+WEIGHTS = "weights.safetensors"
 
 
 class EvaluateParams(Params):
@@ -74,6 +77,21 @@ class Train(Stage[MethodConfig]):
     def __init__(self, method: str, config: MethodConfig) -> None:
         super().__init__(config)
         self.name, self.method, self.needs = f"train-{method}", method, (f"pack-{method}",)
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digest of the weights it starts from, if it does."""
+        if not self.params.weights:
+            return {}
+        path = Path(self.params.weights) / WEIGHTS
+        if not path.is_file():
+            raise UserError(
+                f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"
+            )
+        return {"start": known.file(path)}
+
+    def decisive(self) -> Mapping[str, Any]:
+        """Its settings; the place of the weights it starts from does not count."""
+        return {name: value for name, value in super().decisive().items() if name != "weights"}
 
 
 class Evaluate(Stage[EvaluateParams]):

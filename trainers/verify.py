@@ -15,17 +15,16 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
+from safetensors import SafetensorError
 
 from pipeline.errors import ItemError, UserError, nearest
 
 METHODS = {"hlformer": "trainers.hlformer.verify"}
-FOLDERS = (
-    "gare",
-    "h2arn",
-    "hlformer",
-    "lean",
-    "neighborretr",
-)  # a folder so named holds cases of that method
+FOLDERS = ("gare", "h2arn", "hlformer", "lean", "neighborretr")
+"""Names of methods: a folder so named holds cases of that method."""
+
+BROKEN = (UserError, ItemError, OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError)
+"""What a case that is damaged or does not fit can raise while it is run."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +104,7 @@ def run_case(path: Path, method: str | None = None) -> CaseResult:
     quantities: list[Quantity] = []
     try:
         quantities.extend(_module(name).run(path, case))
-    except (
-        UserError,
-        ItemError,
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        IndexError,
-        RuntimeError,
-    ) as error:
+    except BROKEN as error:
         quantities.append(failure("case", f"cannot be run: {type(error).__name__}: {error}"))
     return CaseResult(path, name, quantities)
 
@@ -155,7 +145,7 @@ def _understood(method: str, case: Any) -> bool:
 
 
 def _module(method: str) -> MethodVerify:
-    return importlib.import_module(METHODS[method])  # type: ignore[return-value]
+    return importlib.import_module(METHODS[method])
 
 
 def _of_another(path: Path, folder: Path, method: str) -> bool:

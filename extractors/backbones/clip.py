@@ -55,37 +55,45 @@ class ClipBackbone:
         self._resize, self._mean, self._std = _preprocessing(model, network, published)
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
 
-    @torch.inference_mode()
     def image_features(self, frames: NDArray[np.uint8]) -> Floats:
         """Projected features (N, D), not normalised, of RGB frames (N, H, W, 3)."""
-        pixels = self.pixels(torch.from_numpy(np.ascontiguousarray(frames)).to(self.device))
+        return self.crop_features(self.crops(frames))
+
+    def crops(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Frames (N, H, W, 3) resized and cropped to the network's size by open_clip's own steps, (N, 3, S, S)."""
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        cropped: NDArray[np.uint8] = self._resize(pixels).contiguous().numpy()
+        return cropped
+
+    @torch.inference_mode()
+    def crop_features(self, crops: NDArray[np.uint8]) -> Floats:
+        """Projected features (N, D), not normalised, of what `crops` made."""
+        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
         with self._autocast():
-            features = self.network.encode_image(pixels)
+            features = self.network.encode_image((pixels.float() / 255 - self._mean) / self._std)
         return features.float().cpu().numpy()
 
     @torch.inference_mode()
-    def text_tokens(self, texts: Sequence[str]) -> tuple[list[Floats], Floats]:
-        """Projected token states, one (t, D) array a caption, and their ends (N, D), which CLIP itself keeps.
+    def text_tokens(self, texts: Sequence[str]) -> tuple[list[Floats], list[Floats], Floats]:
+        """Token states (t, width) and projected ones (t, D), an array a caption, and their ends (N, D).
 
-        A caption's states run from the start token to the end token: open_clip pads behind it and masks
-        nothing, so that what stands there means nothing. Longer captions lose their tail, as in open_clip.
+        States are the last hidden ones after the final norm; a projected end is the vector CLIP itself
+        keeps of a caption. They run from the start token to the end token: open_clip pads behind it and
+        masks nothing, so that what stands there means nothing. Longer captions lose their tail, as in
+        open_clip.
         """
-        if not texts:
-            return [], np.zeros((0, self.dims), np.float32)
         tokens = self._tokenize(list(texts)).to(self.device)
         ends = tokens.argmax(dim=-1)  # the end token is the highest number there is
         with self._autocast():
-            states = self._text_states(tokens, ends).float().cpu().numpy()
-        ragged = [row[: end + 1].copy() for row, end in zip(states, ends.tolist())]
-        return ragged, np.stack([row[-1] for row in ragged])
-
-    def pixels(self, frames: Tensor) -> Tensor:
-        """Network input (N, 3, size, size) of uint8 frames (N, H, W, 3): open_clip's own steps, on tensors."""
-        resized = self._resize(frames.permute(0, 3, 1, 2))
-        return (resized.float() / 255 - self._mean) / self._std
+            hidden = self._text_states(tokens, ends)
+            projected = self._project(hidden)
+        kept = [end + 1 for end in ends.tolist()]
+        as_numpy = (states.float().cpu().numpy() for states in (hidden, projected))
+        ragged, shared = ([row[:n].copy() for row, n in zip(rows, kept, strict=True)] for rows in as_numpy)
+        return ragged, shared, np.stack([row[-1] for row in shared])
 
     def _text_states(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        """Last hidden states after the final norm, projected, (N, L, D).
+        """Last hidden states after the final norm, (N, L, width).
 
         Under a causal mask no state depends on what follows it, so the padding behind the longest
         caption of the batch is left out: captions fill 10 to 20 of 77 positions.
@@ -96,11 +104,16 @@ class ClipBackbone:
             tokens = tokens[:, : int(ends.max()) + 1]
             mask = mask[: tokens.shape[1], : tokens.shape[1]]
         states = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
-        states = text.ln_final(text.transformer(states, attn_mask=mask))
-        projection = text.text_projection
+        out: Tensor = text.ln_final(text.transformer(states, attn_mask=mask))
+        return out
+
+    def _project(self, states: Tensor) -> Tensor:
+        """States (N, L, width) in the space that captions and frames share, (N, L, D)."""
+        projection = getattr(self.network, "text", self.network).text_projection
         if projection is None:
             return states
-        return projection(states) if isinstance(projection, nn.Linear) else states @ projection
+        out: Tensor = projection(states) if isinstance(projection, nn.Linear) else states @ projection
+        return out
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -124,6 +137,8 @@ def initialise(network: nn.Module, seed: int) -> None:
 
 def _spread(name: str, parameter: Tensor) -> float:
     """The standard deviation of a random weight."""
+    if name.endswith("positional_embedding"):
+        return 0.3  # of the content's, which has to stay in sight where positions are averaged
     if "embedding" in name:
         return 1.0
     if name.endswith(("proj", "projection")):  # stored as (in, out)

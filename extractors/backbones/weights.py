@@ -7,13 +7,13 @@ weights for tests and the demo. Nothing is fetched unless `download` says so.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extractors.backbones import clip_configs
 from pipeline.errors import UserError, nearest
+from pipeline.stage import Digests
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,20 +22,26 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
 
 
-def identity(model: str, weights: str) -> str | None:
+def identity(model: str, weights: str, known: Digests) -> str | None:
     """What a fingerprint says of these weights, or None if a tag's file is not on this machine.
 
     "seed:N" is its own identity, a file is known by its digest, wherever it lies. A network described
-    by the user's own file adds the digest of that description. Only a tag needs open_clip (seconds).
+    by the user's own file adds the digest of that description. `known` remembers digests and where a
+    tag's file was found: finding it needs open_clip, which takes seconds to import.
     """
     if seed_of(weights) is not None:
         name = weights
     else:
-        path = locate(model, weights)
+        clip_configs.path_of(model)  # complains about an unknown name at once
+        path = Path(weights) if is_path(weights) else known.located(
+            f"clip {model} {weights}", lambda: locate(model, weights)
+        )  # fmt: skip
         if path is None:
             return None
-        name = f"sha256:{_sha256(path)}"
-    return f"{name}+sha256:{_sha256(clip_configs.path_of(model))}" if clip_configs.is_path(model) else name
+        if not path.is_file():
+            raise UserError(f"no weights file {path}")
+        name = known.file(path)
+    return f"{name} of {known.file(clip_configs.path_of(model))}" if clip_configs.is_path(model) else name
 
 
 def seed_of(weights: str) -> int | None:
@@ -160,8 +166,3 @@ def _not_here(model: str, weights: str, why: str) -> str:
         f"weights {weights!r} of {model} are not on this machine and {why}; "
         "set extractors.clip.weights to a local file, or to seed:0 for random ones"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

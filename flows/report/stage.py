@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import Field
+
 from pipeline.briefing import Briefing
+from pipeline.contents import Contents
 from pipeline.settings import Params
 from pipeline.stage import Stage
 
@@ -14,7 +17,7 @@ class ReportParams(Params):
     """Which methods it compares."""
 
     methods: tuple[str, ...]
-    queries_shown: int = 6  # of each method: half found first, half missed
+    queries_shown: int = Field(default=6, ge=0, le=100)  # of each method: half found first, half missed
 
 
 class Report(Stage[ReportParams]):
@@ -66,8 +69,18 @@ class Report(Stage[ReportParams]):
             "items": {
                 key: {"id": item.id, "video": videos.get(key)} for key, item in contents.items().items()
             },
-            "captions": {
-                key: {"id": caption.id, "start": caption.start, "end": caption.end}
-                for key, caption in contents.captions().items()
-            },
+            "captions": _captions(contents),
         }
+
+
+def _captions(contents: Contents) -> dict[str, dict[str, dict[str, Any]]]:
+    """Caption digest -> item digest -> id and moments: one text may describe several items and moments."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for item in contents.corpus.items:
+        if item.id in contents.digests:
+            for caption in item.captions:
+                known = out.setdefault(caption.digest, {})
+                told = known.setdefault(contents.digests[item.id], {"id": caption.id, "moments": []})
+                if caption.start is not None and caption.end is not None:
+                    told["moments"].append([caption.start, caption.end])
+    return out

@@ -34,8 +34,10 @@ class MsSl:
         videos: dict[str, list[str]],
         splits: dict[str, tuple[list[str], list[Caption]]],
         text_file: Path,
+        visual_name: str,
     ) -> None:
         self.splits = splits
+        self.visual_name, self.text_name = visual_name, text_file.stem
         self._features, self._rows, self._videos = features, rows, videos
         self._text_file = text_file
         self._text = h5py.File(text_file, "r")
@@ -46,7 +48,9 @@ class MsSl:
         visual = _only(folder / "FeatureData", visual_feature, "visual feature", lambda p: p.is_dir())
         text = _only(folder / "TextData", text_file, "text feature file", _is_hdf5)
         features, rows = _open_rows(visual)
-        return cls(features, rows, _read_videos(visual / "video2frames.txt"), _read_splits(folder), text)
+        return cls(
+            features, rows, _read_videos(visual / "video2frames.txt"), _read_splits(folder), text, visual.name
+        )
 
     def __enter__(self) -> MsSl:
         return self
@@ -152,15 +156,14 @@ def _read_splits(folder: Path) -> dict[str, tuple[list[str], list[Caption]]]:
     """Videos in order of first appearance and captions in file order, of each split."""
     splits = {}
     for split in SPLITS:
-        path = _only(
-            folder / "TextData",
-            None,
-            f"{split} caption file",
-            lambda p: p.name.endswith(f"{split}.caption.txt"),
-        )
+        path = _only(folder / "TextData", None, f"{split} caption file", _ends(f"{split}.caption.txt"))
         captions = list(_read_captions(path))
         splits[split] = (list(dict.fromkeys(video for _, _, video in captions)), captions)
     return splits
+
+
+def _ends(suffix: str) -> Callable[[Path], bool]:
+    return lambda path: path.name.endswith(suffix)
 
 
 def _read_captions(path: Path) -> Iterator[Caption]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError, UserError
 from trainers.data import SplitIndex
 from trainers.evaluate import evaluate, split_digest, validation_figure
-from trainers.method import Batch, Encoded, Method, MethodData
+from trainers.method import Batch, Encoded, Method
 from trainers.metrics import ItemRanks, metrics, text_ranks
 
 WIDTH, ITEMS, CAPTIONS = 512, 301, 257  # at 1 MB: several blocks of rows, several tiles of items, none even
@@ -48,7 +48,7 @@ class Dot(Method):
         return texts["vector"] @ items["vector"].T
 
 
-class Data(MethodData):
+class Data:
     """Features of a split; captions are handed out in another order than they are judged in."""
 
     def __init__(self, items: int = ITEMS, captions: int = CAPTIONS) -> None:
@@ -56,6 +56,12 @@ class Data(MethodData):
         self.items = torch.randint(-2, 3, (items, 4), generator=generator).float()
         self.texts = torch.randint(-2, 3, (captions, 4), generator=generator).float()
         self.order = torch.randperm(captions, generator=generator)
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def train_steps(self, world: int = 1) -> int:
+        raise NotImplementedError
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         yield from ({"x": x} for x in self.items.split(64))
@@ -86,7 +92,7 @@ def full_matrix(method: Dot, data: Data) -> np.ndarray:
 def test_blocks_of_any_size_give_what_the_whole_matrix_gives(memory_mb: int) -> None:
     method, data, index = Dot(), Data(), split_index()
     scores, item = full_matrix(method, data), np.array(index.caption_item)
-    result = evaluate(method, data, "test", index, ("t2v", "v2t"), memory_mb=memory_mb)
+    result = evaluate(method, data, "test", index, directions=("t2v", "v2t"), memory_mb=memory_mb)
     ranking = result.ranking
     assert np.array_equal(ranking.ranks["t2v"].mean, text_ranks(scores, item).mean)
     assert np.array_equal(ranking.ranks["t2v"].strict, text_ranks(scores, item).strict)
@@ -103,20 +109,29 @@ def test_blocks_of_any_size_give_what_the_whole_matrix_gives(memory_mb: int) -> 
 
 def test_small_memory_cuts_texts_and_items_unevenly_and_scores_again_for_the_second_pass() -> None:
     method = Dot()
-    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1)
+    evaluate(method, Data(), "test", split_index(), directions=("t2v", "v2t"), memory_mb=1)
     assert len({rows for rows, _ in method.calls}) == len({columns for _, columns in method.calls}) == 2
     assert sum(rows * columns for rows, columns in method.calls) == 2 * ITEMS * CAPTIONS
 
 
 def test_both_directions_score_every_pair_once_where_the_matrix_fits() -> None:
     method = Dot()
-    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"))
+    evaluate(method, Data(), "test", split_index(), directions=("t2v", "v2t"))
     assert method.calls == [(CAPTIONS, ITEMS)]
+
+
+def test_one_direction_alone_has_the_figures_it_has_beside_the_other() -> None:
+    method, data, index = Dot(), Data(), split_index()
+    both = evaluate(method, data, "test", index, ("t2v", "v2t"))
+    for direction in ("t2v", "v2t"):
+        alone = evaluate(method, data, "test", index, (direction,))
+        assert alone.metrics == {direction: both.metrics[direction]}
+        assert list(alone.protocol["directions"]) == list(alone.ranking.ranks) == [direction]
 
 
 def test_every_item_and_caption_is_encoded_exactly_once() -> None:
     method = Dot()
-    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1)
+    evaluate(method, Data(), "test", split_index(), directions=("t2v", "v2t"), memory_mb=1)
     assert method.encoded == {"texts": CAPTIONS, "items": ITEMS}
 
 
@@ -152,12 +167,12 @@ def test_second_figure_is_absent_where_nothing_is_tied() -> None:
     data.items[:, :] = torch.arange(ITEMS)[:, None].float()
     method = Ordered()
     method.item.weight.data[0] = 1.0
-    assert evaluate(method, data, "test", split_index(), ("t2v",)).mean_ties == {}
+    assert evaluate(method, data, "test", split_index()).mean_ties == {}
 
 
 def test_written_folder_holds_metrics_ranks_and_queries(tmp_path: Path) -> None:
     method, data, index = Dot(), Data(), split_index()
-    result = evaluate(method, data, "test", index, ("t2v", "v2t"), seed=3)
+    result = evaluate(method, data, "test", index, directions=("t2v", "v2t"), seed=3)
     result.write(tmp_path)
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert set(summary) == {"metrics", "mean_ties", "protocol"}
@@ -175,7 +190,7 @@ def test_written_folder_holds_metrics_ranks_and_queries(tmp_path: Path) -> None:
 
 def test_protocol_says_what_was_judged() -> None:
     index = split_index()
-    protocol = evaluate(Dot(), Data(), "test", index, ("t2v", "v2t")).protocol
+    protocol = evaluate(Dot(), Data(), "test", index, directions=("t2v", "v2t")).protocol
     captions = np.bincount(index.caption_item, minlength=ITEMS)
     assert protocol["split"] == "test" and protocol["split_digest"] == split_digest(index)
     assert protocol["captions_per_item"] == {
@@ -204,7 +219,7 @@ def test_split_without_captions_or_items_and_an_unknown_direction_are_the_users_
     with pytest.raises(UserError, match="'val' has no items, so there is no gallery"):
         validation_figure(Dot(), Data(0, 0), "val", split_index(0, 0))
     with pytest.raises(UserError, match="unknown direction 't2i'; did you mean 't2v'"):
-        evaluate(Dot(), Data(), "test", split_index(), ("t2i",))
+        evaluate(Dot(), Data(), "test", split_index(), directions=("t2i",))
 
 
 def test_scores_that_are_not_numbers_stop_the_evaluation() -> None:

@@ -8,7 +8,9 @@ import torch
 from trainers.scoring import max_similarity
 
 
-@pytest.mark.parametrize(("texts", "items", "length"), [(1100, 7, 128), (3, 50, 1), (1, 1, 5), (40, 301, 64)])
+@pytest.mark.parametrize(
+    ("texts", "items", "length"), [(1100, 35, 128), (3, 50, 1), (1, 1, 5), (700, 301, 64)]
+)
 def test_chunks_that_split_unevenly_equal_one_product_in_double_precision(
     texts: int, items: int, length: int
 ) -> None:

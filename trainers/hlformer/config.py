@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from trainers.config import Recipe
+from trainers.config import MethodConfig
 
 Preset = Literal["tvr", "act", "cha"]
 
@@ -51,20 +51,24 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 
 
-class HLFormerConfig(Recipe):
+class HLFormerConfig(MethodConfig):
     """HLFormer's recipe; a preset fills every published value of its corpus that is not set explicitly."""
 
+    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {"map_size", "max_ctx_l", "max_desc_l"}
+    directions: ClassVar[tuple[str, ...]] = ("t2v",)  # the task asks which video holds a moment
+    speed_only: ClassVar[frozenset[str]] = frozenset({"item_batch", "text_batch"})
+
     preset: Preset = "tvr"
-    video_features: str = "clip"  # the stage whose rows are the frames of a video
-    text_features: str = "clip_text"  # the stage whose rows are the tokens of a caption
 
     map_size: int = Field(32, ge=2)  # clips a video is pooled to
-    max_ctx_l: int = Field(128, ge=2)  # frames a video is pooled to, if it has more; padded to, if fewer
+    max_ctx_l: int = Field(128, ge=2, validate_default=True)  # frames: more are pooled to it, fewer padded
     max_desc_l: int = Field(30, ge=1)  # tokens kept of a caption
 
     hidden_size: int = Field(384, ge=1)
-    heads: int = Field(4, ge=1)
-    lorentz_dim: int = Field(127, ge=1)  # points have one coordinate more, which the heads share evenly
+    heads: int = Field(4, ge=1, validate_default=True)
+    lorentz_dim: int = Field(
+        127, ge=1, validate_default=True
+    )  # points have one coordinate more, shared by the heads
     blocks: int = Field(8, ge=2)  # half of them Euclidean, half Lorentz; a published act run had 6
     window: Literal["multiply", "additive"] = "multiply"  # additive: log-window added, which is local
     tau: float = Field(PRESETS["tvr"]["tau"], gt=0)  # temperature of the aggregation of blocks
@@ -135,3 +139,6 @@ class HLFormerConfig(Recipe):
         if value % 2:
             raise ValueError("it must be even: half Euclidean, half Lorentz")
         return value
+
+
+CONFIG: type[HLFormerConfig] = HLFormerConfig

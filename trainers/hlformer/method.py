@@ -68,7 +68,7 @@ class HLFormer(Method):
     def terms(
         self, out: TrainingOutputs, owner: Tensor, clip: Negatives | None, frame: Negatives | None
     ) -> dict[str, Tensor]:
-        """Every loss term with its weight; a branch without negatives has no triplet term."""
+        """Every loss term with its weight; a branch without negatives has a triplet term of 0."""
         c = self.config
         with torch.autocast(owner.device.type, enabled=False):
             terms = {
@@ -79,10 +79,12 @@ class HLFormer(Method):
                 "partial_order": c.partial_order_weight
                 * losses.partial_order(out.texts_space, out.videos_space, owner, out.c),
             }
-            if clip is not None:
-                terms["clip_triplet"] = losses.triplet(out.clip.cos, owner, clip, c.margin)
-            if frame is not None:
-                terms["frame_triplet"] = losses.triplet(out.frame.cos, owner, frame, c.margin)
+            for name, scores, negatives in (("clip", out.clip.cos, clip), ("frame", out.frame.cos, frame)):
+                terms[f"{name}_triplet"] = (
+                    scores.new_zeros(())
+                    if negatives is None
+                    else losses.triplet(scores, owner, negatives, c.margin)
+                )
         return terms
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -98,7 +100,7 @@ class HLFormer(Method):
 
     def _warn_single(self) -> None:
         if not self._warned:
-            log.warning("a batch of 1 video has no negatives: its triplet terms are left out")
+            log.warning("a batch of 1 video has no negatives: its triplet terms are 0")
             self._warned = True
 
     def encode_texts(self, batch: Batch) -> Encoded:

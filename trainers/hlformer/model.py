@@ -91,16 +91,24 @@ class PositionEmbedding(nn.Module):
         return self.drop(self.LayerNorm(x + self.position_embeddings.weight[: x.shape[1]]))
 
 
-class GaussianAttention(nn.Module):
-    """Multi-head attention without output projection, its logits under a Gaussian window if a width is given."""
+class Projections(nn.Module):
+    """The three linear maps of an attention and the dropout of its probabilities."""
 
-    def __init__(self, config: HLFormerConfig, width: float | None = None) -> None:
+    def __init__(self, config: HLFormerConfig) -> None:
         super().__init__()
-        self.heads, self.width, self.window = config.heads, width, config.window
+        self.heads = config.heads
         self.query, self.key, self.value = (
             nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3)
         )
         self.drop = nn.Dropout(config.dropout)
+
+
+class GaussianAttention(Projections):
+    """Multi-head attention without output projection, its logits under a Gaussian window if a width is given."""
+
+    def __init__(self, config: HLFormerConfig, width: float | None = None) -> None:
+        super().__init__(config)
+        self.width, self.window = width, config.window
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attended tokens (N, L, D); mask (N, L) is 1 for keys that exist."""
@@ -111,10 +119,10 @@ class GaussianAttention(nn.Module):
         return (self.drop(logits.softmax(-1)) @ v).transpose(1, 2).flatten(2)
 
 
-class PoolingAttention(GaussianAttention):
+class PoolingAttention(Projections):
     """One query token of each sequence attends to every block's output of that sequence."""
 
-    def pool(self, token: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, token: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:
         """Pooled tokens (N, K, D) of block outputs (N, K, L, D) for the token (N, 1, D).
 
         The projections of keys and values are folded onto the one query and the pooled row: K L projections
@@ -165,8 +173,9 @@ class LorentzMultiAttention(nn.Module):
         self.width, self.window = width, config.window
         self.scale = nn.Parameter(torch.tensor([math.sqrt(coordinates)]))
         self.bias = nn.Parameter(torch.tensor(0.0))
-        for name in ("linear_keys", "linear_values", "linear_query"):
-            self.add_module(name, HyperbolicLinear(coordinates, config.heads, config.dropout))
+        self.linear_keys, self.linear_values, self.linear_query = (
+            HyperbolicLinear(coordinates, config.heads, config.dropout) for _ in range(3)
+        )
 
     def logits(self, query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """Minus squared distances, scaled (N, H, L, L): (2 + 2 <q, k>) / c + b, then window and key mask."""
@@ -224,8 +233,8 @@ class FeedForward(nn.Module):
         return self.layer2(self.drop(self.layer1(x).relu()))
 
 
-class AttentionBlock(nn.Module):
-    """Attention, then a feed-forward, each added to its input and normalised."""
+class ResidualShell(nn.Module):
+    """An attention, then a feed-forward, each added to its input and normalised."""
 
     def __init__(self, attention: nn.Module, config: HLFormerConfig, inner: int) -> None:
         super().__init__()
@@ -235,25 +244,32 @@ class AttentionBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Attended tokens (N, L, D)."""
-        return self.finish(x, self.self(x, mask))
-
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention; x (N, 1 or L, D) is its residual."""
+        """What follows the attention; x, which broadcasts, is its residual."""
         x = self.norm1(x + self.drop(attended))
         return self.norm2(x + self.drop(self.output(x)))
 
 
-class PoolingBlock(AttentionBlock):
+class AttentionBlock(ResidualShell):
+    """A block of self-attention with a feed-forward of four times the width."""
+
+    def __init__(self, attention: nn.Module, config: HLFormerConfig) -> None:
+        super().__init__(attention, config, 4 * config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attended tokens (N, L, D)."""
+        return self.finish(x, self.self(x, mask))
+
+
+class PoolingBlock(ResidualShell):
     """The block that reads one vector out of each block's output, guided by the mean token."""
 
     def __init__(self, config: HLFormerConfig) -> None:
         super().__init__(PoolingAttention(config), config, config.hidden_size)
 
-    def forward(self, token: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(self, token: Tensor, outputs: Tensor, mask: Tensor | None) -> Tensor:
         """Vectors (N, K, D) of block outputs (N, K, L, D) for the token (N, 1, D)."""
-        return self.finish(token, self.self.pool(token, outputs, mask))
+        return self.finish(token, self.self(token, outputs, mask))
 
 
 class MixtureEncoder(nn.Module):
@@ -264,10 +280,10 @@ class MixtureEncoder(nn.Module):
         d, half = config.hidden_size, config.blocks // 2
         widths = [None, *(float(2**i) for i in range(1, half))]
         self.e_attns = nn.ModuleList(
-            AttentionBlock(GaussianAttention(config, width), config, 4 * d) for width in widths
+            AttentionBlock(GaussianAttention(config, width), config) for width in widths
         )
         self.h_attns = nn.ModuleList(
-            AttentionBlock(LorentzAttention(config, width), config, 4 * d) for width in widths
+            AttentionBlock(LorentzAttention(config, width), config) for width in widths
         )
         self.ca = PoolingBlock(config)
         self.layer1, self.layer2 = nn.Linear(d, d), nn.Linear(d, length)
@@ -313,7 +329,7 @@ class HLFormerNetwork(nn.Module):
         self.clip_pos_embed = PositionEmbedding(config.max_ctx_l, d, drop)
         self.frame_pos_embed = PositionEmbedding(config.max_ctx_l, d, drop)
         self.query_input_proj = InputProjection(text_dim, d, drop)
-        self.query_encoder = AttentionBlock(GaussianAttention(config), config, 4 * d)
+        self.query_encoder = AttentionBlock(GaussianAttention(config), config)
         self.clip_input_proj = InputProjection(visual_dim, d, drop)
         self.clip_encoder = MixtureEncoder(config, config.map_size)
         self.frame_input_proj = InputProjection(visual_dim, d, drop)
@@ -343,7 +359,7 @@ class HLFormerNetwork(nn.Module):
         x = self.query_encoder(x, mask)
         logits = self.modular_vector_mapping(x).squeeze(-1).float()
         weights = (logits * mask + (1 - mask) * MASKED_TOKEN_LOGIT).softmax(1)
-        return torch.einsum("ql,qld->qd", weights, x.float())
+        return (weights[..., None] * x.float()).sum(1)  # no product: autocast would round it to bfloat16
 
     def videos(self, clips: Tensor, frames: Tensor, mask: Tensor) -> VideoTokens:
         """Tokens of clip rows (N, map_size, visual_dim) and frame rows (N, L, visual_dim) with mask (N, L)."""

@@ -6,6 +6,7 @@ Their state dict repeats the constant curvature 1 of every Lorentz module: dropp
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import sys
@@ -20,9 +21,13 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.store import write_json
+from trainers.checkpoint import fill_weights, save_weights
+from trainers.checkpoint import load as load_tensors
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
 from trainers.optim import NO_DECAY, BertAdam
+from trainers.stages import WEIGHTS
 
 CURVATURE = "manifold.k"
 SCHEDULE_MODULE = "Opts.optimization"
@@ -321,3 +326,31 @@ def _schedule_module() -> Iterator[None]:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
+
+
+def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+    checkpoint = read(file)
+    method = method_from(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"method": "hlformer", "epoch": checkpoint.epoch, "validation": checkpoint.model_val}
+    save_weights(folder / WEIGHTS, method, about)
+    write_json(
+        folder / "config.json", {"method": "hlformer", "config": method.config.model_dump(mode="json")}
+    )
+    usual = HLFormerConfig(preset=method.config.preset).model_dump(mode="json")
+    settings = method.config.model_dump(mode="json")
+    return {"preset": method.config.preset} | {n: v for n, v in settings.items() if v != usual[n]}
+
+
+def export_checkpoint(trained: Path, file: Path) -> None:
+    """Write a trained method's folder as a checkpoint that the authors' code loads; its optimizer is fresh."""
+    saved = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    config = HLFormerConfig(**saved["config"])
+    tensors, about = load_tensors(trained / WEIGHTS)
+    state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+    known = sizes(state)
+    method = HLFormer(config, known["visual_dim"], known["text_dim"])
+    fill_weights(method, tensors, str(trained))
+    ours = optimizer(config, method, total_steps=1)
+    write(file, method, ours, int(about.get("epoch", 0)), [float(v) for v in about.get("validation", [])])

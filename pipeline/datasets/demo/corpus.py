@@ -6,19 +6,17 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
-
 from pipeline.datasets.demo.drawing import FPS, HEIGHT_PIXELS, WIDTH_PIXELS, frames
 from pipeline.datasets.demo.grammar import caption
 from pipeline.datasets.demo.scenes import MOST_SCENES, Scene, draw
 from pipeline.errors import UserError
+from pipeline.video import find_ffmpeg
 
 DRAWING = 1  # raise it when the pixels of a scene change: files are named after scene and drawing
 SPLITS = (
@@ -45,7 +43,7 @@ def render(folder: Path, items: int = 150, seed: int = 0, progress: Progress | N
     scenes = draw(items, seed)
     rows = [_row(index, scene, items, seed) for index, scene in enumerate(scenes)]
     (folder / "media").mkdir(parents=True, exist_ok=True)
-    _render_all([(scene, folder / row["media"]) for scene, row in zip(scenes, rows)], progress)
+    _render_all([(scene, folder / row["media"]) for scene, row in zip(scenes, rows, strict=True)], progress)
     manifest = folder / "corpus.jsonl"
     _write(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
@@ -141,11 +139,6 @@ def _encode(scene: Scene, path: Path, ffmpeg: str) -> None:
     if done.returncode:
         raise UserError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
     os.replace(aside, path)
-
-
-def find_ffmpeg() -> str:
-    """The path of the system's ffmpeg, else of the one that imageio-ffmpeg brings."""
-    return shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
 
 
 def _write(path: Path, content: bytes) -> None:

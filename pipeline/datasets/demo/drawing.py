@@ -16,7 +16,7 @@ from pipeline.datasets.demo.scenes import Actor, Moment, Scene
 
 WIDTH_PIXELS, HEIGHT_PIXELS, FPS = 192, 144, 12
 OVERSAMPLING = 2  # drawn this much larger, then averaged: smooth edges
-RADIUS = {True: 0.4, False: 0.27}
+RADIUS = {True: 0.44, False: 0.3}
 RGB = {
     "red": (225, 30, 40),
     "green": (40, 190, 60),
@@ -24,14 +24,11 @@ RGB = {
     "yellow": (250, 225, 40),
     "orange": (255, 140, 20),
     "purple": (150, 50, 210),
-    "pink": (255, 130, 190),
     "white": (250, 250, 250),
-    "turquoise": (40, 220, 220),
     "black": (16, 16, 18),
     "grey": (92, 92, 96),
     "navy": (16, 26, 82),
     "brown": (84, 52, 30),
-    "olive": (70, 78, 34),
 }
 
 
@@ -117,28 +114,14 @@ def _background(scene: Scene) -> Image.Image:
         for column in range(0, width, step):
             if scene.pattern == "checked" and (row // step + column // step) % 2:
                 canvas.rectangle((column, row, column + step - 1, row + step - 1), fill=light)
-            if scene.pattern == "dotted":
-                canvas.ellipse(
-                    (
-                        column + step / 3,
-                        row + step / 3,
-                        column + step / 1.5,
-                        row + step / 1.5,
-                    ),
-                    fill=light,
-                )
     return image
 
 
-def _regular(corners: int, inner: float | None = None) -> tuple[tuple[float, float], ...]:
-    """A polygon with one corner up, of radius 1; with `inner`, a star whose dents lie on that radius."""
-    radii = [1.0] if inner is None else [1.0, inner]
-    count = corners * len(radii)
-    angles = [math.tau * i / count for i in range(count)]
-    return tuple(
-        (radii[i % len(radii)] * math.sin(a), -radii[i % len(radii)] * math.cos(a))
-        for i, a in enumerate(angles)
-    )
+def _star(points: int, inner: float) -> tuple[tuple[float, float], ...]:
+    """A star with one point up, of radius 1, its dents on the radius `inner`."""
+    radii = (1.0, inner) * points
+    angles = [math.pi * i / points for i in range(2 * points)]
+    return tuple((r * math.sin(a), -r * math.cos(a)) for r, a in zip(radii, angles, strict=True))
 
 
 def _cross(half: float) -> tuple[tuple[float, float], ...]:
@@ -155,11 +138,9 @@ def _cross(half: float) -> tuple[tuple[float, float], ...]:
 
 OUTLINES = {
     "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
-    "triangle": _regular(3),
-    "star": _regular(5, 0.42),
-    "diamond": ((0.0, -1.1), (0.6, 0.0), (0.0, 1.1), (-0.6, 0.0)),
+    "triangle": _star(3, 0.5),
+    "star": _star(5, 0.42),
     "cross": _cross(0.33),
-    "hexagon": _regular(6),
 }
 
 
@@ -192,7 +173,7 @@ PAIR: dict[str, Callable[[float], tuple[Pose, Pose]]] = {  # the actor, the othe
     "bump": _bump,
     "behind": lambda t: (Pose(-0.8 + 1.6 * t), Pose()),
     "front": lambda t: (Pose(-0.8 + 1.6 * t), Pose()),
-    "chase": lambda t: (Pose(-1.0 + 1.2 * t), Pose(-0.2 + 1.2 * t)),
+    "chase": lambda t: (Pose(-0.8 + 1.0 * t), Pose(-0.1 + 1.0 * t)),
     "orbit": lambda t: (
         Pose(0.6 * math.cos(1.5 * math.tau * t), 0.6 * math.sin(1.5 * math.tau * t)),
         Pose(),

@@ -13,18 +13,14 @@ COLOUR_WORDS = {
     "yellow": ("yellow",),
     "orange": ("orange",),
     "purple": ("purple", "violet"),
-    "pink": ("pink",),
     "white": ("white",),
-    "turquoise": ("turquoise", "cyan"),
 }
 SHAPE_WORDS = {
     "circle": ("circle", "disc", "ball"),
     "square": ("square", "box"),
     "triangle": ("triangle",),
     "star": ("star",),
-    "diamond": ("diamond", "rhombus"),
     "cross": ("cross", "plus sign"),
-    "hexagon": ("hexagon",),
     "ring": ("ring", "hoop"),
 }
 SIZE_WORDS = {True: ("large", "big"), False: ("small", "little")}

@@ -1,0 +1,47 @@
+# Everything a newcomer types. `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+JOBS   ?= 2
+
+.PHONY: demo test check fix docs format-check lint types floors bench clean
+
+demo: $(READY) ## Install, render a small corpus, run the pipeline on it, print the leaderboard
+	$(BIN)/crossreel demo demo
+
+test: $(READY) ## Install what the tests need, run them all
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests
+
+check: format-check lint types floors docs ## What continuous integration runs beside the tests
+
+fix: $(READY) ## Format, and mend what can be mended by itself
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+format-check: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+floors: $(READY)
+	$(BIN)/lint-imports --no-cache > .lint-imports.log || (cat .lint-imports.log; rm -f .lint-imports.log; exit 1)
+	@tail -n 7 .lint-imports.log; rm -f .lint-imports.log
+
+docs: $(READY) ## Check that the docs name what exists (tables of stages, verbs and settings)
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+bench: $(READY) ## Print the ratios of docs/performance.md
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean: ## Remove the environment and the demo
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

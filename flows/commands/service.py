@@ -1,0 +1,104 @@
+"""demo, verify, deploy, doctor: see it work, prove it, hand it to a server, find out what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands import running
+from flows.commands.terms import AsJson, Sets, out, print_json
+from flows.console import StageDisplay
+from flows.doctor import examine
+from pipeline.errors import UserError
+from pipeline.execute import Progress
+
+DEMO_TEXT = Path(__file__).parents[1] / "demo.toml"
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the corpus, the store and the report go.")] = Path(
+        "demo"
+    ),
+    sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Render a small corpus of moving shapes and run the whole pipeline on it, offline, in minutes.
+
+    Networks are small and seeded, so the figures say that everything works, not how good a method is.
+    """
+    from pipeline.datasets.demo.corpus import render
+
+    with StageDisplay(quiet=as_json) as display:
+        render(folder, progress=lambda done, total: display.progress(Progress("render", done, total)))
+        experiment = folder / "experiment.toml"
+        if not experiment.exists():
+            experiment.write_text(DEMO_TEXT.read_text(encoding="utf-8"), encoding="utf-8")
+    running.run([experiment], sets=sets, methods=[], redo=[], retry_failed=False, as_json=as_json)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of numerical cases.")],
+    method: Annotated[
+        str | None, typer.Option("--method", help="Only this method's; all others are errors.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only failures and totals.")] = False,
+) -> None:
+    """Prove that a method is the published one: run the authors' numerical cases through it.
+
+    A line a quantity: verdict, name, error relative to the largest value, and what is allowed.
+    """
+    from trainers.verify import verify as run_cases  # torch: only this verb pays for it
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    failed = quantities = cases = 0
+    for case in run_cases(folder, method):
+        cases += 1
+        out.print(f"{case.path} ({case.method})", markup=False)
+        for quantity in case.quantities:
+            quantities += 1
+            failed += not quantity.ok
+            if not (quiet and quantity.ok):
+                out.print(f"  {quantity}", markup=False)
+        failed += not case.quantities
+    out.print(f"{cases} cases, {quantities} quantities, {failed} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+def deploy(
+    folder: Annotated[Path, typer.Argument(help="The project's folder, where runs will start.")] = Path(),
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Keep the worker in this terminal.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the worker that was started here.")] = False,
+) -> None:
+    """Make the flows deployments of the Prefect server that runs, and start a worker for them.
+
+    Then: prefect deployment run extract-and-train -p experiment=experiment.toml
+    """
+    from flows import deploy as deploying  # Prefect: only this verb pays for it
+
+    for line in deploying.stop(folder) if stop else deploying.deploy(folder, foreground=foreground):
+        out.print(line, markup=False)
+
+
+def doctor(
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="EXPERIMENT", help="Also check what it needs.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine has of what crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk."""
+    findings = examine(experiment)
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        for finding in findings:
+            out.print(
+                f"{'ok     ' if finding.ok else 'MISSING'}  {finding.name}: {finding.detail}", markup=False
+            )
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

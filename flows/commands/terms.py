@@ -1,0 +1,57 @@
+"""The options that many verbs share, and how verbs print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+ExperimentFile = Annotated[Path, typer.Argument(help="The experiment file.", metavar="EXPERIMENT")]
+Sets = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=C", help="Change a setting of the experiment.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Redo = Annotated[list[str], typer.Option("--redo", metavar="STAGE", help="Make this stage again.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again the items that failed.")]
+Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods instead of the file's.")]
+DEFAULT_EXPERIMENT = Path("experiment.toml")
+
+FAILED_ITEMS = 3  # exit status: done, but some items failed
+
+out = Console(soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    typer.echo(json.dumps(value, indent=1))
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table: the first column left, the others right."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def human_bytes(size: float) -> str:
+    """For instance "3.4 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """For instance "2 min 5 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,214 @@
+"""Deployments on a running Prefect server, and the worker that runs them on this machine.
+
+`prefect server start --background`, `crossreel deploy`, and `prefect deployment run extract-and-train`
+work one after the other in one terminal: the worker goes on in the background, in a session of its
+own. A server knows one deployment of a name, so the folder deployed last is the one that runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn
+
+from flows.launch import FLOWS
+from flows.server import LOOPBACK, QUIET, START_SECONDS, answers, configured_url, prefect_home
+from pipeline.errors import UserError
+
+POOL = "local"
+STOP_SECONDS = 30.0
+POLL_SECONDS = "2"  # between looks for runs to start; Prefect's 15 are meant for many workers
+
+SETTINGS = """\
+# Prefect reads this file in the folder it is started in.
+
+[api]
+url = "{url}" # of `prefect server start`; `crossreel run` needs none
+
+[plugins]
+enabled = true
+allow = "crossreel" # completes `prefect deployment run extract-and-train`, does nothing else
+
+[server]
+analytics_enabled = false # works offline, reports to nobody
+logging_level = "CRITICAL" # a server in the background dies of its first line of log: nobody reads the pipe
+
+[server.ephemeral]
+startup_timeout_seconds = 120
+
+[server.services.task_run_recorder] # with the usual batches of 1, most records of a short run are lost
+read_batch_size = 200
+batch_size = 500
+flush_interval = 1
+"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` did: on which server, and who runs the deployments (None: nobody of ours)."""
+
+    url: str
+    names: tuple[str, ...]
+    worker: int | None
+    log: Path
+
+
+def deploy(folder: Path, serve: bool = True) -> Deployed:
+    """Make the flows known to the running server, for experiments in `folder`, and have a worker run them.
+
+    Safe to repeat. `serve=False` leaves the work to other workers of the pool. Raises UserError if no
+    server answers.
+    """
+    folder = folder.absolute()
+    url = _url(folder)
+    if not (folder / "prefect.toml").exists():
+        (folder / "prefect.toml").write_text(SETTINGS.format(url=url), encoding="utf-8")
+    _require_server(url)
+    os.environ.update(QUIET | {"PREFECT_API_URL": url})
+    _register(folder)
+    worker = _start_worker(folder, url) if serve else None
+    return Deployed(url, tuple(FLOWS), worker, _state(folder) / "worker.log")
+
+
+def serve_in_foreground(folder: Path) -> NoReturn:
+    """Become the worker, in this terminal, after `deploy(folder, serve=False)`."""
+    os.execve(sys.executable, _command(), _environment(_url(folder.absolute())))
+
+
+def stop(folder: Path) -> bool:
+    """End the folder's background worker, and the runs it has underway; whether there was one."""
+    folder = folder.absolute()
+    with _lock(folder) as lock:
+        if _free(lock):
+            return False
+        pid = int((_state(folder) / "worker.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while not _free(lock):
+            if time.monotonic() > deadline:
+                os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.1)
+    return True
+
+
+def _url(folder: Path) -> str:
+    """The API of the server to deploy to: the one that is set, or where `prefect server start` puts it."""
+    port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+    return os.environ.get("PREFECT_API_URL") or configured_url(folder) or f"http://{LOOPBACK}:{port}/api"
+
+
+def _require_server(url: str) -> None:
+    """Raise UserError if no server answers; one that was started in the background just now is waited for."""
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        if not _starting() or time.monotonic() > deadline:
+            raise UserError(
+                f"no Prefect server answers at {url}; start one in this folder: prefect server start --background"
+            )
+        time.sleep(0.2)
+
+
+def _starting() -> bool:
+    """Whether `prefect server start --background` left the pid of a process that lives."""
+    try:
+        pid = int((prefect_home() / "server.pid").read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _register(folder: Path) -> None:
+    """Create the pool if it is not there, and the three deployments or their new versions.
+
+    The pull step matters: without one, Prefect's process worker copies the folder it was started in,
+    media and all, to where it runs a flow.
+    """
+    from prefect import get_client  # Prefect, pointed at the server by now
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        try:
+            kind = client.read_work_pool(POOL).type
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+            kind = "process"
+        if kind != "process":
+            raise UserError(
+                f"the server's work pool {POOL!r} is of type {kind}, not process; rename or delete it"
+            )
+        for name, where in FLOWS.items():
+            module, _, function = where.rpartition(".")
+            flow = getattr(importlib.import_module(module), function)
+            client.create_deployment(
+                client.create_flow(flow), name, entrypoint=where, work_pool_name=POOL,
+                description=flow.description, enforce_parameter_schema=True,
+                parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}],
+            )  # fmt: skip
+
+
+def _start_worker(folder: Path, url: str) -> int:
+    """The pid of the folder's worker, started if it does not run.
+
+    It holds a lock as long as it lives. SIGINT is given its default back first: a worker started by a
+    shell in the background would inherit it ignored, and Prefect's workers end by SIGINT alone.
+    """
+    state = _state(folder)
+    with _lock(folder) as lock:
+        if not _free(lock):
+            return int((state / "worker.pid").read_text())
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with (state / "worker.log").open("ab") as log:
+                worker = subprocess.Popen(
+                    _command(), cwd=folder, env=_environment(url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, pass_fds=(lock.fileno(),),
+                )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, before)
+        (state / "worker.pid").write_text(str(worker.pid))
+    return worker.pid
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+
+
+def _environment(url: str) -> dict[str, str]:
+    return os.environ | QUIET | {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": POLL_SECONDS}
+
+
+def _state(folder: Path) -> Path:
+    state = folder / ".prefect"
+    state.mkdir(exist_ok=True)
+    return state
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[IO[str]]:
+    """The open lock file of the folder's worker."""
+    with (_state(folder) / "worker.lock").open("w") as lock:
+        yield lock
+
+
+def _free(lock: IO[str]) -> bool:
+    """Take the lock if no worker holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,37 @@
+"""The flow `extract`: features of every item and caption, and nothing that learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.project import Project
+from flows.tasks import Wish, Words, bring_up_to_date
+
+
+@flow(name="extract", persist_result=False)
+def extract(
+    experiment: str = "experiment.toml",
+    methods: Words = None,
+    set: Words = None,
+    retry_failed: bool = False,
+    redo: Words = None,
+    retries: int = 0,
+) -> State[Any]:
+    """Bring the extraction stages of an experiment up to date.
+
+    Args:
+        experiment: The experiment file, relative to the folder of the deployment.
+        methods: Methods instead of the file's, which decide what is extracted.
+        set: Settings instead of the file's, each `name.of.key=value`.
+        retry_failed: Try again the items that failed.
+        redo: Stages to make again.
+        retries: How often a stage that stops with an error is tried again.
+    """
+    return bring_up_to_date(Wish(experiment, methods, set, retry_failed, redo, retries), _extraction)
+
+
+def _extraction(project: Project) -> list[str]:
+    return [name for name, stage in project.stages.items() if stage.over != "corpus"]

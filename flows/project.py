@@ -1,0 +1,71 @@
+"""An opened experiment: its file, corpus, store and stages together. Prefect-free; flows and commands share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import graph
+from flows.experiment import Experiment, load
+from pipeline import plan
+from pipeline.contents import Contents, RememberedDigests, read_contents
+from pipeline.corpus import Corpus
+from pipeline.execute import OnProgress, Runner, Say
+from pipeline.imported import has_imports, imported_stages
+from pipeline.stage import Stage
+from pipeline.store import Store
+
+OnHashed = Callable[[int, int], None]
+
+
+@dataclass
+class Project:
+    """Everything a verb needs of an experiment."""
+
+    experiment: Experiment
+    store: Store
+    contents: Contents
+    stages: dict[str, Stage[Any]]
+
+    @property
+    def known(self) -> RememberedDigests:
+        """Digests of weights, remembered in the store's index."""
+        return RememberedDigests(self.store.index)
+
+    def survey(self) -> dict[str, plan.State]:
+        """The state of every stage."""
+        return plan.survey(self.stages, self.contents, self.store, self.known)
+
+    def runner(
+        self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None
+    ) -> Runner:
+        """What brings the stages up to date."""
+        about = {
+            "name": self.experiment.name,
+            "path": str(self.experiment.path),
+            "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
+        }
+        options = self.experiment.run
+        return Runner(self.stages, self.contents, self.store, self.known, options, on_progress, say, about)
+
+
+def open_project(
+    path: Path, sets: Sequence[str] = (), methods: Sequence[str] = (), hashed: OnHashed = lambda n, of: None
+) -> Project:
+    """Read an experiment, its corpus and its store; `hashed` counts the media files read for their digest.
+
+    Raises UserError naming what is wrong, before anything is made.
+    """
+    experiment = load(path, sets, methods)
+    corpus = Corpus.read(experiment.corpus_path)
+    fresh = not has_imports(experiment.store_path)
+    if fresh:
+        graph.build(experiment, {})  # complain about settings before a store is made
+    store = Store(experiment.store_path)
+    stages = graph.build(experiment, imported_stages(store.index))
+    if "report" in stages:
+        for split in ("train", "val"):
+            corpus.require_queries(split)
+    return Project(experiment, store, read_contents(corpus, store.index, hashed), stages)

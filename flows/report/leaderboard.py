@@ -1,0 +1,163 @@
+"""The leaderboard: every figure with its interval and where chance lies, and the protocol in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.report.wording import counted, listed
+
+TITLES = {"t2v": "Caption to item", "v2t": "Item to caption", "both": "Both directions"}
+LOWER_IS_BETTER = ("MdR", "MnR")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Where a figure, its interval and chance lie, in percent of a scale that all methods share.
+
+    It begins at the least that is possible: 0, for ranks 1.
+    """
+
+    value: float
+    low: float
+    high: float
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one method: as measured, as printed, as drawn."""
+
+    exact: float
+    value: str
+    interval: str
+    bar: Bar
+    best: bool
+
+
+@dataclass(frozen=True)
+class Board:
+    """A table of one direction: metrics across, methods down."""
+
+    direction: str
+    title: str
+    metrics: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    chance: tuple[str, ...]  # under each metric; empty where it has none
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Under which conditions some methods were measured: terms with their explanation."""
+
+    methods: tuple[str, ...]
+    terms: tuple[tuple[str, str], ...]
+
+
+def boards(measured: Mapping[str, Mapping[str, Any]], figures: str = "metrics") -> list[Board]:
+    """A table for each direction that any method has `figures` for; measured: metrics.json by method."""
+    found = {method: report[figures] for method, report in measured.items() if report.get(figures)}
+    return [
+        _board(direction, {m: figure[direction] for m, figure in found.items() if direction in figure}, measured)
+        for direction in TITLES
+        if any(direction in figure for figure in found.values())
+    ]  # fmt: skip
+
+
+def look_alike(some: Sequence[Board], others: Sequence[Board]) -> bool:
+    """Whether two lists of tables print the same values, whatever lies behind the last decimal."""
+
+    def values(tables: Sequence[Board]) -> dict[tuple[str, str], list[str]]:
+        return {(t.direction, method): [c.value for c in cells] for t in tables for method, cells in t.rows}
+
+    known = values(others)
+    return all(known[key] == texts for key, texts in values(some).items())
+
+
+def _board(
+    direction: str, found: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, Any]]
+) -> Board:
+    names = tuple(dict.fromkeys(name for figures in found.values() for name in figures))
+    sides = {method: measured[method]["protocol"]["directions"].get(direction, {}) for method in found}
+    chance = {method: side.get("chance", {}) for method, side in sides.items()}
+    ends = {name: _end(name, found, chance) for name in names}
+    rows = []
+    for method, figures in found.items():
+        cells = (
+            _cell(name, figures[name], chance[method].get(name), ends[name], _is_best(name, figures, found))
+            for name in names
+        )
+        rows.append((method, tuple(cells)))
+    first = next(iter(chance.values()))
+    return Board(
+        direction, TITLES[direction], names, tuple(rows),
+        tuple(printed(name, first[name]) if name in first else "" for name in names),
+    )  # fmt: skip
+
+
+def _end(
+    name: str, found: Mapping[str, Mapping[str, Any]], chance: Mapping[str, Mapping[str, float]]
+) -> float:
+    """Where a metric's scale ends: a little beyond all that is drawn, so that intervals can be told apart."""
+    drawn = [figures[name]["high"] for figures in found.values()]
+    drawn += [sides[name] for sides in chance.values() if name in sides]
+    return max(drawn) * 1.05
+
+
+def _is_best(name: str, figures: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether no other method has a better value; of one method alone nothing is said."""
+    values = [other[name]["value"] for other in found.values()]
+    best = min(values) if name in LOWER_IS_BETTER else max(values)
+    return len(values) > 1 and figures[name]["value"] == best
+
+
+def _cell(name: str, figure: Mapping[str, float], chance: float | None, end: float, best: bool) -> Cell:
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    start = 1.0 if name in LOWER_IS_BETTER else 0.0
+
+    def place(number: float) -> float:
+        return round(100 * (number - start) / max(end - start, 1e-9), 2)
+
+    bar = Bar(place(value), place(low), place(high), None if chance is None else place(chance))
+    return Cell(value, printed(name, value), f"{printed(name, low)}–{printed(name, high)}", bar, best)
+
+
+def printed(name: str, value: float) -> str:
+    """A figure with the decimals its metric is usually given with."""
+    return f"{value:.3f}" if name == "MRR" else f"{value:.1f}"
+
+
+def protocols(measured: Mapping[str, Mapping[str, Any]]) -> list[Protocol]:
+    """The protocol of all methods in words, or of each group of methods that share one."""
+    groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for method, report in measured.items():
+        groups.setdefault(tuple(_terms(report["protocol"])), []).append(method)
+    return [Protocol(tuple(methods), terms) for terms, methods in groups.items()]
+
+
+def _terms(protocol: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    each = protocol["captions_per_item"]
+    size = f"{counted(protocol['items'], 'item')} and {counted(protocol['captions'], 'caption')}"
+    per_item = f"{each['min']} to {each['max']} an item, {each['mean']:.2f} on average"
+    if each["min"] == each["max"]:
+        per_item = f"{each['min']} an item"
+    return [
+        ("Split", f"{protocol['split']}, digest {protocol['split_digest']}"),
+        ("Size", f"{size}, {per_item}"),
+        *((TITLES[name], _task(name, side, protocol)) for name, side in protocol["directions"].items()),
+        ("Ties", protocol["ties"]),
+        ("Post-processing", protocol["post_processing"]),
+        ("Intervals", protocol["intervals"]),
+    ]
+
+
+def _task(direction: str, side: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """What a query of a direction asks, and how often a random order answers it."""
+    gallery = f"{side['gallery']:,}"
+    asks = {
+        "t2v": f"each caption ranks all {gallery} items, and one of them is right",
+        "v2t": f"each item ranks all {gallery} captions; {protocol['v2t_rank']} counts",
+    }[direction]
+    chance = [f"{printed(name, side['chance'][name])} % for {name}" for name in ("R@1", "R@10")]
+    return f"{counted(side['queries'], 'query')}: {asks}. Chance: {listed(chance)}"

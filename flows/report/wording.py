@@ -1,0 +1,53 @@
+"""How the page says numbers, times and places; knows no section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, for instance "1 item", "1,250 items", "2 queries"."""
+    if number != 1:
+        noun = noun.removesuffix("y") + "ies" if noun.endswith("y") else noun + "s"
+    return f"{number:,} {noun}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, for instance "0.4 s", "1 min 35 s", "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def listed(words: list[str]) -> str:
+    """Words as a list in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def plain(value: Any) -> str:
+    """A setting as a person would write it: text without quotes, lists with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value in ("", []):
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(plain(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def without_places(value: Any, folder: Path) -> Any:
+    """Plain data whose texts name files relative to `folder`, and the home folder `~`.
+
+    A report is sent around: whose machine it was made on is nobody's business.
+    """
+    if isinstance(value, dict):
+        return {key: without_places(entry, folder) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_places(entry, folder) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return value.replace(f"{folder}/", "").replace(f"{Path.home()}/", "~/")

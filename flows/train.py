@@ -1,0 +1,41 @@
+"""The flow `train`: methods packed, trained, evaluated and reported, with whatever they still lack upstream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.project import Project
+from flows.tasks import Wish, Words, bring_up_to_date
+from pipeline.errors import UserError
+
+
+@flow(name="train", persist_result=False)
+def train(
+    experiment: str = "experiment.toml",
+    methods: Words = None,
+    set: Words = None,
+    retry_failed: bool = False,
+    redo: Words = None,
+    retries: int = 0,
+) -> State[Any]:
+    """Bring the methods of an experiment up to date, from their features to the report.
+
+    Args:
+        experiment: The experiment file, relative to the folder of the deployment.
+        methods: Methods instead of the file's.
+        set: Settings instead of the file's, each `name.of.key=value`.
+        retry_failed: Try again the items that failed.
+        redo: Stages to make again.
+        retries: How often a stage that stops with an error is tried again; training goes on where it was.
+    """
+    return bring_up_to_date(Wish(experiment, methods, set, retry_failed, redo, retries), _training)
+
+
+def _training(project: Project) -> list[str]:
+    names = [name for name, stage in project.stages.items() if stage.over == "corpus"]
+    if not names:
+        raise UserError(f"{project.experiment.path}: methods names nothing to train")
+    return names

@@ -1,0 +1,112 @@
+"""Why an artifact is there or missing: the components of its fingerprint against the nearest one in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.project import Project
+from pipeline import plan
+from pipeline.errors import UserError, nearest
+from pipeline.fingerprint import differences
+
+Known = Mapping[str, tuple[str, Mapping[str, Any]]]
+
+
+def explain(project: Project, stage: str, item: str) -> Iterator[str]:
+    """Lines that say hit or miss, and of a miss which component differs, upstream included."""
+    states = project.survey()
+    state = states[stage]
+    key, name = _unit(project, state, item)
+    fp = state.fingerprint.hex
+    label = stage if key == plan.WHOLE else f"{stage} of {name}"
+    if key in state.failed:
+        failure = state.failed[key]
+        yield f"{label}: failed {failure.attempts} times: {failure.reason}"
+    elif key in state.blocked:
+        yield f"{label}: left out, because a stage it needs failed on it"
+        for need in state.stage.needs:
+            yield from (line for line in explain(project, need, item) if ": failed" in line)
+    elif key not in state.missing:
+        yield f"{label}: hit, fingerprint {fp}"
+        yield from _components(state.fingerprint.components, project.store.index.fingerprints())
+    else:
+        yield f"{label}: miss, fingerprint {fp}"
+        yield from _miss(project, states, stage, key)
+
+
+def _unit(project: Project, state: plan.State, item: str) -> tuple[str, str]:
+    """The key and name of what the user means. Raises UserError with the nearest id."""
+    if state.stage.over == "corpus":
+        return plan.WHOLE, plan.WHOLE
+    if state.stage.over == "captions":
+        names = {c.id: key for key, c in project.contents.captions().items()}
+        texts = {c.text: (key, c.id) for key, c in project.contents.captions().items()}
+        if item in texts:
+            return texts[item]
+    else:
+        names = {
+            i.id: project.contents.digests[i.id]
+            for i in project.contents.corpus.items
+            if i.id in project.contents.digests
+        }
+        for entry in project.contents.corpus.items:
+            if entry.media and Path(entry.media).name == item and entry.id in names:
+                item = entry.id
+    if item in project.contents.unreadable:
+        raise UserError(f"{item}: {project.contents.unreadable[item]}")
+    if item not in names:
+        close = nearest(item, names) if len(names) < 50 else nearest(item, names).split("possible")[0]
+        raise UserError(
+            f"no item {item!r} among the {state.stage.over} of {project.contents.corpus.path}; {close}"
+        )
+    return names[item], item
+
+
+def _components(components: Mapping[str, Any], known: Known) -> Iterator[str]:
+    for name, value in components.items():
+        if name == "needs":
+            for need, fp in value.items():
+                yield f"  needs {need}: {fp}"
+        elif name != "stage":
+            yield f"  {name}: {value}"
+
+
+def _miss(project: Project, states: Mapping[str, plan.State], stage: str, key: str) -> Iterator[str]:
+    """The nearest artifact of this unit that the store has, and in what it differs."""
+    state = states[stage]
+    known = project.store.index.fingerprints()
+    others = [fp for fp, (name, _) in known.items() if name == stage and fp != state.fingerprint.hex]
+    having = [fp for fp in others if _has(project, state, fp, key)]
+    if not having:
+        new = "was never made in this store" if not others else "is new: no other settings made it either"
+        yield f"  it {new}"
+        return
+    mine = state.fingerprint.components
+    best = min(having, key=lambda fp: len(list(differences(mine, known[fp][1]))))
+    yield f"  nearest: {best}, which differs in"
+    yield from _differences(mine, known[best][1], known, states, "    ")
+
+
+def _has(project: Project, state: plan.State, fp: str, key: str) -> bool:
+    if state.stage.over == "corpus":
+        return project.store.has_run(state.stage.name, fp)
+    return key in project.store.index.places(fp)
+
+
+def _differences(
+    mine: Mapping[str, Any],
+    other: Mapping[str, Any],
+    known: Known,
+    states: Mapping[str, plan.State],
+    indent: str,
+) -> Iterator[str]:
+    for name, now, before in differences(mine, other):
+        if name.startswith("needs.") and now and before:
+            need = name.removeprefix("needs.")
+            yield f"{indent}{need}, upstream, which differs in"
+            theirs = known.get(before, ("", {}))[1]
+            yield from _differences(states[need].fingerprint.components, theirs, known, states, indent + "  ")
+        else:
+            yield f"{indent}{name}: {now!r} now, {before!r} then"

@@ -1,0 +1,195 @@
+"""A tiny corpus that needs no weights, and a real Prefect server with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.server import COMPLETE_RECORDS, QUIET, answers
+from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.video import find_ffmpeg
+
+RUN = """
+import json, sys
+from pathlib import Path
+from flows.console import StageDisplay
+from flows.launch import run_flow
+from pipeline.errors import UserError
+asked = json.loads(sys.argv[1])
+try:
+    result = run_flow(asked.get("flow", "extract-and-train"), Path(asked["experiment"]),
+                      asked.get("methods", []), asked.get("sets", []), asked.get("redo", []),
+                      asked.get("retry_failed", False), StageDisplay())
+except UserError as error:
+    print("UserError:", error)
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
+print(json.dumps(result.as_json()))
+"""
+
+
+@dataclass
+class Place:
+    """A folder with an experiment, and the environment that runs in it have; a mark finds what they left."""
+
+    folder: Path
+    env: dict[str, str]
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        env = self.env | {"CROSSREEL_TEST_MARK": self.mark}
+        return subprocess.Popen(
+            command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def experiment(self, name: str = "experiment") -> str:
+        """The path of an experiment file, by which the records of its runs are found."""
+        path = self.folder / "experiment.toml"
+        path.write_text(f'name = "{name}"\ncorpus = "corpus.jsonl"\nextract = ["compress"]\n')
+        return str(path)
+
+    def corpus(self, *names: str) -> None:
+        items = [Item(n, "train", (Caption(f"{n}#0", f"the clip {n}"),), f"{n}.mp4") for n in names]
+        write_manifest(self.folder / "corpus.jsonl", items)
+
+    def start_flow(self, experiment: str, **asked: Any) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-c", RUN, json.dumps(asked | {"experiment": experiment}))
+
+    def flow(self, experiment: str, **asked: Any) -> dict[str, Any]:
+        """What a run to the end did."""
+        run = self.start_flow(experiment, **asked)
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, out + err
+        result: dict[str, Any] = json.loads(out)
+        return result
+
+    def alive(self) -> list[str]:
+        """Command lines of the processes that were started here and still run."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+        return [command for command in found if command]
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.alive()
+            time.sleep(0.05)
+
+    def wait_until_at_work(self) -> None:
+        self.wait_until(lambda: any("pipeline.child" in command for command in self.alive()))
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    url: str
+    env: dict[str, str]
+
+    def flow_runs(self, experiment: str) -> list[dict[str, Any]]:
+        """Those of an experiment, first one first."""
+        runs = self._all("flow_runs", sort="START_TIME_ASC")
+        return [run for run in runs if run["parameters"].get("experiment") == experiment]
+
+    def task_runs(self, flow_run: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._all("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
+
+    def artifacts(self, flow_run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """By key."""
+        found = self._all("artifacts", flow_runs={"id": {"any_": [flow_run["id"]]}})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def _all(self, what: str, **filters: Any) -> list[dict[str, Any]]:
+        request = urllib.request.Request(
+            f"{self.url}/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            found: list[dict[str, Any]] = json.load(reply)
+        return found
+
+
+def clip(path: Path, seconds: int, size: str) -> None:
+    source = f"testsrc=duration={seconds}:size={size}:rate=25"
+    subprocess.run(
+        [find_ffmpeg(), "-v", "error", "-f", "lavfi", "-i", source, "-preset", "ultrafast", "-pix_fmt", "yuv420p",
+         "-metadata", f"title={path.stem}", str(path)], check=True,
+    )  # fmt: skip
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
+    return kept | {"PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1", "PATH": path} | more
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    for name in ("one", "two"):
+        clip(folder / f"{name}.mp4", 1, "64x48")
+    for name in ("long-a", "long-b"):
+        clip(folder / f"{name}.mp4", 60, "1280x720")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PREFECT_HOME of the runs that bring their own server; shared, as making its database takes seconds."""
+    return tmp_path_factory.mktemp("embedded-home")
+
+
+@pytest.fixture
+def place(media: Path, embedded_home: Path, tmp_path: Path) -> Place:
+    shutil.copytree(media, tmp_path, dirs_exist_ok=True)
+    place = Place(tmp_path, environment(embedded_home))
+    place.corpus("one", "two")
+    return place
+
+
+@pytest.fixture
+def served(place: Place, prefect_server: PrefectServer) -> Place:
+    """A place whose runs are told of the server."""
+    return Place(place.folder, prefect_server.env | {"PREFECT_API_URL": prefect_server.url})
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server as `prefect server start` runs it, on a free port."""
+    home = tmp_path_factory.mktemp("server-home")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    env = environment(home, PREFECT_SERVER_API_PORT=str(port))
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, env=env | QUIET | COMPLETE_RECORDS, cwd=home, stdout=log, stderr=log
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(url):
+                assert server.poll() is None and time.monotonic() < deadline, (
+                    home / "server.log"
+                ).read_text()
+                time.sleep(0.2)
+            yield PrefectServer(url, env)
+        finally:
+            server.terminate()
+            server.wait(timeout=30)

@@ -1,0 +1,430 @@
+"""The report page of real artifacts: a small trained method, its evaluation, rendered videos."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flows.report import leaderboard, page
+from flows.report.frames import FRAMES, Frames, wanted_seconds
+from flows.report.queries import choose
+from flows.report.stage import ReportParams
+from flows.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
+from pipeline.store import write_json
+from trainers.config import Recipe
+from trainers.data import SplitIndex
+from trainers.engine import fit
+from trainers.evaluate import evaluate
+from trainers.method import Batch, Encoded, Method
+
+ITEMS, CAPTIONS, WIDTH_FEATURES = 24, 60, 6
+MARKUP = '<script src="https://bad.example/x.js">alert("1")</script> & <b>bold</b>'
+
+
+class Towers(Method):
+    """Two linear encoders and an inner product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.item = nn.Linear(WIDTH_FEATURES, 8), nn.Linear(WIDTH_FEATURES, 8)
+
+    def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        scores = self.scores(self.encode_texts(batch), {"vector": self.item(batch["item"])})
+        return {"nce": nn.functional.cross_entropy(scores, torch.arange(len(scores))),
+                "weight": 1e-3 * self.text.weight.square().sum()}  # fmt: skip
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        return {"vector": self.text(batch["x"])}
+
+    def encode_items(self, batch: Batch) -> Encoded:
+        return {"vector": self.item(batch["x"])}
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        return texts["vector"] @ items["vector"].T
+
+
+class Pairs:
+    """Captions that are their item's features with noise; one value for all where they say nothing."""
+
+    def __init__(self, items: int, captions: int, noise: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.items = torch.randn((items, WIDTH_FEATURES), generator=generator)
+        self.owner = torch.arange(captions) % items
+        drawn = torch.randn((captions, WIDTH_FEATURES), generator=generator)
+        self.texts = self.items[self.owner] + noise * drawn
+
+    def train_steps(self, world: int = 1) -> int:
+        return 2
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        for part in torch.arange(len(self.items)).chunk(2):
+            yield {"x": self.texts[part], "item": self.items[part]}
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        yield {"x": self.items}
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        yield {"x": self.texts, "index": torch.arange(len(self.texts))}
+
+
+def split_index(data: Pairs) -> SplitIndex:
+    items = [f"item-digest-{i:04d}" for i in range(len(data.items))]
+    captions = [f"caption-digest-{i:04d}" for i in range(len(data.texts))]
+    texts = [f"caption number {i} {MARKUP}" for i in range(len(captions))]
+    owner = data.owner.tolist()
+    return SplitIndex(items, list(range(len(items))), captions, list(range(len(captions))), owner, texts)
+
+
+def make_method(
+    folder: Path, name: str, directions: tuple[str, ...] = ("t2v", "v2t"), items: int = ITEMS,
+    captions: int = CAPTIONS, epochs: int = 4, noise: float = 0.5,
+) -> dict[str, Any]:  # fmt: skip
+    """A method trained and evaluated by the product's own code, as the report's inputs name it."""
+    trained, measured = folder / f"train-{name}", folder / f"evaluate-{name}"
+    measured.mkdir(parents=True)
+    torch.manual_seed(0)
+    method, data = Towers(), Pairs(items, captions, noise)
+    values = iter([3.0, 9.0, 7.0, 5.0] * epochs)
+    result = fit(
+        method, data, Recipe(epochs=epochs), torch.optim.Adam(method.parameters(), lr=0.1),
+        validate=lambda _: {"SumR": next(values)}, figure="SumR", folder=trained, device=torch.device("cpu"),
+    )  # fmt: skip
+    write_json(
+        trained / "artifact.json",
+        {"best_epoch": result.best_epoch, "epochs": result.epochs, "parameters": 112,
+         "stopped_early": result.stopped_early, "seconds": 95.0},
+    )  # fmt: skip
+    evaluate(method, data, "test", split_index(data), directions).write(measured)
+    return {"method": name, "train": str(trained), "evaluate": str(measured)}
+
+
+def make_video(path: Path, seconds: int = 6) -> Path:
+    """A video at 3 frames a second whose brightness grows with time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=3)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for number in range(3 * seconds):
+            picture = np.full((120, 160, 3), 40 + 3 * number, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def make_inputs(folder: Path, methods: list[dict[str, Any]], video: str | None) -> dict[str, Any]:
+    """What the stage's brief gives: a corpus of these methods' items, all with the same video."""
+    asked = json.loads((Path(methods[0]["evaluate"]) / "queries.json").read_text())
+    stage = {"fingerprint": "0a1b2c3d", "blocked": 0, "decodes": 7, "seconds": 2.5, "cached": 0, "ran": 0,
+             "failed": 0, "total": 24, "failures": []}  # fmt: skip
+    return {
+        "experiment": {"name": f"trial {MARKUP}", "path": str(folder / "experiment.toml"),
+                       "settings": {"clip": {"model": "ViT-B-32", "weights": str(folder / "w.safetensors")},
+                                    "train-a": {"lr": 1e-4, "nested": {"deep": [1, 2]}}}},
+        "corpus": {"path": str(folder / "corpus.jsonl"), "items": 24, "captions": 60,
+                   "splits": {"test": {"items": 24, "captions": 60}}, "unreadable": {}},
+        "stages": [stage | {"stage": "compress", "ran": 22}, stage | {"stage": "clip", "cached": 24}],
+        "methods": methods,
+        "items": {digest: {"id": f"<i>video</i> {n}", "video": video} for n, digest in enumerate(asked["items"])},
+        "captions": {
+            digest: {asked["items"][item]: {"id": f"cap#{n}", "moments": [[1.0, 2.5]]}}
+            for n, (digest, item) in enumerate(zip(asked["captions"], asked["caption_item"], strict=True))
+        },
+    }  # fmt: skip
+
+
+def make_page(folder: Path, inputs: Mapping[str, Any], **params: Any) -> str:
+    """The page as the worker process writes it."""
+    write_json(folder / "inputs.json", inputs)
+    methods = [entry["method"] for entry in inputs["methods"]]
+    request = {
+        "stage": "report", "params": ReportParams(methods=methods, **params).model_dump_json(),
+        "folder": str(folder / "report"), "inputs": str(folder / "inputs.json"), "needs": {}, "fingerprint": "f",
+    }  # fmt: skip
+    sent: list[Any] = []
+    page.run(request, lambda header, arrays: sent.append(header))
+    text = (folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert sent == [{"record": {"bytes": len(text.encode())}}]
+    return text
+
+
+class Tree(HTMLParser):
+    """Tags with their attributes, and whether all that were opened were closed in order."""
+
+    VOID = {"meta", "img", "link", "br"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Inputs and page of an experiment in both directions."""
+    folder = tmp_path_factory.mktemp("report")
+    inputs = make_inputs(folder, [make_method(folder, "a")], str(make_video(folder / "v.mp4")))
+    return inputs, make_page(folder, inputs)
+
+
+def test_leaderboard_holds_every_figure_of_the_metrics_file_exactly(both: tuple[dict[str, Any], str]) -> None:
+    inputs, text = both
+    metrics = json.loads((Path(inputs["methods"][0]["evaluate"]) / "metrics.json").read_text())["metrics"]
+    figures = [figure for named in metrics.values() for figure in named.values()]
+    assert [float(str(a["value"])) for a in Tree(text).all("data")] == [f["value"] for f in figures]
+    assert set(metrics) == {"t2v", "v2t", "both"}
+    for figure in figures[:5]:
+        assert f"{figure['low']:.1f}–{figure['high']:.1f}" in text
+
+
+def test_bars_of_a_column_share_a_scale_from_the_least_possible_that_holds_all_intervals_and_chance(
+    tmp_path: Path,
+) -> None:
+    entries = [make_method(tmp_path, name, noise=noise) for name, noise in (("a", 0.1), ("b", 9.0))]
+    measured = {e["method"]: json.loads((Path(e["evaluate"]) / "metrics.json").read_text()) for e in entries}
+    for board in leaderboard.boards(measured):
+        for column, metric in enumerate(board.metrics):
+            least = 1.0 if metric in ("MdR", "MnR") else 0.0
+            places, numbers = [0.0], [least]
+            for method, cells in board.rows:
+                bar, figure = cells[column].bar, measured[method]["metrics"][board.direction][metric]
+                places += [bar.value, bar.low, bar.high]
+                numbers += [figure["value"], figure["low"], figure["high"]]
+                side = measured[method]["protocol"]["directions"].get(board.direction, {"chance": {}})
+                assert (bar.chance is None) == (metric not in side["chance"])
+                if bar.chance is not None:
+                    places, numbers = [*places, bar.chance], [*numbers, side["chance"][metric]]
+            assert 0 <= min(places) and 60 < max(places) < 100
+            slope = (max(places) - places[0]) / (max(numbers) - least)
+            assert places == pytest.approx([slope * (number - least) for number in numbers], abs=0.02)
+
+
+def test_page_is_well_formed_and_escapes_markup_of_captions_ids_and_names(
+    both: tuple[dict[str, Any], str],
+) -> None:
+    tree = Tree(both[1])
+    assert tree.open == []
+    assert not tree.all("script") and not tree.all("i") and not tree.all("b")
+    assert MARKUP in tree.text and "<i>video</i>" in tree.text
+
+
+def test_page_refers_to_nothing_outside_itself(both: tuple[dict[str, Any], str]) -> None:
+    tree = Tree(both[1])
+    named = ("src", "href", "srcset", "poster", "data", "action")
+    targets = [str(a[name]) for _, a in tree.tags for name in named if name in a]
+    assert targets and all(target.startswith(("#", "data:image/jpeg;base64,")) for target in targets)
+    style = both[1].split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    (policy,) = [a["content"] for a in tree.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert str(policy).startswith("default-src 'none'")
+
+
+def test_every_link_and_label_inside_the_page_has_its_target(both: tuple[dict[str, Any], str]) -> None:
+    tree = Tree(both[1])
+    ids = [a["id"] for _, a in tree.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    wanted = [str(a["href"]).removeprefix("#") for a in tree.all("a")]
+    wanted += [str(a["aria-labelledby"]) for _, a in tree.tags if "aria-labelledby" in a]
+    assert set(wanted) <= set(ids)
+    assert all("alt" in a and "width" in a and "height" in a for a in tree.all("img"))
+    assert all("scope" in a for a in tree.all("th"))
+
+
+def test_page_names_no_folder_of_this_machine(both: tuple[dict[str, Any], str]) -> None:
+    folder = str(Path(both[0]["experiment"]["path"]).parent)
+    assert folder not in both[1] and str(Path.home()) + "/" not in both[1]
+    assert "w.safetensors" in both[1] and "experiment.toml" in both[1]
+
+
+def test_right_item_is_shown_with_frames_and_the_moment_of_the_caption(
+    both: tuple[dict[str, Any], str],
+) -> None:
+    tree = Tree(both[1])
+    queries = [a for a in tree.all("article")]
+    right = [a for a in tree.all("li") if a.get("class") == "right"]
+    assert [str(a["class"]).split()[1] for a in queries] == ["found"] * 3 + ["missed"] * 3
+    assert len(right) == len(queries)  # each exactly once
+    assert tree.text.count("The caption's moment: 1.0–2.5 s of 6.0 s") == len(queries)
+    assert sum(a.get("class") == "inside" for a in tree.all("img")) >= len(queries)
+
+
+def test_rank_of_a_missed_item_is_the_one_that_was_measured(both: tuple[dict[str, Any], str]) -> None:
+    from safetensors.numpy import load_file
+
+    ranks = load_file(Path(both[0]["methods"][0]["evaluate"]) / "ranking.safetensors")["t2v.rank"]
+    told = re.findall(r"Right item at rank (\d+) of 24", both[1])
+    assert told and int(told[-1]) <= ranks.max() and all(int(rank) in ranks for rank in told)
+    assert f"{(ranks == 1).sum()} of {CAPTIONS} queries found" in both[1]
+
+
+def test_failed_items_are_named_with_their_reasons_and_none_says_so(tmp_path: Path) -> None:
+    inputs = make_inputs(tmp_path, [make_method(tmp_path, "a")], None)
+    assert "Nothing failed" in make_page(tmp_path, inputs)
+    inputs["stages"][0]["failures"] = [{"name": "bad <clip>", "reason": f"{tmp_path}/x.mp4 is & stays empty"}]
+    inputs["corpus"]["unreadable"] = {"lost-one": "the media file does not exist"}
+    text = Tree(make_page(tmp_path, inputs)).text
+    for words in ("bad <clip>", "x.mp4 is & stays empty", "lost-one", "the media file does not exist"):
+        assert words in text
+    assert str(tmp_path) not in text and "2 of the items" in text
+
+
+def test_page_of_several_methods_in_one_direction_marks_the_best_of_each_metric(tmp_path: Path) -> None:
+    noises = {"good": 0.0, "poor": 9.0}
+    methods = [make_method(tmp_path, name, ("t2v",), noise=noise) for name, noise in noises.items()]
+    text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
+    assert "Caption to item" in text and "Item to caption" not in text
+    rows = {m: r for m, r in re.findall(r'<th scope="row">(good|poor)</th>(.*?)</tr>', text, re.S)}
+    assert 'class="best"' in rows["good"] and 'class="best"' not in rows["poor"].split("</td>")[0]
+    assert "not measured under the same protocol" not in text
+
+
+def test_methods_of_different_galleries_are_not_said_to_be_comparable(tmp_path: Path) -> None:
+    methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b", items=12)]
+    text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
+    assert "not measured under the same protocol" in text and "Protocol of b" in text
+
+
+def test_ties_bring_the_mean_rank_figures_and_a_tied_query_is_not_found(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a")
+    data = Pairs(ITEMS, CAPTIONS, 0.0)
+    method = Towers()
+    nn.init.zeros_(method.item.weight)
+    evaluate(method, data, "test", split_index(data)).write(Path(entry["evaluate"]))
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    assert "With ties at their mean rank" in text
+    assert f"0 of {CAPTIONS} queries found the right item first" in text
+    assert f"Right item at rank 1 of {ITEMS}, tied with {ITEMS - 1} others" in text
+
+
+def test_evaluation_of_items_alone_and_an_untrained_method_have_a_page(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a", ("v2t",), epochs=1)
+    (Path(entry["train"]) / "history.jsonl").write_text("")
+    write_json(Path(entry["train"]) / "artifact.json", {"best_epoch": 0, "epochs": 0})
+    tree = Tree(make_page(tmp_path, make_inputs(tmp_path, [entry], None)))
+    assert "#queries" not in [a["href"] for a in tree.all("a")]
+    assert "not trained" in tree.text
+
+
+@pytest.mark.parametrize("kind", ["missing", "broken", "truncated", "none"])
+def test_video_without_frames_leaves_a_named_placeholder(tmp_path: Path, kind: str) -> None:
+    whole = make_video(tmp_path / "whole.mp4").read_bytes()
+    path = tmp_path / "v.mp4"
+    if kind != "missing":
+        path.write_bytes({"broken": b"no video at all", "truncated": whole[:200]}.get(kind, whole))
+    inputs = make_inputs(tmp_path, [make_method(tmp_path, "a")], None if kind == "none" else str(path))
+    tree = Tree(make_page(tmp_path, inputs))
+    assert not tree.all("img")
+    assert "No frames of <i>video</i>" in tree.text
+
+
+def test_frames_come_from_all_over_the_video_and_from_every_moment(tmp_path: Path) -> None:
+    video = str(make_video(tmp_path / "v.mp4", seconds=20))
+    frames = Frames(10**6)
+    try:
+        plain, with_moment = frames.strip(video), frames.strip(video, ((18.5, 19.5),))
+    finally:
+        frames.close()
+    assert [f.seconds for f in plain.frames] == pytest.approx([2.5, 7.5, 12.5, 17.5], abs=0.34)
+    assert plain.seconds == pytest.approx(20, abs=0.1)
+    assert any(18.5 <= f.seconds <= 19.5 for f in with_moment.frames) and len(with_moment.frames) == FRAMES
+    assert (plain.frames[0].width, plain.frames[0].height) == (149, 112)
+
+
+def test_one_bad_video_leaves_the_next_one_readable_and_the_budget_holds(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"\0" * 5000)
+    good = str(make_video(tmp_path / "v.mp4"))
+    frames = Frames(3000)
+    try:
+        assert frames.strip(str(tmp_path / "bad.mp4")).reason
+        sizes = [sum(len(f.source) for f in frames.strip(good).frames) for _ in range(40)]
+    finally:
+        frames.close()
+    assert sizes[0] > 0 and sum(sizes) <= 3000 and sizes[-1] == 0
+
+
+def test_a_moment_moves_the_nearest_frame_only_where_none_shows_it() -> None:
+    assert wanted_seconds(8.0, [[0.5, 1.5]]) == [1.0, 3.0, 5.0, 7.0]
+    assert wanted_seconds(8.0, [[1.5, 2.5]]) == [2.0, 3.0, 5.0, 7.0]
+    assert wanted_seconds(8.0, [[7.5, 30.0]]) == [1.0, 3.0, 5.0, 8.0]
+
+
+def test_chosen_queries_are_half_found_of_different_items_and_go_from_near_miss_to_worst() -> None:
+    rank = np.array([1, 1, 1, 5, 2, 1.5, 9, 1, 3])
+    chosen = choose(rank, np.array([0, 0, 1, 1, 2, 2, 3, 3, 4]), 6)
+    assert chosen[:3].tolist() == [0, 2, 7]
+    assert rank[chosen[3:]].tolist() == sorted(rank[chosen[3:]]) and (rank[chosen[3:]] > 1).all()
+    assert len(choose(np.ones(9), np.arange(9), 6)) == len(choose(np.full(9, 2.0), np.arange(9), 6)) == 6
+    assert len(choose(np.ones(2), np.arange(2), 6)) == 2
+
+
+def test_curve_covers_its_panel_and_marks_the_best_epoch(tmp_path: Path) -> None:
+    drawn = panel("loss", [(1, 4.0), (2, 1.0), (3, float("nan")), (4, 2.0)], best_epoch=2)
+    points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
+    assert [x for x, _ in points] == pytest.approx(
+        [LEFT, LEFT + (WIDTH - LEFT - 10) / 3, WIDTH - 10], abs=0.1
+    )
+    assert points[0][1] < points[2][1] < points[1][1] < HEIGHT
+    assert drawn.best == points[1] and "1 in the best epoch 2" in drawn.summary
+    flat = panel("lr", [(1, 0.0), (2, 0.0)], best_epoch=0)
+    assert len(flat.points.split()) == 2 and flat.best is None
+    long = panel("loss", [(epoch, 1 / epoch) for epoch in range(1, 5001)], best_epoch=4321)
+    assert len(long.points.split()) < 300 and long.best is not None
+
+
+def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a")
+    training = read_training("a", Path(entry["train"]))
+    titles = [p.title for p in training.panels]
+    assert titles == ["validation SumR", "loss", "nce", "weight", "learning rate"]
+    assert training.best_epoch == 2 and "9 in the best epoch 2" in training.panels[0].summary
+    assert training.sentence == "4 epochs, the best one is 2; 112 parameters; 1 min 35 s"
+
+
+def test_page_of_a_thousand_queries_with_many_failures_stays_under_5_mb(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (30, 224, 398, 3), dtype=np.uint8)
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=3, options={"qscale": "2"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 398, 224, "yuv420p", 10**8
+        for picture in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    methods = [make_method(tmp_path, name, items=400, captions=1000) for name in ("a", "b")]
+    inputs = make_inputs(tmp_path, methods, str(tmp_path / "v.mp4"))
+    inputs["stages"][0]["failures"] = [{"name": f"item {n}", "reason": "broken " * 200} for n in range(9000)]
+    text = make_page(tmp_path, inputs, queries_shown=100)
+    assert 1_000_000 < len(text.encode()) < 5_000_000
+    assert "9,000 of the items" in text and "left out to keep this page small" in text
