@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -25,7 +25,7 @@ from flows.server import LOOPBACK, QUIET, START_SECONDS, answers, configured_url
 from pipeline.errors import UserError
 
 POOL = "local"
-STOP_SECONDS = 30.0
+STOP_SECONDS = 90.0  # a training writes its checkpoint before it ends
 POLL_SECONDS = "2"  # between looks for runs to start; Prefect's 15 are meant for many workers
 
 SETTINGS = """\
@@ -85,19 +85,38 @@ def serve_in_foreground(folder: Path) -> NoReturn:
 
 
 def stop(folder: Path) -> bool:
-    """End the folder's background worker, and the runs it has underway; whether there was one."""
+    """End the folder's background worker, and the runs it has underway; whether there was one.
+
+    The runs are ended first and report that themselves: those that a worker takes down with it stay
+    "Running" on the server for ever.
+    """
     folder = folder.absolute()
     with _lock(folder) as lock:
         if _free(lock):
             return False
-        pid = int((_state(folder) / "worker.pid").read_text())
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while not _free(lock):
-            if time.monotonic() > deadline:
-                os.killpg(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        worker = int((_state(folder) / "worker.pid").read_text())
+        for run in _children(worker):
+            with suppress(ProcessLookupError):
+                os.kill(run, signal.SIGTERM)
+        _wait(lambda: not _children(worker))
+        os.kill(worker, signal.SIGTERM)
+        if not _wait(lambda: _free(lock)):
+            os.killpg(worker, signal.SIGKILL)
     return True
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for line in lists for child in line.split()]
+
+
+def _wait(over: Callable[[], bool]) -> bool:
+    """Wait a while until something is over; whether it is."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while not (done := over()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return done
 
 
 def _url(folder: Path) -> str:

@@ -8,6 +8,7 @@ thread that can end them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,13 @@ def bring_up_to_date(wish: Wish, choose: Callable[[Project], list[str]]) -> Stat
         project = open_project(
             Path(wish.experiment), one_or_more(wish.set, split=False), one_or_more(wish.methods)
         )
-        names = list(caller.stages or choose(project))
-        redo = [name for word in one_or_more(wish.redo) for name in plan.choose(project.stages, word)]
-        tasks = StageTasks(project, wish.retries)
-        caller.result = run_stages(
-            project, names, caller.display, redo, wish.retry_failed, tasks.each, tasks.on_progress
-        )
+        with closing(project.store.index):
+            names = list(caller.stages or choose(project))
+            redo = [name for word in one_or_more(wish.redo) for name in plan.choose(project.stages, word)]
+            tasks = StageTasks(project, wish.retries)
+            caller.result = run_stages(
+                project, names, caller.display, redo, wish.retry_failed, tasks.each, tasks.on_progress
+            )
     except UserError as error:
         caller.error = error
         return Failed(message=str(error))
@@ -80,9 +82,11 @@ def bring_up_to_date(wish: Wish, choose: Callable[[Project], list[str]]) -> Stat
 
 def one_or_more(words: Words, split: bool = True) -> list[str]:
     """The words as a list; a bare one may hold several, between commas or spaces, where `split` allows it."""
-    if isinstance(words, str):
-        return words.replace(",", " ").split() if split else [words]
-    return list(words or [])
+    if not isinstance(words, str):
+        return list(words or [])
+    if split:
+        return words.replace(",", " ").split()
+    return [words] if words.strip() else []
 
 
 def summary(result: RunResult) -> str:

@@ -77,7 +77,7 @@ def splits(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
 def settings(
     tree: Mapping[str, Mapping[str, Any]], reports: list[Mapping[str, Any]]
 ) -> dict[str, list[tuple[str, str]]]:
-    """The settings by stage in the order of the run, dotted names for tables within; stages that share them together."""
+    """The settings by stage in the order of the run, tables within by dotted names; stages alike stand together."""
     shared: dict[str, list[str]] = {}
     for stage in dict.fromkeys([*(report["stage"] for report in reports), *tree]):
         if tree.get(stage):

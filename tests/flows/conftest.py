@@ -51,7 +51,7 @@ class Place:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        env = self.env | {"CROSSREEL_TEST_MARK": self.mark}
+        env = self.env | {"CROSSREEL_TEST_MARK": self.mark, "PWD": str(self.folder)}
         return subprocess.Popen(
             command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -116,6 +116,9 @@ class PrefectServer:
         found = self._all("artifacts", flow_runs={"id": {"any_": [flow_run["id"]]}})
         return {artifact["key"]: artifact for artifact in found}
 
+    def deployments(self) -> list[dict[str, Any]]:
+        return self._all("deployments")
+
     def _all(self, what: str, **filters: Any) -> list[dict[str, Any]]:
         request = urllib.request.Request(
             f"{self.url}/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}
@@ -145,7 +148,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("one", "two"):
         clip(folder / f"{name}.mp4", 1, "64x48")
     for name in ("long-a", "long-b"):
-        clip(folder / f"{name}.mp4", 60, "1280x720")
+        clip(folder / f"{name}.mp4", 30, "1280x720")
     return folder
 
 

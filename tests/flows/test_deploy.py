@@ -94,7 +94,9 @@ def test_without_a_server_one_sentence_says_how_to_start_it(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="no Prefect server answers at .*: prefect server start --background"):
+    with pytest.raises(
+        UserError, match=r"no Prefect server answers at .*: prefect server start --background"
+    ):
         deploy(tmp_path)
     assert 'url = "http://127.0.0.1:9/api"' in (tmp_path / "prefect.toml").read_text()
 
@@ -150,3 +152,17 @@ def test_stopping_the_worker_ends_the_run_it_has_underway(
     place.wait_until(lambda: place.alive() == [], seconds=20)
     (run,) = prefect_server.flow_runs(experiment)
     assert run["state"]["type"] == "CRASHED"
+
+
+@pytest.mark.slow
+def test_prefect_yaml_deploys_all_with_the_folder_they_are_deployed_from(
+    served: Place, prefect_server: PrefectServer
+) -> None:
+    (served.folder / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
+    said(served, "prefect", "work-pool", "create", "local", "--type", "process", "--overwrite")
+    said(served, "prefect", "--no-prompt", "deploy", "--all")
+    made = {deployment["name"]: deployment for deployment in prefect_server.deployments()}
+    assert {name: made[name]["entrypoint"] for name in FLOWS} == FLOWS
+    for name in FLOWS:
+        (step,) = made[name]["pull_steps"]
+        assert step == {"prefect.deployments.steps.set_working_directory": {"directory": str(served.folder)}}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,13 +15,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from flows.report import leaderboard, page
 from flows.report.frames import FRAMES, Frames, wanted_seconds
 from flows.report.queries import choose
-from flows.report.stage import ReportParams
+from flows.report.stage import Report, ReportParams
 from flows.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
+from pipeline.briefing import Briefing
+from pipeline.contents import Contents
+from pipeline.corpus import Caption, Corpus, Item
 from pipeline.store import write_json
 from trainers.config import Recipe
 from trainers.data import SplitIndex
@@ -228,7 +234,7 @@ def test_bars_of_a_column_share_a_scale_from_the_least_possible_that_holds_all_i
                 assert (bar.chance is None) == (metric not in side["chance"])
                 if bar.chance is not None:
                     places, numbers = [*places, bar.chance], [*numbers, side["chance"][metric]]
-            assert 0 <= min(places) and 60 < max(places) < 100
+            assert min(places) >= 0 and 60 < max(places) < 100
             slope = (max(places) - places[0]) / (max(numbers) - least)
             assert places == pytest.approx([slope * (number - least) for number in numbers], abs=0.02)
 
@@ -282,13 +288,15 @@ def test_right_item_is_shown_with_frames_and_the_moment_of_the_caption(
     assert sum(a.get("class") == "inside" for a in tree.all("img")) >= len(queries)
 
 
-def test_rank_of_a_missed_item_is_the_one_that_was_measured(both: tuple[dict[str, Any], str]) -> None:
-    from safetensors.numpy import load_file
-
-    ranks = load_file(Path(both[0]["methods"][0]["evaluate"]) / "ranking.safetensors")["t2v.rank"]
-    told = re.findall(r"Right item at rank (\d+) of 24", both[1])
-    assert told and int(told[-1]) <= ranks.max() and all(int(rank) in ranks for rank in told)
-    assert f"{(ranks == 1).sum()} of {CAPTIONS} queries found" in both[1]
+def test_rank_of_a_missed_item_is_the_one_that_was_measured(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a", noise=4.0)
+    ranks = load_file(Path(entry["evaluate"]) / "ranking.safetensors")["t2v.rank"]
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    told = re.findall(r"Right item at rank (\d+) of 24", text)
+    assert int(told[-1]) > 10 and all(int(rank) in ranks for rank in told)  # 10: places that are stored
+    beside = re.findall(r'<li class="right">\s*<p class="place"><span class="rank">(\d+)</span>', text)
+    assert beside == ["1"] * (len(beside) - len(told)) + told
+    assert f"{(ranks == 1).sum()} of {CAPTIONS} queries found" in text
 
 
 def test_failed_items_are_named_with_their_reasons_and_none_says_so(tmp_path: Path) -> None:
@@ -412,6 +420,24 @@ def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path)
     assert titles == ["validation SumR", "loss", "nce", "weight", "learning rate"]
     assert training.best_epoch == 2 and "9 in the best epoch 2" in training.panels[0].summary
     assert training.sentence == "4 epochs, the best one is 2; 112 parameters; 1 min 35 s"
+
+
+def test_brief_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> None:
+    said = [Caption("a#0", "a door opens", 1.0, 2.0), Caption("a#1", "a door opens", 5.0, 6.0)]
+    items = (Item("a", "test", tuple(said)), Item("b", "test", (Caption("b#0", "a door opens"),)))
+    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {"a": "digest-a", "b": "digest-b"})
+    brief = Report(()).brief(Briefing(contents, None, {}, [], {}))  # type: ignore[arg-type]
+    assert brief["captions"][said[0].digest] == {
+        "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
+        "digest-b": {"id": "b#0", "moments": []},
+    }
+    assert brief["items"]["digest-a"] == {"id": "a", "video": None}
+
+
+def test_worker_of_the_report_imports_neither_torch_nor_prefect() -> None:
+    code = "import sys, flows.report.page; print({'torch', 'prefect'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_page_of_a_thousand_queries_with_many_failures_stays_under_5_mb(tmp_path: Path) -> None:
