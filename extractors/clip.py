@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from extractors.backbones import weights
 from extractors.base import Array, FrameExtractor, WorkOptions
@@ -18,6 +18,9 @@ class ClipParams(Params):
     model: str = "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
     weights: str = "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
     dtype: Literal["float16", "float32"] = "float16"
+    download: bool = False  # fetch the weights of a tag that is not on this machine
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"download"})
 
 
 class Clip(FrameExtractor[ClipParams]):
@@ -34,9 +37,13 @@ class Clip(FrameExtractor[ClipParams]):
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """The digest of the weights, and what decodes the frames."""
         return {
-            "weights": weights.identity(self.params.model, self.params.weights, known),
+            "weights": weights.identity(self.params, known),
             "decoder": video.decoder_identity(),
         }
+
+    def require(self) -> None:
+        """The weights."""
+        weights.require(self.params)
 
     def load(self, options: WorkOptions) -> None:
         """Read the network's weights."""

@@ -31,7 +31,11 @@ class ClipText(TextExtractor[ClipTextParams]):
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """The digest of the weights."""
-        return {"weights": weights.identity(self.params.model, self.params.weights, known)}
+        return {"weights": weights.identity(self.params, known)}
+
+    def require(self) -> None:
+        """The weights."""
+        weights.require(self.params)
 
     def load(self, options: WorkOptions) -> None:
         """Read the network's weights."""

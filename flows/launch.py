@@ -26,6 +26,7 @@ FLOWS = {
 }  # the name of flow and deployment, and where the flow is
 
 CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the display speaks; logs go to the server
+EMBEDDED_RETRIES = "3"  # 14 s a call if our server dies; with Prefect's 5, a run hung for 5 minutes
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -59,6 +60,11 @@ def run_flow(
             state = flow(
                 str(experiment), list(methods), list(sets), retry_failed, list(redo), return_state=True
             )
+        except Exception as error:
+            if caller.result is None:
+                raise
+            display.say(f"done, but the Prefect server could not be told: {error}")
+            return caller.result
         finally:
             CALLER.reset(token)
     if caller.error is not None:
@@ -79,6 +85,7 @@ def prepare() -> EmbeddedServer | None:
         server.start()
         atexit.register(server.stop)
         url = server.url
+        os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", EMBEDDED_RETRIES)
         for name in ("NO_PROXY", "no_proxy"):  # a proxy would be asked for our loopback port
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK)))
     os.environ["PREFECT_API_URL"] = url

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ItemError, TrainingError, UserError
+from pipeline.errors import ItemError, TrainingError, UserError, is_full
 
 Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
@@ -69,21 +69,22 @@ class Child:
         ours, theirs = Pipe()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         fd = theirs.fileno()
-        command = [sys.executable, "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
+        command = [sys.executable, "-P", "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
         if self.memory_bytes:
             command.append(str(self.memory_bytes))
+        self._connection = ours  # before the process: another thread may kill what it sees
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
             env=os.environ | self.env, start_new_session=True,
         )  # fmt: skip
         theirs.close()
-        self._connection = ours
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
         """What the child sends for a request, as it comes. No reply may take longer than the limit.
 
         Raises ChildDied, ChildTimeout, ChildError, or the ItemError, UserError or TrainingError
         that the child raised. A caller that stops early ends the child; the next call starts another.
+        An interrupt while waiting leaves the child alive, to be asked to `terminate` or killed.
         """
         self.start()
         finished = False
@@ -102,6 +103,9 @@ class Child:
                     yield header, arrays
             except (EOFError, OSError):
                 raise ChildDied(self._how_it_died()) from None
+            except (KeyboardInterrupt, SystemExit):
+                finished = True
+                raise
         finally:
             if not finished:
                 self.kill()
@@ -117,7 +121,7 @@ class Child:
         self._words.seek(max(0, self._words.tell() - LAST_WORDS_BYTES))
         words = self._words.read().decode(errors="replace").strip().splitlines()
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        hint = {-signal.SIGKILL: " (out of memory?)", -signal.SIGBUS: " (disk full?)"}.get(code, "")
         return f"{name}{hint}" + (f": {words[-1]}" if words else "")
 
     @property
@@ -175,6 +179,8 @@ def _describe(error: BaseException) -> dict[str, Any]:
     for kind in (UserError, TrainingError):
         if isinstance(error, kind):
             return {"kind": kind.__name__, "arguments": [str(error)]}
+    if is_full(error):
+        return {"kind": "UserError", "arguments": [f"the disk is full: {error}"]}
     return {"kind": type(error).__name__, "arguments": ["".join(traceback.format_exception(error))]}
 
 

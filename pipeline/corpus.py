@@ -14,6 +14,7 @@ from pipeline.fingerprint import digest_text
 KINDS = ("video", "pointcloud")
 SPLITS = ("train", "val", "test")
 ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
+LONGEST_SECONDS = 1e9  # 30 years; it is the infinite and the mistyped that are refused
 CAPTION_KEYS = {"id", "text", "start", "end", "split", "digest"}
 
 
@@ -142,11 +143,13 @@ def _as_json(item: Item) -> dict[str, Any]:
 def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no corpus manifest {path}; `crossreel corpus import` writes one") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"{path} is not a corpus manifest (JSON Lines, one item a line)") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     items: list[Item] = []
     problems: list[Problem] = []
     seen: dict[str, int] = {}
@@ -156,7 +159,7 @@ def parse(path: Path) -> tuple[list[Item], list[Problem]]:
             continue
         try:
             item = _item(line)
-        except (_Wrong, ValueError) as error:
+        except _Wrong as error:
             problems.append(Problem(number, str(error)))
             continue
         problems.extend(_duplicates(item, number, seen, captions_seen))
@@ -189,9 +192,13 @@ def _item(line: str) -> Item:
         raw = json.loads(line)
     except json.JSONDecodeError as error:
         raise _Wrong(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise _Wrong(f"not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise _Wrong("not a JSON object")
-    _known(raw, ITEM_KEYS, "item")
+    if "\\ud" in line.lower():
+        _require_text(raw)
+    _known(raw, ITEM_KEYS, "an item")
     name = _text(raw, "id", "the item")
     split = _text(raw, "split", f"item {name!r}")
     kind = raw.get("kind", "video")
@@ -207,6 +214,8 @@ def _item(line: str) -> Item:
     if not isinstance(captions, list):
         raise _Wrong(f"item {name!r}: captions is not a list")
     meta = raw.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise _Wrong(f"item {name!r}: meta is not an object")
     return Item(name, split, _captions(captions, name), media, kind, meta, str(digest))
 
 
@@ -216,22 +225,25 @@ def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
     for index, entry in enumerate(raw):
         if not isinstance(entry, dict):
             raise _Wrong(f"caption {index} of item {item!r} is not an object")
-        _known(entry, CAPTION_KEYS, "caption")
-        name = str(entry.get("id") or f"{item}#{index}")
-        text = entry.get("text")
+        _known(entry, CAPTION_KEYS, "a caption")
+        name = _text(entry, "id", f"caption {index} of item {item!r}") if "id" in entry else f"{item}#{index}"
+        text, split = entry.get("text"), entry.get("split")
         if not isinstance(text, str) or not text.strip():
             raise _Wrong(f"caption {name!r} of item {item!r} is empty")
         start, end = (_seconds(entry.get(key), name) for key in ("start", "end"))
         if start is not None and end is not None and end < start:
             raise _Wrong(f"caption {name!r} ends at {end} s, before its start at {start} s")
-        out.append(Caption(name, text, start, end, entry.get("split"), str(entry.get("digest", ""))))
+        if split is not None and (not isinstance(split, str) or not split):
+            raise _Wrong(f"caption {name!r} has the split {split!r}, which is not a name")
+        out.append(Caption(name, text, start, end, split, str(entry.get("digest", ""))))
     return tuple(out)
 
 
 def _seconds(value: Any, caption: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != value:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= LONGEST_SECONDS:
         raise _Wrong(f"caption {caption!r} has the time {value!r}, which is not a number of seconds")
     return float(value)
 
@@ -245,7 +257,15 @@ def _text(raw: dict[str, Any], key: str, whose: str) -> str:
     return value
 
 
+def _require_text(value: Any) -> None:
+    """Raise _Wrong for half a surrogate pair, which JSON can spell and no file name or digest can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _Wrong(f"it holds {error.object[error.start : error.end]!a}, half a character") from None
+
+
 def _known(raw: dict[str, Any], keys: set[str], what: str) -> None:
     unknown = [key for key in raw if key not in keys]
     if unknown:
-        raise _Wrong(f"unknown key {unknown[0]!r} of an {what}; {nearest(unknown[0], keys)}")
+        raise _Wrong(f"unknown key {unknown[0]!r} of {what}; {nearest(unknown[0], keys)}")

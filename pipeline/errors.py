@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -20,6 +21,17 @@ class ItemError(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on, for a reason named by step and loss term."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error means that the disk is full or the quota used up.
+
+    Libraries with writers of their own (SQLite, safetensors, ffmpeg) pass on the words, not the number.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = str(error).lower()
+    return any(said in words for said in ("no space left on device", "disk quota exceeded", "disk is full"))
 
 
 def nearest(value: str, possible: Iterable[str]) -> str:

@@ -114,6 +114,7 @@ class Runner:
             state = states[name]
             report = Report(name, fp.hex, len(state.keys), cached=state.done, blocked=len(state.blocked))
             if state.missing:
+                state.stage.require()
                 self.store.index.add_fingerprint(fp.hex, name, fp.components)
                 make = self._whole if state.stage.over == "corpus" else self._mapped
                 make(state, states, report)

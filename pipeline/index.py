@@ -1,8 +1,8 @@
 """SQLite beside the store: which item has which artifact where, what failed, which runs there were.
 
 The only file of a store that changes, written by the coordinating process alone. It holds nothing
-that the segments do not say too (but the failures, the runs and the cached digests): lost or
-damaged, it is rebuilt from them.
+that the segments do not say too (but the failures, the runs and the cached digests): where it is gone,
+it is rebuilt from them.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Index:
             self._open()
         except sqlite3.OperationalError as error:
             raise UserError(f"the store's index {path} cannot be opened for writing: {error}") from None
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"the store's index {path} is damaged ({error}); delete it, and it is rebuilt from the segments"
+            ) from None
 
     def _open(self) -> None:
         self.db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -78,10 +82,11 @@ class Index:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self.db.execute("COMMIT")
         except BaseException:
-            self.db.execute("ROLLBACK")
+            if self.db.in_transaction:  # a full disk has rolled back already
+                self.db.execute("ROLLBACK")
             raise
-        self.db.execute("COMMIT")
 
     # digests of files ---------------------------------------------------------------------------
 

@@ -91,10 +91,10 @@ def run_shards(
                 yield event
     finally:
         stop.set()
-        for child in children:
-            child.kill()
-        for thread in threads:
-            thread.join(timeout=10)
+        for child, thread in zip(children, threads, strict=True):
+            while thread.is_alive():  # again: it may be starting its child just now
+                child.kill()
+                thread.join(timeout=0.1)
 
 
 def _one_shard(

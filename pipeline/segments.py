@@ -1,7 +1,7 @@
 """One segment: an immutable HDF5 file with a stage's output for many items, flat and memory-mappable.
 
 Layout (docs/store.md): the attributes `stage`, `fingerprint`, `components` (JSON); `items` (n,) the
-digests; `notes` (n,) a JSON text an item; `checksums` (n,) uint64 over all of an item's rows; and per
+digests; `notes` (n,) a JSON text an item; `checksums` (n,) uint64 over an item's digest, rows and note; and per
 output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,).
 """
 
@@ -61,12 +61,13 @@ class SegmentWriter:
             raise ValueError(f"{name} is in the segment already")
         arrays = {field: self._checked(name, field, outputs) for field in self.fields}
         for field, array in arrays.items():
+            self._tails.setdefault(field, array.shape[1:])
             self._raw[field].write(raw_bytes(array))
             self._lengths[field].append(len(array))
         self.items[item] = file_bytes
         self._names[item] = name
         self._notes.append(json.dumps(dict(note or {})))
-        self._checksums.append(checksum(arrays, self._notes[-1]))
+        self._checksums.append(checksum(item, arrays, self._notes[-1]))
 
     def _checked(self, name: str, field: str, outputs: Mapping[str, Array]) -> Array:
         declared = self.fields[field]
@@ -82,9 +83,9 @@ class SegmentWriter:
         stored = np.ascontiguousarray(array, dtype=declared.dtype)
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
             raise ItemError(name, f"output {field!r} exceeds the range of {declared.dtype}")
-        tail = self._tails.setdefault(field, stored.shape[1:])
+        tail = self._tails.get(field, stored.shape[1:])
         if stored.shape[1:] != tail:
-            raise ItemError(name, f"output {field!r} has shape {array.shape}, others have (..., {tail})")
+            raise ItemError(name, f"output {field!r} has rows of shape {stored.shape[1:]}, others of {tail}")
         return stored
 
     def finish(self) -> Path | None:
@@ -162,9 +163,9 @@ def raw_bytes(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def checksum(arrays: Mapping[str, Array], note: str) -> int:
-    """64 bits over an item's rows of every field, and its note."""
-    state = hashlib.blake2b(note.encode(), digest_size=8)
+def checksum(item: str, arrays: Mapping[str, Array], note: str) -> int:
+    """64 bits over an item's digest, its rows of every field, and its note."""
+    state = hashlib.blake2b(f"{item} {note}".encode(), digest_size=8)
     for name in sorted(arrays):
         state.update(name.encode())
         state.update(raw_bytes(arrays[name]))
@@ -221,7 +222,7 @@ class Segment:
     def check(self, row: int) -> None:
         """Raise Damaged unless the item's rows are, bit for bit, what was written."""
         arrays = {name: self.rows(name, row) for name in self._maps}
-        if checksum(arrays, self.notes[row]) != int(self._checksums[row]):
+        if checksum(self.items[row], arrays, self.notes[row]) != int(self._checksums[row]):
             raise Damaged(
                 f"the segment {self.path} is damaged: the rows of {self.names[row]} do not have the checksum "
                 "they were written with; `crossreel store verify --repair` drops it, and the next run makes "

@@ -18,7 +18,7 @@ from pipeline.errors import UserError, nearest
 class Params(BaseModel):
     """What can change a number. Every field enters the fingerprint of the stage that owns it, but `speed_only`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
     speed_only: ClassVar[frozenset[str]] = frozenset()  # fields that change no number after all
 
     def decisive(self) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class Params(BaseModel):
 class Options(BaseModel):
     """What changes only speed or place (device, workers). Never enters a fingerprint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -46,6 +46,8 @@ def read_toml(path: Path) -> Tree:
         raise UserError(f"{path} is a folder, an experiment is a TOML file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; an experiment is a TOML file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 

@@ -74,6 +74,9 @@ class Stage(Generic[P]):
         """The settings that enter the fingerprint."""
         return self.params.decisive()
 
+    def require(self) -> None:
+        """Raise UserError unless what the work needs (weights, a server) is there. Called before it begins."""
+
     def splits(self) -> tuple[str, ...]:
         """The splits that a stage over the corpus reads itself (not through the stages it needs)."""
         return ()

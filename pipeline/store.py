@@ -10,7 +10,7 @@ index.sqlite                               pipeline.index
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import json
 import os
@@ -29,6 +29,8 @@ from pipeline.segments import Array, Damaged, Segment, SegmentWriter
 from pipeline.stage import Field
 
 RECORD = "artifact.json"
+ABANDONED_SECONDS = 86400.0
+SPOOL_LETTERS = 32  # of a writer's folder in work/: a UUID
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Store:
         )
 
     def adopt(self, stage: str, fp: str) -> int:
-        """Record finished segments that the index does not know (their run was killed just then).
+        """Record whole segments that the index does not know: their run was killed just then, or it is gone.
 
         Called with the fingerprint's lock held. Returns how many items were found.
         """
@@ -98,8 +100,10 @@ class Store:
                 continue
             try:
                 segment = Segment(path)
+                for row in range(len(segment.items)):
+                    segment.check(row)
             except Damaged:
-                continue  # `store verify` names it, `store gc` removes it
+                continue  # `store verify` names it
             items = dict(zip(segment.items, segment.file_bytes, strict=True))
             self.index.add_fingerprint(fp, segment.stage, segment.components)
             self.index.add_segment(path.stem, fp, path.stat().st_size, items, path.stat().st_mtime)
@@ -150,12 +154,24 @@ class Store:
         record = {"stage": stage, "fingerprint": fingerprint.hex, "components": fingerprint.components,
                   "made": time.time(), "seconds": seconds, "files": files} | dict(extra)  # fmt: skip
         write_json(work / RECORD, record)
+        self._move(work, target)
+        self.index.add_fingerprint(fingerprint.hex, stage, fingerprint.components)
+        return target
+
+    def publish_finished(self, stage: str, fp: str) -> bool:
+        """Whether a work folder was finished already, by a run killed before it could rename it; now it is."""
+        work = self.work_folder(stage, fp)
+        if self._run_damage(work, thorough=True):
+            return False
+        self._move(work, self.run_folder(stage, fp))
+        return True
+
+    @staticmethod
+    def _move(work: Path, target: Path) -> None:
         if target.exists():
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         work.rename(target)
-        self.index.add_fingerprint(fingerprint.hex, stage, fingerprint.components)
-        return target
 
     def _run_damage(self, folder: Path, thorough: bool) -> list[Damage]:
         if not (folder / RECORD).exists():
@@ -205,6 +221,8 @@ class Store:
         for folder in sorted((self.root / "segments").glob("*/*")):
             count += self.adopt(folder.parent.name, folder.name)
         for path in sorted((self.root / "runs").glob(f"*/*/{RECORD}")):
+            if self._run_damage(path.parent, thorough=False):
+                continue  # `store verify` names it
             record = json.loads(path.read_text(encoding="utf-8"))
             self.index.add_fingerprint(record["fingerprint"], record["stage"], record["components"])
             count += 1
@@ -230,8 +248,9 @@ class Store:
             for segment in self.index.segments(fp):
                 path = self.segment_path(stage, fp, segment)
                 if not path.exists():
-                    damage += [] if repair and self.index.forget_segment(segment) else [
-                        Damage(f"the segment {path} is gone", path)]  # fmt: skip
+                    damage.append(Damage(f"the segment {path} is gone", path))
+                    if repair:
+                        self.index.forget_segment(segment)
         return damage
 
     def _segment_damage(self, path: Path) -> list[Damage]:
@@ -270,14 +289,23 @@ class Store:
                     drop(folder)
                     if not dry_run:
                         self.index.forget_fingerprint(folder.name)
-        for segment, fp in self.index.unused_segments():
-            stage = self.index.fingerprints().get(fp, ("", {}))[0]
-            path = self.segment_path(stage, fp, segment)
-            if fp in keep and path.exists():
-                drop(path)
-                if not dry_run:
-                    self.index.forget_segment(segment)
+        for segment, path in self._unused_segments(keep, now - older_than_seconds):
+            drop(path)
+            if not dry_run:
+                self.index.forget_segment(segment)
         return removed
+
+    def _unused_segments(self, keep: set[str], before: float) -> Iterator[tuple[str, Path]]:
+        """Segments of kept fingerprints that nothing refers to: all made again elsewhere, or damaged orphans."""
+        unused = {segment for segment, _ in self.index.unused_segments()}
+        for folder in sorted((self.root / "segments").glob("*/*")):
+            if folder.name not in keep or not self._unlocked(folder.parent.name, folder.name):
+                continue
+            self.adopt(folder.parent.name, folder.name)
+            known = self.index.segments(folder.name)
+            for path in sorted(folder.glob("*.h5")):
+                if (path.stem in unused or path.stem not in known) and path.stat().st_mtime <= before:
+                    yield path.stem, path
 
     def _unlocked(self, stage: str, fp: str) -> bool:
         path = self.root / "locks" / f"{stage}-{fp}"
@@ -291,10 +319,14 @@ class Store:
         return True
 
     def sweep(self) -> None:
-        """Remove spooled rows of writers that were killed; work folders of stages stay, to be resumed."""
+        """Remove what killed workers spooled and were told; work folders of stages stay, to be resumed."""
         for path in (self.root / "work").iterdir():
-            if len(path.name) == 32 and path.is_dir() and time.time() - path.stat().st_mtime > 86400:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+                old = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+                if old and path.is_dir() and len(path.name) == SPOOL_LETTERS:
+                    shutil.rmtree(path, ignore_errors=True)
+                elif old and path.is_file():
+                    path.unlink()
 
 
 class FeatureReader:
@@ -350,11 +382,6 @@ def tree_bytes(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-def is_full(error: OSError) -> bool:
-    """Whether an error means that the disk is full or the quota used up."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _size(path: Path) -> int | None:

@@ -91,7 +91,7 @@ def probe(path: Path) -> Probe:
             context = stream.codec_context
             return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
     except av.FFmpegError as error:
-        raise ItemError(str(path), f"not a readable video: {_last_words(str(error))}") from None
+        raise ItemError(str(path), f"not a readable video: {error.strerror}") from None
 
 
 def _is_cover(stream: Any) -> bool:
@@ -259,7 +259,9 @@ def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
                     yield np.stack(frames), np.array(times)
                     frames, times = [], []
     except (av.FFmpegError, IndexError, ValueError) as error:
-        raise ItemError(str(path), f"PyAV cannot read it: {_last_words(str(error))}") from None
+        raise ItemError(
+            str(path), f"PyAV cannot read it: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if frames:
         yield np.stack(frames), np.array(times)
 

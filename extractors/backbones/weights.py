@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from extractors.backbones import clip_configs
 from pipeline.errors import UserError, nearest
@@ -22,19 +22,28 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
 
 
-def identity(model: str, weights: str, known: Digests) -> str | None:
+class Wanted(Protocol):
+    """The settings that choose a network and its weights."""
+
+    model: str
+    weights: str
+    download: bool
+
+
+def identity(wanted: Wanted, known: Digests) -> str | None:
     """What a fingerprint says of these weights, or None if a tag's file is not on this machine.
 
     "seed:N" is its own identity, a file is known by its digest, wherever it lies. A network described
     by the user's own file adds the digest of that description. `known` remembers digests and where a
     tag's file was found: finding it needs open_clip, which takes seconds to import.
     """
+    model, weights = wanted.model, wanted.weights
     if seed_of(weights) is not None:
         name = weights
     else:
         clip_configs.path_of(model)  # complains about an unknown name at once
         path = Path(weights) if is_path(weights) else known.located(
-            f"clip {model} {weights}", lambda: locate(model, weights)
+            f"clip {model} {weights}", lambda: locate(model, weights, wanted.download)
         )  # fmt: skip
         if path is None:
             return None
@@ -42,6 +51,13 @@ def identity(model: str, weights: str, known: Digests) -> str | None:
             raise UserError(f"no weights file {path}")
         name = known.file(path)
     return f"{name} of {known.file(clip_configs.path_of(model))}" if clip_configs.is_path(model) else name
+
+
+def require(wanted: Wanted) -> None:
+    """Raise UserError if the weights are not on this machine: before a run begins, not in its middle."""
+    seeded = seed_of(wanted.weights) is not None
+    if not seeded and locate(wanted.model, wanted.weights, wanted.download) is None:
+        raise UserError(_not_here(wanted.model, wanted.weights, "were not to be downloaded"))
 
 
 def seed_of(weights: str) -> int | None:
@@ -164,5 +180,5 @@ def _hub_files(config: dict[str, Any]) -> tuple[str, list[str]]:
 def _not_here(model: str, weights: str, why: str) -> str:
     return (
         f"weights {weights!r} of {model} are not on this machine and {why}; "
-        "set extractors.clip.weights to a local file, or to seed:0 for random ones"
+        "set extractors.clip.weights to a local file, or extractors.clip.download to true where there is a network"
     )

@@ -1,0 +1,102 @@
+"""Extraction of 200 clips through store, Prefect and worker processes against a bare loop of the same work.
+
+The bare form compresses, decodes and encodes in plain processes, one a core, and keeps nothing. Both do the
+same clips with the same network (CLIP ViT-B/32, seeded weights). Prints seconds of both, start-up
+included, and the overhead in per cent. Goal: at most 10 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.execute import cores
+from pipeline.video import find_ffmpeg
+
+MODEL = "ViT-B-32-quickgelu"
+EXPERIMENT = f"""
+corpus = "corpus.jsonl"
+store = "store"
+extract = ["clip"]
+[extractors.clip]
+model = "{MODEL}"
+weights = "seed:0"
+"""
+BARE = f"""
+import sys, tempfile
+from pathlib import Path
+import numpy as np
+from extractors.backbones.clip import ClipBackbone
+from pipeline import video
+network = ClipBackbone("{MODEL}", "seed:0")
+with tempfile.TemporaryDirectory() as folder:
+    waiting = []
+    for path in map(Path, sys.argv[1:]):
+        target = Path(folder) / "clip.mp4"
+        video.compress(path, target, video.Compression(), 300)
+        waiting += [network.crops(frames) for frames, _ in video.decode(target)]
+        while sum(map(len, waiting)) >= 64:
+            rows = np.concatenate(waiting)
+            network.crop_features(rows[:64])
+            waiting = [rows[64:]] if len(rows) > 64 else []
+    if waiting:
+        network.crop_features(np.concatenate(waiting))
+"""
+
+
+def make(folder: Path, clips: int, seconds: float) -> list[Path]:
+    """Clips of 640 x 360 at 30 fps that differ, and the experiment that extracts them."""
+    paths = []
+    for number in range(clips):
+        path = folder / f"{number}.mp4"
+        source = f"testsrc2=size=640x360:rate=30:duration={seconds}"
+        subprocess.run(
+            [find_ffmpeg(), "-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", source, "-vf", f"hue=h={number}",
+             "-c:v", "libx264", "-preset", "ultrafast", "-y", str(path)], check=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        paths.append(path)
+    write_manifest(
+        folder / "corpus.jsonl", [Item(p.stem, "train", (Caption(p.stem, "a clip"),), p.name) for p in paths]
+    )
+    (folder / "experiment.toml").write_text(EXPERIMENT)
+    return paths
+
+
+def seconds_of(commands: list[list[str]]) -> float:
+    """Seconds until commands that run at the same time have all ended."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    started = time.monotonic()
+    running = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for command in commands]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit(f"{commands[0][:3]} ended with {codes}")
+    return time.monotonic() - started
+
+
+def main() -> None:
+    """Make the clips, run both forms, print the overhead."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder, workers = Path(name), cores()
+        paths = [str(path) for path in make(folder, arguments.clips, arguments.seconds)]
+        bare = [[sys.executable, "-c", BARE, *paths[n::workers]] for n in range(workers)]
+        run = [sys.executable, "-m", "flows.cli", "run", str(folder / "experiment.toml")]
+        one, ours, two = seconds_of(bare), seconds_of([run]), seconds_of(bare)
+    plain = (one + two) / 2
+    print(
+        f"{arguments.clips} clips of {arguments.seconds:g} s, CLIP ViT-B/32 (goal: 10 %): {ours:.1f} s, bare "
+        f"{plain:.1f} s ({one:.1f} before, {two:.1f} after), overhead {100 * (ours / plain - 1):.1f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()

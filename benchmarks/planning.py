@@ -1,0 +1,107 @@
+"""Planning an unchanged corpus of 10,000 items: ours against a form that asks the index once an item.
+
+Goal: at most 5 s. Prints seconds of both and their ratio, from one interleaved run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from flows.project import Project, open_project
+from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.fingerprint import digest_file
+
+EXPERIMENT = """
+corpus = "corpus.jsonl"
+store = "store"
+extract = ["clip", "clip_text"]
+[extractors.clip]
+model = "crossreel-demo"
+weights = "seed:0"
+"""
+ITEMS_A_SEGMENT = 32
+
+
+def make(folder: Path, count: int) -> Path:
+    """A corpus of small media files whose extraction is done, through the store's own writer."""
+    items = []
+    for number in range(count):
+        media = folder / f"media/{number % 100:02d}/{number}.mp4"
+        media.parent.mkdir(parents=True, exist_ok=True)
+        media.write_bytes(b"%d" % number)
+        captions = tuple(Caption(f"{number}#{n}", f"caption {n} of item {number}") for n in range(2))
+        items.append(Item(str(number), "train", captions, str(media.relative_to(folder))))
+    write_manifest(folder / "corpus.jsonl", items)
+    (folder / "experiment.toml").write_text(EXPERIMENT)
+    project = open_project(folder / "experiment.toml")
+    for name, state in project.survey().items():
+        fill(project, name, list(state.keys))
+    return folder / "experiment.toml"
+
+
+def fill(project: Project, name: str, keys: list[str]) -> None:
+    """Rows and files of every unit of a stage."""
+    state, store = project.survey()[name], project.store
+    rows = {
+        field: np.zeros((4, *([8] * (len(f.shape) - 1))), f.dtype) for field, f in state.stage.fields.items()
+    }
+    for start in range(0, len(keys), ITEMS_A_SEGMENT):
+        with store.writer(name, state.fingerprint, state.stage.fields) as writer:
+            for key in keys[start : start + ITEMS_A_SEGMENT]:
+                size = None
+                if state.stage.file_suffix:
+                    file = store.item_file(name, state.fingerprint.hex, key, state.stage.file_suffix)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(b"x")
+                    size = 1
+                writer.append(key, key, rows, {}, size)
+            items, path = dict(writer.items), writer.finish()
+        if path is not None:
+            store.index.add_segment(path.stem, state.fingerprint.hex, path.stat().st_size, items)
+
+
+def ours(path: Path) -> float:
+    """Seconds to open the experiment and survey every stage."""
+    started = time.perf_counter()
+    states = open_project(path).survey()
+    took = time.perf_counter() - started
+    if not all(state.complete for state in states.values()):
+        raise SystemExit("the store should have been complete")
+    return took
+
+
+def plain(path: Path) -> float:
+    """Seconds of the same answer, reading every item's bytes and asking the index for each unit by itself."""
+    started = time.perf_counter()
+    project = open_project(path)
+    for item in project.contents.corpus.items:
+        digest_file(project.contents.corpus.path.parent / str(item.media))
+    for state in project.survey().values():
+        sql = "SELECT segment FROM artifacts WHERE fp=? AND item=?"
+        for key in state.keys:
+            project.store.index.db.execute(sql, (state.fingerprint.hex, key)).fetchone()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Make the corpus, time both forms in turns."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        path = make(Path(name), arguments.items)
+        pairs = [(ours(path), plain(path)) for _ in range(arguments.rounds)]
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(f"planning {arguments.items} unchanged items (goal: 5 s): {mine:.2f} s, item by item {other:.2f} s, "
+          f"ratio {other / mine:.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
