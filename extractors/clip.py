@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 from extractors.backbones import weights
@@ -20,7 +21,13 @@ class ClipParams(Params):
     dtype: Literal["float16", "float32"] = "float16"
     download: bool = False  # fetch the weights of a tag that is not on this machine
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"download"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"download", "weights"})  # the weights' digest counts
+    places: ClassVar[frozenset[str]] = frozenset({"model", "weights"})
+
+    def decisive(self) -> dict[str, Any]:
+        """Of a model's own file the digest counts, which stands beside the weights', not its place."""
+        own = super().decisive()
+        return own | {"model": PurePath(self.model).stem} if self.model.endswith(".json") else own
 
 
 class Clip(FrameExtractor[ClipParams]):

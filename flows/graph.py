@@ -19,7 +19,7 @@ from flows.experiment import Experiment
 from flows.report.stage import Report
 from pipeline.errors import UserError, nearest
 from pipeline.plan import Stages, ancestors
-from pipeline.settings import Params, fill
+from pipeline.settings import Params, fill, located
 from pipeline.stage import Stage
 from trainers.config import MethodConfig
 from trainers.hlformer.config import HLFormerConfig
@@ -44,7 +44,7 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
     wanted = list(experiment.extract)
     for name in experiment.methods:
-        config = fill(METHODS[name], experiment.trainers.get(name, {}), f"trainers.{name}")
+        config = _config(name, experiment)
         for feature in config.features():
             if feature not in everything:
                 raise UserError(
@@ -60,6 +60,12 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     return {name: stage for name, stage in everything.items() if name in needed}
 
 
+def _config(name: str, experiment: Experiment) -> MethodConfig:
+    """The settings of a method."""
+    tree = located(experiment.trainers.get(name, {}), METHODS[name], experiment.path.parent)
+    return fill(METHODS[name], tree, f"trainers.{name}")
+
+
 def _params(kind: type[Extractor[Any]], experiment: Experiment) -> Params:
     """The settings of an extractor, with those it takes over from another."""
     own = dict(experiment.extractors.get(kind.name, {}))
@@ -67,7 +73,7 @@ def _params(kind: type[Extractor[Any]], experiment: Experiment) -> Params:
         source, keys = INHERITS[kind.name]
         given = experiment.extractors.get(source, {})
         own = {key: given[key] for key in keys if key in given} | own
-    return fill(kind.settings, own, f"extractors.{kind.name}")
+    return fill(kind.settings, located(own, kind.settings, experiment.path.parent), f"extractors.{kind.name}")
 
 
 def _require_known(experiment: Experiment) -> None:

@@ -152,8 +152,8 @@ class Runner:
         stage, fp = state.stage, state.fingerprint
         if not stage.runner:
             raise UserError(
-                f"the imported features {stage.name} lack {len(state.missing)} of the {len(state.keys)} {stage.over} of "
-                f"{self.contents.corpus.path}; import them again, or use the manifest that the import wrote"
+                f"the imported features {stage.name} lack {len(state.missing)} of the {len(state.keys)} {stage.over} "
+                f"of {self.contents.corpus.path}; import them again, or use the manifest that the import wrote"
             )
         workers, device = placement(stage, self.options)
         units = self._units(state, states)
@@ -229,8 +229,9 @@ class Runner:
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
         request = {
-            "stage": stage.name, "method": stage.method, "params": stage.params.model_dump_json(), "folder": str(folder),
-            "fingerprint": fp.hex, "device": placement(stage, self.options)[1].replace("{n}", "0"),
+            "stage": stage.name, "method": stage.method, "params": stage.params.model_dump_json(),
+            "folder": str(folder), "fingerprint": fp.hex,
+            "device": placement(stage, self.options)[1].replace("{n}", "0"),
             "needs": {n: str(self.store.run_folder(n, states[n].fingerprint.hex)) for n in stage.needs},
         }  # fmt: skip
         brief = stage.brief(Briefing(self.contents, self.store, states, self.reports, self.about))

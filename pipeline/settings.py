@@ -20,10 +20,23 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
     speed_only: ClassVar[frozenset[str]] = frozenset()  # fields that change no number after all
+    places: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # fields that may name a file, relative to the experiment's
 
     def decisive(self) -> dict[str, Any]:
         """The settings that can change a number, as plain data."""
         return self.model_dump(mode="json", exclude=set(self.speed_only))
+
+
+def located(tree: Mapping[str, Any], model: type[Params], base: Path) -> Tree:
+    """The table with file names relative to `base` made absolute, where such a file is there."""
+    out = dict(tree)
+    for name in model.places:
+        value = out.get(name)
+        if isinstance(value, str) and value and (base / value).exists():
+            out[name] = str((base / value).absolute())
+    return out
 
 
 class Options(BaseModel):

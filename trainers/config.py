@@ -34,6 +34,7 @@ class MethodConfig(Recipe):
     weights: str = ""  # a folder that `crossreel import checkpoint` wrote, to start from; else random
 
     packing: ClassVar[frozenset[str]] = frozenset({"video_features", "text_features"})
+    places: ClassVar[frozenset[str]] = frozenset({"weights"})
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
     def features(self) -> tuple[str, ...]:

@@ -104,7 +104,8 @@ def train(request: dict[str, Any], send: Send) -> None:
         send({"progress": asdict(progress)}, {})
 
     result = fit(
-        method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device, on_progress=tell
+        method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device,
+        on_progress=tell,
     )  # fmt: skip
     summary = {
         name: getattr(result, name) for name in ("best_epoch", "epochs", "validation", "stopped_early")

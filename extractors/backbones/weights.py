@@ -25,9 +25,20 @@ SEED = "seed:"
 class Wanted(Protocol):
     """The settings that choose a network and its weights."""
 
-    model: str
-    weights: str
-    download: bool
+    @property
+    def model(self) -> str:
+        """The network's name or JSON file."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """A tag, a file, or seed:N."""
+        ...
+
+    @property
+    def download(self) -> bool:
+        """Whether a tag's file may be fetched."""
+        ...
 
 
 def identity(wanted: Wanted, known: Digests) -> str | None:

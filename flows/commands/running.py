@@ -125,30 +125,32 @@ def print_result(result: RunResult) -> None:
 
 
 def print_leaderboard(rows: list[dict[str, Any]]) -> None:
-    """A line a method and direction, with 95 % intervals."""
+    """Three lines a method and direction: the figures, their 95 % intervals, and chance."""
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
     for row in rows:
-        figures = [figure(row["metrics"].get(name)) for name in names]
-        lines.append([f"{row['method']} {row['direction']}", *figures])
+        figures = [(name, row["metrics"].get(name)) for name in names]
+        values = [number(name, f["value"]) if f else "" for name, f in figures]
+        intervals = [f"{short(n, f['low'])}-{short(n, f['high'])}" if f else "" for n, f in figures]
+        lines += [[f"{row['method']} {row['direction']}", *values], ["  95 %", *intervals]]
         if row["chance"]:
-            lines.append(["  chance", *(_chance(row["chance"].get(name)) for name in names)])
+            lines.append(["  chance", *(number(n, row["chance"].get(n)) for n in names)])
     first = rows[0]
     print_table(
-        f"\n{first['split']}: {first['queries']} queries, {first['gallery']} items, 95 % intervals",
-        ["method", *names], lines,
-    )  # fmt: skip
+        f"\n{first['split']}: {first['queries']} queries, {first['gallery']} items", ["", *names], lines
+    )
 
 
-def figure(value: dict[str, float] | None) -> str:
-    """A figure with its interval, for instance "23.1 [20.0, 26.3]"."""
-    return "" if value is None else f"{value['value']:.1f} [{value['low']:.1f}, {value['high']:.1f}]"
+def short(metric: str, value: float) -> str:
+    """An end of an interval, in as few characters as say something."""
+    return f"{value:.2f}" if metric == "MRR" else f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"
 
 
-def _chance(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def number(metric: str, value: float | None) -> str:
+    """A figure as a table shows it: MRR lies between 0 and 1, all others have one decimal."""
+    return "" if value is None else f"{value:.3f}" if metric == "MRR" else f"{value:.1f}"
 
 
 def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], methods: Methods = [],  # noqa: B006
@@ -166,7 +168,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
          *_expected(expected[name]), s.fingerprint.hex[:8]]
         for name, s in states.items()
     ]  # fmt: skip
-    print_table("", ["stage", "units", "cached", "to do", "failed", "time", "disk", "fingerprint"], rows)
+    print_table("", ["stage", "units", "cached", "to do", "failed", "time", "disk", "digest"], rows)
     if project.contents.unreadable:
         out.print(f"{len(project.contents.unreadable)} items have no readable media: crossreel status")
     todo = sum(not state.complete for state in states.values())
