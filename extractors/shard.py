@@ -9,10 +9,9 @@ from typing import Any
 
 from extractors.base import Extractor, Output, Unit, WorkOptions
 from pipeline.child import Send, resolve
-from pipeline.errors import ItemError, UserError
+from pipeline.errors import ItemError, UserError, is_full
 from pipeline.fingerprint import digest_file
 from pipeline.segments import SegmentWriter
-from pipeline.store import is_full
 
 
 def run(request: dict[str, Any], send: Send) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable
 
 import typer
 
 from flows.commands import corpus, exchange, running, service, store
-from pipeline.errors import TrainingError, UserError
+from pipeline.child import ChildDied
+from pipeline.errors import TrainingError, UserError, is_full
 
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -45,12 +48,34 @@ def main() -> None:
     except TrainingError as error:
         print(f"crossreel: training stopped: {error}", file=sys.stderr)
         sys.exit(OUR_ERROR)
-    except KeyboardInterrupt:
-        print("crossreel: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except ChildDied as error:
+        print(f"crossreel: {error}; what was finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(OUR_ERROR)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OUR_ERROR)
+    except (OSError, sqlite3.Error) as error:
+        if not (trouble := _disk_trouble(error)):
+            raise
+        print(f"crossreel: {trouble}", file=sys.stderr)
+        sys.exit(USERS_MISTAKE)
+    except SystemExit as end:  # which Typer makes of Ctrl-C
+        if end.code == INTERRUPTED:
+            print(
+                "crossreel: interrupted; what was finished is kept, the same command goes on", file=sys.stderr
+            )
+        raise
+
+
+def _disk_trouble(error: Exception) -> str | None:
+    """What is wrong with a disk or folder that the user chose, in one sentence; None for any other error."""
+    if is_full(error):
+        return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return f"{error.filename} cannot be used: {error.strerror}"
+    if "readonly database" in str(error):
+        return "the store cannot be written: its index is read-only"
+    return None
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -30,7 +30,12 @@ class Experiment(Options):
     @field_validator("methods", "extract", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
-        return [part for part in value.replace(",", " ").split()] if isinstance(value, str) else value
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("methods", "extract")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(value))
 
     @property
     def corpus_path(self) -> Path:
@@ -52,7 +57,7 @@ def load(path: Path, sets: Sequence[str] = (), methods: Sequence[str] = ()) -> E
     if "path" in tree:
         raise UserError(f"unknown setting path in {path}")
     if methods:
-        tree["methods"] = list(methods)
+        tree["methods"] = ",".join(methods)
     tree.setdefault("name", path.stem)
     experiment = fill(Experiment, tree, "")
     return experiment.model_copy(update={"path": path.absolute()})

@@ -29,7 +29,7 @@ EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, ClipText)
 
 METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
 
-INHERITS = {"clip_text": ("clip", ("model", "weights", "dtype"))}  # settings taken over unless set
+INHERITS = {"clip_text": ("clip", ("model", "weights", "dtype", "download"))}  # settings taken over unless set
 
 
 def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:

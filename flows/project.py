@@ -65,7 +65,6 @@ def open_project(
         graph.build(experiment, {})  # complain about settings before a store is made
     store = Store(experiment.store_path)
     stages = graph.build(experiment, imported_stages(store.index))
-    if "report" in stages:
-        for split in ("train", "val"):
-            corpus.require_queries(split)
+    for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
+        corpus.require_queries(split)
     return Project(experiment, store, read_contents(corpus, store.index, hashed), stages)

@@ -40,20 +40,9 @@ def _unit(project: Project, state: plan.State, item: str) -> tuple[str, str]:
     """The key and name of what the user means. Raises UserError with the nearest id."""
     if state.stage.over == "corpus":
         return plan.WHOLE, plan.WHOLE
-    if state.stage.over == "captions":
-        names = {c.id: key for key, c in project.contents.captions().items()}
-        texts = {c.text: (key, c.id) for key, c in project.contents.captions().items()}
-        if item in texts:
-            return texts[item]
-    else:
-        names = {
-            i.id: project.contents.digests[i.id]
-            for i in project.contents.corpus.items
-            if i.id in project.contents.digests
-        }
-        for entry in project.contents.corpus.items:
-            if entry.media and Path(entry.media).name == item and entry.id in names:
-                item = entry.id
+    names = project.contents.names(state.stage.over)
+    if item not in names:
+        item = _by_text_or_file(project, state, item)
     if item in project.contents.unreadable:
         raise UserError(f"{item}: {project.contents.unreadable[item]}")
     if item not in names:
@@ -62,6 +51,18 @@ def _unit(project: Project, state: plan.State, item: str) -> tuple[str, str]:
             f"no item {item!r} among the {state.stage.over} of {project.contents.corpus.path}; {close}"
         )
     return names[item], item
+
+
+def _by_text_or_file(project: Project, state: plan.State, item: str) -> str:
+    """The id of the caption of this text, or of the item whose media file is called so; else what was given."""
+    for entry in project.contents.corpus.items:
+        if state.stage.over == "captions":
+            for caption in entry.captions:
+                if caption.text == item:
+                    return caption.id
+        elif entry.media and Path(entry.media).name == item:
+            return entry.id
+    return item
 
 
 def _components(components: Mapping[str, Any], known: Known) -> Iterator[str]:
@@ -77,6 +78,12 @@ def _miss(project: Project, states: Mapping[str, plan.State], stage: str, key: s
     """The nearest artifact of this unit that the store has, and in what it differs."""
     state = states[stage]
     known = project.store.index.fingerprints()
+    if key in project.store.index.places(state.fingerprint.hex):
+        yield "  it was made, but its segment or file is gone or was cut short"
+        return
+    waiting = [need for need in state.stage.needs if key in states[need].missing]
+    if waiting:
+        yield f"  it waits for {', '.join(waiting)}"
     others = [fp for fp, (name, _) in known.items() if name == stage and fp != state.fingerprint.hex]
     having = [fp for fp in others if _has(project, state, fp, key)]
     if not having:

@@ -34,6 +34,7 @@ Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
 Handler = Callable[[dict[str, Any], Send], None]
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # found here, because a process between fork and exec should find nothing
 LAST_WORDS_BYTES = 2000
 
 
@@ -186,7 +187,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 def die_with_parent(parent: int) -> None:
     """Have the kernel end this process when the thread that started it ends (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
 

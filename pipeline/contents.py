@@ -39,6 +39,12 @@ class Contents:
                 out.setdefault(caption.digest, caption)
         return out
 
+    def names(self, over: str) -> dict[str, str]:
+        """Id -> digest of every caption, or of every readable item: several may share one."""
+        if over == "captions":
+            return {caption.id: caption.digest for item in self.corpus.items for caption in item.captions}
+        return {item.id: self.digests[item.id] for item in self.corpus.items if item.id in self.digests}
+
     def gallery(self, split: str) -> list[tuple[str, Item]]:
         """The readable items of a split with their digests."""
         return [(self.digests[i.id], i) for i in self.corpus.gallery(split) if i.id in self.digests]

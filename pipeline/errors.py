@@ -23,8 +23,8 @@ class TrainingError(Exception):
     """Training cannot go on, for a reason named by step and loss term."""
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error means that the disk is full or the quota used up.
+def is_full(error: BaseException | str) -> bool:
+    """Whether an error, or what a program said of one, means that the disk is full or the quota used up.
 
     Libraries with writers of their own (SQLite, safetensors, ffmpeg) pass on the words, not the number.
     """

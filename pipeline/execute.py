@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field as Setting
+
 from pipeline import plan
 from pipeline.briefing import Briefing
-from pipeline.child import Child
+from pipeline.child import Child, ChildDied
 from pipeline.contents import Contents
 from pipeline.errors import UserError
 from pipeline.pool import Killed, run_shards
@@ -29,12 +31,12 @@ STOP_SECONDS = 60.0  # a training stage writes its checkpoint before it ends
 class RunOptions(Options):
     """Where and how wide to run. Never part of a fingerprint."""
 
-    workers: int = 0  # worker processes; 0: one a core, or one a GPU for networks
-    device: str = "auto"  # "cpu", "cuda"; auto: GPUs where there are any
-    batch_size: int = 64  # of frozen networks
-    item_seconds: float = 300.0  # without progress on one item
-    stall_seconds: float = 1800.0  # without any sign of life of a worker
-    decoder_bytes: int = 4 << 30
+    workers: int = Setting(0, ge=0)  # worker processes; 0: one a core, or one a GPU for networks
+    device: str = Setting("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: GPUs where there are any
+    batch_size: int = Setting(64, ge=1)  # of frozen networks
+    item_seconds: float = Setting(300.0, gt=0)  # without progress on one item
+    stall_seconds: float = Setting(1800.0, gt=0)  # without any sign of life of a worker
+    decoder_bytes: int = Setting(4 << 30, ge=1 << 30)  # address space of a decoding process
 
 
 @dataclass(frozen=True)
@@ -101,26 +103,35 @@ class Runner:
         code raises; a broken item is recorded and counted.
         """
         started = time.monotonic()
-        state = self.survey()[name]
-        fp = state.fingerprint
-        with self.store.lock(name, fp.hex, self.say):
-            if state.stage.over != "corpus":
-                self.store.adopt(name, fp.hex)
-            if redo:
-                self._forget(state)
-            elif retry_failed and state.failed:
-                self.store.index.forget_items(fp.hex, state.failed)
-            states = self.survey()
-            state = states[name]
-            report = Report(name, fp.hex, len(state.keys), cached=state.done, blocked=len(state.blocked))
-            if state.missing:
-                state.stage.require()
-                self.store.index.add_fingerprint(fp.hex, name, fp.components)
-                make = self._whole if state.stage.over == "corpus" else self._mapped
-                make(state, states, report)
-            self._add_failures(report, state)
-            report.seconds = time.monotonic() - started
+        report = None
+        while report is None:
+            fp = self.survey()[name].fingerprint.hex
+            with self.store.lock(name, fp, self.say):
+                report = self._under_lock(name, fp, redo, retry_failed)
+        report.seconds = time.monotonic() - started
         self.reports.append(report.as_json())
+        return report
+
+    def _under_lock(self, name: str, fp: str, redo: bool, retry_failed: bool) -> Report | None:
+        """What was done; None where another run changed, before the lock was had, what the stage depends on."""
+        if self.stages[name].over != "corpus":
+            self.store.adopt(name, fp)
+        state = self.survey()[name]
+        if redo and state.fingerprint.hex == fp:
+            self._forget(state)
+        elif retry_failed and state.failed:
+            self.store.index.forget_items(fp, state.failed)
+        states = self.survey()
+        state = states[name]
+        if state.fingerprint.hex != fp:
+            return None
+        report = Report(name, fp, len(state.keys), cached=state.done, blocked=len(state.blocked))
+        if state.missing:
+            state.stage.require()
+            self.store.index.add_fingerprint(fp, name, state.fingerprint.components)
+            make = self._whole if state.stage.over == "corpus" else self._mapped
+            make(state, states, report)
+        self._add_failures(report, state)
         return report
 
     def _forget(self, state: plan.State) -> None:
@@ -129,10 +140,7 @@ class Runner:
                 shutil.rmtree(folder(state.stage.name, state.fingerprint.hex), ignore_errors=True)
         else:
             self.store.index.forget_items(state.fingerprint.hex, state.keys)
-            shutil.rmtree(
-                self.store.segments_folder(state.stage.name, state.fingerprint.hex), ignore_errors=True
-            )
-            self.store.index.drop_empty_segments(state.fingerprint.hex)
+            self.store.drop_unused_segments(state.stage.name, state.fingerprint.hex)
 
     def _add_failures(self, report: Report, state: plan.State) -> None:
         if state.stage.over == "corpus":
@@ -156,10 +164,11 @@ class Runner:
                 f"of {self.contents.corpus.path}; import them again, or use the manifest that the import wrote"
             )
         workers, device = placement(stage, self.options)
+        threads_each = max(1, cores() // workers)
         units = self._units(state, states)
         options = {
             "device": device, "batch_size": self.options.batch_size, "item_seconds": self.options.item_seconds,
-            "decoder_bytes": self.options.decoder_bytes, "threads": max(1, cores() // workers),
+            "decoder_bytes": self.options.decoder_bytes, "threads": threads_each,
         }  # fmt: skip
 
         def request(shard: list[str], number: int) -> dict[str, Any]:
@@ -173,7 +182,7 @@ class Runner:
         total, seen = len(state.missing), 0
         self.on_progress(Progress(stage.name, 0, total))
         work = run_shards(
-            stage.runner, shards, request, workers, self.options.stall_seconds, threads(options["threads"])
+            stage.runner, shards, request, workers, self.options.stall_seconds, threads(threads_each)
         )
         with contextlib.closing(work):  # type: ignore[type-var]  # a generator: closing kills the workers
             for event in work:
@@ -208,6 +217,11 @@ class Runner:
         out = {}
         for key in state.missing:
             media = self.contents.corpus.media_path(items[key])
+            if media is None and not state.stage.needs:
+                raise UserError(
+                    f"{items[key].id} of {self.contents.corpus.path} has no media to make {state.stage.name} of; "
+                    "set trainers.<method>.video_features to the imported stage"
+                )
             out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
             out[key] |= self._upstream(key, state.stage, states)
         return out
@@ -226,6 +240,9 @@ class Runner:
 
     def _whole(self, state: plan.State, states: Mapping[str, plan.State], report: Report) -> None:
         stage, fp = state.stage, state.fingerprint
+        report.ran = 1
+        if self.store.publish_finished(stage.name, fp.hex):
+            return
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
         request = {
@@ -242,20 +259,22 @@ class Runner:
         started = time.monotonic()
         self.on_progress(Progress(stage.name, 0, 1))
         child = Child(stage.runner, env=threads(cores()))
+        replies = child.call(request)  # kept: closing it would kill the child before it can be asked to stop
         extra: dict[str, Any] = {}
         try:
-            for header, _ in child.call(request):
+            for header, _ in replies:
                 if "progress" in header:
                     self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
                 extra |= header.get("record", {})
         except (KeyboardInterrupt, SystemExit):
             child.terminate(STOP_SECONDS)
             raise
+        except ChildDied as death:
+            raise ChildDied(f"{stage.name}: its process died: {death}") from None
         finally:
             child.kill()
         self.store.publish(stage.name, fp, time.monotonic() - started, extra)
         inputs.unlink(missing_ok=True)
-        report.ran = 1
         self.on_progress(Progress(stage.name, 1, 1))
 
 

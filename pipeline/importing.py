@@ -55,7 +55,7 @@ def import_ms_sl(
             ("captions", names[1], tokens.shape[1], captions, source.tokens),
         )
         for of, name, dims, keys, read in kept:
-            params = ImportedParams(layout="ms-sl", source=digest, of=of, dims=dims)  # type: ignore[arg-type]
+            params = ImportedParams(layout="ms-sl", source=digest, of=of, dims=dims)
             _fill(store, Imported(name, params), keys, read, seen)
     write_manifest(manifest, items)
     return ImportReport(manifest, names[0], names[1], len(videos), len(captions))

@@ -169,23 +169,19 @@ class Index:
             self.db.executemany("DELETE FROM artifacts WHERE fp=? AND item=?", pairs)
             self.db.executemany("DELETE FROM failures WHERE fp=? AND item=?", pairs)
 
-    def drop_empty_segments(self, fp: str) -> None:
-        """Drop the records of segments that no item refers to."""
-        sql = (
-            "DELETE FROM segments WHERE fp=? AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.segment = id)"
-        )
-        self.db.execute(sql, (fp,))
-
     def forget_fingerprint(self, fp: str) -> None:
         """Drop everything recorded under a fingerprint."""
         with self.transaction():
             for table in ("artifacts", "segments", "failures", "fingerprints"):
                 self.db.execute(f"DELETE FROM {table} WHERE fp=?", (fp,))
 
-    def unused_segments(self) -> list[tuple[str, str]]:
-        """Segments whose items were all written again elsewhere: (id, fp)."""
-        sql = "SELECT id, fp FROM segments s WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.segment = s.id)"
-        return list(self.db.execute(sql))
+    def unused_segments(self, fp: str) -> list[str]:
+        """Segments of a fingerprint whose items were all forgotten or made again elsewhere."""
+        sql = (
+            "SELECT id FROM segments s WHERE fp=? AND "
+            "NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.segment = s.id)"
+        )
+        return [segment for (segment,) in self.db.execute(sql, (fp,))]
 
     # failures -----------------------------------------------------------------------------------
 

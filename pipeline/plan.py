@@ -143,7 +143,8 @@ def _whole(
     parts = components(stage, states, known)
     if stage.splits():
         parts["corpus"] = {split: _split_digest(contents, split) for split in stage.splits()}
-        out = left_out([states[need] for need in stage.needs])
+        concerned = {key for split in stage.splits() for key in _split_keys(contents, split)}
+        out = left_out([states[need] for need in stage.needs]) & concerned
         if out:
             parts["left_out"] = digest_of(sorted(out))
     fingerprint = Fingerprint.of(parts)
@@ -157,6 +158,12 @@ def left_out(states: Iterable[State]) -> set[str]:
     return {
         key for state in states if state.stage.over != "corpus" for key in (*state.failed, *state.blocked)
     }
+
+
+def _split_keys(contents: Contents, split: str) -> set[str]:
+    """The items and captions that a split is made of."""
+    items = {digest for digest, _ in contents.gallery(split)}
+    return items | {caption.digest for _, _, caption in contents.queries(split)}
 
 
 def _split_digest(contents: Contents, split: str) -> str:

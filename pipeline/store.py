@@ -100,8 +100,6 @@ class Store:
                 continue
             try:
                 segment = Segment(path)
-                for row in range(len(segment.items)):
-                    segment.check(row)
             except Damaged:
                 continue  # `store verify` names it
             items = dict(zip(segment.items, segment.file_bytes, strict=True))
@@ -109,6 +107,12 @@ class Store:
             self.index.add_segment(path.stem, fp, path.stat().st_size, items, path.stat().st_mtime)
             found += len(items)
         return found
+
+    def drop_unused_segments(self, stage: str, fp: str) -> None:
+        """Remove the segments whose items were all forgotten. Called with the fingerprint's lock held."""
+        for segment in self.index.unused_segments(fp):
+            self.segment_path(stage, fp, segment).unlink(missing_ok=True)
+            self.index.forget_segment(segment)
 
     def places(self, stage: str, fp: str, suffix: str | None = None) -> dict[str, Place]:
         """Where each finished item is, after a look at sizes: what is gone or cut short is missing work.
@@ -297,12 +301,11 @@ class Store:
 
     def _unused_segments(self, keep: set[str], before: float) -> Iterator[tuple[str, Path]]:
         """Segments of kept fingerprints that nothing refers to: all made again elsewhere, or damaged orphans."""
-        unused = {segment for segment, _ in self.index.unused_segments()}
         for folder in sorted((self.root / "segments").glob("*/*")):
             if folder.name not in keep or not self._unlocked(folder.parent.name, folder.name):
                 continue
             self.adopt(folder.parent.name, folder.name)
-            known = self.index.segments(folder.name)
+            known, unused = self.index.segments(folder.name), self.index.unused_segments(folder.name)
             for path in sorted(folder.glob("*.h5")):
                 if (path.stem in unused or path.stem not in known) and path.stat().st_mtime <= before:
                     yield path.stem, path

@@ -6,6 +6,7 @@ Everything here may hang or crash in native code on a broken file; callers run i
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.child import Send
-from pipeline.errors import ItemError, UserError
+from pipeline.child import Send, die_with_parent
+from pipeline.errors import ItemError, UserError, is_full
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 Times = NDArray[np.float64]  # (T,) presentation times in seconds
@@ -81,17 +82,35 @@ def probe(path: Path) -> Probe:
 
     _require_file(path)
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        with _open(path) as container:
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if not streams:
                 raise ItemError(str(path), "it has no video stream")
             stream = streams[0]
-            seconds = None if container.duration is None else container.duration / 1_000_000
-            rate = stream.average_rate
-            context = stream.codec_context
+            rate, context = stream.average_rate, stream.codec_context
+            if context is None:
+                raise ItemError(str(path), "its video is in a format that no decoder here knows")
+            seconds = _announced_seconds(container, stream)
             return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
     except av.FFmpegError as error:
         raise ItemError(str(path), f"not a readable video: {error.strerror}") from None
+
+
+def _open(path: Path) -> Any:
+    """An open container of PyAV; never a URL, and titles in no known encoding do not matter."""
+    import av
+
+    return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+
+
+def _announced_seconds(container: Any, stream: Any) -> float | None:
+    """How long a video says it is. The container's figure counts last: its sound may be longer."""
+    if stream.duration is not None and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska
+    if match:
+        return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+    return None if container.duration is None else container.duration / 1_000_000
 
 
 def _is_cover(stream: Any) -> bool:
@@ -165,14 +184,19 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
     """Compress a video into `target`; returns the presentation times of its frames.
 
     Raises ItemError for what cannot be decoded whole: no frame, or far fewer seconds than the
-    container announces (a truncated download). The target is then not there.
+    video announces (a truncated download). The target is then not there. A video longer than the
+    limit may take as long as it plays.
     """
     announced = probe(source).seconds
+    limit = max(timeout_seconds, announced or 0.0)
     try:
         run = subprocess.run(
             compress_command(source, target, how), check=False, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=timeout_seconds,
+            text=True, errors="replace", timeout=limit,
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # or it would survive a killed worker
         )  # fmt: skip
+        if run.returncode != 0 and is_full(run.stderr):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         if run.returncode != 0:
             raise ItemError(str(source), f"ffmpeg could not read it: {_last_words(run.stderr)}")
         times = frame_times(target)
@@ -190,8 +214,8 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
         return times
     except subprocess.TimeoutExpired:
         target.unlink(missing_ok=True)
-        raise ItemError(str(source), f"ffmpeg was not done after {timeout_seconds:.0f} s") from None
-    except ItemError:
+        raise ItemError(str(source), f"ffmpeg was not done after {limit:.0f} s") from None
+    except (ItemError, OSError):
         target.unlink(missing_ok=True)
         raise
 
@@ -203,13 +227,16 @@ def _last_words(text: str) -> str:
 
 
 def frame_times(path: Path) -> Times:
-    """Presentation times in seconds of a video's frames, from its packets: nothing is decoded."""
+    """Presentation times in seconds of a video's frames, from its packets: nothing is decoded. May be none."""
     import av
 
-    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-        stream = container.streams.video[0]
-        packets = [p.pts for p in container.demux(stream) if p.pts is not None]
-        base = float(stream.time_base or 1)
+    try:
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            packets = [p.pts for p in container.demux(stream) if p.pts is not None]
+            base = float(stream.time_base or 1)
+    except (av.FFmpegError, IndexError):  # a file of ffmpeg's without a frame
+        return np.empty(0)
     return np.sort(np.array(packets, dtype=np.float64)) * base
 
 
@@ -249,7 +276,7 @@ def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
     frames: list[Any] = []
     times: list[float] = []
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        with _open(path) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
             for frame in container.decode(stream):

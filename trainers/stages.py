@@ -58,6 +58,11 @@ class Pack(Stage[MethodConfig]):
                 for digest, _, caption in contents.queries(split)
                 if digest in items and caption.digest not in out
             ]
+            if not captions:
+                raise UserError(
+                    f"no caption of the split {split!r} is left: every video or caption of it failed; "
+                    "`crossreel status` lists them with their reasons"
+                )
             order = [digest for digest, _ in contents.gallery(split) if digest in items]
             splits[split] = {"items": list(dict.fromkeys(order)), "captions": captions}
         return {"splits": splits, "rows": {need: briefing.where(need) for need in self.needs}}

@@ -68,7 +68,7 @@ def run(
             if not redone and nothing_to_do(project, list(project.stages), retry_failed):
                 results.append(run_stages(project, list(project.stages), display))
             else:
-                from flows.server import run_flow  # Prefect: only a run pays for it
+                from flows.launch import run_flow  # Prefect: only a run pays for it
 
                 project.store.index.close()
                 results.append(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import SPLITS, Caption, Item
+from pipeline.corpus import LONGEST_SECONDS, SPLITS, Caption, Item
 from pipeline.datasets.table import Imported, relative, with_splits
 from pipeline.errors import UserError
 
@@ -39,7 +39,11 @@ def read_folder(folder: Path, relative_to: Path) -> Imported:
         inside = media.relative_to(folder)
         try:
             texts = _captions(media)
-        except ValueError as error:
+            str(inside).encode()
+        except UnicodeEncodeError:
+            left_out.append(f"{os.fsencode(inside)!r}: its name is not UTF-8")
+            continue
+        except (OSError, ValueError) as error:
             left_out.append(f"{inside}: {error}")
             continue
         name = inside.with_suffix("").as_posix()
@@ -69,21 +73,29 @@ def _captions(media: Path) -> list[tuple[str, float | None, float | None]]:
     """Texts with start and end seconds. Raises ValueError with the reason."""
     described, plain = media.with_suffix(".json"), media.with_suffix(".txt")
     if described.is_file():
-        raw = json.loads(described.read_text(encoding="utf-8"))
+        raw = json.loads(described.read_text(encoding="utf-8-sig"))
         entries = raw.get("captions", []) if isinstance(raw, dict) else raw
+        if not isinstance(entries, list):
+            raise ValueError(f"{described.name} holds no list of captions")
         return [_entry(entry) for entry in entries]
     if plain.is_file():
-        lines = plain.read_text(encoding="utf-8").splitlines()
+        lines = plain.read_text(encoding="utf-8-sig").splitlines()
         return [(line.strip(), None, None) for line in lines if line.strip()]
     return []
 
 
 def _entry(entry: Any) -> tuple[str, float | None, float | None]:
-    if isinstance(entry, str):
-        return entry, None, None
-    if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-        return entry["text"], entry.get("start"), entry.get("end")
-    raise ValueError(f"a caption is a text, or an object with text, start and end, not {entry!r}")
+    given = entry if isinstance(entry, dict) else {"text": entry}
+    text, start, end = given.get("text"), given.get("start"), given.get("end")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"a caption is a text, or an object with text, start and end, not {entry!r}")
+    for seconds in (start, end):
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if seconds is not None and not (number and 0 <= seconds <= LONGEST_SECONDS):
+            raise ValueError(
+                f"the caption {text!r} has the time {seconds!r}, which is not a number of seconds"
+            )
+    return text.strip(), start, end
 
 
 def _distinct(items: list[Item]) -> list[Item]:

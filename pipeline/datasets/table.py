@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import SPLITS, Caption, Item
+from pipeline.corpus import LONGEST_SECONDS, SPLITS, Caption, Item
 from pipeline.errors import UserError
 from pipeline.fingerprint import digest_text
 
@@ -23,6 +24,9 @@ COLUMNS = {  # what a column may be called; the first that is there counts
     "start": ("start", "start_seconds"),
     "end": ("end", "end_seconds"),
 }
+Cells = dict[str, Any]
+Row = tuple[int, Cells]  # with its line
+Read = Callable[[Cells, str], str]
 SHARES = (0.7, 0.15, 0.15)  # of train, val and test where the table has no splits
 
 
@@ -41,18 +45,19 @@ def read_csv(path: Path, relative_to: Path) -> Imported:
             sample = file.read(4096)
             file.seek(0)
             separator = "\t" if sample.count("\t") > sample.count(",") else ","
-            rows = list(csv.DictReader(file, delimiter=separator))
+            reader = csv.DictReader(file, delimiter=separator)
+            rows: list[Row] = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}") from None
-    return _items(path, list(enumerate(rows, start=2)), relative_to)
+    return _items(path, rows, relative_to)
 
 
 def read_jsonl(path: Path, relative_to: Path) -> Imported:
     """The items of a JSON Lines file, one caption (or one list of `captions`) a line."""
-    rows: list[tuple[int, dict[str, Any]]] = []
+    rows: list[Row] = []
     left_out = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
@@ -60,87 +65,97 @@ def read_jsonl(path: Path, relative_to: Path) -> Imported:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             left_out.append(f"line {number}: not a JSON object")
             continue
         texts = row.pop("captions", None)
-        many = isinstance(texts, list)
-        rows += [(number, {**row, "caption": t}) for t in texts] if many else [(number, row)]
+        rows += (
+            [(number, _with_caption(row, t)) for t in texts] if isinstance(texts, list) else [(number, row)]
+        )
     out = _items(path, rows, relative_to)
     return Imported(out.items, left_out + out.left_out)
 
 
-def _items(path: Path, rows: list[tuple[int, dict[str, Any]]], relative_to: Path) -> Imported:
+def _with_caption(row: Cells, caption: Any) -> Cells:
+    """A row with one of its captions: a text, or an object with text, id, start and end as in a manifest."""
+    if not isinstance(caption, dict):
+        return {**row, "caption": caption}
+    named = {"caption_id" if key == "id" else key: value for key, value in caption.items()}
+    return {**row, **named}
+
+
+def _items(path: Path, rows: list[Row], relative_to: Path) -> Imported:
     if not rows:
         raise UserError(f"{path} has no rows")
-    columns = _columns(path, rows[0][1])
-    groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    read = _columns(path, {name for _, row in rows for name in row})
+    groups: dict[str, list[Row]] = {}
     left_out = []
     for number, row in rows:
-        media, text = (str(row.get(columns[key]) or "").strip() for key in ("media", "text"))
+        media, text = read(row, "media"), read(row, "text")
         if not media or not text:
             left_out.append(f"line {number}: no {'media' if not media else 'caption'}")
         elif not (path.parent / media).is_file():
             left_out.append(f"line {number}: {media} is not there")
         else:
-            groups.setdefault(media, []).append((number, row))
-    items = [_item(path, media, group, columns, relative_to) for media, group in groups.items()]
-    return Imported(with_splits(_unique(items)), left_out)
-
-
-def _columns(path: Path, row: Mapping[str, Any]) -> dict[str, str]:
-    names = {str(name).strip().lower(): name for name in row if name is not None}
-    found = {key: next((names[n] for n in wanted if n in names), "") for key, wanted in COLUMNS.items()}
-    for key, what in (("media", "media files"), ("text", "captions")):
-        if not found[key]:
-            raise UserError(f"{path} has no column for {what}; it may be called {', '.join(COLUMNS[key])}")
-    return found
-
-
-def _item(
-    path: Path,
-    media: str,
-    group: list[tuple[int, Mapping[str, Any]]],
-    columns: dict[str, str],
-    relative_to: Path,
-) -> Item:
-    first = group[0][1]
-    name = str(first.get(columns["id"]) or "").strip() or Path(media).stem
-    captions = tuple(
-        Caption(
-            id=str(row.get(columns["caption_id"]) or f"{name}#{number}"),
-            text=str(row[columns["text"]]).strip(),
-            start=_seconds(row.get(columns["start"]), path, line),
-            end=_seconds(row.get(columns["end"]), path, line),
+            groups.setdefault(os.path.normpath(media), []).append((number, row))
+    names = _names({media: read(group[0][1], "id") for media, group in groups.items()})
+    items = [
+        Item(
+            names[media],
+            read(group[0][1], "split"),
+            tuple(
+                _caption(path, number, line, row, names[media], read)
+                for number, (line, row) in enumerate(group)
+            ),
+            relative(path.parent / media, relative_to),
         )
-        for number, (line, row) in enumerate(group)
-    )
-    split = str(first.get(columns["split"]) or "").strip()
-    return Item(name, split, captions, relative(path.parent / media, relative_to))
+        for media, group in groups.items()
+    ]
+    return Imported(with_splits(items), left_out)
 
 
-def _seconds(value: Any, path: Path, line: int) -> float | None:
-    if value in (None, ""):
+def _columns(path: Path, header: set[Any]) -> Read:
+    """Reads a row by what a column means; "" where the table has none, or nothing in it."""
+    names = {str(name).strip().lower(): name for name in header if name is not None}
+    found = {key: names[name] for key, wanted in COLUMNS.items() for name in reversed(wanted) if name in names}
+    for key, what in (("media", "media files"), ("text", "captions")):
+        if key not in found:
+            raise UserError(f"{path} has no column for {what}; it may be called {', '.join(COLUMNS[key])}")
+
+    def read(row: Cells, key: str) -> str:
+        value = row.get(found[key]) if key in found else None
+        return "" if value is None else str(value).strip()
+
+    return read
+
+
+def _caption(path: Path, number: int, line: int, row: Cells, item: str, read: Read) -> Caption:
+    start, end = (_seconds(read(row, key), path, line) for key in ("start", "end"))
+    return Caption(read(row, "caption_id") or f"{item}#{number}", read(row, "text"), start, end)
+
+
+def _seconds(value: str, path: Path, line: int) -> float | None:
+    if not value:
         return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{path}, line {line}: {value!r} is not a number of seconds") from None
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_SECONDS:
+        raise UserError(f"{path}, line {line}: {value!r} is not a number of seconds")
+    return seconds
 
 
-def _unique(items: list[Item]) -> list[Item]:
-    """Items whose names coincide (two files with one stem) are told apart by a digest of their path."""
-    names = [item.id for item in items]
-    return [
-        item
-        if names.count(item.id) == 1
-        else Item(
-            f"{item.id}-{digest_text(item.media or '')[:6]}", item.split, item.captions, item.media, item.kind
-        )
-        for item in items
-    ]
+def _names(given: Mapping[str, str]) -> dict[str, str]:
+    """Media -> item id: the one given, else the file's stem; where two coincide, with a digest of the path."""
+    names = {media: name or Path(media).stem for media, name in given.items()}
+    count = Counter(names.values())
+    return {
+        media: name if count[name] == 1 else f"{name}-{digest_text(media)[:6]}"
+        for media, name in names.items()
+    }
 
 
 def relative(media: Path, folder: Path) -> str:

@@ -109,7 +109,13 @@ class PrefectServer:
         return [run for run in runs if run["parameters"].get("experiment") == experiment]
 
     def task_runs(self, flow_run: dict[str, Any]) -> list[dict[str, Any]]:
-        return self._all("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
+        """Those of a flow run that is over; the server writes them down within seconds of their end."""
+        deadline = time.monotonic() + 20
+        while True:
+            found = self._all("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
+            if (found and all(run["end_time"] for run in found)) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
 
     def artifacts(self, flow_run: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """By key."""

@@ -1,0 +1,116 @@
+"""The documents name what exists: stages, settings, verbs, files. What they promise is looked up in the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from flows.cli import app
+from flows.experiment import Experiment, load
+from flows.graph import EXTRACTORS, METHODS, build
+from pipeline.imported import Imported, ImportedParams
+
+ROOT = Path(__file__).parents[1]
+STAGES = (ROOT / "docs/adding-a-stage.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def row(first: str) -> list[str]:
+    """The cells of the table row that begins with a name."""
+    found = re.search(rf"^\| `{re.escape(first)}` \|(.*)\|$", STAGES, re.MULTILINE)
+    assert found, f"docs/adding-a-stage.md has no row for {first}"
+    return [cell.strip() for cell in found[1].split("|")]
+
+
+@pytest.mark.parametrize("kind", EXTRACTORS, ids=lambda kind: kind.name)
+def test_every_extractor_has_a_row_with_its_settings_and_outputs(kind):
+    over, reads, makes, settings = row(kind.name)
+    stage = kind(kind.settings())
+    assert over == stage.over
+    assert set(re.findall(r"`(\w+)`", settings)) == set(kind.settings.model_fields)
+    assert set(stage.fields) <= set(re.findall(r"`(\w+)`", makes))
+    for need in stage.needs:
+        assert f"`{need}`" in reads
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_of_a_method_has_a_row(method):
+    experiment = Experiment(corpus="corpus.jsonl", methods=[method])
+    names = {name.replace(method, "<method>").replace("-test", "-<split>") for name in build(experiment, {})}
+    for name in names - {kind.name for kind in EXTRACTORS}:
+        row(name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_page(method):
+    assert (ROOT / f"docs/methods/{method}.md").is_file()
+
+
+def verbs() -> set[str]:
+    """Every verb of the command line, with its noun if it has one."""
+    command = typer.main.get_command(app)
+    out = set()
+    for name, sub in command.commands.items():
+        out |= {f"{name} {inner}" for inner in sub.commands} if hasattr(sub, "commands") else {name}
+    return out
+
+
+def test_verbs_in_the_documents_exist():
+    known = verbs()
+    for path in DOCUMENTS:
+        for words in re.findall(r"crossreel ((?:[a-z]+)(?: [a-z]+)?)", path.read_text(encoding="utf-8")):
+            first = words.split()[0]
+            assert words in known or first in known or words == first in {v.split()[0] for v in known}, (
+                path,
+                words,
+            )
+
+
+def test_the_readme_names_every_verb():
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "docs/deploy.md").read_text(
+        encoding="utf-8"
+    )
+    for verb in verbs():
+        noun, _, rest = verb.partition(" ")
+        assert f"crossreel {verb}" in text or (f"crossreel {noun}" in text and f"`{rest}`" in text), verb
+
+
+def test_links_between_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path} links to {target}"
+
+
+def test_files_of_the_architecture_page_exist():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = text.split("```")[1]
+    folder = ""
+    for line in tree.splitlines():
+        if re.match(r"^\w+/", line):
+            folder = line.split("/")[0]
+        for name in re.findall(r"\b(\w+\.py)\b", line.split("   ")[0] if folder == "" else line):
+            assert list((ROOT / folder).rglob(name)), f"{folder}/{name} is on the page, not in the tree"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_examples_are_experiments_with_known_settings(path):
+    experiment = load(path)
+    features = [
+        table[key]
+        for table in experiment.trainers.values()
+        for key in ("video_features", "text_features")
+        if key in table
+    ]
+    imported = {
+        name: Imported(
+            name, ImportedParams(layout="ms-sl", source="", of="items" if n == 0 else "captions", dims=1)
+        )
+        for n, name in enumerate(features)
+    }
+    without_weights = {
+        m: {k: v for k, v in t.items() if k != "weights"} for m, t in experiment.trainers.items()
+    }
+    assert build(experiment.model_copy(update={"trainers": without_weights}), imported)
