@@ -29,7 +29,9 @@ EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, ClipText)
 
 METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
 
-INHERITS = {"clip_text": ("clip", ("model", "weights", "dtype", "download"))}  # settings taken over unless set
+INHERITS = {
+    "clip_text": ("clip", ("model", "weights", "dtype", "download"))
+}  # settings taken over unless set
 
 
 def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 from flows.console import StageDisplay
 from flows.project import Project
 from pipeline import plan
+from pipeline.child import is_interrupt
 from pipeline.execute import Progress, Report, Runner, summary
 from pipeline.stage import Stage
 
@@ -90,8 +91,8 @@ def run_stages(
                 reports.append(each(name, _call(runner, name, name in redo, retry_failed)))
                 display.report(reports[-1])
         status = "done"
-    except (KeyboardInterrupt, SystemExit):
-        status = "interrupted"
+    except BaseException as error:
+        status = "interrupted" if is_interrupt(error) else "failed"
         raise
     finally:
         index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})

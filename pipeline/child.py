@@ -104,8 +104,8 @@ class Child:
                     yield header, arrays
             except (EOFError, OSError):
                 raise ChildDied(self._how_it_died()) from None
-            except (KeyboardInterrupt, SystemExit):
-                finished = True
+            except BaseException as error:
+                finished = finished or is_interrupt(error)
                 raise
         finally:
             if not finished:
@@ -185,6 +185,11 @@ def _describe(error: BaseException) -> dict[str, Any]:
     return {"kind": type(error).__name__, "arguments": ["".join(traceback.format_exception(error))]}
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether somebody wants an end: Ctrl-C, SIGTERM, and Prefect's own word for it, which is neither."""
+    return not isinstance(error, (Exception, GeneratorExit))
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel end this process when the thread that started it ends (Linux)."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -220,7 +225,15 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it hears Ctrl-C too
     if len(arguments) > 3:
         resource.setrlimit(resource.RLIMIT_AS, (int(arguments[3]), int(arguments[3])))
-    serve(resolve(entry), Connection(fd))
+    try:
+        handler: Handler = resolve(entry)
+    except Exception as error:  # ours, not the unit's: answered as the error of the first request
+        handler = functools.partial(_raise, error)
+    serve(handler, Connection(fd))
+
+
+def _raise(error: Exception, request: dict[str, Any], send: Send) -> None:
+    raise error
 
 
 if __name__ == "__main__":

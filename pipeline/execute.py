@@ -16,7 +16,7 @@ from pydantic import Field as Setting
 
 from pipeline import plan
 from pipeline.briefing import Briefing
-from pipeline.child import Child, ChildDied
+from pipeline.child import Child, ChildDied, is_interrupt
 from pipeline.contents import Contents
 from pipeline.errors import UserError
 from pipeline.pool import Killed, run_shards
@@ -266,11 +266,12 @@ class Runner:
                 if "progress" in header:
                     self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
                 extra |= header.get("record", {})
-        except (KeyboardInterrupt, SystemExit):
-            child.terminate(STOP_SECONDS)
-            raise
         except ChildDied as death:
             raise ChildDied(f"{stage.name}: its process died: {death}") from None
+        except BaseException as error:
+            if is_interrupt(error):
+                child.terminate(STOP_SECONDS)
+            raise
         finally:
             child.kill()
         self.store.publish(stage.name, fp, time.monotonic() - started, extra)

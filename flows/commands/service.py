@@ -82,13 +82,17 @@ def deploy(
     from flows import deploy as deploying  # Prefect: only this verb pays for it
 
     if stop:
-        out.print("the worker has ended" if deploying.stop(folder) else f"no worker runs for {folder.absolute()}")
+        out.print(
+            "the worker has ended" if deploying.stop(folder) else f"no worker runs for {folder.absolute()}"
+        )
         return
     deployed = deploying.deploy(folder, serve=not foreground)
     out.print(f"extract, train and extract-and-train are deployments of {deployed.url}", markup=False)
     if foreground:
         deploying.serve_in_foreground(folder)
-    out.print(f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", markup=False)
+    out.print(
+        f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", markup=False
+    )
     out.print("prefect deployment run extract-and-train -p experiment=experiment.toml --watch", markup=False)
 
 

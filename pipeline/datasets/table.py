@@ -119,7 +119,9 @@ def _items(path: Path, rows: list[Row], relative_to: Path) -> Imported:
 def _columns(path: Path, header: set[Any]) -> Read:
     """Reads a row by what a column means; "" where the table has none, or nothing in it."""
     names = {str(name).strip().lower(): name for name in header if name is not None}
-    found = {key: names[name] for key, wanted in COLUMNS.items() for name in reversed(wanted) if name in names}
+    found = {
+        key: names[name] for key, wanted in COLUMNS.items() for name in reversed(wanted) if name in names
+    }
     for key, what in (("media", "media files"), ("text", "captions")):
         if key not in found:
             raise UserError(f"{path} has no column for {what}; it may be called {', '.join(COLUMNS[key])}")

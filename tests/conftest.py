@@ -1,0 +1,265 @@
+"""Small rendered clips, a corpus of them with an experiment file, and the command run as a user runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a loaded machine ten times slower
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.video import find_ffmpeg
+
+EXPERIMENT = """
+corpus = "corpus.jsonl"
+store = "store"
+methods = ["hlformer"]
+
+[extractors.clip]
+model = "crossreel-demo"
+weights = "seed:0"
+
+[trainers.hlformer]
+hidden_size = 16
+heads = 2
+lorentz_dim = 11
+blocks = 2
+map_size = 4
+max_ctx_l = 8
+batch_size = 3
+epochs = 2
+
+[run]
+workers = 2
+"""
+COMPRESS_ONLY = 'corpus = "corpus.jsonl"\nextract = ["compress"]\n[run]\nworkers = 2\n'
+SPLITS = ("train", "val", "test")
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ffmpeg(*arguments: object) -> None:
+    command = [find_ffmpeg(), "-nostdin", "-y", "-v", "error", *map(str, arguments)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def render(path: Path, seconds: float = 2, size: str = "160x120", rate: int = 25, hue: int = 0, *more: str) -> Path:
+    """A clip of ffmpeg's test picture; `hue` makes clips that differ."""
+    source = f"testsrc=duration={seconds}:size={size}:rate={rate},hue=h={hue}"
+    ffmpeg("-f", "lavfi", "-i", source, "-preset", "ultrafast", "-pix_fmt", "yuv420p", *more, path)
+    return path
+
+
+def split_of(number: int) -> str:
+    """Every other item is for training, and the two that follow for val and test."""
+    return SPLITS[0 if number % 4 < 2 else number % 4 - 1]
+
+
+@dataclass
+class Lab:
+    """A folder with media, a corpus and an experiment; a mark in the environment finds what was left running."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def toml(self) -> Path:
+        return self.folder / "experiment.toml"
+
+    def experiment(self, text: str) -> None:
+        self.toml.write_text(text, encoding="utf-8")
+
+    def corpus(self, media: Sequence[str], captions: int = 2) -> None:
+        """A manifest of these files, named by their stems."""
+        items = [
+            Item(
+                Path(name).stem, split_of(n),
+                tuple(Caption(f"{name}#{k}", f"clip {n} seen {k} times") for k in range(captions)), name,
+            )
+            for n, name in enumerate(media)
+        ]  # fmt: skip
+        write_manifest(self.folder / "corpus.jsonl", items)
+
+    def start(self, *arguments: object, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-P", "-m", "flows.cli", *map(str, arguments)]
+        environment = os.environ | {"CROSSREEL_TEST_MARK": self.mark} | env
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *arguments: object, seconds: float = 180, **env: str) -> Ended:
+        process = self.start(*arguments, **env)
+        try:
+            out, err = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+        return Ended(process.returncode, out, err)
+
+    def killed(self, when: Callable[[], bool], *arguments: object, seconds: float = 60) -> bool:
+        """Start a command, kill it with -9 when the condition holds; False if it ended before."""
+        process = self.start(*arguments)
+        deadline = time.monotonic() + seconds
+        while not when() and process.poll() is None:
+            assert time.monotonic() < deadline, "the moment to kill at never came"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return process.returncode == -signal.SIGKILL
+
+    def alive(self) -> list[str]:
+        """Command lines of the processes that were started here and still run."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.mark.encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        return [command for command in found if command]
+
+    def gone_within(self, seconds: float) -> list[str]:
+        """What still runs after so long; nothing, as soon as nothing does."""
+        deadline = time.monotonic() + seconds
+        while (left := self.alive()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return left
+
+    def plan(self, *arguments: object) -> dict[str, dict[str, Any]]:
+        ended = self.run("plan", self.toml, "--json", *arguments)
+        assert ended.code == 0, ended.err
+        states: dict[str, dict[str, Any]] = json.loads(ended.out)
+        return states
+
+
+@pytest.fixture(scope="session")
+def clip_of() -> Callable[..., Path]:
+    """`clip_of(path, seconds, size, rate, hue, *more)` renders a clip."""
+    return render
+
+
+@pytest.fixture(scope="session")
+def run_ffmpeg() -> Callable[..., None]:
+    return ffmpeg
+
+
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the processes of one test run make once and only read."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    root = factory.getbasetemp().parent if worker else factory.getbasetemp()
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            aside = root / f"{name}.aside"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            make(aside)
+            aside.rename(folder)
+    return folder
+
+
+CLIPS = tuple(f"clip{n:02}.mp4" for n in range(12))
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of 2 s that differ in colour."""
+
+    def make(folder: Path) -> None:
+        for n, name in enumerate(CLIPS):
+            render(folder / name, 2, hue=30 * n)
+
+    return shared(tmp_path_factory, "rendered", make)
+
+
+@pytest.fixture
+def lab(rendered: Path, tmp_path: Path) -> Iterator[Lab]:
+    """Twelve clips, two captions each, and an experiment over the small seeded network; nothing is made yet."""
+    lab = Lab(tmp_path)
+    shutil.copytree(rendered, tmp_path, dirs_exist_ok=True)
+    lab.corpus(CLIPS)
+    lab.experiment(EXPERIMENT)
+    yield lab
+    assert lab.gone_within(5) == []
+
+
+@pytest.fixture
+def small(rendered: Path, tmp_path: Path) -> Iterator[Lab]:
+    """Three clips and an experiment that only compresses them."""
+    lab = Lab(tmp_path)
+    for name in CLIPS[:3]:
+        shutil.copy(rendered / name, tmp_path)
+    lab.corpus(CLIPS[:3])
+    lab.experiment(COMPRESS_ONLY)
+    yield lab
+    assert lab.gone_within(5) == []
+
+
+@pytest.fixture(scope="session")
+def made_once(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab in which everything up to the evaluation was made."""
+
+    def make(folder: Path) -> None:
+        lab = Lab(folder)
+        shutil.copytree(rendered, folder, dirs_exist_ok=True)
+        lab.corpus(CLIPS)
+        lab.experiment(EXPERIMENT)
+        ended = lab.run("stage", "evaluate", lab.toml)
+        assert ended.code == 0, ended.err
+
+    return shared(tmp_path_factory, "made", make)
+
+
+@pytest.fixture
+def made(made_once: Path, tmp_path: Path) -> Iterator[Lab]:
+    """A copy of a lab in which everything up to the evaluation was made."""
+    lab = Lab(tmp_path)
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    yield lab
+    assert lab.gone_within(5) == []
+
+
+@pytest.fixture
+def crossreel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The command in this process: an exception it lets through fails the test as a traceback would."""
+    from flows.cli import main
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["crossreel", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        captured = capsys.readouterr()
+        return Ended(int(code), captured.out, captured.err)
+
+    return call
