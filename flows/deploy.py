@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
+import httpx
+
 from flows.launch import FLOWS
 from flows.server import LOOPBACK, QUIET, START_SECONDS, answers, configured_url, prefect_home
 from pipeline.errors import UserError
@@ -74,7 +76,13 @@ def deploy(folder: Path, serve: bool = True) -> Deployed:
         (folder / "prefect.toml").write_text(SETTINGS.format(url=url), encoding="utf-8")
     _require_server(url)
     os.environ.update(QUIET | {"PREFECT_API_URL": url})
-    _register(folder)
+    try:
+        _register(folder)
+    except httpx.TransportError as error:
+        raise UserError(
+            f"the Prefect server at {url} stopped answering ({error}); start it in {folder}, whose prefect.toml "
+            "keeps it alive without a network: prefect server start --background"
+        ) from None
     worker = _start_worker(folder, url) if serve else None
     return Deployed(url, tuple(FLOWS), worker, _state(folder) / "worker.log")
 
