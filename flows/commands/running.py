@@ -47,7 +47,7 @@ def opened(path: Path, sets: list[str], methods: list[str], display: StageDispla
 def run(
     experiments: Annotated[
         list[Path], typer.Argument(metavar="EXPERIMENT...", help="One or more experiment files.")
-    ],
+    ] = [DEFAULT_EXPERIMENT],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     methods: Methods = [],  # noqa: B006
     redo: Redo = [],  # noqa: B006
@@ -145,7 +145,7 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
 
 def short(metric: str, value: float) -> str:
     """An end of an interval, in as few characters as say something."""
-    return f"{value:.2f}" if metric == "MRR" else f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"
+    return f"{value:.2f}" if metric == "MRR" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def number(metric: str, value: float | None) -> str:

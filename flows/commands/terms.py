@@ -32,7 +32,14 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table: the first column left, the others right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
     for number, column in enumerate(columns):
         table.add_column(
             column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0
