@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError, nearest
 
+SEAL = "crossreel"  # one key: safetensors writes several in a random order, and equal content in other bytes
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
@@ -32,7 +33,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     # Own contiguous memory for each: safetensors refuses tied weights and views of one buffer.
     ready = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta)
-    data = to_bytes(ready, {"meta": text, "sha256": _digest(ready, text)})
+    data = to_bytes(ready, {SEAL: json.dumps({"meta": text, "sha256": _digest(ready, text)})})
     aside = path.with_name(path.name + ".aside")
     try:
         with aside.open("wb") as file:
@@ -50,15 +51,18 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the JSON that `save` wrote. Raises DamagedCheckpoint with the reason."""
     try:
         with safe_open(path, framework="pt") as file:
-            kept = file.metadata() or {}
+            sealed = (file.metadata() or {}).get(SEAL)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except SafetensorError as error:
         raise DamagedCheckpoint(f"{path} is damaged: {error}") from None
-    if not {"meta", "sha256"} <= kept.keys():
-        raise DamagedCheckpoint(f"{path} is damaged: it carries no checksum")
-    if _digest(tensors, kept["meta"]) != kept["sha256"]:
+    try:
+        kept = json.loads(sealed or "")
+        text, digest = kept["meta"], kept["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise DamagedCheckpoint(f"{path} is damaged: it carries no checksum") from None
+    if _digest(tensors, text) != digest:
         raise DamagedCheckpoint(f"{path} is damaged: its content does not match its checksum")
-    return tensors, json.loads(kept["meta"])
+    return tensors, json.loads(text)
 
 
 def sync_folder(folder: Path) -> None:
