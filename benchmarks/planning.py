@@ -1,4 +1,4 @@
-"""Planning an unchanged corpus of 10,000 items: ours against a form that asks the index once an item.
+"""A run over an unchanged corpus of 10,000 items: ours against a form that asks the index once an item.
 
 Goal: at most 5 s. Prints seconds of both and their ratio, from one interleaved run.
 """
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flows.console import StageDisplay
 from flows.project import Project, open_project
+from flows.running import run_stages
 from pipeline.corpus import Caption, Item, write_manifest
 from pipeline.fingerprint import digest_file
 
@@ -67,11 +69,12 @@ def fill(project: Project, name: str, keys: list[str]) -> None:
 
 
 def ours(path: Path) -> float:
-    """Seconds to open the experiment and survey every stage."""
+    """Seconds of a whole run that finds everything made."""
     started = time.perf_counter()
-    states = open_project(path).survey()
+    project = open_project(path)
+    result = run_stages(project, list(project.stages), StageDisplay(quiet=True))
     took = time.perf_counter() - started
-    if not all(state.complete for state in states.values()):
+    if result.ran:
         raise SystemExit("the store should have been complete")
     return took
 
@@ -99,7 +102,7 @@ def main() -> None:
         path = make(Path(name), arguments.items)
         pairs = [(ours(path), plain(path)) for _ in range(arguments.rounds)]
     mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"planning {arguments.items} unchanged items (goal: 5 s): {mine:.2f} s, item by item {other:.2f} s, "
+    print(f"a run over {arguments.items} unchanged items (goal: 5 s): {mine:.2f} s, item by item {other:.2f} s, "
           f"ratio {other / mine:.2f}")  # fmt: skip
 
 

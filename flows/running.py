@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,10 @@ def run_stages(
         raise
     finally:
         index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
-    result = RunResult(run, reports, time.monotonic() - started, dict(project.contents.unreadable))
+    seconds, states = time.monotonic() - started, project.survey()
+    unreadable = dict(project.contents.unreadable)
     return RunResult(
-        run, reports, result.seconds, result.unreadable, leaderboard(project), report_path(project)
+        run, reports, seconds, unreadable, leaderboard(project, states), report_path(project, states)
     )
 
 
@@ -113,10 +114,10 @@ def nothing_to_do(project: Project, names: Sequence[str], retry_failed: bool) ->
     return all(states[n].complete and not (retry_failed and states[n].failed) for n in wanted)
 
 
-def leaderboard(project: Project) -> list[dict[str, Any]]:
+def leaderboard(project: Project, states: Mapping[str, plan.State]) -> list[dict[str, Any]]:
     """The figures of every evaluated method: method, split, direction, and metrics with intervals."""
     rows = []
-    for name, state in project.survey().items():
+    for name, state in states.items():
         if name.startswith("evaluate-") and state.complete:
             folder = project.store.run_folder(name, state.fingerprint.hex)
             rows += _figures(state.stage, folder)
@@ -135,9 +136,9 @@ def _figures(stage: Stage[Any], folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def report_path(project: Project) -> Path | None:
+def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:
     """Where the report is, if it was made."""
-    state = project.survey().get("report")
+    state = states.get("report")
     if state is None or not state.complete:
         return None
     return project.store.run_folder("report", state.fingerprint.hex) / REPORT_FILE

@@ -91,6 +91,7 @@ class Runner:
         )
         self.on_progress, self.say, self.about = on_progress, say, about or {}
         self.reports: list[dict[str, Any]] = []
+        self._states: dict[str, plan.State] = {}
 
     def survey(self) -> dict[str, plan.State]:
         """The state of every stage."""
@@ -103,8 +104,15 @@ class Runner:
         code raises; a broken item is recorded and counted.
         """
         started = time.monotonic()
+        state = self._states[name] if self._states else None
+        if state is None:
+            self._states = self.survey()  # kept until something is made: an unchanged corpus is surveyed once
+            state = self._states[name]
         report = None
+        if state.complete and not redo and not (retry_failed and state.failed):
+            report = self._counted(state)
         while report is None:
+            self._states = {}
             fp = self.survey()[name].fingerprint.hex
             with self.store.lock(name, fp, self.say):
                 report = self._under_lock(name, fp, redo, retry_failed)
@@ -116,21 +124,32 @@ class Runner:
         """What was done; None where another run changed, before the lock was had, what the stage depends on."""
         if self.stages[name].over != "corpus":
             self.store.adopt(name, fp)
-        state = self.survey()[name]
-        if redo and state.fingerprint.hex == fp:
-            self._forget(state)
-        elif retry_failed and state.failed:
-            self.store.index.forget_items(fp, state.failed)
         states = self.survey()
         state = states[name]
         if state.fingerprint.hex != fp:
             return None
-        report = Report(name, fp, len(state.keys), cached=state.done, blocked=len(state.blocked))
+        if redo or (retry_failed and state.failed):
+            self._forget(state) if redo else self.store.index.forget_items(fp, state.failed)
+            states = self.survey()
+            state = states[name]
+        report = self._counted(state)
         if state.missing:
             state.stage.require()
             self.store.index.add_fingerprint(fp, name, state.fingerprint.components)
             make = self._whole if state.stage.over == "corpus" else self._mapped
             make(state, states, report)
+            self._add_failures(report, state)
+        return report
+
+    def _counted(self, state: plan.State) -> Report:
+        """A stage as it is: what is cached, failed and blocked."""
+        report = Report(
+            state.stage.name,
+            state.fingerprint.hex,
+            len(state.keys),
+            cached=state.done,
+            blocked=len(state.blocked),
+        )
         self._add_failures(report, state)
         return report
 

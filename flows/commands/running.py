@@ -251,7 +251,7 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
         reports.append(runner.bring_up_to_date("report", redo=True))
         display.say(sentence(reports[-1]))
-    out.print(str(report_path(project)), markup=False)
+    out.print(str(report_path(project, project.survey())), markup=False)
 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:
