@@ -108,9 +108,12 @@ def _announced_seconds(container: Any, stream: Any) -> float | None:
     if stream.duration is not None and stream.time_base:
         return float(stream.duration * stream.time_base)
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska
+    start = max(
+        0.0, (container.start_time or 0) / 1_000_000
+    )  # Matroska counts from 0, not from its first frame
     if match:
-        return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
-    return None if container.duration is None else container.duration / 1_000_000
+        return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) - start
+    return None if container.duration is None else container.duration / 1_000_000 - start
 
 
 def _is_cover(stream: Any) -> bool:
@@ -266,8 +269,9 @@ def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
 
 
 def _first_words(text: str) -> str:
+    """The first line of a decord error, without the time and the place in its source."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:200] if lines else "no reason given"
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200] if lines else "no reason given"
 
 
 def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:

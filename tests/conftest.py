@@ -64,7 +64,9 @@ def ffmpeg(*arguments: object) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
-def render(path: Path, seconds: float = 2, size: str = "160x120", rate: int = 25, hue: int = 0, *more: str) -> Path:
+def render(
+    path: Path, seconds: float = 2, size: str = "160x120", rate: int = 25, hue: int = 0, *more: str
+) -> Path:
     """A clip of ffmpeg's test picture; `hue` makes clips that differ."""
     source = f"testsrc=duration={seconds}:size={size}:rate={rate},hue=h={hue}"
     ffmpeg("-f", "lavfi", "-i", source, "-preset", "ultrafast", "-pix_fmt", "yuv420p", *more, path)

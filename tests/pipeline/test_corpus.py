@@ -24,7 +24,9 @@ def captions(draw: st.DrawFn) -> list[dict[str, Any]]:
     if start is not None and end is not None:
         start, end = sorted((start, end))
     text = draw(TEXT.filter(str.strip))
-    return [{"text": text, "start": start, "end": end, "split": draw(st.none() | SPLIT)}] * draw(st.integers(0, 2))
+    return [{"text": text, "start": start, "end": end, "split": draw(st.none() | SPLIT)}] * draw(
+        st.integers(0, 2)
+    )
 
 
 @st.composite
@@ -56,11 +58,15 @@ def test_every_caption_is_a_query_of_one_split_and_its_item_is_in_that_gallery(i
     queries = [(s, item, caption) for s in corpus.splits for item, caption in corpus.captions(s)]
     assert len(queries) == sum(len(item.captions) for item in items)
     assert all(item in corpus.gallery(split) for split, item, _ in queries)
-    assert {item.id for split in corpus.splits for item in corpus.gallery(split)} == {item.id for item in items}
+    assert {item.id for split in corpus.splits for item in corpus.gallery(split)} == {
+        item.id for item in items
+    }
 
 
 def line(**changes: Any) -> str:
-    return json.dumps({"id": "a", "media": "a.mp4", "split": "train", "captions": [{"text": "one"}]} | changes)
+    return json.dumps(
+        {"id": "a", "media": "a.mp4", "split": "train", "captions": [{"text": "one"}]} | changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,11 @@ def test_several_wrong_lines_are_counted_and_the_first_is_told(tmp_path: Path) -
 
 def test_ids_that_stand_twice_name_both_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
-    rows = [line(captions=[{"id": "c", "text": "x"}]), line(captions=[]), line(id="b", captions=[{"id": "c", "text": "y"}])]
+    rows = [
+        line(captions=[{"id": "c", "text": "x"}]),
+        line(captions=[]),
+        line(id="b", captions=[{"id": "c", "text": "y"}]),
+    ]
     path.write_text("\n".join(rows))
     assert [str(problem) for problem in parse(path)[1]] == [
         "line 2: the item id 'a' stands already on line 1",
@@ -152,5 +162,5 @@ def test_what_is_no_manifest_is_one_sentence(make: Any, sentence: str, tmp_path:
 
 def test_a_split_without_queries_is_named_with_those_that_have_some() -> None:
     items = (Item("a", "train", (Caption("a#0", "x"),), "a"), Item("b", "val", (), "b"))
-    with pytest.raises(UserError, match="the split 'val' has no captions.*splits with captions: train"):
+    with pytest.raises(UserError, match=r"the split 'val' has no captions.*splits with captions: train"):
         Corpus(Path("c.jsonl"), items).require_queries("val")

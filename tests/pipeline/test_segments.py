@@ -16,7 +16,11 @@ from pipeline.errors import ItemError
 from pipeline.segments import Damaged, Segment, SegmentWriter
 from pipeline.stage import Field
 
-FIELDS = {"frame": Field("float16", (None, 4)), "time": Field("float64", (None,)), "node": Field("int32", (None, 2, None))}
+FIELDS = {
+    "frame": Field("float16", (None, 4)),
+    "time": Field("float64", (None,)),
+    "node": Field("int32", (None, 2, None)),
+}
 
 
 def writer(folder: Path, fields: dict[str, Field] = FIELDS) -> SegmentWriter:
@@ -119,7 +123,9 @@ def test_what_is_not_as_declared_is_that_item_s_failure_and_the_others_are_kept(
 def test_the_shape_of_a_refused_item_binds_no_other(tmp_path: Path) -> None:
     with writer(tmp_path) as out:
         with pytest.raises(ItemError):
-            out.append("bad", "bad", {**outputs(2), "node": np.ones((1, 2, 7), np.int32), "time": np.array([np.nan])})
+            out.append(
+                "bad", "bad", {**outputs(2), "node": np.ones((1, 2, 7), np.int32), "time": np.array([np.nan])}
+            )
         out.append("good", "good", outputs(2))
 
 
@@ -174,7 +180,9 @@ def test_a_flipped_bit_is_found_or_changes_nothing_that_is_read(tmp_path: Path) 
     """Over the whole file: rows, digests, notes and the structure around them."""
     path = written(tmp_path, 4)
     whole = bytearray(path.read_bytes())
-    expected = [(f"{n:032x}", {name: array.tobytes() for name, array in outputs(n + 1, n).items()}) for n in range(4)]
+    expected = [
+        (f"{n:032x}", {name: array.tobytes() for name, array in outputs(n + 1, n).items()}) for n in range(4)
+    ]
     chance, found = random.Random(0), 0
     for _ in range(400):
         at, bit = chance.randrange(len(whole)), 1 << chance.randrange(8)
@@ -203,5 +211,7 @@ def test_a_flipped_bit_in_the_rows_names_the_file_and_the_item(tmp_path: Path) -
     path.write_bytes(whole)
     segment = Segment(path)
     segment.check(1)
-    with pytest.raises(Damaged, match=rf"{path} is damaged: the rows of item 2 .*crossreel store verify --repair"):
+    with pytest.raises(
+        Damaged, match=rf"{path} is damaged: the rows of item 2 .*crossreel store verify --repair"
+    ):
         segment.check(2)

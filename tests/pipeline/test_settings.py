@@ -51,7 +51,9 @@ def test_what_changes_only_speed_is_not_decisive() -> None:
 
 def test_a_set_reaches_into_tables_and_makes_them() -> None:
     tree = {"run": {"workers": 1}, "name": "x"}
-    out = apply_sets(tree, ["run.workers=2", "trainers.m.lr=1e-3", "name=plain words", 'extract=["a", "b"]', "flag=true"])
+    out = apply_sets(
+        tree, ["run.workers=2", "trainers.m.lr=1e-3", "name=plain words", 'extract=["a", "b"]', "flag=true"]
+    )
     assert out == {
         "run": {"workers": 2}, "name": "plain words", "trainers": {"m": {"lr": 1e-3}},
         "extract": ["a", "b"], "flag": True,

@@ -1,0 +1,140 @@
+"""Media that are broken or odd: each works or is one named failure with a reason, and the rest finishes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from flows.project import open_project
+from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.video import decode
+
+pytestmark = pytest.mark.slow
+
+GOOD = ("portrait", "odd sides", "one pixel", "-leading dash", "quote's \"name\"", "naïve ünïcode", "late", "turned",
+        "variable", "tall pixels", "a/same", "b/same")  # fmt: skip
+BROKEN = {  # item -> a word of the reason
+    "truncated": "truncated|could not|decoded",
+    "random": "not a readable video",
+    "empty": "empty",
+    "text": "not a readable video",
+    "sound": "no video stream",
+    "folder": "not a file|folder",
+    "missing": "does not exist",
+    "loop": "cannot be read|symbolic",
+}
+
+
+@pytest.fixture
+def zoo(small, clip_of, run_ffmpeg):
+    """A corpus of every kind of trouble, in one folder with three good clips."""
+    folder = small.folder
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    clip_of(folder / "portrait.mp4", 2, "120x214")
+    clip_of(folder / "odd sides.mkv", 2, "161x121", 25, 10, "-pix_fmt", "yuv444p")
+    clip_of(folder / "one pixel.mkv", 1, "1x1", 25, 20, "-pix_fmt", "yuv444p", "-c:v", "ffv1")
+    clip_of(folder / "./-leading dash.mp4", 1, hue=30)
+    clip_of(folder / 'quote\'s "name".mp4', 1, hue=40)
+    clip_of(folder / "naïve ünïcode.mp4", 1, hue=50)
+    clip_of(folder / "a/same.mp4", 1, hue=60)
+    clip_of(folder / "b/same.mp4", 1, hue=70)
+    clip_of(folder / "late.mkv", 2, "160x120", 25, 80, "-output_ts_offset", "1.5")
+    clip_of(folder / "plain.mp4", 2, "160x90", 25, 90)
+    run_ffmpeg("-display_rotation", "90", "-i", folder / "plain.mp4", "-c", "copy", folder / "turned.mp4")
+    run_ffmpeg(
+        "-i",
+        folder / "plain.mp4",
+        "-vf",
+        "select='not(mod(n,3))+lt(n,10)'",
+        "-fps_mode",
+        "vfr",
+        folder / "variable.mp4",
+    )
+    run_ffmpeg("-i", folder / "plain.mp4", "-vf", "hue=h=33,setsar=1/2", folder / "tall pixels.mp4")
+    clip_of(folder / "whole.mp4", 8, "160x120", 25, 100, "-movflags", "+faststart")
+    content = (folder / "whole.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "random.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    run_ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", folder / "sound.mp4")
+    (folder / "folder.mp4").mkdir()
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    names = {path.with_suffix("").relative_to(folder).as_posix(): path for path in folder.rglob("*.m[pk][4v]")
+             if "store" not in path.parts}  # fmt: skip
+    names["missing"] = folder / "missing.mp4"
+    items = [
+        Item(name, "train", (Caption(name, name),), os.path.relpath(path, folder))
+        for name, path in sorted(names.items())
+    ]
+    write_manifest(folder / "corpus.jsonl", items)
+    return small
+
+
+def shape(path: Path) -> tuple[int, ...]:
+    return next(decode(path, "pyav"))[0].shape  # decord knows no 2 x 2 pixels
+
+
+def test_each_works_or_is_one_named_failure_and_the_rest_finishes(zoo):
+    ended = zoo.run("stage", "compress", zoo.toml, "--json")
+    assert ended.code == 3, ended.err
+    told = json.loads(ended.out)
+    reasons = {f["name"]: f["reason"] for f in told["stages"][0]["failures"]} | told["unreadable"]
+    assert set(reasons) == set(BROKEN), reasons
+    for name, words in BROKEN.items():
+        assert any(word in reasons[name] for word in words.split("|")), (name, reasons[name])
+
+    project = open_project(zoo.toml)
+    state = project.survey()["compress"]
+    made = {
+        item.id: project.store.item_file("compress", state.fingerprint.hex, key, ".mp4")
+        for key, item in project.contents.items().items() if key in state.places
+    }  # fmt: skip
+    assert set(GOOD) <= set(made)
+    assert shape(made["portrait"])[1:3] == (214, 120)
+    assert shape(made["one pixel"])[1:3] == (2, 2)
+    assert all(side % 2 == 0 for side in shape(made["odd sides"])[1:3])
+    assert shape(made["turned"])[1] > shape(made["turned"])[2]
+    assert shape(made["tall pixels"])[1:3] == (90, 80)
+    for name in GOOD:
+        with av.open(str(made[name])) as container:
+            assert not container.streams.audio
+            packets = [p for p in container.demux(video=0) if p.pts is not None]
+            assert packets[0].is_keyframe and packets[0].pts == 0, name
+            keys = [float(p.pts * p.time_base) for p in packets if p.is_keyframe]
+            assert max(np.diff([*keys, float(packets[-1].pts * packets[-1].time_base)]), default=0) <= 1.01, (
+                name
+            )
+    assert not list((zoo.store / "work").rglob("*.mp4"))
+
+    status = zoo.run("status", zoo.toml)
+    assert status.code == 3
+    assert all(f"failed: {name}" in status.out for name in BROKEN)
+    again = json.loads(zoo.run("stage", "compress", zoo.toml, "--json").out)
+    assert again["stages_ran"] == 0 and again["stages"][0]["failed"] == len(told["stages"][0]["failures"])
+
+
+def test_only_what_failed_is_tried_again_and_a_mended_file_is_new_work(zoo):
+    zoo.run("stage", "compress", zoo.toml)
+    before = {path: path.stat().st_mtime_ns for path in zoo.store.rglob("*.mp4")}
+    (zoo.folder / "random.mp4").write_bytes((zoo.folder / "clip00.mp4").read_bytes() + b"\0")
+    told = json.loads(zoo.run("stage", "compress", zoo.toml, "--json", "--retry-failed").out)
+    assert "random" not in {f["name"] for f in told["stages"][0]["failures"]}
+    assert told["stages"][0]["ran"] == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_an_item_that_cannot_be_compressed_is_left_out_downstream_and_named(zoo):
+    zoo.experiment('corpus = "corpus.jsonl"\nextract = ["clip"]\n[extractors.clip]\nmodel = "crossreel-demo"\n'
+                   'weights = "seed:0"\n')  # fmt: skip
+    told = json.loads(zoo.run("stage", "clip", zoo.toml, "--json").out)
+    compress, clip = told["stages"]
+    assert clip["failed"] == 0 and clip["blocked"] == compress["failed"] and clip["ran"] == compress["ran"]
+    why = zoo.run("why", "clip", "random", zoo.toml)
+    assert "left out" in why.out and "not a readable video" in why.out
