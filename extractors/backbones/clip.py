@@ -5,7 +5,6 @@ Axes: N frames or captions, H and W pixels, L tokens of the longest caption, D e
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from extractors.backbones import clip_configs
+from extractors.backbones import clip_configs, seeded
 from extractors.backbones import weights as weight_files
 from pipeline.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
 Floats = NDArray[np.float32]
 CONTEXT_LENGTH = 77  # of every network that does not say otherwise
+WHITEN = "whiten_when_seeded"  # a key of our own in a network's file, beside those of open_clip
 
 
 class ClipBackbone:
@@ -44,16 +44,18 @@ class ClipBackbone:
         )
         _refuse_other_activation(model, weights, config, published)
         network = _build(model, config)
+        self._resize, mean, std = _preprocessing(model, network, published)
         if seed is None:
             weight_files.load(network, model, weights, download)
         else:
-            initialise(network, seed)
+            seeded.initialise(network, seed)
+            if config.get(WHITEN):
+                seeded.whiten(network.eval().visual, mean, std, seed)
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
         self.dims: int = config["embed_dim"]
         self.context_length: int = config["text_cfg"].get("context_length", CONTEXT_LENGTH)
         self._tokenize = _tokenizer(config)
-        self._resize, self._mean, self._std = _preprocessing(model, network, published)
-        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+        self._mean, self._std = mean.to(self.device), std.to(self.device)
 
     def image_features(self, frames: NDArray[np.uint8]) -> Floats:
         """Projected features (N, D), not normalised, of RGB frames (N, H, W, 3)."""
@@ -119,33 +121,6 @@ class ClipBackbone:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def initialise(network: nn.Module, seed: int) -> None:
-    """Fill a network with random weights that depend on nothing but the seed and each weight's name.
-
-    Matrices keep the variance of what passes through them, so that an untrained network still tells
-    its inputs apart; biases are zero, and what starts as a constant (norms, scales) stays as it is.
-    """
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        elif parameter.ndim >= 2 or name.endswith("class_embedding"):
-            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            values = torch.randn(parameter.shape, generator=generator)
-            parameter.data.copy_(values * _spread(name, parameter))
-
-
-def _spread(name: str, parameter: Tensor) -> float:
-    """The standard deviation of a random weight."""
-    if name.endswith("positional_embedding"):
-        return 0.3  # of the content's, which has to stay in sight where positions are averaged
-    if "embedding" in name:
-        return 1.0
-    if name.endswith(("proj", "projection")):  # stored as (in, out)
-        return parameter.shape[0] ** -0.5
-    return parameter[0].numel() ** -0.5
-
-
 def _tokenizer(config: clip_configs.Config) -> Any:
     """open_clip's own tokenizer, whose vocabulary comes with the package."""
     text = config["text_cfg"]
@@ -160,7 +135,7 @@ def _build(model: str, config: clip_configs.Config) -> nn.Module:
     """The network, with whatever weights its constructor draws; torch's own random state is left alone."""
     open_clip = weight_files.import_open_clip()
     kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    settings = {key: value for key, value in config.items() if key not in ("custom_text", WHITEN)}
     try:
         with torch.random.fork_rng(devices=[]):
             network: nn.Module = kind(**settings)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
+DRAWING = 2  # raise it when a seed comes to stand for other weights, in seeded.py or in a file of models/
 
 
 class Wanted(Protocol):
@@ -44,13 +45,14 @@ class Wanted(Protocol):
 def identity(wanted: Wanted, known: Digests) -> str | None:
     """What a fingerprint says of these weights, or None if a tag's file is not on this machine.
 
-    "seed:N" is its own identity, a file is known by its digest, wherever it lies. A network described
-    by the user's own file adds the digest of that description. `known` remembers digests and where a
-    tag's file was found: finding it needs open_clip, which takes seconds to import.
+    A seed is known by its number and by how weights are drawn from it, a file by its digest, wherever
+    it lies. A network described by the user's own file adds the digest of that description. `known`
+    remembers digests and where a tag's file was found: finding it needs open_clip, which takes seconds
+    to import.
     """
     model, weights = wanted.model, wanted.weights
     if seed_of(weights) is not None:
-        name = weights
+        name = f"{weights}, drawing {DRAWING}"
     else:
         clip_configs.path_of(model)  # complains about an unknown name at once
         path = Path(weights) if is_path(weights) else known.located(

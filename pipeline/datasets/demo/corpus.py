@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.datasets.demo.drawing import FPS, HEIGHT_PIXELS, WIDTH_PIXELS, frames
 from pipeline.datasets.demo.grammar import caption
-from pipeline.datasets.demo.scenes import MOST_SCENES, Scene, draw
+from pipeline.datasets.demo.scenes import MOST_SCENES, Moment, Scene, draw
 from pipeline.errors import UserError
 from pipeline.video import find_ffmpeg
 
@@ -23,7 +23,8 @@ SPLITS = (
     ("train", 0.66),
     ("val", 0.12),
     ("test", 0.22),
-)  # a test of some 30 videos and 150 queries
+)  # a test of some 30 videos and 300 queries
+CAPTIONS_A_MOMENT = 2  # twice the words to learn from at no cost in rendering
 FEWEST_ITEMS = 9  # with fewer a split would be empty
 
 Progress = Callable[[int, int], None]
@@ -53,14 +54,10 @@ def _row(index: int, scene: Scene, items: int, seed: int) -> dict[str, Any]:
     """The line of the manifest about one scene."""
     item = f"demo-{index:04d}"
     rng = random.Random(f"captions {index} of seed {seed}")
+    said = [(moment, text) for moment in scene.moments for text in _sentences(moment, scene, rng)]
     captions = [
-        {
-            "id": f"{item}#{n}",
-            "text": caption(moment, scene, rng),
-            "start": moment.start,
-            "end": moment.end,
-        }
-        for n, moment in enumerate(scene.moments)
+        {"id": f"{item}#{n}", "text": text, "start": moment.start, "end": moment.end}
+        for n, (moment, text) in enumerate(said)
     ]
     digest = hashlib.sha256(f"{DRAWING} {scene!r}".encode()).hexdigest()[:8]
     media = f"media/{item}-{digest}.mp4"
@@ -71,6 +68,14 @@ def _row(index: int, scene: Scene, items: int, seed: int) -> dict[str, Any]:
         "split": _split(index, items),
         "captions": captions,
     }
+
+
+def _sentences(moment: Moment, scene: Scene, rng: random.Random) -> list[str]:
+    """Different captions of one moment."""
+    found: dict[str, None] = {}
+    while len(found) < CAPTIONS_A_MOMENT:
+        found[caption(moment, scene, rng)] = None
+    return list(found)
 
 
 def _split(index: int, items: int) -> str:

@@ -100,13 +100,12 @@ VERBS = {  # action: pairs of the present and the gerund, {other} standing for t
 }
 FORMS = (
     "{actor} {present}",
-    "{actor} {present}",
     "{actor} is {gerund}",
     "there is {actor} {gerund}",
-    "we see {actor} {gerund}",
     "{actor} {present} {place}",
     "{actor} is {gerund} {place}",
     "{place}, {actor} {present}",
+    "{place}, we see {actor} {gerund}",
 )
 SIZE_SHARE = 0.4  # of all actors: how often their size is said
 
