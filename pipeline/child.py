@@ -112,15 +112,18 @@ class Child:
                 self.kill()
 
     def _how_it_died(self) -> str:
-        if self._process is None:
+        process = self._process
+        if process is None:
             return "it was killed"
         try:
-            code = self._process.wait(timeout=5)
+            code = process.wait(timeout=5)
+            self._words.seek(0, os.SEEK_END)
+            self._words.seek(max(0, self._words.tell() - LAST_WORDS_BYTES))
+            words = self._words.read().decode(errors="replace").strip().splitlines()
         except subprocess.TimeoutExpired:
             return "it closed its connection"
-        self._words.seek(0, os.SEEK_END)
-        self._words.seek(max(0, self._words.tell() - LAST_WORDS_BYTES))
-        words = self._words.read().decode(errors="replace").strip().splitlines()
+        except ValueError:  # closed by the thread that killed it just now
+            return "it was killed"
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         hint = {-signal.SIGKILL: " (out of memory?)", -signal.SIGBUS: " (disk full?)"}.get(code, "")
         return f"{name}{hint}" + (f": {words[-1]}" if words else "")

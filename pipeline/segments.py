@@ -80,7 +80,8 @@ class SegmentWriter:
             raise ItemError(name, f"output {field!r} is empty")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ItemError(name, f"output {field!r} holds NaN or infinity")
-        stored = np.ascontiguousarray(array, dtype=declared.dtype)
+        with np.errstate(over="ignore"):  # told below, by name
+            stored = np.ascontiguousarray(array, dtype=declared.dtype)
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
             raise ItemError(name, f"output {field!r} exceeds the range of {declared.dtype}")
         tail = self._tails.get(field, stored.shape[1:])

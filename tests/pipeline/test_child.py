@@ -1,0 +1,163 @@
+"""A child streams what it sends, dies alone, and its errors cross as themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.child import Child, ChildDied, ChildError, ChildTimeout
+from pipeline.errors import ItemError, TrainingError, UserError
+
+HANDLERS = """
+import os, signal, subprocess, sys, time
+import numpy as np
+from pipeline.errors import ItemError, TrainingError, UserError
+
+def count(request, send):
+    for n in range(request["to"]):
+        send({"n": n}, {"rows": np.arange(n, dtype=np.float16).reshape(n, 1)})
+
+def fail(request, send):
+    raise {"item": ItemError("clip", "broken"), "user": UserError("no"), "training": TrainingError("nan"),
+           "ours": KeyError("bug")}[request["kind"]]
+
+def hang(request, send):
+    send({"pid": os.getpid()}, {})
+    time.sleep(600)
+
+def die(request, send):
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), request["signal"])
+
+def grandchild(request, send):
+    process = subprocess.Popen(["sleep", "600"])
+    send({"pid": process.pid}, {})
+    time.sleep(600)
+
+def modules(request, send):
+    send({"modules": sorted(name.split(".")[0] for name in sys.modules)}, {})
+
+def hungry(request, send):
+    send({"bytes": len(bytearray(request["bytes"]))}, {})
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`child(name)` is a process that answers with one of the handlers above."""
+    (tmp_path / "handlers_of_test.py").write_text(HANDLERS)
+    children = []
+
+    def start(name: str, **more) -> Child:
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": path}, **more))
+        return children[-1]
+
+    yield start
+    for one in children:
+        one.kill()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_replies_come_in_order_with_their_arrays(child):
+    replies = list(child("count").call({"to": 4}))
+    assert [header["n"] for header, _ in replies] == [0, 1, 2, 3]
+    for n, (_, arrays) in enumerate(replies):
+        assert arrays["rows"].shape == (n, 1) and arrays["rows"].dtype == np.float16
+        np.testing.assert_array_equal(arrays["rows"][:, 0], np.arange(n))
+
+
+def test_one_process_answers_many_requests(child):
+    one = child("count")
+    list(one.call({"to": 1}))
+    pid = one.pid
+    assert len(list(one.call({"to": 3}))) == 3 and one.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("item", ItemError), ("user", UserError), ("training", TrainingError)]
+)
+def test_known_errors_cross_as_themselves(child, kind, error):
+    one = child("fail")
+    with pytest.raises(error, match=r"broken|no|nan"):
+        list(one.call({"kind": kind}))
+    with pytest.raises(error):  # and the process lives on
+        list(one.call({"kind": kind}))
+
+
+def test_an_error_of_ours_carries_its_traceback(child):
+    with pytest.raises(ChildError, match=r"(?s)in fail.*KeyError: 'bug'"):
+        list(child("fail").call({"kind": "ours"}))
+
+
+def test_an_entry_that_cannot_be_imported_is_our_error_not_a_death(child):
+    with pytest.raises(ChildError, match="no_such_function"):
+        list(child("no_such_function").call({}))
+
+
+def test_silence_beyond_the_limit_kills_it(child):
+    one = child("hang")
+    replies = one.call({}, timeout_seconds=3)
+    pid = next(replies)[0]["pid"]
+    with pytest.raises(ChildTimeout, match="no progress for 3 s"):
+        next(replies)
+    assert not alive(pid) and one.pid is None
+
+
+def test_a_death_is_reported_with_signal_and_last_words(child):
+    with pytest.raises(ChildDied, match=r"SIGSEGV.*last words"):
+        list(child("die").call({"signal": signal.SIGSEGV}))
+    with pytest.raises(ChildDied, match=r"SIGKILL.*memory"):
+        list(child("die").call({"signal": signal.SIGKILL}))
+
+
+def test_a_dead_child_is_replaced_at_the_next_call(child):
+    one = child("count")
+    list(one.call({"to": 1}))
+    os.kill(one.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    assert len(list(one.call({"to": 2}))) == 2
+
+
+def test_what_it_started_ends_with_it(child):
+    one = child("grandchild")
+    replies = one.call({})  # kept: dropping it would end the child too
+    pid = next(replies)[0]["pid"]
+    assert alive(pid)
+    one.kill()
+    time.sleep(0.1)
+    assert not alive(pid)
+
+
+def test_stopping_early_ends_it(child):
+    one = child("count")
+    replies = one.call({"to": 1000})
+    next(replies)
+    replies.close()
+    assert one.pid is None
+
+
+def test_it_does_not_import_what_its_parent_imported(child):
+    import torch
+
+    assert torch.__name__ in sys.modules
+    modules = next(child("modules").call({}))[0]["modules"]
+    assert not {"torch", "prefect", "pytest"} & set(modules)
+
+
+def test_more_memory_than_allowed_is_refused(child):
+    with pytest.raises((ChildError, ChildDied), match="MemoryError"):
+        list(child("hungry", memory_bytes=1 << 30).call({"bytes": 2 << 30}))
+    assert next(child("hungry", memory_bytes=4 << 30).call({"bytes": 1 << 20}))[0]["bytes"] == 1 << 20
