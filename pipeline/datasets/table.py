@@ -24,6 +24,7 @@ COLUMNS = {  # what a column may be called; the first that is there counts
     "start": ("start", "start_seconds"),
     "end": ("end", "end_seconds"),
 }
+CAPTION_KEYS = {"id": "caption_id", "text": "caption", "start": "start", "end": "end"}  # to columns
 Cells = dict[str, Any]
 Row = tuple[int, Cells]  # with its line
 Read = Callable[[Cells, str], str]
@@ -82,8 +83,7 @@ def _with_caption(row: Cells, caption: Any) -> Cells:
     """A row with one of its captions: a text, or an object with text, id, start and end as in a manifest."""
     if not isinstance(caption, dict):
         return {**row, "caption": caption}
-    named = {"caption_id" if key == "id" else key: value for key, value in caption.items()}
-    return {**row, **named}
+    return row | {column: caption[key] for key, column in CAPTION_KEYS.items() if key in caption}
 
 
 def _items(path: Path, rows: list[Row], relative_to: Path) -> Imported:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,11 @@ print(json.dumps(result.as_json()))
 """
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what runs in its background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Place:
     """A folder with an experiment, and the environment that runs in it have; a mark finds what they left."""
@@ -53,8 +59,9 @@ class Place:
     def start(self, *command: str) -> subprocess.Popen[str]:
         env = self.env | {"CROSSREEL_TEST_MARK": self.mark, "PWD": str(self.folder)}
         return subprocess.Popen(
-            command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=heed_ctrl_c,
+        )  # fmt: skip
 
     def experiment(self, name: str = "experiment") -> str:
         """The path of an experiment file, by which the records of its runs are found."""
