@@ -59,7 +59,7 @@ def decode_ahead(
 ) -> Iterator[Event[U]]:
     """The frames of each source in turn, decoded a few chunks ahead of the caller.
 
-    The child is asked from a thread; stopping early stops the thread at its next chunk.
+    The child is asked from a thread; stopping early ends both at once.
     """
     events: queue.Queue[Event[U] | BaseException | None] = queue.Queue(CHUNKS_AHEAD)
     stop = threading.Event()
@@ -88,13 +88,17 @@ def decode_ahead(
     thread = threading.Thread(target=read, name="decode-ahead", daemon=True)
     decoder.start()  # here: the kernel ends the child with the thread that started it
     thread.start()
+    ended = False
     try:
         while (event := events.get()) is not None:
             if isinstance(event, BaseException):
                 raise event
             yield event
+        ended = True
     finally:
         stop.set()
+        if not ended:
+            decoder.kill()  # it may be stuck on a file, and the thread with it
         thread.join()
 
 
@@ -110,7 +114,7 @@ def _decode(decoder: Child, unit: U, path: Path, limit_seconds: float) -> Iterat
         except ItemError as error:
             reasons.append(error.reason)
         except (ChildDied, ChildError) as error:
-            reasons.append(f"{name} failed: {error}".splitlines()[-1])
+            reasons.append(f"{name} failed: {str(error).strip().splitlines()[-1]}")
         else:
             if frames:
                 yield End(unit)

@@ -54,7 +54,7 @@ def _probed(contents: Contents, workers: int, seen: Callable[[int, int], None]) 
         except ItemError as error:
             return Finding("error", f"{item.id}: {error.reason}")
         except (ChildDied, ChildError) as error:
-            return Finding("error", f"{item.id}: opening it failed: {str(error).splitlines()[-1]}")
+            return Finding("error", f"{item.id}: opening it failed: {str(error).strip().splitlines()[-1]}")
         finally:
             idle.put(child)
         return None

@@ -82,13 +82,8 @@ class Runner:
         on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
         about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.stages, self.contents, self.store, self.known, self.options = (
-            stages,
-            contents,
-            store,
-            known,
-            options,
-        )
+        self.stages, self.contents, self.options = stages, contents, options
+        self.store, self.known = store, known
         self.on_progress, self.say, self.about = on_progress, say, about or {}
         self.reports: list[dict[str, Any]] = []
         self._states: dict[str, plan.State] = {}

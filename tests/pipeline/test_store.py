@@ -310,7 +310,8 @@ def test_a_full_disk_leaves_the_index_usable(store):
     with pytest.raises(sqlite3.OperationalError, match="full"), store.index.transaction():
         store.index.db.execute("PRAGMA max_page_count=1")
         store.index.db.execute(
-            "CREATE TABLE big AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM n LIMIT 100000) SELECT * FROM n"
+            "CREATE TABLE big AS "
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM n LIMIT 100000) SELECT * FROM n"
         )
     store.index.db.execute("PRAGMA max_page_count=100000")
     write(store, "1")

@@ -1,0 +1,156 @@
+"""Decoding ahead: every source is answered for, by the second decoder where the first one cannot."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, decode_ahead
+from pipeline.child import Child
+from pipeline.errors import UserError
+
+DECODER = """
+import os, signal, time
+from pathlib import Path
+import numpy as np
+from pipeline.errors import ItemError, UserError
+
+def decode(request, send):
+    path, decoder = Path(request["path"]), request["decoder"]
+    with path.with_name("asked").open("a") as asked:
+        asked.write(f"{path.name} {decoder}\\n")
+    does, _, only = path.stem.partition("-")
+    if only and decoder != only:
+        does = "good"
+    count = 1 if "half" in does else 3
+    if does != "none":
+        for n in range(count):
+            value = len(path.name) + (100 if decoder == "pyav" else 0)
+            send({}, {"frames": np.full((2, 4, 6, 3), value, np.uint8), "times": np.arange(2) + 2.0 * n})
+            with path.with_name("sent").open("a") as sent:
+                sent.write("x")
+    if does.startswith("item"):
+        raise ItemError(str(path), "it is broken")
+    if does.startswith("ours"):
+        raise MemoryError("too much")
+    if does.startswith("user"):
+        raise UserError("no decoder here")
+    if does.endswith("die"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if does.endswith("hang"):
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    (tmp_path / "decoder_of_test.py").write_text(DECODER)
+    child = Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)})
+    yield child
+    child.kill()
+
+
+@pytest.fixture
+def decoded(decoder, tmp_path):
+    """What comes of each source, in order: the decoder, the frames and times that count; or the reason."""
+
+    def run(*names: str, limit_seconds: float = 30.0) -> dict[str, tuple[str, int, list[float]] | str]:
+        out: dict[str, tuple[str, int, list[float]] | str] = {}
+        began, parts = None, []
+        for event in decode_ahead(
+            decoder, [(name, tmp_path / f"{name}.mp4") for name in names], limit_seconds
+        ):
+            if isinstance(event, Begin):
+                began, parts = event, []
+            elif isinstance(event, Chunk):
+                parts.append(event)
+            elif isinstance(event, End):
+                assert began is not None and event.unit == began.unit
+                times = np.concatenate([part.times for part in parts]).tolist()
+                out[event.unit] = (began.decoder, int(parts[0].frames[0, 0, 0, 0]), times)
+            elif isinstance(event, Failed):
+                out[event.unit] = event.reason
+        assert list(out) == list(names)
+        return out
+
+    return run
+
+
+TIMES = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_good_sources_come_in_order_from_the_first_decoder(decoded):
+    found = decoded("good", "gooood", "gooo")
+    assert found == {name: ("decord", len(name) + 4, TIMES) for name in ("good", "gooood", "gooo")}
+
+
+@pytest.mark.parametrize(
+    "name", ["item-decord", "ours-decord", "die-decord", "half die-decord", "none-decord"]
+)
+def test_what_the_first_decoder_cannot_the_second_does_from_the_beginning(decoded, name):
+    """Frames of a decoder that broke off halfway do not count."""
+    found = decoded("good", name, "goood")
+    assert found[name] == ("pyav", len(name) + 104, TIMES)
+    assert found["good"] == ("decord", 8, TIMES) and found["goood"] == ("decord", 9, TIMES)
+
+
+def test_a_decoder_that_hangs_is_killed_and_the_other_one_asked(decoded):
+    found = decoded("hang-decord", "good", limit_seconds=1.5)
+    assert found["hang-decord"] == ("pyav", 115, TIMES) and found["good"] == ("decord", 8, TIMES)
+
+
+def test_a_source_that_none_can_decode_fails_with_both_reasons_and_the_rest_goes_on(decoded):
+    found = decoded("item", "die", "none", "ours", "good")
+    assert found["item"] == "it is broken; it is broken"
+    assert "SIGSEGV" in found["die"] and "pyav failed" in found["die"]
+    assert found["none"] == "decord finds no frame; pyav finds no frame"
+    assert "decord failed: MemoryError: too much" in found["ours"]
+    assert found["good"] == ("decord", 8, TIMES)
+
+
+def test_an_error_of_the_user_is_raised_where_the_frames_are_asked_for(decoded):
+    with pytest.raises(UserError, match="no decoder here"):
+        decoded("good", "user")
+
+
+def test_only_a_few_chunks_are_decoded_ahead(decoder, tmp_path):
+    names = [(n, tmp_path / f"good{n}.mp4") for n in range(8)]
+    events = decode_ahead(decoder, names, 30.0)
+    assert isinstance(next(events), Begin)
+    time.sleep(1.5)
+    assert len((tmp_path / "sent").read_text()) < CHUNKS_AHEAD + 6  # of 24; some wait in the pipe
+    events.close()
+
+
+def test_stopping_early_ends_thread_and_decoder_even_one_that_hangs(decoder, tmp_path):
+    before = threading.active_count()
+    events = decode_ahead(decoder, [("a", tmp_path / "hang.mp4")], 60.0)
+    for _ in range(4):
+        next(events)
+    began = time.monotonic()
+    events.close()
+    assert time.monotonic() - began < 3 and threading.active_count() == before and decoder.pid is None
+
+
+def test_the_process_is_kept_for_the_next_shard_and_is_the_callers_own(decoder, decoded):
+    decoded("good")
+    pid = decoder.pid
+    decoded("good", "goood")
+    assert decoder.pid == pid and decoder.owner is threading.current_thread()
+
+
+def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    child = Child("pipeline.video:serve_decode")
+    try:
+        sources: list[tuple[str, Path]] = [("clip", rendered / "clip00.mp4"), ("text", tmp_path / "text.mp4")]
+        events = list(decode_ahead(child, sources, 60.0))
+    finally:
+        child.kill()
+    assert sum(len(event.frames) for event in events if isinstance(event, Chunk)) == 50
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.unit == "text" and "decord" in failed.reason and "PyAV" in failed.reason
