@@ -1,0 +1,201 @@
+"""A shard in a worker: every unit is answered for, batches fill across videos, and one segment is left."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from extractors import shard
+from pipeline import video
+from pipeline.errors import UserError
+from pipeline.segments import Segment
+
+TOYS = '''
+"""Extractors without a network."""
+import numpy as np
+from extractors.base import Extractor, FrameExtractor, Output, TextExtractor
+from pipeline.errors import ItemError
+from pipeline.settings import Params
+from pipeline.stage import Field
+
+class ToyParams(Params):
+    scale: float = 1.0
+
+class Grey(FrameExtractor[ToyParams]):
+    """The mean of each frame; notes the sizes of its batches."""
+    name, settings, batches, loads = "grey", ToyParams, [], []
+    fields = {"mean": Field("float32", (None, 3)), "time": Field("float32", (None,))}
+
+    def load(self, options):
+        super().load(options)
+        self.loads.append(1)
+
+    def prepare(self, frames):
+        return frames.mean(axis=(1, 2), dtype=np.float64) * self.params.scale
+
+    def encode(self, prepared):
+        self.batches.append(len(prepared))
+        return {"mean": prepared}
+
+class Letters(TextExtractor[ToyParams]):
+    """The code of each letter; a text of digits fails where it is declared to."""
+    name, settings, batches = "letters", ToyParams, []
+    fields = {"code": Field("float16", (None, 1))}
+
+    def encode(self, texts):
+        self.batches.append(texts)
+        return [{"code": np.array([[np.inf if letter == "!" else ord(letter)] for letter in text])} for text in texts]
+
+class Filer(Extractor[ToyParams]):
+    """A file an item."""
+    name, settings, file_suffix = "filer", ToyParams, ".txt"
+    fields = {"size": Field("int64", (None,))}
+
+    def extract(self, unit, work):
+        if "bad" in unit.name:
+            raise ItemError("somewhere", "it is bad")
+        if "full" in unit.name:
+            raise OSError(28, "No space left on device")
+        path = work / f"{unit.key}.txt"
+        path.write_text(unit.name)
+        return Output({"size": np.array([len(unit.name)])}, {"decoder": "none"}, path)
+'''
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    (tmp_path / "toys_of_test_shard.py").write_text(TOYS)
+    monkeypatch.syspath_prepend(tmp_path)
+    shard._loaded.cache_clear()
+    import toys_of_test_shard
+
+    yield toys_of_test_shard
+    shard._loaded.cache_clear()
+    del sys.modules["toys_of_test_shard"]
+
+
+@pytest.fixture
+def run(toys, tmp_path):
+    """The replies of a shard, and the segment it leaves."""
+
+    def run(kind: str, units: list[dict[str, Any]], params: dict[str, Any] | None = None, **options: Any):
+        replies: list[dict[str, Any]] = []
+        request = {
+            "entry": f"toys_of_test_shard:{kind}", "params": json.dumps(params or {}), "options": json.dumps(options),
+            "store": str(tmp_path / "store"), "fingerprint": "fp", "components": {}, "units": units,
+        }  # fmt: skip
+        shard.run(request, lambda header, arrays: replies.append(dict(header)))
+        stage = kind.lower()
+        path = tmp_path / "store/segments" / stage / "fp" / f"{replies[-1]['segment']}.h5"
+        return replies, Segment(path) if replies[-1]["segment"] else None
+
+    return run
+
+
+def clips(folder: Path, *names: str) -> list[dict[str, Any]]:
+    return [
+        {"key": name, "name": f"the clip {name}", "files": {"compress": str(folder / f"{name}.mp4")}}
+        for name in names
+    ]
+
+
+CLIPS = ("clip00", "clip01", "clip02", "clip03")
+
+
+def means(path: Path) -> np.ndarray:
+    """Frame by frame, as the slow twin of what fills batches across videos."""
+    return np.concatenate([f.mean(axis=(1, 2), dtype=np.float64) for f, _ in video.decode(path, "decord")])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_each_video_gets_its_own_rows_whatever_the_batch(run, toys, rendered, batch_size):
+    toys.Grey.batches.clear()
+    replies, segment = run("Grey", clips(rendered, *CLIPS), batch_size=batch_size)
+    assert sorted(segment.items) == sorted(CLIPS)
+    for row, name in enumerate(segment.items):
+        np.testing.assert_allclose(segment.rows("mean", row), means(rendered / f"{name}.mp4"), rtol=1e-6)
+        np.testing.assert_allclose(segment.rows("time", row), np.arange(50) / 25, atol=1e-3)
+        assert (
+            json.loads(segment.notes[row]) == {"decoder": "decord"}
+            and segment.names[row] == f"the clip {name}"
+        )
+        segment.check(row)
+    assert sum(toys.Grey.batches) == 200 and set(toys.Grey.batches[:-1]) <= {batch_size}
+    assert sorted(reply["done"] for reply in replies if "done" in reply) == sorted(CLIPS)
+    assert replies[-1]["items"] == dict.fromkeys(segment.items) and replies[-1]["decodes"] == 4
+    assert replies[-1]["bytes"] == segment.path.stat().st_size
+    assert ({} in replies) == (batch_size <= 64)  # signs of life
+
+
+def test_a_video_that_cannot_be_decoded_fails_by_name_and_the_others_are_whole(run, rendered, tmp_path):
+    for path in rendered.glob("clip0[01].mp4"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    cut = (rendered / "clip02.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(cut[: len(cut) // 2])
+    replies, segment = run(
+        "Grey", clips(tmp_path, "clip00", "broken", "cut", "gone", "clip01"), batch_size=16
+    )
+    failed = {reply["failed"]: (reply["name"], reply["reason"]) for reply in replies if "failed" in reply}
+    assert set(failed) == {"broken", "cut", "gone"} and sorted(segment.items) == ["clip00", "clip01"]
+    assert failed["gone"][0] == "the clip gone" and "does not exist" in failed["gone"][1]
+    np.testing.assert_allclose(
+        segment.rows("mean", 1), means(rendered / f"{segment.items[1]}.mp4"), rtol=1e-6
+    )
+
+
+def test_a_worker_loads_once_for_many_shards_and_again_for_other_settings(run, toys, rendered):
+    toys.Grey.loads.clear()
+    _, first = run("Grey", clips(rendered, "clip00"))
+    run("Grey", clips(rendered, "clip01"))
+    assert len(toys.Grey.loads) == 1
+    _, other = run("Grey", clips(rendered, "clip00"), {"scale": 2.0})
+    assert len(toys.Grey.loads) == 2
+    np.testing.assert_allclose(other.rows("mean", 0), 2 * first.rows("mean", 0), rtol=1e-6)
+
+
+def test_texts_of_similar_length_share_a_batch_and_each_gets_its_own_rows(run, toys):
+    toys.Letters.batches.clear()
+    texts = ["a long sentence", "b", "cc", "another sentence", "d"]
+    _, segment = run("Letters", [{"key": t, "name": t, "text": t} for t in texts], batch_size=2)
+    assert toys.Letters.batches == [["b", "d"], ["cc", "a long sentence"], ["another sentence"]]
+    for row, text in enumerate(segment.items):
+        np.testing.assert_array_equal(segment.rows("code", row)[:, 0], [ord(letter) for letter in text])
+
+
+def test_an_output_that_is_not_finite_fails_its_caption_alone(run):
+    replies, segment = run(
+        "Letters", [{"key": t, "name": f"caption {t}", "text": t} for t in ("a", "b!", "c")]
+    )
+    assert segment.items == ["a", "c"]
+    (failed,) = [reply for reply in replies if "failed" in reply]
+    assert failed == {"failed": "b!", "name": "caption b!", "reason": "output 'code' holds NaN or infinity"}
+
+
+def test_files_are_in_place_with_their_size_and_digest_before_the_segment_tells_of_them(run, tmp_path):
+    replies, segment = run(
+        "Filer", [{"key": f"ab{n}", "name": name} for n, name in enumerate(("one", "bad", "three"))]
+    )
+    assert replies[-1]["items"] == {"ab0": 3, "ab2": 5} and segment.file_bytes == [3, 5]
+    for row, (key, text) in enumerate({"ab0": "one", "ab2": "three"}.items()):
+        file = tmp_path / "store/files/filer/fp/ab" / f"{key}.txt"
+        note = json.loads(segment.notes[row])
+        assert file.read_text() == text and note["suffix"] == ".txt" and len(note["file_digest"]) == 32
+    assert [reply["reason"] for reply in replies if "failed" in reply] == ["it is bad"]
+
+
+def test_a_shard_in_which_all_fail_leaves_no_segment(run, tmp_path):
+    replies, segment = run("Filer", [{"key": "a", "name": "bad"}])
+    assert segment is None and replies[-1] == {"segment": None, "bytes": 0, "items": {}, "decodes": 0}
+    assert list((tmp_path / "store/work").iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_made(run, tmp_path):
+    with pytest.raises(UserError, match=r"the disk of the store .* is full; what was finished is kept"):
+        run("Filer", [{"key": "a", "name": "one"}, {"key": "b", "name": "full"}])
+    assert list((tmp_path / "store/work").iterdir()) == [] and not (tmp_path / "store/segments").exists()
