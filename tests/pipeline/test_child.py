@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +45,17 @@ def grandchild(request, send):
 def modules(request, send):
     send({"modules": sorted(name.split(".")[0] for name in sys.modules)}, {})
 
+def polite(request, send):
+    def leave(*_):
+        open(request["path"], "w").write("left in order")
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, leave)
+    send({}, {})
+    time.sleep(600)
+
+def full(request, send):
+    raise OSError(28, "No space left on device", "/a/file")
+
 def hungry(request, send):
     send({"bytes": len(bytearray(request["bytes"]))}, {})
 """
@@ -55,8 +68,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     children = []
 
     def start(name: str, **more) -> Child:
-        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": path}, **more))
+        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": str(tmp_path)}, **more))
         return children[-1]
 
     yield start
@@ -161,3 +173,80 @@ def test_more_memory_than_allowed_is_refused(child):
     with pytest.raises((ChildError, ChildDied), match="MemoryError"):
         list(child("hungry", memory_bytes=1 << 30).call({"bytes": 2 << 30}))
     assert next(child("hungry", memory_bytes=4 << 30).call({"bytes": 1 << 20}))[0]["bytes"] == 1 << 20
+
+
+def test_a_full_disk_is_the_users_to_mend(child):
+    with pytest.raises(UserError, match=r"the disk is full: .*/a/file"):
+        list(child("full").call({}))
+
+
+def test_an_interrupt_leaves_the_child_to_end_in_order(child, tmp_path):
+    """A training that is interrupted writes its checkpoint first."""
+    one, left = child("polite"), tmp_path / "left"
+    replies = one.call({"path": str(left)})
+    next(replies)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    try:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(replies)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert alive(one.pid)
+    one.terminate(10)
+    assert left.read_text() == "left in order" and one.pid is None
+
+
+PARENT = """
+from pipeline.child import Child
+replies = Child("handlers_of_test:hang").call({})
+print(next(replies)[0]["pid"], flush=True)
+input()
+"""
+
+
+def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", PARENT]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    pid = int(parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 2
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(pid)
+
+
+def test_it_takes_no_modules_from_the_folder_it_is_started_in(child, tmp_path, monkeypatch):
+    for name in ("pipeline", "numpy"):
+        (tmp_path / "project" / name).mkdir(parents=True)
+        (tmp_path / "project" / name / "__init__.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path / "project")
+    assert len(list(child("count").call({"to": 2}))) == 2
+
+
+def test_it_can_be_killed_from_another_thread_whatever_it_is_at(child):
+    one, stop, pids, raised = child("hang"), threading.Event(), set(), []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                pids.update(header["pid"] for header, _ in one.call({}, 30))
+            except ChildDied:
+                continue
+            except BaseException as error:
+                raised.append(error)
+                return
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for n in range(8):
+        time.sleep(0.05 * n)
+        one.kill()
+    stop.set()
+    while thread.is_alive():
+        one.kill()
+        thread.join(0.1)
+    assert raised == [] and not any(alive(pid) for pid in pids)

@@ -136,3 +136,27 @@ def test_an_item_that_failed_changes_what_is_learnt_and_nothing_else(store):
     states = plan.survey(stages(), contents(), store, Known())
     assert list(states["compress"].failed) == [f"{0:032x}"] and states["clip"].blocked == {f"{0:032x}"}
     assert states["clip"].missing == [f"{n:032x}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("item", "kept"),
+    [(2, {"pack-hlformer", "train-hlformer"}), (0, {"pack-hlformer-test"})],
+    ids=["of test", "of train"],
+)
+def test_an_item_that_failed_concerns_only_what_reads_its_split(store, item, kept):
+    """A broken video of the test split is no reason to train again, nor is its mending."""
+    before = prints(store)
+    compress = plan.survey(stages(), contents(), store, Known())["compress"].fingerprint.hex
+    store.index.add_failure(compress, f"{item:032x}", f"v{item}", "broken")
+    after = prints(store)
+    same = {name for name in before if before[name] == after[name]}
+    assert same == kept | {"compress", "clip", "clip_text"}
+
+
+def test_a_stage_over_the_corpus_waits_for_what_it_needs(store):
+    states = plan.survey(stages(), contents(), store, Known())
+    fp = states["pack-hlformer"].fingerprint.hex
+    store.work_folder("pack-hlformer", fp).mkdir(parents=True)
+    store.publish("pack-hlformer", states["pack-hlformer"].fingerprint, 1.0, {})
+    assert store.has_run("pack-hlformer", fp)
+    assert not plan.survey(stages(), contents(), store, Known())["pack-hlformer"].complete

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pipeline.child import ChildError
 from pipeline.pool import Killed, Message, run_shards
 
 WORKER = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 
 def work(request, send):
@@ -19,6 +20,8 @@ def work(request, send):
     for key in request["keys"]:
         if key == "bug":
             raise ZeroDivisionError("ours")
+        if key == "hangs":
+            time.sleep(600)
         if key.startswith("deadly") or (key == "once" and not (folder / "died").exists()):
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -32,12 +35,12 @@ def pool(tmp_path: Path):
     """`pool(shards)` runs shards of keys over two workers and gives the events."""
     (tmp_path / "worker_of_test.py").write_text(WORKER)
 
-    def run(shards, workers=2):
+    def run(shards, workers=2, stall_seconds=60.0):
         def request(shard, number):
             return {"keys": shard, "folder": str(tmp_path)}
 
         env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-        return list(run_shards("worker_of_test:work", shards, request, workers, 60, env))
+        return list(run_shards("worker_of_test:work", shards, request, workers, stall_seconds, env))
 
     return run
 
@@ -83,3 +86,17 @@ def test_stopping_early_leaves_no_worker(pool, tmp_path):
     pids = [next(events).header["pid"] for _ in range(2)]
     events.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_unit_without_any_progress_is_one_that_kills_its_worker(pool):
+    events = pool([["hangs"], ["a"]], stall_seconds=2.0)
+    assert finished(events) == ["a"]
+    (killed,) = [event for event in events if isinstance(event, Killed)]
+    assert killed.key == "hangs" and "no progress for 2 s" in killed.reason
+
+
+def test_no_thread_outlives_a_run_that_failed(pool):
+    before = threading.active_count()
+    with pytest.raises(ChildError):
+        pool([["bug"], ["hangs"]])
+    assert threading.active_count() == before

@@ -1,0 +1,59 @@
+"""The stage `clip_text`: token states of each caption, whichever captions share its batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from extractors.backbones.clip import ClipBackbone
+from extractors.base import Output, Unit, WorkOptions
+from extractors.clip_text import ClipText, ClipTextParams
+
+DEMO = {"model": "crossreel-demo", "weights": "seed:0", "dtype": "float32"}
+TEXTS = [
+    "a red star spins",
+    "hello",
+    "two blue rings circle around a small green box",
+    "ünïcode – and “quotes”",
+    "a",
+    "a " * 60,
+]
+
+
+@pytest.fixture(scope="module")
+def network() -> ClipBackbone:
+    return ClipBackbone(DEMO["model"], DEMO["weights"])
+
+
+def encoded(batch_size: int = 64, **params: str) -> dict[str, Output]:
+    extractor = ClipText(ClipTextParams(**(DEMO | params)))
+    extractor.load(WorkOptions(device="cpu", batch_size=batch_size))
+    units = [Unit(str(n), f"caption {n}", text=text) for n, text in enumerate(TEXTS)]
+    found = {}
+    for unit, output in filter(None, extractor.results(units, None)):
+        assert isinstance(output, Output) and unit.text is not None
+        assert all(field.fits(output.arrays[key].shape) for key, field in extractor.fields.items())
+        found[unit.text] = output
+    assert set(found) == set(TEXTS)
+    return found
+
+
+@pytest.mark.parametrize(("batch_size", "tokens"), [(1, "hidden"), (64, "hidden"), (2, "projected")])
+def test_each_caption_has_the_backbone_s_states_of_it_alone(network, batch_size, tokens):
+    found = encoded(batch_size, tokens=tokens)
+    for text in TEXTS:
+        hidden, projected, pooled = network.text_tokens([text])
+        wanted = hidden[0] if tokens == "hidden" else projected[0]
+        np.testing.assert_allclose(found[text].arrays["token"], wanted, atol=2e-5)
+        np.testing.assert_allclose(found[text].arrays["pooled"], pooled, atol=2e-5)
+
+
+def test_a_longer_caption_has_more_tokens_up_to_the_context(network):
+    lengths = {text: len(output.arrays["token"]) for text, output in encoded().items()}
+    assert lengths["a"] == lengths["hello"] == 3  # start, word, end
+    assert lengths["a red star spins"] == 6 and lengths["a " * 60] == 32
+
+
+def test_which_states_are_kept_is_part_of_the_fingerprint():
+    kinds = [ClipText(ClipTextParams(**DEMO, tokens=tokens)).decisive() for tokens in ("hidden", "projected")]
+    assert kinds[0] != kinds[1]
