@@ -80,6 +80,9 @@ def train(request: dict[str, Any], send: Send) -> None:
     declared = Declared(request["method"])
     config = declared.config(request["params"])
     folder = Path(request["folder"])
+    if (folder / CONFIG).exists():  # it was killed between its last line and its publication
+        _close(folder, send)
+        return
     (packed,) = (Path(path) for path in request["needs"].values())
     device = torch.device(request["device"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
@@ -116,12 +119,23 @@ def train(request: dict[str, Any], send: Send) -> None:
 def _finish(
     folder: Path, name: str, config: MethodConfig, method: Method, summary: dict[str, Any], send: Send
 ) -> None:
-    """Leave the weights and settings in the folder, and none of what only a resumption needs."""
-    for path in folder.glob("*.safetensors"):
-        path.unlink()  # the optimizer, and the weights twice
+    """Leave the weights and settings in the folder, and none of what only a resumption needs.
+
+    The settings are written after the weights and before anything goes: a folder that has them is finished.
+    """
     checkpoint.save_weights(folder / WEIGHTS, method, {"method": name})
-    write_json(folder / CONFIG, {"method": name, "config": config.model_dump(mode="json")})
-    send({"record": summary | {"parameters": sum(p.numel() for p in method.parameters())}}, {})
+    summary = summary | {"parameters": sum(p.numel() for p in method.parameters())}
+    settings = config.model_dump(mode="json")
+    write_json(folder / CONFIG, {"method": name, "config": settings, "summary": summary})
+    _close(folder, send)
+
+
+def _close(folder: Path, send: Send) -> None:
+    """Clear a finished folder of the optimizer and of older weights, and report what it says of itself."""
+    for path in folder.glob("*.safetensors"):
+        if path.name != WEIGHTS:
+            path.unlink()
+    send({"record": json.loads((folder / CONFIG).read_text(encoding="utf-8"))["summary"]}, {})
 
 
 def evaluate(request: dict[str, Any], send: Send) -> None:

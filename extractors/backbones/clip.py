@@ -63,7 +63,9 @@ class ClipBackbone:
 
     def crops(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Frames (N, H, W, 3) resized and cropped to the network's size by open_clip's own steps, (N, 3, S, S)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(frames)).permute(
+            0, 3, 1, 2
+        )  # a copy: what is received may be read-only
         cropped: NDArray[np.uint8] = self._resize(pixels).contiguous().numpy()
         return cropped
 

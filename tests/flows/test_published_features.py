@@ -130,3 +130,20 @@ def test_exported_features_are_the_stored_rows(folder, layout, tmp_path):
 
             found = load_file(path)["row"]
         np.testing.assert_array_equal(found, reader.rows(project.contents.digests[item.id], "row"))
+
+
+def test_a_training_killed_after_its_last_line_is_not_trained_again(folder):
+    project = open_project(folder / "experiment.toml")
+    state = project.survey()["train-hlformer"]
+    store, fp = project.store, state.fingerprint.hex
+    done, work = store.run_folder("train-hlformer", fp), store.work_folder("train-hlformer", fp)
+    before = (done / "weights.safetensors").stat().st_mtime_ns, store.run_record("train-hlformer", fp)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    done.rename(work)
+    (work / "artifact.json").unlink()
+    (work / "last.safetensors").write_bytes(b"left behind")
+    call("stage", "train", folder / "experiment.toml")
+    assert (done / "weights.safetensors").stat().st_mtime_ns == before[0]
+    assert not (done / "last.safetensors").exists()
+    after = store.run_record("train-hlformer", fp)
+    assert all(after[key] == before[1][key] for key in ("best_epoch", "epochs", "validation", "parameters"))
