@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -117,8 +116,3 @@ def sentence(report: Report) -> str:
         words.append(f"{report.blocked} left out (failed upstream)")
     took = f" ({report.seconds:.1f} s)" if report.ran else ""
     return f"{report.stage}: {', '.join(words) or 'nothing to do'}{took}"
-
-
-def interactive() -> bool:
-    """Whether a person is watching."""
-    return sys.stderr.isatty()
