@@ -10,8 +10,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from extractors.decoding import Begin, Chunk, End, Failed, decode_ahead
-from pipeline.child import Child
 from pipeline.errors import ItemError
 from pipeline.segments import Segment
 from pipeline.settings import Options, Params
@@ -105,6 +103,35 @@ class TextExtractor(Extractor[P]):
                 yield unit, Output(arrays)
 
 
+class FrameReader(Extractor[P]):
+    """Reads the frames of compressed videos as they are decoded. All readers of a run share one pass.
+
+    For each unit `begin` is called, `take` with a chunk of frames at a time, and `end`; after the last
+    unit `flush`. A second `begin` of a unit starts it anew, with another decoder. What `take` and `end`
+    yield, and an ItemError they raise, is the outcome of that unit.
+    """
+
+    needs = ("compress",)
+    one_pass = True
+    shard_items = 32
+
+    def begin(self, unit: Unit, decoder: str) -> None:
+        """The frames of a unit follow; whatever came of it before is void."""
+        raise NotImplementedError
+
+    def take(self, frames: Array, times: Array) -> Iterator[Result | None]:
+        """Some frames (n, H, W, 3) uint8 RGB of the unit begun last, and their times (n,) in seconds."""
+        raise NotImplementedError
+
+    def end(self) -> Iterator[Result | None]:
+        """All frames of the unit were given."""
+        raise NotImplementedError
+
+    def flush(self) -> Iterator[Result | None]:
+        """All units were given."""
+        yield from ()
+
+
 @dataclass
 class _Rows:
     """The frames of one item on their way through the network."""
@@ -125,18 +152,16 @@ class _Rows:
         return Output(arrays | {"time": time}, {"decoder": self.decoder})
 
 
-class FrameExtractor(Extractor[P]):
-    """Frames of a compressed video to one row each. Batches fill across videos; decoding runs ahead."""
+class FrameExtractor(FrameReader[P]):
+    """Frames of a compressed video to one row each. Batches fill across videos."""
 
-    needs = ("compress",)
     worker_kind = "model"
-    shard_items = 32
 
     def load(self, options: WorkOptions) -> None:
-        """Also start the process that decodes."""
+        """Also make room for frames that wait for a batch."""
         super().load(options)
-        self.decoder = Child("pipeline.video:serve_decode", memory_bytes=options.decoder_bytes)
-        self.decoder.start()
+        self._pending: list[tuple[_Rows, Array]] = []
+        self._waiting = 0
 
     def prepare(self, frames: Array) -> Array:
         """Frames (n, H, W, 3) uint8 as the network wants them, all of one shape whatever H and W."""
@@ -146,43 +171,42 @@ class FrameExtractor(Extractor[P]):
         """One row an output for each prepared frame."""
         raise NotImplementedError
 
-    def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
-        """Encode full batches, whichever videos their frames come from."""
-        pending: list[tuple[_Rows, Array]] = []
-        waiting = 0
-        rows: _Rows | None = None
-        sources = [(unit, unit.files["compress"]) for unit in units]
-        for event in decode_ahead(self.decoder, sources, self.options.item_seconds):
-            if isinstance(event, Begin):  # the second one of an item starts it anew, with another decoder
-                rows = _Rows(event.unit, event.decoder)
-            elif isinstance(event, Chunk) and rows is not None:
-                rows.times.append(event.times)
-                pending.append((rows, self.prepare(event.frames)))
-                waiting += len(event.frames)
-            elif isinstance(event, Failed):
-                yield event.unit, ItemError(event.unit.name, event.reason)
-            elif isinstance(event, End) and rows is not None:
-                rows.expected = sum(len(part) for part in rows.times)
-                yield from self._finished([rows])  # its last frames may be encoded already
-            while waiting >= self.options.batch_size:
-                yield from self._finished(self._encode(pending, self.options.batch_size))
-                waiting -= self.options.batch_size
-                yield None
-        while pending:
-            yield from self._finished(self._encode(pending, self.options.batch_size))
+    def begin(self, unit: Unit, decoder: str) -> None:
+        """Rows of an earlier beginning are encoded with their batch and dropped."""
+        self._rows = _Rows(unit, decoder)
 
-    def _encode(self, pending: list[tuple[_Rows, Array]], most: int) -> list[_Rows]:
-        """Take up to `most` frames off the list, encode them, and give each item its rows."""
+    def take(self, frames: Array, times: Array) -> Iterator[Result | None]:
+        """Encode full batches, whichever videos their frames come from."""
+        self._rows.times.append(times)
+        self._pending.append((self._rows, self.prepare(frames)))
+        self._waiting += len(frames)
+        while self._waiting >= self.options.batch_size:
+            yield from self._finished(self._encode(self.options.batch_size))
+            yield None
+
+    def end(self) -> Iterator[Result | None]:
+        """The number of the unit's frames is known now; they may all be encoded already."""
+        self._rows.expected = sum(len(part) for part in self._rows.times)
+        yield from self._finished([self._rows])
+
+    def flush(self) -> Iterator[Result | None]:
+        """Encode the last batch."""
+        while self._pending:
+            yield from self._finished(self._encode(self.options.batch_size))
+
+    def _encode(self, most: int) -> list[_Rows]:
+        """Take up to `most` frames off the waiting ones, encode them, and give each item its rows."""
         taken: list[tuple[_Rows, Array]] = []
         count = 0
-        while pending and count < most:
-            rows, frames = pending.pop(0)
+        while self._pending and count < most:
+            rows, frames = self._pending.pop(0)
             room = most - count
             if len(frames) > room:
-                pending.insert(0, (rows, frames[room:]))
+                self._pending.insert(0, (rows, frames[room:]))
                 frames = frames[:room]
             taken.append((rows, frames))
             count += len(frames)
+        self._waiting -= count
         encoded = self.encode(np.concatenate([frames for _, frames in taken]))
         start = 0
         for rows, frames in taken:

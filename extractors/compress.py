@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field as Setting
 
@@ -21,6 +21,8 @@ class CompressParams(Params):
     short_side: int = Setting(224, ge=16)  # pixels; smaller videos are not enlarged
     crf: int = Setting(23, ge=0, le=51)  # x264's constant rate factor
     key_frame_every: int = Setting(3, ge=1)  # frames; one second at 3 fps, so that seeking is cheap
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "medium"] = "ultrafast"
+    # x264's effort. CPU seconds against decoding alone: ultrafast 1.08, veryfast 1.28 with files 18 % smaller
 
 
 class Compress(Extractor[CompressParams]):

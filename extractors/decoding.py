@@ -21,6 +21,15 @@ U = TypeVar("U")
 
 
 @dataclass(frozen=True)
+class Source(Generic[U]):
+    """A unit to decode: its file, and how many frames that holds, where it is known."""
+
+    unit: U
+    path: Path
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
 class Begin(Generic[U]):
     """The frames of a unit follow; what came of it before is void."""
 
@@ -54,9 +63,7 @@ class Failed(Generic[U]):
 Event = Begin[U] | Chunk | End[U] | Failed[U]
 
 
-def decode_ahead(
-    decoder: Child, sources: Sequence[tuple[U, Path]], limit_seconds: float
-) -> Iterator[Event[U]]:
+def decode_ahead(decoder: Child, sources: Sequence[Source[U]], limit_seconds: float) -> Iterator[Event[U]]:
     """The frames of each source in turn, decoded a few chunks ahead of the caller.
 
     The child is asked from a thread; stopping early ends both at once.
@@ -73,8 +80,8 @@ def decode_ahead(
 
     def read() -> None:
         try:
-            for unit, path in sources:
-                for event in _decode(decoder, unit, path, limit_seconds):
+            for source in sources:
+                for event in _decode(decoder, source, limit_seconds):
                     if stop.is_set():
                         return
                     give(event)
@@ -102,13 +109,14 @@ def decode_ahead(
         thread.join()
 
 
-def _decode(decoder: Child, unit: U, path: Path, limit_seconds: float) -> Iterator[Event[U]]:
+def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator[Event[U]]:
+    """The frames of a source by the first decoder that gives as many as there should be."""
     reasons: list[str] = []
     for name in DECODERS:
-        yield Begin(unit, name)
+        yield Begin(source.unit, name)
         frames = 0
         try:
-            for _, arrays in decoder.call({"path": str(path), "decoder": name}, limit_seconds):
+            for _, arrays in decoder.call({"path": str(source.path), "decoder": name}, limit_seconds):
                 frames += len(arrays["frames"])
                 yield Chunk(arrays["frames"], arrays["times"])
         except ItemError as error:
@@ -116,8 +124,9 @@ def _decode(decoder: Child, unit: U, path: Path, limit_seconds: float) -> Iterat
         except (ChildDied, ChildError) as error:
             reasons.append(f"{name} failed: {str(error).strip().splitlines()[-1]}")
         else:
-            if frames:
-                yield End(unit)
+            if frames and frames == (source.frames or frames):
+                yield End(source.unit)
                 return
-            reasons.append(f"{name} finds no frame")
-    yield Failed(unit, "; ".join(reasons))
+            found = f"{frames} frames of {source.frames}" if frames else "no frame"
+            reasons.append(f"{name} finds {found}")
+    yield Failed(source.unit, "; ".join(reasons))

@@ -1,13 +1,17 @@
-"""One shard in a worker process: build the extractor once, work through the units, write one segment."""
+"""One shard in a worker process: build each extractor once, work through the units, write a segment a stage."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractors.base import Extractor, Output, Unit, WorkOptions
+from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOptions
+from extractors.one_pass import Reading, read_together
 from pipeline.child import Send, resolve
 from pipeline.errors import ItemError, UserError, is_full
 from pipeline.fingerprint import digest_file
@@ -15,45 +19,90 @@ from pipeline.segments import SegmentWriter
 
 
 def run(request: dict[str, Any], send: Send) -> None:
-    """Entry of a worker: a shard's units to one segment, with a reply an item, the last for the segment.
+    """Entry of a worker: a shard's units to one segment a stage, with a reply a unit and one for the segments.
 
-    Replies are `{"done": key}`, `{"failed": key, "name", "reason"}`, `{}` as a sign of life, and at
-    the end `{"segment": id or None, "bytes", "items": {key: file bytes or None}, "decodes"}`.
+    Replies are `{"done": key, "stage"}`, `{"failed": key, "name", "reason", "stage"}`, `{}` as a sign of
+    life, and at the end `{"segments": {stage: {"segment": id or None, "bytes", "items": {key: file bytes or
+    None}}}, "decodes"}`: all at once, so that a worker's death leaves all of its shard or nothing.
     """
-    extractor = _loaded(request["entry"], request["params"], request["options"])
-    store, fp, stage = Path(request["store"]), request["fingerprint"], extractor.name
+    store = Path(request["store"])
     units = [_unit(raw) for raw in request["units"]]
-    decodes = 0
-    writer = SegmentWriter(
-        store / "segments" / stage / fp, store / "work", stage, fp, request["components"], extractor.fields
-    )
+    options = WorkOptions.model_validate_json(request["options"])
+    extractors = [_loaded(s["entry"], s["params"], request["options"]) for s in request["stages"]]
+    decodes = Decodes()
     try:
-        with writer:
-            for result in extractor.results(units, writer.spool):
+        with contextlib.ExitStack() as stack:
+            writers = {}
+            for stage, extractor in zip(request["stages"], extractors, strict=True):
+                folder = store / "segments" / extractor.name / stage["fingerprint"]
+                writers[extractor.name] = stack.enter_context(
+                    SegmentWriter(
+                        folder, store / "work", extractor.name, stage["fingerprint"], stage["components"],
+                        extractor.fields,
+                    )
+                )  # fmt: skip
+            keys = [set(stage["keys"]) for stage in request["stages"]]
+            spool = next(iter(writers.values())).spool
+            for extractor, result in _results(extractors, keys, units, options, spool, decodes):
                 if result is None:
                     send({}, {})
                     continue
+                writer = writers[extractor.name]
                 unit, output = result
                 try:
                     if isinstance(output, ItemError):
                         raise output
-                    decodes += "decoder" in output.note
-                    _keep(writer, unit, output, store / "files" / stage / fp)
-                    send({"done": unit.key}, {})
+                    _keep(writer, unit, output, store / "files" / extractor.name / writer.fingerprint)
+                    send({"done": unit.key, "stage": extractor.name}, {})
                 except ItemError as error:
-                    send({"failed": unit.key, "name": unit.name, "reason": error.reason}, {})
-            items, path = dict(writer.items), writer.finish()
+                    failed = {"failed": unit.key, "name": unit.name, "reason": error.reason}
+                    send(failed | {"stage": extractor.name}, {})
+            segments = {name: _finished(writer) for name, writer in writers.items()}
     except OSError as error:
         if not is_full(error):
             raise
         raise UserError(
             f"the disk of the store {store} is full; what was finished is kept: free some space, then run again"
         ) from None
+    send({"segments": segments, "decodes": decodes.count}, {})
+
+
+@dataclass
+class Decodes:
+    """How many times a media file was decoded."""
+
+    count: int = 0
+
+    def add(self) -> None:
+        """One more."""
+        self.count += 1
+
+
+def _results(
+    extractors: list[Extractor[Any]], keys: list[set[str]], units: list[Unit], options: WorkOptions, work: Path,
+    decodes: Decodes,
+) -> Iterator[tuple[Extractor[Any], Result | None]]:  # fmt: skip
+    """What each extractor makes of its units: those that read frames together, any other by itself."""
+    readers = [e for e in extractors if isinstance(e, FrameReader)]
+    if readers:
+        readings = [Reading(reader, own) for reader, own in zip(readers, keys, strict=True)]
+        yield from read_together(readings, units, options, decodes.add)
+        return
+    for extractor, own in zip(extractors, keys, strict=True):
+        for result in extractor.results([unit for unit in units if unit.key in own], work):
+            if result is not None and isinstance(result[1], Output) and "decoder" in result[1].note:
+                decodes.add()
+            yield extractor, result
+
+
+def _finished(writer: SegmentWriter) -> dict[str, Any]:
+    """What the coordinator records of a segment; its id is None where no unit succeeded."""
+    items, path = dict(writer.items), writer.finish()
     size = path.stat().st_size if path else 0
-    send({"segment": path and path.stem, "bytes": size, "items": items, "decodes": decodes}, {})
+    return {"segment": path and path.stem, "bytes": size, "items": items}
 
 
-@functools.lru_cache(maxsize=1)  # a worker serves one stage at a time
+@functools.lru_cache(maxsize=8)  # more than ever share a pass
 def _loaded(entry: str, params: str, options: str) -> Extractor[Any]:
     kind = resolve(entry)
     extractor: Extractor[Any] = kind(kind.settings.model_validate_json(params))

@@ -115,4 +115,6 @@ def sentence(report: Report) -> str:
     if report.blocked:
         words.append(f"{report.blocked} left out (failed upstream)")
     took = f" ({report.seconds:.1f} s)" if report.ran else ""
+    if report.shared_with:
+        took = f" (in the pass of {report.shared_with})"
     return f"{report.stage}: {', '.join(words) or 'nothing to do'}{took}"

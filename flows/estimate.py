@@ -44,7 +44,7 @@ def _rates(store: Store) -> tuple[dict[str, float], dict[str, int]]:
     units: dict[str, int] = {}
     for run in store.index.runs(RUNS_READ):
         for report in run["summary"].get("reports", []):
-            if report["ran"]:
+            if report["ran"] and not report.get("shared_with"):  # its time is that of another stage's pass
                 seconds[report["stage"]] = seconds.get(report["stage"], 0.0) + report["seconds"]
                 units[report["stage"]] = units.get(report["stage"], 0) + report["ran"]
     return seconds, units

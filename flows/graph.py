@@ -1,7 +1,8 @@
 """The whole pipeline on one page: a table of extractors, a table of methods, and how they are chained.
 
-    media -> compress -> clip ------\\
-    captions -----------> clip_text -> pack-<method> -> train-<method> -> evaluate-<method> -> report
+    media -> compress -> clip, frames, keyframes -> vgg16 -\\
+    captions -> clip_text, bert, triples -----------------> pack-<method> -> train-<method> -> evaluate-<method>
+                                                                                                 -> report
 
 A new extractor is one line in EXTRACTORS, a new method one line in METHODS. Importing this page
 imports neither torch nor Prefect.
@@ -15,6 +16,8 @@ from extractors.base import Extractor
 from extractors.clip import Clip
 from extractors.clip_text import ClipText
 from extractors.compress import Compress
+from extractors.frames import Frames
+from extractors.keyframes import Keyframes
 from flows.experiment import Experiment
 from flows.report.stage import Report
 from pipeline.errors import UserError, nearest
@@ -25,7 +28,7 @@ from trainers.config import MethodConfig
 from trainers.hlformer.config import HLFormerConfig
 from trainers.stages import EvaluateParams, stages_of
 
-EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, ClipText)
+EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, ClipText)
 
 METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
 

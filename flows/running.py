@@ -88,7 +88,8 @@ def run_stages(
         wanted = plan.ancestors(project.stages, names)
         for name in plan.order(project.stages):
             if name in wanted:
-                reports.append(each(name, _call(runner, name, name in redo, retry_failed)))
+                along = [other for other in wanted if (other in redo) == (name in redo)]
+                reports.append(each(name, _call(runner, name, name in redo, retry_failed, along)))
                 display.report(reports[-1])
         status = "done"
     except BaseException as error:
@@ -103,8 +104,10 @@ def run_stages(
     )
 
 
-def _call(runner: Runner, name: str, redo: bool, retry_failed: bool) -> Callable[[], Report]:
-    return lambda: runner.bring_up_to_date(name, redo, retry_failed)
+def _call(
+    runner: Runner, name: str, redo: bool, retry_failed: bool, along: Collection[str]
+) -> Callable[[], Report]:
+    return lambda: runner.bring_up_to_date(name, redo, retry_failed, along)
 
 
 def nothing_to_do(project: Project, names: Sequence[str], retry_failed: bool) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ class Report:
     ran: int = 0
     failed: int = 0  # now and earlier
     blocked: int = 0
-    decodes: int = 0
+    decodes: int = 0  # of media files; of a pass that stages share, counted with the first of them
+    shared_with: str = ""  # the stage in whose pass over the items this one was made
     seconds: float = 0.0
     failures: list[dict[str, str]] = field(default_factory=list)
 
@@ -87,18 +88,24 @@ class Runner:
         self.on_progress, self.say, self.about = on_progress, say, about or {}
         self.reports: list[dict[str, Any]] = []
         self._states: dict[str, plan.State] = {}
+        self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
 
     def survey(self) -> dict[str, plan.State]:
         """The state of every stage."""
         return plan.survey(self.stages, self.contents, self.store, self.known)
 
-    def bring_up_to_date(self, name: str, redo: bool = False, retry_failed: bool = False) -> Report:
+    def bring_up_to_date(
+        self, name: str, redo: bool = False, retry_failed: bool = False, along: Collection[str] = ()
+    ) -> Report:
         """Make whatever a stage lacks; nothing where nothing is missing.
 
-        `redo` makes its units again, `retry_failed` those that failed. Raises what the stage's own
-        code raises; a broken item is recorded and counted.
+        `redo` makes its units again, `retry_failed` those that failed. Stages of `along` that can share
+        its pass over the items are made in it, under the same orders. Raises what the stage's own code
+        raises; a broken item is recorded and counted.
         """
         started = time.monotonic()
+        if name in self._made_along:
+            return self._told(self._made_along.pop(name))
         state = self._states[name] if self._states else None
         if state is None:
             self._states = self.survey()  # kept until something is made: an unchanged corpus is surveyed once
@@ -108,33 +115,58 @@ class Runner:
             report = self._counted(state)
         while report is None:
             self._states = {}
-            fp = self.survey()[name].fingerprint.hex
-            with self.store.lock(name, fp, self.say):
-                report = self._under_lock(name, fp, redo, retry_failed)
+            states = self.survey()
+            group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
+            prints = {member: states[member].fingerprint.hex for member in group}
+            with contextlib.ExitStack() as locks:
+                for member in sorted(
+                    group
+                ):  # always in one order, so that two runs never wait for each other
+                    locks.enter_context(self.store.lock(member, prints[member], self.say))
+                report = self._under_locks(prints, redo, retry_failed)
         report.seconds = time.monotonic() - started
+        return self._told(report)
+
+    def _told(self, report: Report) -> Report:
         self.reports.append(report.as_json())
         return report
 
-    def _under_lock(self, name: str, fp: str, redo: bool, retry_failed: bool) -> Report | None:
-        """What was done; None where another run changed, before the lock was had, what the stage depends on."""
-        if self.stages[name].over != "corpus":
-            self.store.adopt(name, fp)
+    def _under_locks(self, prints: Mapping[str, str], redo: bool, retry_failed: bool) -> Report | None:
+        """What was done for the first of these stages, the others in its pass.
+
+        None where another run changed, before the locks were had, what a stage depends on.
+        """
+        for name, fp in prints.items():
+            if self.stages[name].over != "corpus":
+                self.store.adopt(name, fp)
         states = self.survey()
-        state = states[name]
-        if state.fingerprint.hex != fp:
+        if any(states[name].fingerprint.hex != fp for name, fp in prints.items()):
             return None
-        if redo or (retry_failed and state.failed):
-            self._forget(state) if redo else self.store.index.forget_items(fp, state.failed)
-            states = self.survey()
-            state = states[name]
-        report = self._counted(state)
-        if state.missing:
-            state.stage.require()
-            self.store.index.add_fingerprint(fp, name, state.fingerprint.components)
-            make = self._whole if state.stage.over == "corpus" else self._mapped
-            make(state, states, report)
-            self._add_failures(report, state)
-        return report
+        for name, fp in prints.items():
+            if redo:
+                self._forget(states[name])
+            elif retry_failed and states[name].failed:
+                self.store.index.forget_items(fp, states[name].failed)
+        states = self.survey()
+        first = next(iter(prints))
+        group = [states[name] for name in prints if name == first or states[name].missing]
+        reports = [self._counted(state) for state in group]
+        if group[0].missing:
+            for state in group:
+                state.stage.require()
+                self.store.index.add_fingerprint(
+                    state.fingerprint.hex, state.stage.name, state.fingerprint.components
+                )
+            if group[0].stage.over == "corpus":
+                self._whole(group[0], states, reports[0])
+            else:
+                self._mapped(group, states, reports)
+            for state, report in zip(group, reports, strict=True):
+                self._add_failures(report, state)
+            for report in reports[1:]:
+                report.shared_with = first
+                self._made_along[report.stage] = report
+        return reports[0]
 
     def _counted(self, state: plan.State) -> Report:
         """A stage as it is: what is cached, failed and blocked."""
@@ -170,54 +202,74 @@ class Runner:
 
     # stages mapped over items or captions ----------------------------------------------------------
 
-    def _mapped(self, state: plan.State, states: Mapping[str, plan.State], report: Report) -> None:
-        stage, fp = state.stage, state.fingerprint
-        if not stage.runner:
+    def _mapped(
+        self, group: Sequence[plan.State], states: Mapping[str, plan.State], reports: Sequence[Report]
+    ) -> None:
+        """One pass over the items, or captions, that any stage of a group lacks."""
+        leader = group[0].stage
+        if not leader.runner:
             raise UserError(
-                f"the imported features {stage.name} lack {len(state.missing)} of the {len(state.keys)} {stage.over} "
-                f"of {self.contents.corpus.path}; import them again, or use the manifest that the import wrote"
+                f"the imported features {leader.name} lack {len(group[0].missing)} of the {len(group[0].keys)} "
+                f"{leader.over} of {self.contents.corpus.path}; import them again, or use the manifest that the "
+                "import wrote"
             )
-        workers, device = placement(stage, self.options)
+        model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
+        workers, device = placement(model, self.options)
         threads_each = max(1, cores() // workers)
-        units = self._units(state, states)
+        wanted = {state.stage.name: set(state.missing) for state in group}
+        units = {key: unit for state in group for key, unit in self._units(state, states).items()}
         options = {
             "device": device, "batch_size": self.options.batch_size, "item_seconds": self.options.item_seconds,
             "decoder_bytes": self.options.decoder_bytes, "threads": threads_each,
         }  # fmt: skip
+        if len(group) > 1:
+            names = ", ".join(state.stage.name for state in group)
+            self.say(f"one pass over {len(units)} {leader.over} for {names}")
 
         def request(shard: list[str], number: int) -> dict[str, Any]:
             return {
-                "entry": stage.entry, "params": stage.params.model_dump_json(), "store": str(self.store.root),
-                "fingerprint": fp.hex, "components": dict(fp.components), "units": [units[key] for key in shard],
+                "store": str(self.store.root), "units": [units[key] for key in shard],
                 "options": json.dumps(options | {"device": device.replace("{n}", str(number))}),
+                "stages": [
+                    {
+                        "entry": state.stage.entry, "params": state.stage.params.model_dump_json(),
+                        "fingerprint": state.fingerprint.hex, "components": dict(state.fingerprint.components),
+                        "keys": [key for key in shard if key in wanted[state.stage.name]],
+                    }
+                    for state in group
+                ],
             }  # fmt: skip
 
-        shards = cut(state.keys, stage.shard_items, set(state.missing))
-        total, seen = len(state.missing), 0
-        self.on_progress(Progress(stage.name, 0, total))
+        shards = cut(group[0].keys, leader.shard_items, set(units))
         work = run_shards(
-            stage.runner, shards, request, workers, self.options.stall_seconds, threads(threads_each)
+            leader.runner, shards, request, workers, self.options.stall_seconds, threads(threads_each)
         )
+        tally = _Tally(leader.name, sum(len(keys) for keys in wanted.values()), self.on_progress)
         with contextlib.closing(work):  # type: ignore[type-var]  # a generator: closing kills the workers
             for event in work:
                 if isinstance(event, Killed):
-                    self.store.index.add_failure(fp.hex, event.key, units[event.key]["name"], event.reason)
-                    seen += 1
-                elif "segment" in event.header:
-                    self._record(fp.hex, event.header, report)
-                elif "failed" in event.header:
-                    h = event.header
-                    self.store.index.add_failure(fp.hex, h["failed"], h["name"], h["reason"])
-                    seen += 1
-                elif "done" in event.header:
-                    seen += 1
-                self.on_progress(Progress(stage.name, min(seen, total), total))
+                    for state in group:
+                        if event.key in wanted[state.stage.name]:
+                            name = units[event.key]["name"]
+                            self.store.index.add_failure(state.fingerprint.hex, event.key, name, event.reason)
+                            tally.add()
+                    continue
+                header = event.header
+                if "segments" in header:
+                    for state, report in zip(group, reports, strict=True):
+                        self._record(state.fingerprint.hex, header["segments"][state.stage.name], report)
+                    reports[0].decodes += header["decodes"]
+                elif "failed" in header:
+                    fp = states[header["stage"]].fingerprint.hex
+                    self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"])
+                    tally.add()
+                elif "done" in header:
+                    tally.add()
 
-    def _record(self, fp: str, header: Mapping[str, Any], report: Report) -> None:
-        if header["segment"]:
-            self.store.index.add_segment(header["segment"], fp, header["bytes"], header["items"])
-            report.ran += len(header["items"])
-            report.decodes += header["decodes"]
+    def _record(self, fp: str, made: Mapping[str, Any], report: Report) -> None:
+        if made["segment"]:
+            self.store.index.add_segment(made["segment"], fp, made["bytes"], made["items"])
+            report.ran += len(made["items"])
 
     def _units(self, state: plan.State, states: Mapping[str, plan.State]) -> dict[str, dict[str, Any]]:
         """What a worker is told of each missing unit."""
@@ -291,6 +343,19 @@ class Runner:
         self.store.publish(stage.name, fp, time.monotonic() - started, extra)
         inputs.unlink(missing_ok=True)
         self.on_progress(Progress(stage.name, 1, 1))
+
+
+class _Tally:
+    """Counts the units of a pass and tells of it."""
+
+    def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
+        self.stage, self.total, self.on_progress, self.done = stage, total, on_progress, -1
+        self.add()
+
+    def add(self) -> None:
+        """One more unit was done, or failed. A shard that is tried again counts no further than all."""
+        self.done = min(self.done + 1, self.total)
+        self.on_progress(Progress(self.stage, self.done, self.total))
 
 
 def cores() -> int:

@@ -60,6 +60,24 @@ def descendants(stages: Stages, names: Iterable[str]) -> set[str]:
     return out
 
 
+def companions(stages: Stages, name: str) -> list[str]:
+    """The other stages that can share a pass over the items with a stage, because they read the same."""
+    stage = stages[name]
+    return [
+        other
+        for other, s in stages.items()
+        if other != name and stage.one_pass and s.one_pass
+        and (s.needs, s.runner, s.shard_items) == (stage.needs, stage.runner, stage.shard_items)
+    ]  # fmt: skip
+
+
+def passes(states: Mapping[str, State]) -> list[list[str]]:
+    """The stages with something to do that will share a pass over the items, where two or more can."""
+    stages = {name: state.stage for name, state in states.items() if not state.complete}
+    groups = {tuple(sorted((name, *companions(stages, name)))) for name in stages}
+    return [list(group) for group in sorted(groups) if len(group) > 1]
+
+
 def choose(stages: Stages, word: str) -> list[str]:
     """The stages a word names: one stage, or all of a group (`evaluate` is every `evaluate-...`)."""
     if word in stages:

@@ -47,7 +47,8 @@ class Stage(Generic[P]):
 
     `over` says what it is mapped on: each item, each distinct caption, or the corpus once. `runner`
     is the `module:function` a worker process calls; `worker_kind` says what limits how many run at
-    once: cores ("cpu"), or the accelerator where there is one ("model").
+    once: cores ("cpu"), or the accelerator where there is one ("model"). Stages with `one_pass` that need
+    the same stages and have the same runner work on an item together, so that it is read once.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage(Generic[P]):
     over: ClassVar[Over] = "items"
     runner: ClassVar[str]
     worker_kind: ClassVar[Literal["cpu", "model"]] = "cpu"
+    one_pass: ClassVar[bool] = False
     shard_items: ClassVar[int] = 16  # at most; a killed run loses no more than the shards in flight
     fields: ClassVar[Mapping[str, Field]] = {}
     file_suffix: ClassVar[str | None] = None  # of the file it makes of each item, if it makes one

@@ -1,4 +1,4 @@
-"""Videos through ffmpeg, decord and PyAV: find, probe, compress, decode, and where to sample.
+"""Videos through ffmpeg, decord and PyAV: find, probe, compress, decode.
 
 Everything here may hang or crash in native code on a broken file; callers run it in a child process
 (pipeline.child). A media path only ever becomes a `file:` argument, never a URL or an option.
@@ -146,12 +146,13 @@ def _file_trouble(error: OSError) -> str:
 
 @dataclass(frozen=True)
 class Compression:
-    """How a video is compressed: frames a second, pixels of the short side, x264's quality."""
+    """How a video is compressed: frames a second, pixels of the short side, x264's quality and effort."""
 
     fps: float = 3.0
     short_side: int = 224
     crf: int = 23
     key_frame_every: int = 3
+    preset: str = "ultrafast"
 
 
 def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
@@ -174,7 +175,7 @@ def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
         flags="bicubic",
     ).filter("setsar", "1")
     options = {
-        "c:v": "libx264", "preset": "veryfast", "crf": how.crf, "g": how.key_frame_every,
+        "c:v": "libx264", "preset": how.preset, "crf": how.crf, "g": how.key_frame_every,
         "pix_fmt": "yuv420p", "threads": 1, "map_metadata": -1, "fflags": "+bitexact", "flags:v": "+bitexact",
         "movflags": "+faststart", "f": "mp4", "protocol_whitelist": "file",
     }  # fmt: skip
@@ -310,10 +311,3 @@ def serve_probe(request: dict[str, Any], send: Send) -> None:
     if next(_pyav(path, 1), None) is None:
         raise ItemError(str(path), "it holds no frame that can be decoded")
     send(vars(found), {})
-
-
-def uniform_positions(total: int, wanted: int) -> NDArray[np.int64]:
-    """Positions (wanted,) of frames in the middles of equal parts of `total`; fewer repeat."""
-    if total < 1:
-        raise ValueError("a video without frames has no positions")
-    return np.minimum(((np.arange(wanted) + 0.5) * total / wanted).astype(np.int64), total - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,13 +116,23 @@ def print_result(result: RunResult) -> None:
             out.print(f"  {line}", markup=False)
         if len(failures) > FAILURES_SHOWN:
             out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
-    decodes = sum(report.decodes for report in result.reports)
     out.print(
-        f"\n{result.ran} stages ran, {len(result.reports) - result.ran} were cached, {decodes} videos decoded, "
+        f"\n{result.ran} stages ran, {len(result.reports) - result.ran} were cached, {decoded(result.reports)}, "
         f"{human_seconds(result.seconds)}"
     )
     if result.report:
         out.print(f"report: {result.report}", markup=False)
+
+
+def decoded(reports: Sequence[Report]) -> str:
+    """How often media files were decoded, and by which stages: "24 decodes (12 compress, 12 clip + frames)"."""
+    total = sum(report.decodes for report in reports)
+    parts = []
+    for report in reports:
+        if report.decodes:
+            names = [report.stage, *(r.stage for r in reports if r.shared_with == report.stage)]
+            parts.append(f"{report.decodes} {' + '.join(names)}")
+    return f"{total} decodes ({', '.join(parts)})" if parts else "0 decodes"
 
 
 def print_leaderboard(rows: list[dict[str, Any]]) -> None:
@@ -161,7 +172,11 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     states = project.survey()
     expected = estimate(project.store, states)
     if as_json:
-        print_json({n: _state(s) | {"expected": expected[n].as_json()} for n, s in states.items()})
+        shared = {name: group for group in planning.passes(states) for name in group}
+        print_json({
+            n: _state(s) | {"expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n])}
+            for n, s in states.items()
+        })  # fmt: skip
         return
     rows = [
         [name, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed) + len(s.blocked)),
@@ -171,6 +186,11 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     print_table("", ["stage", "units", "cached", "to do", "failed", "time", "disk", "digest"], rows)
     if project.contents.unreadable:
         out.print(f"{len(project.contents.unreadable)} items have no readable media: crossreel status")
+    for group in planning.passes(states):
+        units = len({key for name in group for key in states[name].missing})
+        out.print(
+            f"one pass over {units} {states[group[0]].stage.over}, each decoded once: {', '.join(group)}"
+        )
     todo = sum(not state.complete for state in states.values())
     out.print(
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from flows.report.frames import Frames, Moments, Strip
 from flows.report.wording import counted
-from pipeline.video import uniform_positions
+from pipeline.sampling import uniform_positions
 
 PLACES = 3  # results shown of a query; the right item follows where it is not among them
 

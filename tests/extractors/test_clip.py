@@ -10,6 +10,7 @@ import pytest
 from extractors.backbones.clip import ClipBackbone
 from extractors.base import Output, Unit, WorkOptions
 from extractors.clip import Clip, ClipParams
+from extractors.one_pass import Reading, read_together
 from pipeline import video
 from pipeline.contents import RememberedDigests
 from pipeline.errors import ItemError, UserError
@@ -27,13 +28,14 @@ def known(tmp_path) -> RememberedDigests:
 def extractor():
     made = Clip(ClipParams(**DEMO, dtype="float32"))
     made.load(WorkOptions(device="cpu", batch_size=16))
-    yield made
-    made.decoder.kill()
+    return made
 
 
 def features(extractor: Clip, folder: Path, *names: str) -> dict[str, Output | ItemError]:
     units = [Unit(name, name, files={"compress": folder / name}) for name in names]
-    return {unit.key: output for unit, output in filter(None, extractor.results(units, folder))}
+    readings = [Reading(extractor, {unit.key for unit in units})]
+    results = read_together(readings, units, extractor.options, lambda: None)
+    return {result[0].key: result[1] for _, result in results if result}
 
 
 def test_each_frame_has_the_backbone_s_vector_and_its_time(extractor, rendered):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, decode_ahead
+from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, Source, decode_ahead
 from pipeline.child import Child
 from pipeline.errors import UserError
 
@@ -58,11 +57,13 @@ def decoder(tmp_path):
 def decoded(decoder, tmp_path):
     """What comes of each source, in order: the decoder, the frames and times that count; or the reason."""
 
-    def run(*names: str, limit_seconds: float = 30.0) -> dict[str, tuple[str, int, list[float]] | str]:
+    def run(
+        *names: str, limit_seconds: float = 30.0, frames: int | None = None
+    ) -> dict[str, tuple[str, int, list[float]] | str]:
         out: dict[str, tuple[str, int, list[float]] | str] = {}
         began, parts = None, []
         for event in decode_ahead(
-            decoder, [(name, tmp_path / f"{name}.mp4") for name in names], limit_seconds
+            decoder, [Source(name, tmp_path / f"{name}.mp4", frames) for name in names], limit_seconds
         ):
             if isinstance(event, Begin):
                 began, parts = event, []
@@ -112,13 +113,19 @@ def test_a_source_that_none_can_decode_fails_with_both_reasons_and_the_rest_goes
     assert found["good"] == ("decord", 8, TIMES)
 
 
+def test_a_decoder_that_gives_fewer_frames_than_there_are_is_not_believed(decoded):
+    found = decoded("half-decord", "half", frames=6)
+    assert found["half-decord"] == ("pyav", 115, [0, 1, 2, 3, 4, 5])
+    assert found["half"] == "decord finds 2 frames of 6; pyav finds 2 frames of 6"
+
+
 def test_an_error_of_the_user_is_raised_where_the_frames_are_asked_for(decoded):
     with pytest.raises(UserError, match="no decoder here"):
         decoded("good", "user")
 
 
 def test_only_a_few_chunks_are_decoded_ahead(decoder, tmp_path):
-    names = [(n, tmp_path / f"good{n}.mp4") for n in range(8)]
+    names = [Source(n, tmp_path / f"good{n}.mp4") for n in range(8)]
     events = decode_ahead(decoder, names, 30.0)
     assert isinstance(next(events), Begin)
     time.sleep(1.5)
@@ -128,7 +135,7 @@ def test_only_a_few_chunks_are_decoded_ahead(decoder, tmp_path):
 
 def test_stopping_early_ends_thread_and_decoder_even_one_that_hangs(decoder, tmp_path):
     before = threading.active_count()
-    events = decode_ahead(decoder, [("a", tmp_path / "hang.mp4")], 60.0)
+    events = decode_ahead(decoder, [Source("a", tmp_path / "hang.mp4")], 60.0)
     for _ in range(4):
         next(events)
     began = time.monotonic()
@@ -147,7 +154,7 @@ def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, t
     (tmp_path / "text.mp4").write_text("no video")
     child = Child("pipeline.video:serve_decode")
     try:
-        sources: list[tuple[str, Path]] = [("clip", rendered / "clip00.mp4"), ("text", tmp_path / "text.mp4")]
+        sources = [Source("clip", rendered / "clip00.mp4"), Source("text", tmp_path / "text.mp4")]
         events = list(decode_ahead(child, sources, 60.0))
     finally:
         child.kill()

@@ -18,7 +18,7 @@ from pipeline.segments import Segment
 TOYS = '''
 """Extractors without a network."""
 import numpy as np
-from extractors.base import Extractor, FrameExtractor, Output, TextExtractor
+from extractors.base import Extractor, FrameExtractor, FrameReader, Output, TextExtractor
 from pipeline.errors import ItemError
 from pipeline.settings import Params
 from pipeline.stage import Field
@@ -41,6 +41,23 @@ class Grey(FrameExtractor[ToyParams]):
     def encode(self, prepared):
         self.batches.append(len(prepared))
         return {"mean": prepared}
+
+class Counter(FrameReader[ToyParams]):
+    """How many frames; what it thinks of a clip comes of its name."""
+    name, settings = "counter", ToyParams
+    fields = {"count": Field("int64", (None,))}
+
+    def begin(self, unit, decoder):
+        self.unit, self.count = unit, 0
+
+    def take(self, frames, times):
+        self.count += len(frames)
+        if "refused" in self.unit.name:
+            raise ItemError("somewhere", "it does not like the clip")
+        yield None
+
+    def end(self):
+        yield self.unit, Output({"count": np.array([self.count])})
 
 class Letters(TextExtractor[ToyParams]):
     """The code of each letter; a text of digits fails where it is declared to."""
@@ -79,20 +96,30 @@ def toys(tmp_path, monkeypatch):
     del sys.modules["toys_of_test_shard"]
 
 
+def request_of(kind: str, keys: list[str], params: dict[str, Any] | None = None) -> dict[str, Any]:
+    own = {"entry": f"toys_of_test_shard:{kind}", "params": json.dumps(params or {})}
+    return own | {"fingerprint": "fp", "components": {}, "keys": keys}
+
+
+def segment_of(folder: Path, replies: list[dict[str, Any]], kind: str) -> Segment | None:
+    name = replies[-1]["segments"][kind.lower()]["segment"]
+    return Segment(folder / "store/segments" / kind.lower() / "fp" / f"{name}.h5") if name else None
+
+
 @pytest.fixture
 def run(toys, tmp_path):
     """The replies of a shard, and the segment it leaves."""
 
     def run(kind: str, units: list[dict[str, Any]], params: dict[str, Any] | None = None, **options: Any):
         replies: list[dict[str, Any]] = []
+        keys = [unit["key"] for unit in units]
         request = {
-            "entry": f"toys_of_test_shard:{kind}", "params": json.dumps(params or {}), "options": json.dumps(options),
-            "store": str(tmp_path / "store"), "fingerprint": "fp", "components": {}, "units": units,
+            "stages": [request_of(kind, keys, params)], "options": json.dumps(options),
+            "store": str(tmp_path / "store"), "units": units,
         }  # fmt: skip
         shard.run(request, lambda header, arrays: replies.append(dict(header)))
-        stage = kind.lower()
-        path = tmp_path / "store/segments" / stage / "fp" / f"{replies[-1]['segment']}.h5"
-        return replies, Segment(path) if replies[-1]["segment"] else None
+        replies[-1] |= replies[-1]["segments"][kind.lower()]
+        return replies, segment_of(tmp_path, replies, kind)
 
     return run
 
@@ -149,6 +176,57 @@ def test_a_video_that_cannot_be_decoded_fails_by_name_and_the_others_are_whole(r
     )
 
 
+@pytest.fixture
+def together(toys, tmp_path):
+    """The replies of a shard in which several stages lack units, by the keys that each lacks."""
+
+    def together(units: list[dict[str, Any]], lacking: dict[str, list[str]], **options: Any):
+        replies: list[dict[str, Any]] = []
+        stages = [request_of(kind, keys) for kind, keys in lacking.items()]
+        request = {
+            "stages": stages,
+            "options": json.dumps(options),
+            "store": str(tmp_path / "store"),
+            "units": units,
+        }
+        shard.run(request, lambda header, arrays: replies.append(dict(header)))
+        return replies, {kind: segment_of(tmp_path, replies, kind) for kind in lacking}
+
+    return together
+
+
+def test_stages_that_read_frames_share_one_decode_and_each_gets_the_units_it_lacks(together, run, rendered):
+    lacking = {"Grey": ["clip00", "clip02", "clip03"], "Counter": ["clip01", "clip02"]}
+    replies, segments = together(clips(rendered, *CLIPS), lacking, batch_size=16)
+    assert replies[-1]["decodes"] == 4
+    assert {kind: sorted(segment.items) for kind, segment in segments.items()} == lacking
+    assert segments["Counter"].rows("count", 0).tolist() == [50]
+    _, alone = run("Grey", clips(rendered, "clip00", "clip02", "clip03"), batch_size=16)
+    assert segments["Grey"].items == alone.items
+    for row in range(3):
+        np.testing.assert_array_equal(segments["Grey"].rows("mean", row), alone.rows("mean", row))
+
+
+def test_a_clip_that_one_stage_refuses_is_whole_in_the_other(together, rendered):
+    units = clips(rendered, "clip00", "clip01")
+    units[0]["name"] = "refused"
+    replies, segments = together(units, {"Counter": ["clip00", "clip01"], "Grey": ["clip00", "clip01"]})
+    (failed,) = [reply for reply in replies if "failed" in reply]
+    assert failed == {
+        "failed": "clip00", "name": "refused", "reason": "it does not like the clip", "stage": "counter"
+    }  # fmt: skip
+    assert segments["Counter"].items == ["clip01"] and sorted(segments["Grey"].items) == ["clip00", "clip01"]
+
+
+def test_a_clip_that_no_decoder_reads_fails_in_every_stage_that_lacks_it(together, rendered, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "clip00.mp4").write_bytes((rendered / "clip00.mp4").read_bytes())
+    units = clips(tmp_path, "broken", "clip00")
+    replies, _ = together(units, {"Counter": ["broken", "clip00"], "Grey": ["clip00"]})
+    assert [(r["failed"], r["stage"]) for r in replies if "failed" in r] == [("broken", "counter")]
+    assert replies[-1]["decodes"] == 3  # the broken one by both decoders
+
+
 def test_a_worker_loads_once_for_many_shards_and_again_for_other_settings(run, toys, rendered):
     toys.Grey.loads.clear()
     _, first = run("Grey", clips(rendered, "clip00"))
@@ -174,7 +252,9 @@ def test_an_output_that_is_not_finite_fails_its_caption_alone(run):
     )
     assert segment.items == ["a", "c"]
     (failed,) = [reply for reply in replies if "failed" in reply]
-    assert failed == {"failed": "b!", "name": "caption b!", "reason": "output 'code' holds NaN or infinity"}
+    assert failed == {
+        "failed": "b!", "name": "caption b!", "reason": "output 'code' holds NaN or infinity", "stage": "letters"
+    }  # fmt: skip
 
 
 def test_files_are_in_place_with_their_size_and_digest_before_the_segment_tells_of_them(run, tmp_path):
@@ -191,7 +271,8 @@ def test_files_are_in_place_with_their_size_and_digest_before_the_segment_tells_
 
 def test_a_shard_in_which_all_fail_leaves_no_segment(run, tmp_path):
     replies, segment = run("Filer", [{"key": "a", "name": "bad"}])
-    assert segment is None and replies[-1] == {"segment": None, "bytes": 0, "items": {}, "decodes": 0}
+    nothing = {"segment": None, "bytes": 0, "items": {}}
+    assert segment is None and replies[-1]["segments"] == {"filer": nothing} and replies[-1]["decodes"] == 0
     assert list((tmp_path / "store/work").iterdir()) == []
 
 

@@ -14,7 +14,6 @@ from pipeline.video import (
     decode,
     frame_times,
     probe,
-    uniform_positions,
 )
 
 LOSSLESS = Compression(crf=0)
@@ -111,11 +110,3 @@ def test_a_video_that_takes_too_long_is_a_named_failure(clip_of, tmp_path, monke
 def test_times_come_from_the_packets(clip_of, tmp_path):
     clip_of(tmp_path / "in.mp4", 2, rate=10)
     np.testing.assert_allclose(frame_times(tmp_path / "in.mp4"), np.arange(20) / 10, atol=1e-3)
-
-
-@pytest.mark.parametrize(("total", "wanted"), [(1, 3), (5, 5), (7, 3), (100, 12)])
-def test_uniform_positions_are_sorted_inside_and_symmetric(total, wanted):
-    found = uniform_positions(total, wanted)
-    assert found.shape == (wanted,) and (np.diff(found) >= 0).all() and found[0] >= 0 and found[-1] < total
-    if total == wanted:
-        np.testing.assert_array_equal(found, np.arange(total))

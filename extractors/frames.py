@@ -1,0 +1,76 @@
+"""A few frames of each video at the size a network reads, so that fine-tuning never decodes video again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field as Setting
+
+from extractors.base import Array, FrameReader, Output, Result, Unit
+from extractors.pictures import squares
+from pipeline import sampling, video
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+
+class FramesParams(Params):
+    """Which frames, how many, how large."""
+
+    candidates: Literal["gare", "neighborretr", "all"] = "gare"  # the method's rule; all: every frame
+    rate: int = Setting(1, ge=1, le=60)  # candidates a second
+    select: Literal["uniform", "head", "slice"] = "uniform"  # NeighborRetr's release takes the head
+    count: int = Setting(12, ge=1)  # at most; a short video has fewer
+    size: int = Setting(224, ge=16)  # pixels of the network's square input
+
+
+class Frames(FrameReader[FramesParams]):
+    """Up to `count` frames as pictures (F, size, size, 3) uint8 RGB, their positions (F,) and times (F,) in seconds.
+
+    The short side is resized (bicubic) and the centre kept, as CLIP's own transform does.
+    """
+
+    name, version = "frames", 1
+    settings = FramesParams
+    fields = {
+        "rgb": Field("uint8", (None, None, None, 3)),
+        "index": Field("int64", (None,)),
+        "time": Field("float32", (None,)),
+    }
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """What decodes the frames."""
+        return {"decoder": video.decoder_identity()}
+
+    def positions(self, times: Array) -> sampling.Positions:
+        """Which frames of a video with these presentation times (T,) are taken."""
+        p, total, fps = self.params, len(times), sampling.average_fps(times)
+        if p.candidates == "gare":
+            candidates = sampling.gare_candidates(total, fps, p.rate)
+        elif p.candidates == "neighborretr":
+            candidates = sampling.neighborretr_candidates(total, fps, p.rate)
+        else:
+            candidates = np.arange(total)
+        return sampling.select(candidates, p.count, p.select)
+
+    def begin(self, unit: Unit, decoder: str) -> None:
+        """The times of its frames are known from the compression, so nothing is kept that is not taken."""
+        self._unit, self._decoder, self._seen = unit, decoder, 0
+        self._wanted = self.positions(unit.inputs("compress")["time"])
+        self._kept: list[tuple[Array, Array]] = []
+
+    def take(self, frames: Array, times: Array) -> Iterator[Result | None]:
+        """Keep those frames of the chunk that are wanted."""
+        here = self._wanted - self._seen
+        here = here[(here >= 0) & (here < len(frames))]
+        if len(here):
+            self._kept.append((squares(frames[here], self.params.size), times[here]))
+        self._seen += len(frames)
+        yield from ()
+
+    def end(self) -> Iterator[Result | None]:
+        """The pictures of the unit."""
+        rgb, times = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
+        arrays = {"rgb": rgb, "index": self._wanted, "time": times}
+        yield self._unit, Output(arrays, {"decoder": self._decoder})

@@ -1,0 +1,93 @@
+"""One decode for all: the frames of each compressed video once, to every extractor that lacks it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from extractors.base import FrameReader, Result, Unit, WorkOptions
+from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_ahead
+from pipeline.child import Child
+from pipeline.errors import ItemError
+
+
+@dataclass
+class Reading:
+    """One extractor in a pass: the keys of the units it lacks, and whether it still wants the current one."""
+
+    reader: FrameReader[Any]
+    keys: Container[str]
+    wants: bool = False
+    failed: set[str] = field(default_factory=set)  # told already: another decoder's attempt changes nothing
+
+    def lacks(self, unit: Unit) -> bool:
+        """Whether it still has to answer for a unit."""
+        return unit.key in self.keys and unit.key not in self.failed
+
+
+Event = tuple[FrameReader[Any], Result | None]
+
+
+def read_together(
+    readings: Sequence[Reading], units: Sequence[Unit], options: WorkOptions, began: Callable[[], None]
+) -> Iterator[Event]:
+    """What each extractor makes of its units, or None as a sign of life, in any order.
+
+    `began` is called for each decode that is begun: one a unit, two where the first decoder failed.
+    """
+    sources = [source_of(unit) for unit in units]
+    decoder = _decoder(options.decoder_bytes)
+    for event in decode_ahead(decoder, sources, options.item_seconds):
+        if isinstance(event, Begin):
+            unit = event.unit
+            began()
+            for reading in readings:
+                reading.wants = reading.lacks(unit)
+                if reading.wants:
+                    yield from _fed(
+                        reading, unit, functools.partial(_begin, reading.reader, unit, event.decoder)
+                    )
+        elif isinstance(event, Failed):
+            for reading in readings:
+                if reading.lacks(event.unit):
+                    yield reading.reader, (event.unit, ItemError(event.unit.name, event.reason))
+        else:
+            for reading in readings:
+                if reading.wants:
+                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, event))
+    for reading in readings:
+        for result in reading.reader.flush():
+            yield reading.reader, result
+
+
+def source_of(unit: Unit) -> Source[Unit]:
+    """The compressed file of a unit, with the number of its frames where that is known."""
+    frames = len(unit.inputs("compress")["time"]) if "compress" in unit.rows else None
+    return Source(unit, unit.files["compress"], frames)
+
+
+def _begin(reader: FrameReader[Any], unit: Unit, decoder: str) -> Iterator[Result | None]:
+    reader.begin(unit, decoder)
+    return iter(())
+
+
+def _given(reader: FrameReader[Any], event: Chunk | End[Unit]) -> Iterator[Result | None]:
+    return reader.take(event.frames, event.times) if isinstance(event, Chunk) else reader.end()
+
+
+def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None]]) -> Iterator[Event]:
+    """What comes of a call; an item's error ends the unit for this extractor alone."""
+    try:
+        for result in call():
+            yield reading.reader, result
+    except ItemError as error:
+        reading.wants = False
+        reading.failed.add(unit.key)
+        yield reading.reader, (unit, ItemError(unit.name, error.reason))
+
+
+@functools.lru_cache(maxsize=1)  # one a worker process; it is killed and started anew by those who use it
+def _decoder(memory_bytes: int) -> Child:
+    return Child("pipeline.video:serve_decode", memory_bytes=memory_bytes)
