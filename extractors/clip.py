@@ -13,12 +13,13 @@ from pipeline.settings import Params
 from pipeline.stage import Digests, Field
 
 
-class ClipParams(Params):
-    """Which network, with which weights, stored how."""
+class ClipNetworkParams(Params):
+    """Which network, with which weights, computed and stored how."""
 
     model: str = "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
     weights: str = "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
     dtype: Literal["float16", "float32"] = "float16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: float16 on a GPU, float32 on a CPU
     download: bool = False  # fetch the weights of a tag that is not on this machine
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"download", "weights"})  # the weights' digest counts
@@ -30,8 +31,17 @@ class ClipParams(Params):
         return own | {"model": PurePath(self.model).stem} if self.model.endswith(".json") else own
 
 
+class ClipParams(ClipNetworkParams):
+    """The network's image side."""
+
+    patches: bool = False  # also the last layer's state of every patch: 77 kB a frame for ViT-B/32
+
+
 class Clip(FrameExtractor[ClipParams]):
-    """Frames to projected CLIP vectors (T, D), not normalised, with their times (T,) in seconds."""
+    """Frames to projected CLIP vectors (T, D), not normalised, with their times (T,) in seconds.
+
+    With `patches` also the states (T, P, width) of the patches after the last layer and its norm.
+    """
 
     name, version = "clip", 1
     settings = ClipParams
@@ -39,7 +49,8 @@ class Clip(FrameExtractor[ClipParams]):
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
         """One row a frame."""
-        return {"frame": Field(self.params.dtype, (None, None)), "time": Field("float32", (None,))}
+        patch = {"patch": Field(self.params.dtype, (None, None, None))} if self.params.patches else {}
+        return {"frame": Field(self.params.dtype, (None, None)), "time": Field("float32", (None,)), **patch}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """The digest of the weights, and what decodes the frames."""
@@ -57,7 +68,8 @@ class Clip(FrameExtractor[ClipParams]):
         from extractors.backbones.clip import ClipBackbone  # torch: only a run pays for it
 
         super().load(options)
-        self.network = ClipBackbone(self.params.model, self.params.weights, options.device)
+        p = self.params
+        self.network = ClipBackbone(p.model, p.weights, options.device, p.precision)
 
     def prepare(self, frames: Array) -> Array:
         """Resize and crop as CLIP's own transform does, (n, 3, size, size) uint8."""
@@ -65,4 +77,7 @@ class Clip(FrameExtractor[ClipParams]):
 
     def encode(self, prepared: Array) -> dict[str, Array]:
         """One projected vector a frame."""
-        return {"frame": self.network.crop_features(prepared)}
+        if not self.params.patches:
+            return {"frame": self.network.crop_features(prepared)}
+        features, states = self.network.crop_tokens(prepared)
+        return {"frame": features, "patch": states}

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import Field as Setting
+
 from extractors.backbones import weights
 from extractors.base import Array, TextExtractor, WorkOptions
-from extractors.clip import ClipParams
+from extractors.clip import ClipNetworkParams
 from pipeline.stage import Digests, Field
 
 
-class ClipTextParams(ClipParams):
+class ClipTextParams(ClipNetworkParams):
     """The network's text side; model and weights are those of `clip` unless set here."""
 
     tokens: Literal["hidden", "projected"] = "hidden"  # last hidden states, before or after the projection
+    max_tokens: int = Setting(77, ge=3)  # start and end token included; never more than the network's own
 
 
 class ClipText(TextExtractor[ClipTextParams]):
@@ -42,10 +45,11 @@ class ClipText(TextExtractor[ClipTextParams]):
         from extractors.backbones.clip import ClipBackbone  # torch: only a run pays for it
 
         super().load(options)
-        self.network = ClipBackbone(self.params.model, self.params.weights, options.device)
+        p = self.params
+        self.network = ClipBackbone(p.model, p.weights, options.device, p.precision)
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
         """Token states and pooled vector of each caption."""
-        hidden, projected, pooled = self.network.text_tokens(texts)
+        hidden, projected, pooled = self.network.text_tokens(texts, self.params.max_tokens)
         tokens = hidden if self.params.tokens == "hidden" else projected
         return [{"token": t, "pooled": pooled[i : i + 1]} for i, t in enumerate(tokens)]

@@ -33,7 +33,7 @@ EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframe
 METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
 
 INHERITS = {
-    "clip_text": ("clip", ("model", "weights", "dtype", "download"))
+    "clip_text": ("clip", ("model", "weights", "dtype", "precision", "download"))
 }  # settings taken over unless set
 
 

@@ -26,7 +26,7 @@ class Briefing:
         return str(self.store.run_folder(stage, self.states[stage].fingerprint.hex))
 
     def where(self, stage: str) -> dict[str, Any]:
-        """Where a stage's main output of each item or caption lies: field, and key -> [segment, row]."""
+        """Where a stage's outputs of each item or caption lie: the first output's name, and key -> [segment, row]."""
         state = self.states[stage]
         fp = state.fingerprint.hex
         where = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.settings import Params
+from pipeline.stage import Digests
 
 
 class Recipe(Params):
@@ -37,6 +39,17 @@ class MethodConfig(Recipe):
     places: ClassVar[frozenset[str]] = frozenset({"weights"})
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """What it reads, by the name it has for it: the extraction stage, and the output ("": the stage's first)."""
+        return {"video": (self.video_features, ""), "text": (self.text_features, "")}
+
     def features(self) -> tuple[str, ...]:
         """The extraction stages whose outputs it reads."""
-        return (self.video_features, self.text_features)
+        return tuple(dict.fromkeys(stage for stage, _ in self.inputs().values()))
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """What decides the trained weights besides settings and inputs: a backbone it fine-tunes. Plain data."""
+        return {}
+
+    def require(self) -> None:
+        """Raise UserError unless what training starts from (a backbone's weights) is on this machine."""

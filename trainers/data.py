@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from pipeline.errors import UserError
+
+Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
+"""Item ids in gallery order, and (caption id, text, item id) in query order."""
+
+Rows = Callable[[str], NDArray]
+"""One output of a stage, by the key of an item or caption."""
+
+SPLITS = "splits"  # the folder of the splits' indexes
 
 
 class Ragged:
@@ -77,3 +87,54 @@ class SplitIndex:
     def read(cls, path: Path) -> SplitIndex:
         """Load what `write` saved."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def numbered(ids: Iterable[str]) -> dict[str, int]:
+    """The distinct ids with their row, in order of first appearance."""
+    return {name: row for row, name in enumerate(dict.fromkeys(ids))}
+
+
+def keys_of(splits: Mapping[str, Split]) -> tuple[dict[str, int], dict[str, int]]:
+    """The items and the captions of all splits with their rows; one of several splits is stored once."""
+    items = numbered(item for gallery, _ in splits.values() for item in gallery)
+    return items, numbered(caption for _, queries in splits.values() for caption, _, _ in queries)
+
+
+def write_splits(folder: Path, splits: Mapping[str, Split]) -> None:
+    """Write one index a split, whose rows are those of `keys_of`."""
+    items, captions = keys_of(splits)
+    (folder / SPLITS).mkdir()
+    for name, (gallery, queries) in splits.items():
+        split_index(gallery, queries, items, captions).write(folder / SPLITS / f"{name}.json")
+
+
+def read_splits(folder: Path) -> dict[str, SplitIndex]:
+    """The indexes that `write_splits` left, by split."""
+    return {path.stem: SplitIndex.read(path) for path in sorted((folder / SPLITS).glob("*.json"))}
+
+
+def split_index(
+    gallery: Sequence[str], queries: Sequence[tuple[str, str, str]], items: Mapping[str, int],
+    captions: Mapping[str, int],
+) -> SplitIndex:  # fmt: skip
+    """Who is in a split. Raises UserError for a caption whose item is not."""
+    position = {item: number for number, item in enumerate(gallery)}
+    for caption, _, item in queries:
+        if item not in position:
+            raise UserError(f"caption {caption!r} belongs to {item!r}, which is not in its split")
+    return SplitIndex(
+        items=list(gallery),
+        item_rows=[items[item] for item in gallery],
+        captions=[caption for caption, _, _ in queries],
+        caption_rows=[captions[caption] for caption, _, _ in queries],
+        caption_item=[position[item] for _, _, item in queries],
+        texts=[text for _, text, _ in queries],
+    )
+
+
+def captions_of(index: SplitIndex) -> list[list[int]]:
+    """The captions of each item, by position, in query order."""
+    owned: list[list[int]] = [[] for _ in index.items]
+    for caption, item in enumerate(index.caption_item):
+        owned[item].append(caption)
+    return owned

@@ -17,7 +17,8 @@ from extractors.backbones import clip_configs, seeded
 from extractors.backbones import weights as weight_files
 from pipeline.errors import UserError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""What the network computes in; auto: float16 on a GPU, as CLIP's authors do, float32 on a CPU."""
 Floats = NDArray[np.float32]
 CONTEXT_LENGTH = 77  # of every network that does not say otherwise
 WHITEN = "whiten_when_seeded"  # a key of our own in a network's file, beside those of open_clip
@@ -31,10 +32,11 @@ class ClipBackbone:
         model: str,
         weights: str,
         device: str | torch.device = "cpu",
-        precision: Precision = "fp32",
+        precision: Precision = "auto",
         download: bool = False,
     ) -> None:
-        self.device, self.precision = torch.device(device), precision
+        self.device = torch.device(device)
+        self.model, self.half = model, half_precision(precision, self.device)
         config = clip_configs.read(model)
         seed = weight_files.seed_of(weights)
         published = (
@@ -72,21 +74,46 @@ class ClipBackbone:
     @torch.inference_mode()
     def crop_features(self, crops: NDArray[np.uint8]) -> Floats:
         """Projected features (N, D), not normalised, of what `crops` made."""
-        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
         with self._autocast():
-            features = self.network.encode_image((pixels.float() / 255 - self._mean) / self._std)
+            features = self.network.encode_image(self._pixels(crops))
         return features.float().cpu().numpy()
 
     @torch.inference_mode()
-    def text_tokens(self, texts: Sequence[str]) -> tuple[list[Floats], list[Floats], Floats]:
+    def crop_tokens(self, crops: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+        """What `crop_features` gives (N, D), and the last layer's state of every patch (N, P, width).
+
+        Raises UserError where the image tower is no vision transformer of open_clip's own.
+        """
+        from open_clip.transformer import VisionTransformer
+
+        tower = self.network.visual
+        if not isinstance(tower, VisionTransformer):
+            raise UserError(f"{self.model} has no patch states: its image tower is a {type(tower).__name__}")
+        tower.output_tokens = True
+        try:
+            with self._autocast():
+                features, states = tower(self._pixels(crops))
+        finally:
+            tower.output_tokens = False
+        return features.float().cpu().numpy(), states.float().cpu().numpy()
+
+    def _pixels(self, crops: NDArray[np.uint8]) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
+        return (pixels.float() / 255 - self._mean) / self._std
+
+    @torch.inference_mode()
+    def text_tokens(
+        self, texts: Sequence[str], max_tokens: int | None = None
+    ) -> tuple[list[Floats], list[Floats], Floats]:
         """Token states (t, width) and projected ones (t, D), an array a caption, and their ends (N, D).
 
         States are the last hidden ones after the final norm; a projected end is the vector CLIP itself
         keeps of a caption. They run from the start token to the end token: open_clip pads behind it and
-        masks nothing, so that what stands there means nothing. Longer captions lose their tail, as in
-        open_clip.
+        masks nothing, so that what stands there means nothing. Captions of more than `max_tokens` (the
+        context length where it is None) lose the tokens before their end token, as in open_clip.
         """
-        tokens = self._tokenize(list(texts)).to(self.device)
+        longest = min(max_tokens or self.context_length, self.context_length)
+        tokens = self._tokenize(list(texts), context_length=longest).to(self.device)
         ends = tokens.argmax(dim=-1)  # the end token is the highest number there is
         with self._autocast():
             hidden = self._text_states(tokens, ends)
@@ -120,7 +147,14 @@ class ClipBackbone:
         return out
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
+
+
+def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type of 16 bits that a network computes in, None for float32."""
+    if precision == "auto":
+        return torch.float16 if device.type == "cuda" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _tokenizer(config: clip_configs.Config) -> Any:

@@ -81,3 +81,29 @@ def test_what_is_not_there_is_one_sentence(known):
         Clip(ClipParams(model="ViT-B-23")).identity(known)
     with pytest.raises(UserError, match=r"no weights file no/such\.pt"):
         Clip(ClipParams(weights="no/such.pt")).identity(known)
+
+
+def test_patch_states_stand_beside_the_vectors_they_are_pooled_to(extractor, rendered):
+    made = Clip(ClipParams(**DEMO, dtype="float32", patches=True))
+    made.load(WorkOptions(device="cpu", batch_size=16))
+    arrays = features(made, rendered, "clip00.mp4")["clip00.mp4"].arrays
+    assert arrays["patch"].ndim == 3 and len(arrays["patch"]) == 50
+    plain = features(extractor, rendered, "clip00.mp4")["clip00.mp4"].arrays
+    np.testing.assert_allclose(arrays["frame"], plain["frame"], atol=1e-4)
+    assert "patch" in made.fields and "patch" not in extractor.fields
+
+
+def test_a_network_without_patches_says_so(rendered):
+    network = ClipBackbone("RN50", "seed:0")
+    with pytest.raises(UserError, match="RN50 has no patch states: its image tower is a ModifiedResNet"):
+        network.crop_tokens(np.zeros((1, 3, 224, 224), np.uint8))
+
+
+def test_half_precision_gives_nearly_the_same_vectors(extractor, rendered):
+    made = Clip(ClipParams(**DEMO, dtype="float32", precision="bf16"))
+    made.load(WorkOptions(device="cpu", batch_size=16))
+    one, other = (
+        features(e, rendered, "clip00.mp4")["clip00.mp4"].arrays["frame"] for e in (made, extractor)
+    )
+    cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() > 0.99 and not np.array_equal(one, other)

@@ -25,7 +25,7 @@ def network() -> ClipBackbone:
     return ClipBackbone(DEMO["model"], DEMO["weights"])
 
 
-def encoded(batch_size: int = 64, **params: str) -> dict[str, Output]:
+def encoded(batch_size: int = 64, **params: object) -> dict[str, Output]:
     extractor = ClipText(ClipTextParams(**(DEMO | params)))
     extractor.load(WorkOptions(device="cpu", batch_size=batch_size))
     units = [Unit(str(n), f"caption {n}", text=text) for n, text in enumerate(TEXTS)]
@@ -57,3 +57,12 @@ def test_a_longer_caption_has_more_tokens_up_to_the_context(network):
 def test_which_states_are_kept_is_part_of_the_fingerprint():
     kinds = [ClipText(ClipTextParams(**DEMO, tokens=tokens)).decisive() for tokens in ("hidden", "projected")]
     assert kinds[0] != kinds[1]
+
+
+def test_a_caption_is_cut_before_its_end_token_at_the_set_maximum(network):
+    found = encoded(max_tokens=5)
+    assert {len(output.arrays["token"]) for output in found.values()} == {3, 5}
+    cut = found["two blue rings circle around a small green box"].arrays
+    hidden, _, pooled = network.text_tokens(["two blue rings"])  # start, three words, end
+    np.testing.assert_allclose(cut["token"], hidden[0], atol=2e-5)
+    np.testing.assert_allclose(cut["pooled"], pooled, atol=2e-5)

@@ -29,7 +29,7 @@ def tokens(name: str) -> NDArray:
 def made(folder: Path, config: HLFormerConfig = CONFIG) -> HLFormerData:
     rows = [(caption, f"text of {caption}", item) for caption, item in CAPTIONS]
     splits = {"train": (["a", "b", "c", "d", "e"], rows), "val": (["d", "b"], [rows[0], rows[4], rows[5]])}
-    pack(folder, config, splits, video, tokens)
+    pack(folder, config, splits, {"video": video, "text": tokens})
     return open_data(folder, config)
 
 
@@ -123,19 +123,19 @@ def test_evaluation_batches_keep_gallery_order_and_name_the_place_of_each_captio
 def test_video_or_caption_without_rows_is_named(tmp_path: Path) -> None:
     splits = {"train": (["a"], [("a0", "", "a")])}
     with pytest.raises(ItemError, match=r"a: its features have the shape \(0, 7\)"):
-        pack(tmp_path, CONFIG, splits, lambda _: np.zeros((0, 7)), tokens)
+        pack(tmp_path, CONFIG, splits, {"video": lambda _: np.zeros((0, 7)), "text": tokens})
     with pytest.raises(ItemError, match="a: its features are not all finite"):
-        pack(tmp_path, CONFIG, splits, lambda _: np.full((2, 7), np.nan), tokens)
+        pack(tmp_path, CONFIG, splits, {"video": lambda _: np.full((2, 7), np.nan), "text": tokens})
     with pytest.raises(ItemError, match="a0: its features"):
-        pack(tmp_path, CONFIG, splits, video, lambda _: np.zeros(5))
+        pack(tmp_path, CONFIG, splits, {"video": video, "text": lambda _: np.zeros(5)})
 
 
 def test_caption_of_a_video_outside_its_split_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="caption 'b0' belongs to 'b'"):
-        pack(tmp_path, CONFIG, {"train": (["a"], [("b0", "", "b")])}, video, tokens)
+        pack(tmp_path, CONFIG, {"train": (["a"], [("b0", "", "b")])}, {"video": video, "text": tokens})
 
 
 def test_missing_training_split_is_said(tmp_path: Path) -> None:
-    pack(tmp_path, CONFIG, {"test": (["a"], [("a0", "", "a")])}, video, tokens)
+    pack(tmp_path, CONFIG, {"test": (["a"], [("a0", "", "a")])}, {"video": video, "text": tokens})
     with pytest.raises(UserError, match="no split 'train'"):
         open_data(tmp_path, CONFIG).train_steps()

@@ -1,12 +1,12 @@
 """What HLFormer reads: rows pooled to clips and frames, packed once into memory-mapped arrays, then batches.
 
-Packing knows no store: it is handed the splits and two functions that give a video's rows and a caption's
-token rows. Axes: n rows of a video, T segments, L positions, Q captions, V videos.
+Packing knows no store: it is handed the splits and, by input, a function that gives the rows of a video or
+caption. Axes: n rows of a video, T segments, L positions, Q captions, V videos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ItemError, UserError, nearest
-from trainers.data import Ragged, SplitIndex, write_ragged
+from trainers.data import (
+    Ragged,
+    Rows,
+    Split,
+    SplitIndex,
+    captions_of,
+    keys_of,
+    read_splits,
+    write_ragged,
+    write_splits,
+)
 from trainers.hlformer.config import HLFormerConfig
 from trainers.method import Batch
 
-Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
-"""Video ids in gallery order, and (caption id, text, video id) in query order."""
-
-Rows = Callable[[str], NDArray]
-
-SPLITS = "splits"  # the folder of the splits' indexes
 NORM_EPS = 1e-5  # added to a row's norm, as published: rows end a little shorter than 1
 
 
@@ -64,37 +68,34 @@ def token_rows(tokens: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
     return unit_rows(tokens[: config.max_desc_l].astype(np.float32))
 
 
-def pack(
-    folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], video_rows: Rows, caption_tokens: Rows
-) -> None:
-    """Write the packed arrays and one index per split into a folder.
+def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
+    """Write the packed arrays and one index per split into a folder; `read` gives the inputs `video` and `text`.
 
     A video or caption of several splits is stored once. Sources are read twice, so that memory holds one
     video at a time.
     """
-    videos = _numbered(item for items, _ in splits.values() for item in items)
-    captions = _numbered(caption for _, rows in splits.values() for caption, _, _ in rows)
+    videos, captions = keys_of(splits)
     frame_counts: list[int] = []
+
+    def video_rows(item: str) -> NDArray:
+        return _checked(item, read["video"](item).astype(np.float32))
+
+    def caption_tokens(caption: str) -> NDArray:
+        return _checked(caption, read["text"](caption).astype(np.float32))
 
     def clips() -> Iterator[NDArray]:
         for item in videos:
-            rows = _checked(item, video_rows(item))
+            rows = video_rows(item)
             frame_counts.append(min(len(rows), config.max_ctx_l))
             yield clip_rows(rows, config)
 
     write_ragged(folder, "clips", clips(), [config.map_size] * len(videos))
-    frames = (frame_rows(_checked(item, video_rows(item)), config) for item in videos)
+    frames = (frame_rows(video_rows(item), config) for item in videos)
     write_ragged(folder, "frames", frames, frame_counts)
-    token_counts = [min(len(_checked(c, caption_tokens(c))), config.max_desc_l) for c in captions]
+    token_counts = [min(len(caption_tokens(c)), config.max_desc_l) for c in captions]
     tokens = (token_rows(caption_tokens(c), config) for c in captions)
     write_ragged(folder, "tokens", tokens, token_counts)
-    (folder / SPLITS).mkdir()
-    for name, (items, rows) in splits.items():
-        _index(items, rows, videos, captions).write(folder / SPLITS / f"{name}.json")
-
-
-def _numbered(ids: Iterator[str]) -> dict[str, int]:
-    return {name: row for row, name in enumerate(dict.fromkeys(ids))}
+    write_splits(folder, splits)
 
 
 def _checked(name: str, rows: NDArray) -> NDArray:
@@ -105,26 +106,6 @@ def _checked(name: str, rows: NDArray) -> NDArray:
     return rows
 
 
-def _index(
-    items: Sequence[str],
-    rows: Sequence[tuple[str, str, str]],
-    videos: Mapping[str, int],
-    captions: Mapping[str, int],
-) -> SplitIndex:
-    position = {item: number for number, item in enumerate(items)}
-    for caption, _, item in rows:
-        if item not in position:
-            raise UserError(f"caption {caption!r} belongs to {item!r}, which is not in its split")
-    return SplitIndex(
-        items=list(items),
-        item_rows=[videos[item] for item in items],
-        captions=[caption for caption, _, _ in rows],
-        caption_rows=[captions[caption] for caption, _, _ in rows],
-        caption_item=[position[item] for _, _, item in rows],
-        texts=[text for _, text, _ in rows],
-    )
-
-
 class HLFormerData:
     """Packed arrays as batches: training on videos with all their captions, evaluation on either alone."""
 
@@ -133,10 +114,10 @@ class HLFormerData:
         self.clips, self.frames, self.tokens = (
             Ragged.open(folder, name) for name in ("clips", "frames", "tokens")
         )
-        self.splits = {path.stem: SplitIndex.read(path) for path in sorted((folder / SPLITS).glob("*.json"))}
+        self.splits = read_splits(folder)
         self.visual_dim = self.clips.values.shape[1]
         self.text_dim = self.tokens.values.shape[1]
-        self._captions = {name: _captions_of(index) for name, index in self.splits.items()}
+        self._captions = {name: captions_of(index) for name, index in self.splits.items()}
 
     def train_items(self) -> list[int]:
         """The positions of the training videos: those of `train` that have a caption."""
@@ -207,11 +188,3 @@ def padded(arrays: Sequence[NDArray]) -> tuple[torch.Tensor, torch.Tensor]:
         values[row, : len(array)] = array
         mask[row, : len(array)] = 1
     return torch.from_numpy(values), torch.from_numpy(mask)
-
-
-def _captions_of(index: SplitIndex) -> list[list[int]]:
-    """The captions of each item, by position, in query order."""
-    owned: list[list[int]] = [[] for _ in index.items]
-    for caption, item in enumerate(index.caption_item):
-        owned[item].append(caption)
-    return owned

@@ -625,7 +625,7 @@ def packed(
 ) -> Iterator[HLFormerData]:
     """The data of a case, packed in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
-        pack(Path(name), config, splits, video, tokens)
+        pack(Path(name), config, splits, {"video": video, "text": tokens})
         yield open_data(Path(name), config)
 
 
