@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, nearest
-from pipeline.fingerprint import digest_text
+from pipeline.fingerprint import digest_of, digest_text
 
 KINDS = ("video", "pointcloud")
 SPLITS = ("train", "val", "test")
@@ -63,6 +63,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """The published protocol that a manifest was imported under: its name, and in words who is in which split."""
+
+    name: str
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The items of a manifest, in its order; media paths are relative to its folder."""
 
@@ -105,6 +113,42 @@ class Corpus:
         }
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
 
+    def split_digest(self, split: str) -> str:
+        """16 hex digits of who is in a split by id, text and moment; of media, order and caption ids nothing.
+
+        Two parties whose digests agree judge the same queries, however their videos are encoded.
+        """
+        queries = [[item.id, c.text, c.start, c.end] for item, c in self.captions(split)]
+        return digest_of([sorted(item.id for item in self.gallery(split)), sorted(map(json.dumps, queries))])[
+            :16
+        ]
+
+    def protocol(self, split: str) -> dict[str, Any] | None:
+        """What figures of a split quote of the published protocol; None without one, or if it was changed since.
+
+        {"name", "sentence", "queries", "gallery", "digest"}, the sizes before any item failed. Since the
+        sentence speaks of all splits, a change to any of them takes it away.
+        """
+        try:
+            stored = json.loads(protocol_path(self.path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        described = self.describe()
+        if not isinstance(stored, dict) or stored.get("splits") != described or split not in described:
+            return None
+        return {"name": stored.get("name"), "sentence": stored.get("sentence"), **described[split]}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Of every split {"queries", "gallery", "digest"}."""
+        return {
+            split: {
+                "queries": sum(1 for _ in self.captions(split)),
+                "gallery": len(self.gallery(split)),
+                "digest": self.split_digest(split),
+            }
+            for split in self.splits
+        }
+
     def require_queries(self, split: str) -> None:
         """Raise UserError where a split that is needed has no captions."""
         if next(self.captions(split), None) is None:
@@ -115,14 +159,30 @@ class Corpus:
             )
 
 
-def write_manifest(path: Path, items: Iterable[Item]) -> None:
-    """Write a manifest, aside and then renamed, so that a reader never sees half of it."""
+def protocol_path(manifest: Path) -> Path:
+    """The file beside a manifest that says which published protocol it was imported under."""
+    return manifest.with_name(f"{manifest.stem}.protocol.json")
+
+
+def write_manifest(path: Path, items: Iterable[Item], protocol: Protocol | None = None) -> None:
+    """Write a manifest, aside and then renamed, so that a reader never sees half of it.
+
+    With a protocol, the sizes and digests of its splits are written beside it; without, none stays there.
+    """
+    items = tuple(items)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
         for item in items:
             file.write(json.dumps(_as_json(item), ensure_ascii=False) + "\n")
     aside.replace(path)
+    beside = protocol_path(path)
+    if protocol is None:
+        beside.unlink(missing_ok=True)
+        return
+    told = {"name": protocol.name, "sentence": protocol.sentence, "splits": Corpus(path, items).describe()}
+    aside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(beside)
 
 
 def _as_json(item: Item) -> dict[str, Any]:

@@ -96,11 +96,12 @@ def evaluate(
     device: str | torch.device = "cpu",
     memory_mb: int = MEMORY_MB,
     seed: int = 0,
+    corpus: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
     The encodings of the split stay on the host; the blocks of scores, and what is scored at once, keep
-    under `memory_mb`. `seed` draws the bootstrap.
+    under `memory_mb`. `seed` draws the bootstrap. `corpus` is quoted in the protocol (`Corpus.protocol`).
     """
     for direction in directions:
         if direction not in DIRECTIONS:
@@ -115,7 +116,7 @@ def evaluate(
         ranking,
         metrics=_figures(strict, index, seed),
         mean_ties=_figures(mean, index, seed) if tied else {},
-        protocol=_protocol(split, index, directions, seed),
+        protocol=_protocol(split, index, directions, seed) | ({"corpus": dict(corpus)} if corpus else {}),
     )
 
 

@@ -6,12 +6,10 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -19,7 +17,7 @@ from pipeline.child import Send
 from pipeline.store import FeatureReader, write_json
 from trainers import checkpoint, distributed
 from trainers.config import MethodConfig
-from trainers.data import SplitIndex
+from trainers.data import Rows, SplitIndex
 from trainers.engine import fit
 from trainers.evaluate import evaluate as measure
 from trainers.evaluate import validation_figure
@@ -52,12 +50,13 @@ def pack(request: dict[str, Any], send: Send) -> None:
     config = declared.config(request["params"])
     inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
     folder = _emptied(Path(request["folder"]))
-    video, text = (_rows(inputs["rows"][stage]) for stage in (config.video_features, config.text_features))
+    sources = {stage: Source(rows) for stage, rows in inputs["rows"].items()}
+    read = {name: sources[stage].reader(output) for name, (stage, output) in config.inputs().items()}
     splits = {
         name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])
         for name, split in inputs["splits"].items()
     }
-    declared.data.pack(folder, config, splits, video, text)
+    declared.data.pack(folder, config, splits, read)
     counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
     send({"record": {"splits": counts}}, {})
 
@@ -69,10 +68,22 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _rows(source: dict[str, Any]) -> Callable[[str], NDArray[np.float32]]:
-    """Reads a stage's rows of an item or caption, in float32, checked against their checksum."""
-    reader = FeatureReader({key: (Path(path), row) for key, (path, row) in source["where"].items()})
-    return lambda key: reader.rows(key, source["field"], check=True).astype(np.float32)
+class Source:
+    """Reads a stage's outputs of an item or caption; what it reads is checked against its checksum once."""
+
+    def __init__(self, rows: dict[str, Any]) -> None:
+        self._features = FeatureReader({key: (Path(path), row) for key, (path, row) in rows["where"].items()})
+        self._first: str = rows["field"]
+        self._checked: set[str] = set()
+
+    def reader(self, output: str) -> Rows:
+        """Gives one output by key, as it is stored; "" is the stage's first."""
+        return lambda key: self._read(key, output or self._first)
+
+    def _read(self, key: str, output: str) -> NDArray[Any]:
+        check = key not in self._checked
+        self._checked.add(key)
+        return self._features.rows(key, output, check=check)
 
 
 def train(request: dict[str, Any], send: Send) -> None:
@@ -151,9 +162,11 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
         params.directions, (params.directions,)
     )
     index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
+    told = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(
-        method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed
-    )
+        method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
+        corpus=told.get("corpus"),
+    )  # fmt: skip
     result.write(_emptied(Path(request["folder"])))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}
     send({"record": {"metrics": figures}}, {})

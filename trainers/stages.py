@@ -84,15 +84,20 @@ class Train(Stage[MethodConfig]):
         self.name, self.method, self.needs = f"train-{method}", method, (f"pack-{method}",)
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The digest of the weights it starts from, if it does."""
+        """The digest of the weights it starts from, if it does, and what the method itself says."""
+        own = dict(self.params.identity(known))
         if not self.params.weights:
-            return {}
+            return own
         path = Path(self.params.weights) / WEIGHTS
         if not path.is_file():
             raise UserError(
                 f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"
             )
-        return {"start": known.file(path)}
+        return own | {"start": known.file(path)}
+
+    def require(self) -> None:
+        """What training starts from."""
+        self.params.require()
 
     def decisive(self) -> Mapping[str, Any]:
         """Its settings; the place of the weights it starts from does not count."""
@@ -110,6 +115,11 @@ class Evaluate(Stage[EvaluateParams]):
     def __init__(self, method: str, params: EvaluateParams, packed: str) -> None:
         super().__init__(params)
         self.name, self.method, self.needs = f"evaluate-{method}", method, (f"train-{method}", packed)
+
+    def brief(self, briefing: Briefing) -> dict[str, Any]:
+        """The published protocol, to quote. It is no part of the fingerprint: the splits' content is."""
+        protocol = briefing.contents.corpus.protocol(self.params.split)
+        return {"corpus": protocol} if protocol else {}
 
 
 def stages_of(method: str, config: MethodConfig, evaluate: EvaluateParams) -> list[Stage[Any]]:
