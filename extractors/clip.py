@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 from extractors.backbones import weights
+from extractors.backbones.precision import Precision
 from extractors.base import Array, FrameExtractor, WorkOptions
 from pipeline import video
 from pipeline.settings import Params
@@ -19,7 +20,7 @@ class ClipNetworkParams(Params):
     model: str = "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
     weights: str = "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
     dtype: Literal["float16", "float32"] = "float16"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: float16 on a GPU, float32 on a CPU
+    precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
     download: bool = False  # fetch the weights of a tag that is not on this machine
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"download", "weights"})  # the weights' digest counts

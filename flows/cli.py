@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows.commands import corpus, exchange, running, service, store
+from flows.commands import compare, corpus, exchange, running, service, store
 from pipeline.child import ChildDied
 from pipeline.errors import TrainingError, UserError, is_full
 
@@ -34,6 +34,7 @@ for verb in VERBS:
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(exchange.importing, name="import")
 app.add_typer(exchange.exporting, name="export")
+app.add_typer(compare.app, name="compare")
 app.add_typer(store.app, name="store")
 
 

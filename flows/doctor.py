@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from flows.project import open_project
 from pipeline import video
 from pipeline.errors import UserError
 from pipeline.execute import cores, gpus
+from pipeline.stage import Digests, Stage
 
 PACKAGES = (
     "torch",
@@ -28,9 +30,21 @@ PACKAGES = (
     "transformers",
     "stanza",
 )
+CODECS = {  # what videos of corpora come in, and what decodes it in software (ffmpeg's own av1 does not)
+    "h264": {"h264"},
+    "hevc": {"hevc"},
+    "vp9": {"vp9", "libvpx-vp9"},
+    "av1": {"libdav1d", "libaom-av1"},
+}
+TEST_FRAMES = 10
+ANSWER_SECONDS = 120
 TORCH_QUESTION = (
     "import torch; from extractors.backbones import torchvision_ops; torchvision_ops.ensure(); import torchvision; "
     "print(torch.cuda.device_count(), torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'no GPU')"
+)
+DECODE_QUESTION = (
+    "import sys; from pathlib import Path; from pipeline import video; "
+    "print(sum(len(frames) for frames, _ in video.decode(Path(sys.argv[1]), sys.argv[2])))"
 )
 
 
@@ -44,28 +58,66 @@ class Finding:
 
 
 def examine(experiment: Path | None) -> list[Finding]:
-    """Everything looked for; of an experiment also its weights and disk."""
+    """Everything looked for; of an experiment also what its stages need, and disk."""
     findings = [
         Finding("python", sys.version_info[:2] >= (3, 11), sys.version.split()[0]),
-        _ffmpeg(),
+        *_ffmpeg(),
         *_packages(),
     ]
     findings += [_torch(), Finding("cores", True, str(cores()))]
     return findings + (list(_experiment(experiment)) if experiment else [])
 
 
-def _ffmpeg() -> Finding:
+def _ffmpeg() -> Iterator[Finding]:
+    """What ffmpeg is, what it reads, and whether the decoders read what it writes."""
     try:
-        found = video.find_ffmpeg()
-        listed = subprocess.run(
-            [found, "-hide_banner", "-encoders"], capture_output=True, text=True, check=False
-        )
+        found, release = video.find_ffmpeg(), video.ffmpeg_version()
     except UserError as error:
-        return Finding("ffmpeg", False, str(error))
-    has = "libx264" in listed.stdout
-    return Finding(
-        "ffmpeg", has, f"{video.ffmpeg_version()}{'' if has else ', without the encoder libx264'} ({found})"
+        yield Finding("ffmpeg", False, str(error))
+        return
+    has = "libx264" in _listed(found, "-encoders")
+    yield Finding("ffmpeg", has, f"{release}{'' if has else ', without the encoder libx264'} ({found})")
+    words = set(_listed(found, "-decoders").split())
+    lacking = [codec for codec, names in CODECS.items() if not names & words]
+    yield Finding(
+        "ffmpeg decoders", not lacking, f"no videos in {', '.join(lacking)}" if lacking else ", ".join(CODECS)
     )
+    if has:
+        yield from _decoders(found)
+
+
+def _listed(ffmpeg: str, what: str) -> str:
+    return subprocess.run([ffmpeg, "-hide_banner", what], capture_output=True, text=True, check=False).stdout
+
+
+def _decoders(ffmpeg: str) -> Iterator[Finding]:
+    """Whether decord and PyAV decode a clip made for the purpose, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        source = f"testsrc=size=64x64:rate=10:duration={TEST_FRAMES / 10}"
+        command = [ffmpeg, "-nostdin", "-v", "error", "-f", "lavfi", "-i", source, "-c:v", "libx264",
+                   "-pix_fmt", "yuv420p", str(clip)]  # fmt: skip
+        subprocess.run(command, check=False, capture_output=True)
+        for name in ("decord", "pyav"):
+            _, answer = _asked(DECODE_QUESTION, str(clip), name)
+            whole = answer == str(TEST_FRAMES)
+            detail = (
+                f"all {TEST_FRAMES} frames of a test clip" if whole else f"{answer}, not {TEST_FRAMES} frames"
+            )
+            yield Finding(f"decoder {name}", whole, detail)
+
+
+def _asked(question: str, *arguments: str) -> tuple[bool, str]:
+    """Whether a Python process of its own ended well, and the last line it said: native code may hang or crash."""
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-P", "-c", question, *arguments], capture_output=True, text=True, check=False,
+            timeout=ANSWER_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {ANSWER_SECONDS} s"
+    words = (asked.stdout or asked.stderr).strip().splitlines()
+    return asked.returncode == 0, words[-1] if words else "no answer"
 
 
 def _packages() -> Iterator[Finding]:
@@ -77,35 +129,44 @@ def _packages() -> Iterator[Finding]:
 
 
 def _torch() -> Finding:
-    """Whether torch and torchvision import together; in a process of its own, because they take seconds."""
-    asked = subprocess.run(
-        [sys.executable, "-c", TORCH_QUESTION], capture_output=True, text=True, check=False
+    """Whether torch and torchvision import together, and torch sees the GPUs; it takes seconds to import."""
+    ok, answer = _asked(TORCH_QUESTION)
+    blind = ok and gpus() > 0 and answer.startswith("0 ")
+    detail = f"{answer}; {gpus()} GPUs visible"
+    return Finding(
+        "torch and torchvision",
+        ok and not blind,
+        detail + (", but this torch does not see them: install its CUDA build" if blind else ""),
     )
-    words = (asked.stdout or asked.stderr).strip().splitlines()
-    detail = words[-1] if words else "no answer"
-    return Finding("torch and torchvision", asked.returncode == 0, f"{detail}; {gpus()} GPUs visible")
 
 
 def _experiment(path: Path) -> Iterator[Finding]:
+    """What each stage of an experiment needs, and whether the disk holds what it will make."""
     project = open_project(path)
     for name, stage in project.stages.items():
-        weights = _weights(stage, project)
-        if weights:
-            yield Finding(f"weights of {name}", *weights)
-    states = project.survey()
-    expected = sum(e.bytes or 0 for e in estimate(project.store, states).values())
+        finding = _needs(name, stage, project.known)
+        if finding:
+            yield finding
     free = shutil.disk_usage(project.store.root).free
+    try:
+        states = project.survey()
+    except UserError as error:  # told above, unless it is another one
+        yield Finding("disk", False, f"{free / 1e9:.1f} GB free; what is expected is not known: {error}")
+        return
+    expected = sum(e.bytes or 0 for e in estimate(project.store, states).values())
     yield Finding("disk", free > expected, f"{free / 1e9:.1f} GB free, {expected / 1e9:.2f} GB expected")
 
 
-def _weights(stage: Any, project: Any) -> tuple[bool, str] | None:
-    params = stage.params
-    if not hasattr(params, "weights") or not hasattr(params, "model"):
-        return None
+def _needs(name: str, stage: Stage[Any], known: Digests) -> Finding | None:
+    """Whether what a stage needs (weights, a parser) is here; None for one that needs nothing."""
+    needy = type(stage).require is not Stage.require
     try:
-        identity = stage.identity(project.known).get("weights")
+        identity = stage.identity(known)  # first: this is what fetches weights where the settings say so
+        stage.require()
     except UserError as error:
-        return False, str(error)
-    if identity is None:
-        return False, f"{params.weights!r} of {params.model} is not on this machine; a run would download it"
-    return True, f"{params.weights!r} of {params.model}: {identity}"
+        return Finding(f"stage {name}", False, str(error))
+    if not needy:
+        return None
+    return Finding(
+        f"stage {name}", True, f"weights {identity['weights']}" if "weights" in identity else "ready"
+    )

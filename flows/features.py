@@ -1,15 +1,76 @@
-"""A stage's features as plain files, for programs that know nothing of the store."""
+"""Features as plain files: a stage's for programs that know nothing of the store, and other people's, opened."""
 
 from __future__ import annotations
 
+import pickle
+import struct
+import zipfile
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from flows.project import Project
-from pipeline.errors import UserError
+from pipeline.datasets.feature_files import INDEX, Entry, no_numbers
+from pipeline.errors import ItemError, UserError, nearest
+from pipeline.exporting import Exported, Output, export_ms_sl
+from pipeline.imported import imported_stages
+from pipeline.plan import State, survey
+from pipeline.segments import Array
 from pipeline.store import write_json
+from trainers.config import MethodConfig
+
+UNPICKLABLE = (pickle.UnpicklingError, struct.error, IndexError, TypeError, AttributeError, AssertionError)
+"""What torch's safe unpickler raises of bytes that are something else."""
+
+
+class StageFeatures:
+    """One output of a stage of an experiment, by the ids of its items or captions."""
+
+    def __init__(self, project: Project, stage: str, field: str = "") -> None:
+        self.state = having_features(project, stage)
+        self.output = Output(
+            stage, _field(self.state, field), project.store.reader(stage, self.state.fingerprint.hex)
+        )
+        names = project.contents.names(self.state.stage.over)
+        self._keys = {name: key for name, key in names.items() if key in self.state.places}
+        self.failed = {failure.name: failure.reason for failure in self.state.failed.values()}
+        if not self._keys:
+            raise UserError(f"{stage} has made nothing yet; run `crossreel stage {stage}` first")
+
+    @property
+    def names(self) -> Collection[str]:
+        """The ids of the items or captions that have features."""
+        return self._keys
+
+    def rows(self, name: str) -> Array:
+        """The rows (T, D) of an item or caption, as they are stored."""
+        return self.output.reader.rows(self._keys[name], self.output.field, check=True)
+
+
+def having_features(project: Project, stage: str) -> State:
+    """The state of a stage that has features, imported ones that no method reads included.
+
+    Raises UserError for any other.
+    """
+    if stage in project.stages and project.stages[stage].fields:
+        return project.survey()[stage]
+    imported = imported_stages(project.store.index)
+    if stage in imported:
+        return survey({stage: imported[stage]}, project.contents, project.store, project.known)[stage]
+    having = {*imported, *(name for name, known in project.stages.items() if known.fields)}
+    raise UserError(f"{stage!r} has no features in {project.experiment.path}; {nearest(stage, having)}")
+
+
+def _field(state: State, field: str) -> str:
+    """The named output of a stage, else its first, which is the one that methods read."""
+    fields = state.stage.fields
+    if field and field not in fields:
+        raise UserError(f"stage {state.stage.name} has no output {field!r}; {nearest(field, fields)}")
+    return field or next(iter(fields))
 
 
 def export(project: Project, stage: str, target: Path, layout: str) -> int:
@@ -17,12 +78,7 @@ def export(project: Project, stage: str, target: Path, layout: str) -> int:
 
     Raises UserError where some are still to be made; those that failed are left out.
     """
-    state = project.survey()[stage]
-    if state.missing:
-        raise UserError(
-            f"{stage} lacks {len(state.missing)} of {len(state.keys)} {state.stage.over}; "
-            f"run `crossreel stage {stage} {project.experiment.path}` first"
-        )
+    state = _whole(project, stage)
     reader = project.store.reader(stage, state.fingerprint.hex)
     target.mkdir(parents=True, exist_ok=True)
     for key in state.places:
@@ -34,5 +90,72 @@ def export(project: Project, stage: str, target: Path, layout: str) -> int:
             save_file(arrays, path)
     names = project.contents.names(state.stage.over)
     index = {name: f"{key}.{layout}" for name, key in names.items() if key in state.places}
-    write_json(target / "index.json", {"stage": stage, "fingerprint": state.fingerprint.hex, "files": index})
+    write_json(target / INDEX, {"stage": stage, "fingerprint": state.fingerprint.hex, "files": index})
     return len(state.places)
+
+
+def export_collection(project: Project, stage: str, text_stage: str, field: str, target: Path) -> Exported:
+    """Write a video stage and a text stage in the MS-SL layout; the text stage is found where it is not named.
+
+    Raises UserError where some are still to be made, and for what the layout cannot express.
+    """
+    text_stage = text_stage or _text_stage(project, stage)
+    outputs = []
+    for name, over, chosen in ((stage, "items", field), (text_stage, "captions", "")):
+        state = _whole(project, name)
+        if state.stage.over != over:
+            raise UserError(
+                f"{name} is of {state.stage.over}; ms-sl needs one stage of items, one of captions"
+            )
+        reader = project.store.reader(name, state.fingerprint.hex)
+        outputs.append(Output(name, _field(state, chosen), reader))
+    return export_ms_sl(target, project.contents, *outputs)
+
+
+def _whole(project: Project, stage: str) -> State:
+    state = having_features(project, stage)
+    if state.missing:
+        raise UserError(
+            f"{stage} lacks {len(state.missing)} of {len(state.keys)} {state.stage.over}; "
+            f"run `crossreel stage {stage} {project.experiment.path}` first"
+        )
+    return state
+
+
+def _text_stage(project: Project, stage: str) -> str:
+    """The text features that a method reads beside this stage, or else `clip_text`."""
+    methods = [s.params for s in project.stages.values() if isinstance(s.params, MethodConfig)]
+    pairs = {(config.video_features, config.text_features) for config in methods}
+    beside = {text for video, text in pairs if video == stage} or {text for _, text in pairs}
+    return beside.pop() if len(beside) == 1 else "clip_text"
+
+
+def open_tensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
+    """The tensors of a .pt file, mapped and not read; one alone is called "". Nothing else is unpickled."""
+    import torch  # only what asks for .pt files pays for it
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UNPICKLABLE:
+        reason = (
+            "it is damaged, or holds more than tensors (arrays of numpy, say), and nothing else is unpickled"
+        )
+        raise ItemError(path.name, reason) from None
+    named = found if isinstance(found, dict) else {"": found}
+    entries = {
+        str(name): _entry(tensor) for name, tensor in named.items() if isinstance(tensor, torch.Tensor)
+    }
+    if not entries:
+        raise ItemError(path.name, f"it holds no tensors but a {type(found).__name__}")
+    return entries
+
+
+def _entry(tensor: Any) -> Entry:
+    """A tensor as numbers that numpy knows: bfloat16 and smaller as float32."""
+    tensor = tensor.detach()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_sparse or tensor.is_quantized or tensor.is_complex():
+        return no_numbers(tuple(tensor.shape))
+    if tensor.is_floating_point() and name not in ("float16", "float32", "float64"):
+        return Entry(tuple(tensor.shape), np.dtype(np.float32), lambda: tensor.float().numpy())
+    return Entry(tuple(tensor.shape), np.dtype(name), tensor.numpy)

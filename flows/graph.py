@@ -13,11 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 from extractors.base import Extractor
+from extractors.bert import Bert
 from extractors.clip import Clip
 from extractors.clip_text import ClipText
 from extractors.compress import Compress
 from extractors.frames import Frames
 from extractors.keyframes import Keyframes
+from extractors.vgg16 import Vgg16
 from flows.experiment import Experiment
 from flows.report.stage import Report
 from pipeline.errors import UserError, nearest
@@ -28,7 +30,7 @@ from trainers.config import MethodConfig
 from trainers.hlformer.config import HLFormerConfig
 from trainers.stages import EvaluateParams, stages_of
 
-EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, ClipText)
+EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, Vgg16, ClipText, Bert)
 
 METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
 

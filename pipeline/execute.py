@@ -25,6 +25,9 @@ from pipeline.shards import cut
 from pipeline.stage import Digests, Stage
 from pipeline.store import Store, write_json
 
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+# Large arrays go back to the system when they are freed: glibc's own rule let a worker grow by 600 MB over an
+# hour of video, in holes between small ones.
 STOP_SECONDS = 60.0  # a training stage writes its checkpoint before it ends
 
 
@@ -143,6 +146,8 @@ class Runner:
         if any(states[name].fingerprint.hex != fp for name, fp in prints.items()):
             return None
         for name, fp in prints.items():
+            if not self.stages[name].runner:
+                continue  # imported features: nobody here can make them again
             if redo:
                 self._forget(states[name])
             elif retry_failed and states[name].failed:
@@ -210,8 +215,8 @@ class Runner:
         if not leader.runner:
             raise UserError(
                 f"the imported features {leader.name} lack {len(group[0].missing)} of the {len(group[0].keys)} "
-                f"{leader.over} of {self.contents.corpus.path}; import them again, or use the manifest that the "
-                "import wrote"
+                f"{leader.over} of {self.contents.corpus.path}; import them again for this corpus, or use the "
+                "manifest that the import wrote"
             )
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
         workers, device = placement(model, self.options)
@@ -242,8 +247,9 @@ class Runner:
 
         shards = cut(group[0].keys, leader.shard_items, set(units))
         work = run_shards(
-            leader.runner, shards, request, workers, self.options.stall_seconds, threads(threads_each)
-        )
+            leader.runner, shards, request, workers, self.options.stall_seconds,
+            threads(threads_each) | RETURN_MEMORY,
+        )  # fmt: skip
         tally = _Tally(leader.name, sum(len(keys) for keys in wanted.values()), self.on_progress)
         with contextlib.closing(work):  # type: ignore[type-var]  # a generator: closing kills the workers
             for event in work:

@@ -6,7 +6,7 @@ Axes: N frames or captions, H and W pixels, L tokens of the longest caption, D e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from extractors.backbones import clip_configs, seeded
 from extractors.backbones import weights as weight_files
+from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""What the network computes in; auto: float16 on a GPU, as CLIP's authors do, float32 on a CPU."""
 Floats = NDArray[np.float32]
 CONTEXT_LENGTH = 77  # of every network that does not say otherwise
 WHITEN = "whiten_when_seeded"  # a key of our own in a network's file, beside those of open_clip
@@ -36,7 +35,7 @@ class ClipBackbone:
         download: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.model, self.half = model, half_precision(precision, self.device)
+        self.model, self.precision = model, precision
         config = clip_configs.read(model)
         seed = weight_files.seed_of(weights)
         published = (
@@ -146,15 +145,8 @@ class ClipBackbone:
         out: Tensor = projection(states) if isinstance(projection, nn.Linear) else states @ projection
         return out
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
-
-
-def half_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type of 16 bits that a network computes in, None for float32."""
-    if precision == "auto":
-        return torch.float16 if device.type == "cuda" else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    def _autocast(self) -> Any:
+        return autocast(self.precision, self.device)
 
 
 def _tokenizer(config: clip_configs.Config) -> Any:

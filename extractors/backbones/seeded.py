@@ -54,6 +54,25 @@ def whiten(visual: Any, mean: Tensor, std: Tensor, seed: int) -> None:
     projection.copy_((projection.double() @ axes * scales @ axes.T).float())
 
 
+@torch.no_grad()
+def standardise(network: nn.Sequential, inputs: Tensor) -> None:
+    """Give every layer's outputs mean 0 a channel and deviation 1 over the inputs, (n, ...), by bias and scale.
+
+    Under ReLU, which cuts all means off below, random layers bring what they are given nearer and nearer
+    to one direction: after the fifteen of the demo's VGG16 the mean cosine of two random pictures'
+    features is 0.88 to 0.95, and 0.4 to 0.6 this way. Layers without weights pass their inputs on as they do in use.
+    """
+    for layer in network:
+        inputs = layer(inputs)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            centre = inputs.transpose(0, 1).flatten(1).mean(dim=1)  # (channels,)
+            inputs = inputs - centre.view(1, -1, *[1] * (inputs.ndim - 2))
+            scale = inputs.std()
+            inputs /= scale
+            layer.weight /= scale
+            layer.get_parameter("bias").sub_(centre).div_(scale)
+
+
 def pictures(count: int, size_pixels: int, seed: int) -> NDArray[np.uint8]:
     """Random pictures (n, size, size, 3): one to three rectangles of any colour on a plain, darker ground."""
     rng = np.random.default_rng(seed)
@@ -69,7 +88,7 @@ def pictures(count: int, size_pixels: int, seed: int) -> NDArray[np.uint8]:
 
 def _spread(name: str, parameter: Tensor) -> float:
     """The standard deviation of a random weight."""
-    if name.endswith("positional_embedding"):
+    if name.endswith(("positional_embedding", "position_embeddings.weight", "token_type_embeddings.weight")):
         return 0.3  # of the content's, which has to stay in sight where positions are averaged
     if "embedding" in name:
         return 1.0

@@ -2,12 +2,15 @@
 
 A reference is one of: a tag that open_clip publishes ("openai", "laion2b_s34b_b79k"), the path of a
 local file (safetensors, or a state dict that torch reads without unpickling), or "seed:N", random
-weights for tests and the demo. Nothing is fetched unless `download` says so.
+weights for tests and the demo. Nothing is fetched unless `download` says so. Files and seeds are the
+same for every backbone; what else publishes networks by name stands in `hub`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +19,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.stage import Digests
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
@@ -52,7 +55,7 @@ def identity(wanted: Wanted, known: Digests) -> str | None:
     """
     model, weights = wanted.model, wanted.weights
     if seed_of(weights) is not None:
-        name = f"{weights}, drawing {DRAWING}"
+        name = seed_name(weights)
     else:
         clip_configs.path_of(model)  # complains about an unknown name at once
         path = Path(weights) if is_path(weights) else known.located(
@@ -83,9 +86,24 @@ def seed_of(weights: str) -> int | None:
     return int(digits)
 
 
+def seed_name(weights: str) -> str:
+    """What a fingerprint says of seeded weights: the seed, and how weights are drawn from it."""
+    return f"{weights}, drawing {DRAWING}"
+
+
 def is_path(weights: str) -> bool:
     """Whether weights are given as a local file rather than by a tag or a seed."""
     return "/" in weights or weights.endswith(SUFFIXES)
+
+
+def file_of(weights: str) -> Path:
+    """The local file of a path. Raises UserError if there is none, or none that holds weights."""
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
+    return path
 
 
 def locate(model: str, weights: str, download: bool = False) -> Path | None:
@@ -98,12 +116,7 @@ def locate(model: str, weights: str, download: bool = False) -> Path | None:
             RuntimeError,
         ) as error:  # no network, no such file, a wrong digest
             raise UserError(_not_here(model, weights, "could not be downloaded")) from error
-    path = Path(weights)
-    if not path.is_file():
-        raise UserError(f"no weights file {path}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
-    return path
+    return file_of(weights)
 
 
 def tag_config(model: str, tag: str) -> dict[str, Any]:
@@ -128,25 +141,38 @@ def any_tag_config(model: str) -> dict[str, Any]:
 
 def load(network: nn.Module, model: str, weights: str, download: bool = False) -> None:
     """Fill a network from a path or a tag. Raises UserError if the file is missing or does not fit."""
-    from safetensors import SafetensorError
-
     path = locate(model, weights, download)
     if path is None:
         raise UserError(_not_here(model, weights, "were not to be downloaded"))
-    try:
+    with fitting(path, model):
         import_open_clip().load_checkpoint(network, str(path), strict=True, weights_only=True)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name; nothing is unpickled. For use within `fitting`."""
+    import torch
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise TypeError("it is not a table of tensors by name")
+    return state
+
+
+@contextlib.contextmanager
+def fitting(path: Path, model: str) -> Iterator[None]:
+    """Turns what goes wrong while a file's weights are put into a network into a UserError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds more than tensors and is not read; convert it to safetensors"
         ) from None
-    except (
-        RuntimeError,
-        SafetensorError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        EOFError,
-    ) as error:
+    except (RuntimeError, SafetensorError, LookupError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error) else type(error).__name__
         raise UserError(f"the weights in {path} do not fit {model}: {reason}") from error
 

@@ -1,7 +1,8 @@
-"""corpus import, corpus check: from a folder or table of captions to a manifest that is worth running."""
+"""corpus import, corpus check: from annotations and media to a manifest that is worth running."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,51 +10,129 @@ import typer
 
 from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
 from flows.console import StageDisplay
+from pipeline.checking import Finding
 from pipeline.checking import check as find
 from pipeline.contents import read_contents
-from pipeline.corpus import Corpus, parse, write_manifest
+from pipeline.corpus import SPLITS, Corpus, parse, protocol_path, write_manifest
+from pipeline.datasets.activitynet import ACTIVITYNET
+from pipeline.datasets.charades import CHARADES
+from pipeline.datasets.didemo import DIDEMO
 from pipeline.datasets.folder import read_folder
-from pipeline.datasets.table import read_csv, read_jsonl
+from pipeline.datasets.msrvtt import MSRVTT
+from pipeline.datasets.msvd import MSVD
+from pipeline.datasets.published import Choice, read_published
+from pipeline.datasets.qvhighlights import QVHIGHLIGHTS
+from pipeline.datasets.table import Imported, read_csv, read_jsonl, read_parquet
+from pipeline.datasets.tvr import TVR
 from pipeline.errors import UserError, nearest
 from pipeline.execute import cores
 from pipeline.index import Index
 
-LAYOUTS = {"folder": read_folder, "csv": read_csv, "jsonl": read_jsonl}
-LEFT_OUT_SHOWN = 20
+OWN = {"folder": read_folder, "csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
+PUBLIC = {
+    "msrvtt": MSRVTT,
+    "msvd": MSVD,
+    "activitynet": ACTIVITYNET,
+    "didemo": DIDEMO,
+    "charades": CHARADES,
+    "tvr": TVR,
+    "qvhighlights": QVHIGHLIGHTS,
+}
+SHOWN = 20  # of what was left out, and of what is worth knowing
 
 app = typer.Typer(help="Make a corpus manifest, and check one before hours are spent.", no_args_is_help=True)
 
 
 @app.command("import")
 def import_(
-    layout: Annotated[str, typer.Argument(metavar="LAYOUT", help="folder, csv or jsonl.")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder or table.")],
+    layout: Annotated[str, typer.Argument(metavar="LAYOUT", help=f"{', '.join(OWN)}; {', '.join(PUBLIC)}.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="The folder or table; of a public corpus, its annotation files (also .gz)."
+        ),
+    ],
     target: Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.")] = Path(
         "corpus.jsonl"
     ),
+    media: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a public corpus' videos, searched in depth; else SOURCE."),
+    ] = None,
+    no_media: Annotated[
+        bool, typer.Option("--no-media", help="Take the annotations of a public corpus without its videos.")
+    ] = False,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="Of msrvtt: 1k-A (or 9k), 7k, full; activitynet: val_1, val_2; tvr: prvr, release; "
+            "qvhighlights: val, release."
+        ),
+    ] = "",
+    captions: Annotated[str, typer.Option(help="Of activitynet and didemo: paragraph or moments.")] = "",
+    val: Annotated[
+        str,
+        typer.Option(
+            metavar="N|papers",
+            help="Where the protocol has no validation split: how many training videos to hold out, or "
+            "`papers` to validate on the test split as papers do.",
+        ),
+    ] = "",
+    split: Annotated[list[str], typer.Option(help="Import this split alone; may be repeated.")] = [],  # noqa: B006
 ) -> None:
-    """Write a manifest from a folder of media with captions beside them, or a table of captions.
+    """Write a manifest from media with captions beside them, a table of captions, or a public corpus.
 
     Where the source names no splits, items are put into train, val and test by a digest of their id.
+    Of a public corpus the protocol is written beside the manifest, and figures quote it. What cannot be
+    used is left out and listed; the exit status is then 3.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}; {nearest(layout, LAYOUTS)}")
+    if layout not in (*OWN, *PUBLIC):
+        raise UserError(f"unknown layout {layout!r}; {nearest(layout, (*OWN, *PUBLIC))}")
     if not source.exists():
         raise UserError(f"{source} does not exist")
-    found = LAYOUTS[layout](source, target.parent)
+    if media and no_media:
+        raise UserError("--media and --no-media exclude each other")
+    if layout in OWN:
+        given = {"--media": media, "--no-media": no_media, "--protocol": protocol, "--captions": captions,
+                 "--val": val, "--split": split}  # fmt: skip
+        _refuse(layout, given)
+        found = OWN[layout](source, target.parent)
+    else:
+        choice = Choice(protocol, captions, val, tuple(split) or SPLITS, media, no_media)
+        found = read_published(PUBLIC[layout], source, target.parent, choice)
     if not found.items:
         raise UserError(f"{source} gives no items; {found.left_out[0] if found.left_out else 'it is empty'}")
-    write_manifest(target, found.items)
-    corpus = Corpus.read(target)
-    splits = ", ".join(f"{split} {len(corpus.gallery(split))}" for split in corpus.splits)
-    captions = sum(len(item.captions) for item in corpus.items)
-    out.print(f"{target}: {len(corpus.items)} items ({splits}), {captions} captions", markup=False)
-    for line in found.left_out[:LEFT_OUT_SHOWN]:
-        out.print(f"left out: {line}", markup=False)
-    if len(found.left_out) > LEFT_OUT_SHOWN:
-        out.print(f"... and {len(found.left_out) - LEFT_OUT_SHOWN} more left out")
+    write_manifest(target, found.items, found.protocol)
+    _tell(Corpus.read(target), found)
     if found.left_out:
         raise typer.Exit(FAILED_ITEMS)
+
+
+def _refuse(layout: str, given: Mapping[str, object]) -> None:
+    """Raise UserError for an option that only public corpora have."""
+    for option, value in given.items():
+        if value:
+            raise UserError(f"{option} is for public corpora ({', '.join(PUBLIC)}), not for {layout}")
+
+
+def _tell(corpus: Corpus, found: Imported) -> None:
+    """Print what is in the manifest, under which protocol, and what is not."""
+    splits = ", ".join(f"{split} {len(corpus.gallery(split))}" for split in corpus.splits)
+    captions = sum(len(item.captions) for item in corpus.items)
+    out.print(f"{corpus.path}: {len(corpus.items)} items ({splits}), {captions} captions", markup=False)
+    if found.protocol:
+        out.print(f"protocol: {found.protocol.sentence}", markup=False)
+        for split, told in corpus.describe().items():
+            out.print(
+                f"{split}: {told['queries']} queries, gallery {told['gallery']}, digest {told['digest']}",
+                markup=False,
+            )
+    for word, lines in (("note", found.notes), ("left out", found.left_out)):
+        for line in lines[:SHOWN]:
+            printable = line.encode(errors="backslashreplace").decode()  # a name may be half a character
+            out.print(f"{word}: {printable}", markup=False)
+        if len(lines) > SHOWN:
+            out.print(f"... and {len(lines) - SHOWN} more: {word}")
 
 
 @app.command()
@@ -75,7 +154,7 @@ def check(
             if done == total or done % 500 == 0:
                 display.say(f"opened {done} of {total} files")
 
-        findings = find(contents, cores(), seen)
+        findings = [*find(contents, cores(), seen), *_altered(contents.corpus)]
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -85,3 +164,11 @@ def check(
         out.print(f"{len(items)} items, {errors} errors, {len(findings) - errors} warnings")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(FAILED_ITEMS)
+
+
+def _altered(corpus: Corpus) -> list[Finding]:
+    """A manifest that is no longer what its protocol describes."""
+    beside = protocol_path(corpus.path)
+    if not beside.exists() or any(corpus.protocol(split) for split in corpus.splits):
+        return []
+    return [Finding("warning", f"it was changed since its import, so figures do not quote {beside.name}")]

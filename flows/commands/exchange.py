@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.commands.terms import DEFAULT_EXPERIMENT, ExperimentFile, Sets, out
+from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFile, Sets, out
 from flows.console import StageDisplay
-from flows.features import export
+from flows.features import export, export_collection, open_tensors
 from flows.graph import METHODS
 from flows.project import open_project
+from pipeline.datasets.feature_files import SUFFIXES, FeatureFiles
 from pipeline.errors import UserError, nearest
 from pipeline.execute import Progress
-from pipeline.importing import import_ms_sl, require_layout
+from pipeline.importing import import_files, import_ms_sl, require_layout
 from pipeline.store import Store
 
 importing = typer.Typer(help="Bring in published features or an authors' checkpoint.", no_args_is_help=True)
@@ -26,29 +28,53 @@ MethodName = Annotated[str, typer.Option("--method", help="The method it belongs
 StoreFolder = Annotated[
     Path, typer.Option("--store", help="The store to fill; an experiment names it as `store`.")
 ]
-FORMATS = ("npz", "safetensors")
+FORMATS = ("npz", "safetensors", "ms-sl")
+SOURCES = ("ms-sl", *SUFFIXES)
+SHOWN = 20
 
 
 @importing.command("features")
 def import_features(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The collection's folder.")],
-    layout: Annotated[str, typer.Option("--layout", help="ms-sl.")] = "ms-sl",
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="The collection's folder, or folder or file.")
+    ],
+    layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(SOURCES)}.")] = "ms-sl",
     store: StoreFolder = Path("store"),
-    manifest: Annotated[Path, typer.Option("--out", "-o", help="The manifest to write.")] = Path(
+    manifest: Annotated[Path, typer.Option("--out", "-o", help="The manifest to write (ms-sl).")] = Path(
         "corpus.jsonl"
     ),
     visual_feature: Annotated[
-        str | None, typer.Option(help="Which folder of FeatureData, if several.")
+        str | None, typer.Option(help="Which folder of FeatureData, if several (ms-sl).")
     ] = None,
-    text_file: Annotated[str | None, typer.Option(help="Which HDF5 file of TextData, if several.")] = None,
+    text_file: Annotated[
+        str | None, typer.Option(help="Which HDF5 file of TextData, if several (ms-sl).")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="The manifest whose items they are of; not for ms-sl.")
+    ] = None,
+    of: Annotated[str, typer.Option("--of", help="items or captions; not for ms-sl.")] = "items",
+    name: Annotated[str, typer.Option("--name", help="NAME of the stage import-NAME; not for ms-sl.")] = "",
+    array: Annotated[str, typer.Option("--array", help="Which array of each file, if several.")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", help="Which dataset of each group (hdf5).")] = "",
 ) -> None:
-    """Bring the feature set a paper published into a store, with the manifest of its corpus."""
-    require_layout(layout)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
+    """Bring published features into a store: a whole collection (ms-sl), or arrays for a corpus of yours.
+
+    ms-sl brings captions with it, and writes the manifest. Arrays of the other layouts are named by item or
+    caption id, and become a stage of the corpus that --corpus names.
+    """
+    require_layout(layout, SOURCES)
+    if not source.exists():
+        raise UserError(f"{source} does not exist")
+    if layout != "ms-sl":
+        _import_files(source, layout, store, corpus, of, name, _array(layout, array, dataset))
+        return
+    if corpus or name or array or dataset or of != "items":
+        raise UserError(
+            "ms-sl brings its own corpus: it takes none of --corpus, --of, --name, --array, --dataset"
+        )
     with StageDisplay() as display:
         result = import_ms_sl(
-            Store(store), folder, manifest, visual_feature, text_file,
+            Store(store), source, manifest, visual_feature, text_file,
             lambda stage, done, total: display.progress(Progress(stage, done, total)),
         )  # fmt: skip
     out.print(f"{result.items} videos, {result.captions} captions; manifest: {result.manifest}", markup=False)
@@ -56,6 +82,58 @@ def import_features(
     out.print(f'corpus = "{result.manifest}"\nstore = "{store}"\nmethods = ["hlformer"]\n', markup=False)
     out.print(f'[trainers.hlformer]\nvideo_features = "{result.video_stage}"', markup=False)
     out.print(f'text_features = "{result.text_stage}"', markup=False)
+    _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
+    if result.failed:
+        raise typer.Exit(FAILED_ITEMS)
+
+
+def _array(layout: str, array: str, dataset: str) -> str:
+    """Which array of an item, by the option that fits the layout."""
+    if array and layout == "hdf5":
+        raise UserError("--array is for files of arrays; of hdf5, --dataset names the dataset of each group")
+    if dataset and layout != "hdf5":
+        raise UserError(f"--dataset is for hdf5; of {layout} files, --array names the array of each")
+    return array or dataset
+
+
+def _import_files(
+    source: Path, layout: str, store: Path, corpus: Path | None, of: str, name: str, array: str
+) -> None:
+    if corpus is None:
+        raise UserError(f"{layout} knows features only: name the manifest of their corpus with --corpus")
+    if of not in ("items", "captions"):
+        raise UserError(f"--of {of!r} is not possible; possible: captions, items")
+    over: Literal["items", "captions"] = "items" if of == "items" else "captions"
+    with FeatureFiles.open(source, layout, array, open_tensors) as files, StageDisplay() as display:
+        result = import_files(
+            Store(store), files, layout, array, corpus, over, name or source.stem,
+            lambda stage, done, total: display.progress(Progress(stage, done, total)),
+        )  # fmt: skip
+    by_stem = f" ({result.by_stem} by the stem of their id)" if result.by_stem else ""
+    out.print(
+        f"{result.stage}: {result.matched} of the {result.total} {of} of {corpus} are in the features{by_stem}, "
+        f"{len(result.missing)} are not; {result.unused} features are of none of them",
+        markup=False,
+    )
+    side = "video" if of == "items" else "text"
+    out.print("to train on them, set in the experiment file:\n", markup=False)
+    out.print(f'[trainers.hlformer]\n{side}_features = "{result.stage}"', markup=False)
+    _list("not in the features", result.missing)
+    _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
+    if result.unreadable:
+        out.print(
+            f"{result.unreadable} items have no readable media, and so no digest to keep features under"
+        )
+    if result.missing or result.failed or result.unreadable:
+        raise typer.Exit(FAILED_ITEMS)
+
+
+def _list(what: str, lines: Sequence[str]) -> None:
+    """The first lines, and how many more there are."""
+    for line in lines[:SHOWN]:
+        out.print(f"{what}: {line}", markup=False)
+    if len(lines) > SHOWN:
+        out.print(f"... and {len(lines) - SHOWN} more {what}")
 
 
 @importing.command("checkpoint")
@@ -101,17 +179,31 @@ def export_checkpoint(
 @exporting.command("features")
 def export_features(
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="clip, clip_text ...")],
-    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write, a file an item.")],
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
-    layout: Annotated[str, typer.Option("--layout", help="npz or safetensors.")] = "npz",
+    layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(FORMATS)}.")] = "npz",
+    text_stage: Annotated[
+        str, typer.Option("--text-stage", help="The captions' features; else those its method reads (ms-sl).")
+    ] = "",
+    field: Annotated[
+        str, typer.Option("--field", help="Which output of the stage; else its first (ms-sl).")
+    ] = "",
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write a stage's features, one file an item or caption, named by its digest, with an index of names."""
+    """Write a stage's features: a file an item or caption with an index of names, or a whole ms-sl collection."""
     require_layout(layout, FORMATS)
     project = open_project(experiment, sets)
-    if stage not in project.stages or not project.stages[stage].fields:
-        having = [name for name, known in project.stages.items() if known.fields]
-        raise UserError(f"{stage!r} has no features; {nearest(stage, having)}")
+    if layout == "ms-sl":
+        report = export_collection(project, stage, text_stage, field, target)
+        out.print(
+            f"{target}: {report.videos} videos ({report.rows} rows), {report.captions} captions", markup=False
+        )
+        _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
+        if report.left_out:
+            raise typer.Exit(FAILED_ITEMS)
+        return
+    if text_stage or field:
+        raise UserError(f"--text-stage and --field are for ms-sl; {layout} holds every output of one stage")
     count = export(project, stage, target, layout)
     out.print(f"{target}: {count} files of {stage}, names in index.json", markup=False)
 

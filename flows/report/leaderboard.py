@@ -142,7 +142,9 @@ def _terms(protocol: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     per_item = f"{each['min']} to {each['max']} an item, {each['mean']:.2f} on average"
     if each["min"] == each["max"]:
         per_item = f"{each['min']} an item"
+    corpus = protocol.get("corpus")
     return [
+        *([("Corpus", f"{corpus['sentence']} (digest {corpus['digest']})")] if corpus else []),
         ("Split", f"{protocol['split']}, digest {protocol['split_digest']}"),
         ("Size", f"{size}, {per_item}"),
         *((TITLES[name], _task(name, side, protocol)) for name, side in protocol["directions"].items()),

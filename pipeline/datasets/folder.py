@@ -23,6 +23,7 @@ VIDEO_SUFFIXES = {
     ".mpg",
     ".mpeg",
     ".ts",
+    ".mts",
     ".wmv",
     ".flv",
     ".ogv",
@@ -35,7 +36,7 @@ def read_folder(folder: Path, relative_to: Path) -> Imported:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     items, left_out = [], []
-    for media in _media(folder):
+    for media in media_files(folder):
         inside = media.relative_to(folder)
         try:
             texts = _captions(media)
@@ -61,7 +62,8 @@ def read_folder(folder: Path, relative_to: Path) -> Imported:
     return Imported(with_splits(_distinct(items)), left_out)
 
 
-def _media(folder: Path) -> Iterator[Path]:
+def media_files(folder: Path) -> Iterator[Path]:
+    """The files in and below a folder that are videos by their suffix, in the order of their names."""
     for parent, folders, files in os.walk(folder):  # does not follow links to folders, so it cannot loop
         folders.sort()
         for name in sorted(files):

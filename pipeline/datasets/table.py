@@ -1,4 +1,4 @@
-"""A CSV or JSON Lines table of captions, one a line with the media file it describes, as a manifest."""
+"""A CSV, JSON Lines or Parquet table of captions, one a row with the media file it describes, as a manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import LONGEST_SECONDS, SPLITS, Caption, Item
+from pipeline.corpus import LONGEST_SECONDS, SPLITS, Caption, Item, Protocol
 from pipeline.errors import UserError
 from pipeline.fingerprint import digest_text
 
@@ -26,17 +26,22 @@ COLUMNS = {  # what a column may be called; the first that is there counts
 }
 CAPTION_KEYS = {"id": "caption_id", "text": "caption", "start": "start", "end": "end"}  # to columns
 Cells = dict[str, Any]
-Row = tuple[int, Cells]  # with its line
+Row = tuple[str, Cells]  # with where it stands, for instance "line 2"
 Read = Callable[[Cells, str], str]
 SHARES = (0.7, 0.15, 0.15)  # of train, val and test where the table has no splits
 
 
 @dataclass
 class Imported:
-    """What became of a source: the items, and each line or file that was left out, with its reason."""
+    """What became of a source: the items, and each line or file that was left out, with its reason.
+
+    `notes` tell what is worth knowing and cost nothing; `protocol` is that of a public corpus.
+    """
 
     items: list[Item]
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    protocol: Protocol | None = None
 
 
 def read_csv(path: Path, relative_to: Path) -> Imported:
@@ -47,7 +52,7 @@ def read_csv(path: Path, relative_to: Path) -> Imported:
             file.seek(0)
             separator = "\t" if sample.count("\t") > sample.count(",") else ","
             reader = csv.DictReader(file, delimiter=separator)
-            rows: list[Row] = [(reader.line_num, row) for row in reader]
+            rows: list[Row] = [(f"line {reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}") from None
     return _items(path, rows, relative_to)
@@ -55,8 +60,7 @@ def read_csv(path: Path, relative_to: Path) -> Imported:
 
 def read_jsonl(path: Path, relative_to: Path) -> Imported:
     """The items of a JSON Lines file, one caption (or one list of `captions`) a line."""
-    rows: list[Row] = []
-    left_out = []
+    rows: list[tuple[str, Any]] = []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -68,14 +72,44 @@ def read_jsonl(path: Path, relative_to: Path) -> Imported:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
+        rows.append((f"line {number}", row))
+    return _listed(path, rows, relative_to)
+
+
+def read_parquet(path: Path, relative_to: Path) -> Imported:
+    """The items of a Parquet file, one caption (or one list of `captions`) a row; needs pyarrow.
+
+    Only the columns that mean something are read, so that media embedded in others cost nothing.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise UserError(
+            "Parquet is read by pyarrow, which is not installed: pip install 'crossreel[parquet]'"
+        ) from None
+    known = {name for names in COLUMNS.values() for name in names} | {"captions"}
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name.strip().lower() in known]
+            cells = file.read(columns=columns).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+    return _listed(path, [(f"row {number}", row) for number, row in enumerate(cells, start=1)], relative_to)
+
+
+def _listed(path: Path, rows: Iterable[tuple[str, Any]], relative_to: Path) -> Imported:
+    """The items of rows that hold one caption each, or a list of `captions`."""
+    single: list[Row] = []
+    left_out = []
+    for place, row in rows:
         if not isinstance(row, dict):
-            left_out.append(f"line {number}: not a JSON object")
+            left_out.append(f"{place}: not a JSON object")
             continue
         texts = row.pop("captions", None)
-        rows += (
-            [(number, _with_caption(row, t)) for t in texts] if isinstance(texts, list) else [(number, row)]
-        )
-    out = _items(path, rows, relative_to)
+        several = isinstance(texts, list)
+        single += [(place, _with_caption(row, text)) for text in texts] if several else [(place, row)]
+    out = _items(path, single, relative_to)
     return Imported(out.items, left_out + out.left_out)
 
 
@@ -92,22 +126,22 @@ def _items(path: Path, rows: list[Row], relative_to: Path) -> Imported:
     read = _columns(path, {name for _, row in rows for name in row})
     groups: dict[str, list[Row]] = {}
     left_out = []
-    for number, row in rows:
+    for place, row in rows:
         media, text = read(row, "media"), read(row, "text")
         if not media or not text:
-            left_out.append(f"line {number}: no {'media' if not media else 'caption'}")
+            left_out.append(f"{place}: no {'media' if not media else 'caption'}")
         elif not (path.parent / media).is_file():
-            left_out.append(f"line {number}: {media} is not there")
+            left_out.append(f"{place}: {media} is not there")
         else:
-            groups.setdefault(os.path.normpath(media), []).append((number, row))
+            groups.setdefault(os.path.normpath(media), []).append((place, row))
     names = _names({media: read(group[0][1], "id") for media, group in groups.items()})
     items = [
         Item(
             names[media],
             read(group[0][1], "split"),
             tuple(
-                _caption(path, number, line, row, names[media], read)
-                for number, (line, row) in enumerate(group)
+                _caption(path, number, place, row, names[media], read)
+                for number, (place, row) in enumerate(group)
             ),
             relative(path.parent / media, relative_to),
         )
@@ -128,17 +162,18 @@ def _columns(path: Path, header: set[Any]) -> Read:
 
     def read(row: Cells, key: str) -> str:
         value = row.get(found[key]) if key in found else None
-        return "" if value is None else str(value).strip()
+        nothing = value is None or value != value  # pandas writes NaN for nothing
+        return "" if nothing else str(value).strip()
 
     return read
 
 
-def _caption(path: Path, number: int, line: int, row: Cells, item: str, read: Read) -> Caption:
-    start, end = (_seconds(read(row, key), path, line) for key in ("start", "end"))
+def _caption(path: Path, number: int, place: str, row: Cells, item: str, read: Read) -> Caption:
+    start, end = (_seconds(read(row, key), path, place) for key in ("start", "end"))
     return Caption(read(row, "caption_id") or f"{item}#{number}", read(row, "text"), start, end)
 
 
-def _seconds(value: str, path: Path, line: int) -> float | None:
+def _seconds(value: str, path: Path, place: str) -> float | None:
     if not value:
         return None
     try:
@@ -146,7 +181,7 @@ def _seconds(value: str, path: Path, line: int) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= LONGEST_SECONDS:
-        raise UserError(f"{path}, line {line}: {value!r} is not a number of seconds")
+        raise UserError(f"{path}, {place}: {value!r} is not a number of seconds")
     return seconds
 
 

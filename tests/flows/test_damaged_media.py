@@ -17,13 +17,14 @@ from pipeline.video import decode
 pytestmark = pytest.mark.slow
 
 GOOD = ("portrait", "odd sides", "one pixel", "-leading dash", "quote's \"name\"", "naïve ünïcode", "late", "turned",
-        "variable", "tall pixels", "a/same", "b/same")  # fmt: skip
+        "variable", "tall pixels", "a/same", "b/same", "8k", "new\nline")  # fmt: skip
 BROKEN = {  # item -> a word of the reason
     "truncated": "truncated|could not|decoded",
     "random": "not a readable video",
     "empty": "empty",
     "text": "not a readable video",
     "sound": "no video stream",
+    "no frames": "no frame|not a readable video",
     "folder": "not a file|folder",
     "missing": "does not exist",
     "loop": "cannot be read|symbolic",
@@ -64,6 +65,12 @@ def zoo(small, clip_of, run_ffmpeg):
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("this is no video\n" * 50)
     run_ffmpeg("-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", folder / "sound.mp4")
+    clip_of(folder / "8k.mp4", 0.4, "7680x4320", 5, 110)
+    clip_of(folder / "new\nline.mp4", 1, hue=120)
+    with av.open(str(folder / "no frames.mkv"), "w") as container:
+        stream = container.add_stream("libx264", 25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        container.start_encoding()  # a header, and not a frame
     (folder / "folder.mp4").mkdir()
     (folder / "loop.mp4").symlink_to("loop.mp4")
     names = {path.with_suffix("").relative_to(folder).as_posix(): path for path in folder.rglob("*.m[pk][4v]")
@@ -98,6 +105,7 @@ def test_each_works_or_is_one_named_failure_and_the_rest_finishes(zoo):
     }  # fmt: skip
     assert set(GOOD) <= set(made)
     assert shape(made["portrait"])[1:3] == (214, 120)
+    assert shape(made["8k"])[1:3] == (224, 398)
     assert shape(made["one pixel"])[1:3] == (2, 2)
     assert all(side % 2 == 0 for side in shape(made["odd sides"])[1:3])
     assert shape(made["turned"])[1] > shape(made["turned"])[2]
@@ -116,6 +124,7 @@ def test_each_works_or_is_one_named_failure_and_the_rest_finishes(zoo):
     status = zoo.run("status", zoo.toml)
     assert status.code == 3
     assert all(f"failed: {name}" in status.out for name in BROKEN)
+    assert "failed: new" not in status.out
     again = json.loads(zoo.run("stage", "compress", zoo.toml, "--json").out)
     assert again["stages_ran"] == 0 and again["stages"][0]["failed"] == len(told["stages"][0]["failures"])
 
@@ -131,10 +140,13 @@ def test_only_what_failed_is_tried_again_and_a_mended_file_is_new_work(zoo):
 
 
 def test_an_item_that_cannot_be_compressed_is_left_out_downstream_and_named(zoo):
-    zoo.experiment('corpus = "corpus.jsonl"\nextract = ["clip"]\n[extractors.clip]\nmodel = "crossreel-demo"\n'
+    zoo.experiment('corpus = "corpus.jsonl"\nextract = ["clip", "frames", "keyframes"]\n[extractors.clip]\nmodel = "crossreel-demo"\n'
                    'weights = "seed:0"\n')  # fmt: skip
-    told = json.loads(zoo.run("stage", "clip", zoo.toml, "--json").out)
-    compress, clip = told["stages"]
-    assert clip["failed"] == 0 and clip["blocked"] == compress["failed"] and clip["ran"] == compress["ran"]
+    told = json.loads(zoo.run("run", zoo.toml, "--json").out)
+    compress, *readers = told["stages"]
+    assert len(readers) == 3
+    for stage in readers:
+        assert stage["failed"] == 0 and stage["blocked"] == compress["failed"], stage
+        assert stage["ran"] == compress["ran"]
     why = zoo.run("why", "clip", "random", zoo.toml)
     assert "left out" in why.out and "not a readable video" in why.out

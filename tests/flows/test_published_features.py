@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.project import open_project
+from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.datasets.ms_sl import MsSl
 from pipeline.errors import UserError
 
 TINY = Path(__file__).parents[1] / "fixtures/hlformer/mssl_tiny/tiny"
@@ -32,12 +36,12 @@ epochs = 2
 """
 
 
-def call(*words: object) -> str:
+def call(*words: object, code: int = 0) -> str:
     """What a verb prints; fails with what it raised."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     if isinstance(result.exception, UserError):
         raise result.exception
-    assert result.exit_code == 0, (words, result.output, result.exception)
+    assert result.exit_code == code, (words, result.output, result.exception)
     return result.stdout
 
 
@@ -147,3 +151,152 @@ def test_a_training_killed_after_its_last_line_is_not_trained_again(folder):
     assert not (done / "last.safetensors").exists()
     after = store.run_record("train-hlformer", fp)
     assert all(after[key] == before[1][key] for key in ("best_epoch", "epochs", "validation", "parameters"))
+
+
+def test_a_row_that_is_missing_is_named(tmp_path):
+    shutil.copytree(TINY, tmp_path / "tiny")
+    path = tmp_path / "tiny/FeatureData/i3d_toy/id.txt"
+    names = path.read_text().split()
+    path.write_text(" ".join(["gone", *names[1:]]))
+    words = (
+        "import",
+        "features",
+        tmp_path / "tiny",
+        "--store",
+        tmp_path / "s",
+        "--out",
+        tmp_path / "c.jsonl",
+    )
+    with pytest.raises(UserError, match=rf"row '{names[0]}' of video '.*' is not in id\.txt"):
+        call(*words)
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_an_exported_collection_is_the_imported_one(folder, tmp_path):
+    target = tmp_path / "again"
+    call("export", "features", "import-i3d_toy", target, folder / "experiment.toml", "--layout", "ms-sl")
+    with MsSl.open(TINY) as source, MsSl.open(target) as found:
+        assert found.splits == source.splits
+        for videos, captions in source.splits.values():
+            for video in videos:
+                np.testing.assert_array_equal(found.video(video), source.video(video))
+            for caption, _, _ in captions:
+                np.testing.assert_array_equal(found.tokens(caption), source.tokens(caption))
+
+
+def test_options_that_a_layout_does_not_know_are_refused(folder, tmp_path):
+    export = ("export", "features", "import-i3d_toy", tmp_path, folder / "experiment.toml")
+    for words, sentence in (
+        ((*export, "--field", "row"), "--text-stage and --field are for ms-sl; npz holds"),
+        ((*export, "--layout", "csv"), "unknown layout 'csv'; possible: npz, safetensors, ms-sl"),
+        ((*export, "--layout", "ms-sl", "--field", "rwo"), "has no output 'rwo'; did you mean 'row'"),
+        ((*export, "--layout", "ms-sl", "--text-stage", "clip_text"), "'clip_text' has no features in"),
+        ((*export, "--layout", "ms-sl", "--text-stage", "import-i3d_toy"), "is of items; ms-sl needs one"),
+        (("import", "features", TINY, "--name", "x"), "it takes none of --corpus"),
+        (("import", "features", TINY, "--layout", "npz"), "name the manifest of their corpus with --corpus"),
+        (("import", "features", TINY, "--layout", "npy", "--dataset", "x"), "--dataset is for hdf5"),
+        (("import", "features", TINY, "--layout", "hdf5", "--array", "x"), "--array is for files of arrays"),
+        (("import", "features", tmp_path / "gone", "--layout", "npz"), "gone does not exist"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            call(*words)
+    with pytest.raises(UserError, match="--of 'videos' is not possible"):
+        call("import", "features", TINY, "--layout", "npy", "--corpus", "c.jsonl", "--of", "videos")
+
+
+def own_corpus(folder: Path, count: int = 8) -> list[Item]:
+    """A corpus whose media hold anything: features come from elsewhere."""
+    items = []
+    for n in range(count):
+        (folder / f"clip{n}.mp4").write_bytes(bytes([n]) * 100)
+        captions = tuple(Caption(f"clip{n}#{k}", f"clip {n} seen {k} times") for k in range(2))
+        items.append(Item(f"clip{n}", ("train", "train", "val", "test")[n % 4], captions, f"clip{n}.mp4"))
+    write_manifest(folder / "corpus.jsonl", items)
+    return items
+
+
+OWN = SETTINGS.replace("import-i3d_toy", "import-official").replace(
+    "import-roberta_tiny_query_feat", "import-words"
+)
+
+
+@pytest.mark.slow
+def test_published_arrays_train_a_method_on_a_corpus_of_ours_without_those_that_are_missing(tmp_path):
+    items = own_corpus(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / "official").mkdir()
+    for item in items[:-1]:
+        tensor = torch.from_numpy(rng.normal(size=(1, 9, 6)).astype(np.float32))
+        torch.save({"frame": tensor, "fps": 3}, tmp_path / f"official/{item.id}.pt")
+    with h5py.File(tmp_path / "words.h5", "w") as file:
+        for item in items:
+            for caption in item.captions:
+                file[f"{caption.id}/features"] = rng.normal(size=(4, 5))
+    common = ("--store", tmp_path / "store", "--corpus", tmp_path / "corpus.jsonl")
+    told = call("import", "features", tmp_path / "official", "--layout", "pt", *common, code=3)
+    assert "import-official: 7 of the 8 items" in told and "not in the features: clip7\n" in told
+    told = call(
+        "import", "features", tmp_path / "words.h5", "--layout", "hdf5", "--dataset", "features", "--of",
+        "captions", *common,
+    )  # fmt: skip
+    assert 'text_features = "import-words"' in told and "16 of the 16 captions" in told
+    (tmp_path / "experiment.toml").write_text(OWN.replace("epochs = 2", "epochs = 1"))
+    ran = json.loads(call("stage", "evaluate", tmp_path / "experiment.toml", "--json", code=3))
+    failures = {report["stage"]: report["failures"] for report in ran["stages"]}
+    assert failures["import-official"] == [{"name": "clip7", "reason": "not in the imported features"}]
+    assert ran["leaderboard"][0]["metrics"]
+
+
+def test_a_map_of_tensors_in_one_file_is_read_and_bfloat16_is_widened(tmp_path):
+    own_corpus(tmp_path, 4)
+    rows = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
+    torch.save({f"clip{n}": rows * (n + 1) for n in range(4)}, tmp_path / "all.pt")
+    told = call(
+        "import", "features", tmp_path / "all.pt", "--layout", "pt", "--store", tmp_path / "store", "--corpus",
+        tmp_path / "corpus.jsonl", "--name", "official",
+    )  # fmt: skip
+    assert "4 of the 4 items" in told
+    call(
+        "import", "features", tmp_path / "all.pt", "--layout", "pt", "--store", tmp_path / "store", "--corpus",
+        tmp_path / "corpus.jsonl", "--name", "official",
+    )  # fmt: skip
+    (tmp_path / "experiment.toml").write_text(OWN.replace("import-words", "clip_text"))
+    project = open_project(tmp_path / "experiment.toml")
+    state = project.survey()["import-official"]
+    reader = project.store.reader("import-official", state.fingerprint.hex)
+    for n in range(4):
+        key = project.contents.digests[f"clip{n}"]
+        np.testing.assert_array_equal(reader.rows(key, "row"), (rows * (n + 1)).float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({"clip0": np.ones((2, 3))}, "or holds more than tensors"),
+        ([1, 2], "it holds no tensors but a list"),
+        (b"nothing of the kind", "it is damaged, or holds"),
+    ],
+)
+def test_a_pt_file_with_anything_else_is_one_sentence(tmp_path, saved, words):
+    own_corpus(tmp_path, 1)
+    path = tmp_path / "all.pt"
+    path.write_bytes(saved) if isinstance(saved, bytes) else torch.save(saved, path)
+    with pytest.raises(UserError, match=words):
+        call(
+            "import", "features", path, "--layout", "pt", "--store", tmp_path / "store",
+            "--corpus", tmp_path / "corpus.jsonl",
+        )  # fmt: skip
+
+
+def test_groups_without_a_dataset_named_are_answered_with_what_to_write(tmp_path):
+    items = own_corpus(tmp_path, 2)
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        for item in items:
+            file[f"{item.id}/features"] = np.ones((2, 3))
+    with pytest.raises(
+        UserError, match=r"'clip0/features' is the first\).*is --dataset features what you want"
+    ):
+        call(
+            "import", "features", tmp_path / "all.h5", "--layout", "hdf5", "--store", tmp_path / "store",
+            "--corpus", tmp_path / "corpus.jsonl",
+        )  # fmt: skip

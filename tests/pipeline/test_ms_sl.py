@@ -8,8 +8,14 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.contents import RememberedDigests, read_contents
+from pipeline.corpus import Corpus
 from pipeline.datasets.ms_sl import MsSl
 from pipeline.errors import UserError
+from pipeline.imported import imported_stages
+from pipeline.importing import import_ms_sl
+from pipeline.plan import State, survey
+from pipeline.store import Store
 
 FEATURES = np.arange(24, dtype=np.float32).reshape(8, 3)
 NAMES = ["r5", "r0", "r1", "r2", "r3", "r4", "é6", "r7"]  # the order of rows in feature.bin
@@ -131,3 +137,40 @@ def test_caption_line_that_cannot_be_is_named_by_its_number(folder: Path, line: 
     (folder / "TextData" / "coltest.caption.txt").write_text(line)
     with pytest.raises(UserError, match=words):
         MsSl.open(folder)
+
+
+def brought_in(folder: Path, store: Store) -> tuple[Corpus, dict[str, State]]:
+    """The corpus and the stages of an imported collection."""
+    import_ms_sl(store, folder, store.root / "corpus.jsonl")
+    corpus = Corpus.read(store.root / "corpus.jsonl")
+    stages = imported_stages(store.index)
+    return corpus, survey(stages, read_contents(corpus, store.index), store, RememberedDigests(store.index))
+
+
+def test_an_imported_collection_has_each_video_s_rows_and_captions_wherever_they_stood(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    corpus, states = brought_in(folder, store)
+    assert [(i.id, i.split, [c.id for c in i.captions]) for i in corpus.items] == [
+        ("v2", "train", ["v2#enc#0", "v2#enc#1"]),
+        ("v1", "train", ["v1#enc#0"]),
+        ("v3", "val", ["v3#enc#0", "v3#enc#1"]),
+    ]
+    assert [c.split for c in corpus.items[2].captions] == [None, "test"]
+    state = states["import-i3d"]
+    reader = store.reader("import-i3d", state.fingerprint.hex)
+    for item in corpus.items:
+        rows = FEATURES[[NAMES.index(name) for name in VIDEOS[item.id]]]
+        np.testing.assert_array_equal(reader.rows(item.digest, "row"), rows)
+    assert state.complete and not state.failed
+
+
+def test_what_is_not_finite_in_a_collection_is_that_video_s_failure(folder: Path, tmp_path: Path) -> None:
+    values = FEATURES.copy()
+    values[NAMES.index("r1")] = np.nan
+    values.tofile(folder / "FeatureData" / "i3d" / "feature.bin")
+    _, states = brought_in(folder, Store(tmp_path / "store"))
+    (failure,) = states["import-i3d"].failed.values()
+    assert (failure.name, failure.reason) == ("v1", "it holds NaN or infinity")
+    assert states["import-i3d"].done == 2

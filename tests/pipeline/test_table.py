@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus import SPLITS, Corpus, Item, write_manifest
-from pipeline.datasets.table import Imported, read_csv, read_jsonl, with_splits
+from pipeline.datasets.table import Imported, read_csv, read_jsonl, read_parquet, with_splits
 from pipeline.errors import UserError
 
 
@@ -171,6 +172,72 @@ def test_a_manifest_of_ours_is_a_table_too(tmp_path):
 def test_lines_that_are_no_objects_are_left_out(tmp_path):
     found = lines(tmp_path, {"video": "a.mp4", "caption": "x"}, "{", "", "[1]")
     assert found.left_out == ["line 2: not a JSON object", "line 4: not a JSON object"]
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """`parquet(columns)` reads a Parquet file of these columns beside a.mp4 and b.mp4."""
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow, which reads Parquet, is not installed")
+
+    def read(columns: dict[str, list[Any]]) -> Imported:
+        from pyarrow import parquet
+
+        for name in "ab":
+            (tmp_path / f"{name}.mp4").touch()
+        parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+        return valid(read_parquet(tmp_path / "t.parquet", tmp_path), tmp_path)
+
+    return read
+
+
+def test_parquet_is_the_same_table_as_csv(parquet, table):
+    rows = [["id", "split", "start", "end", "video", "caption"], ["v", "val", 1.5, 2.0, "a.mp4", "é, x"],
+            ["w", "test", 0.0, 3.0, "b.mp4", "y"]]  # fmt: skip
+    found = parquet({str(name): [row[n] for row in rows[1:]] for n, name in enumerate(rows[0])})
+    by_csv = table([[str(cell) for cell in row] for row in rows], ["a.mp4", "b.mp4"])
+    assert [(i.id, i.split, i.captions) for i in found.items] == [
+        (i.id, i.split, i.captions) for i in by_csv.items
+    ]
+
+
+def test_parquet_has_lists_of_captions_nothing_where_pandas_has_nan_and_media_that_are_not_read(parquet):
+    found = parquet(
+        {
+            "Video": ["a.mp4", "b.mp4", "c.mp4", None],
+            "captions": [["one", "two"], ["three"], ["four"], ["five"]],
+            "start": [float("nan"), 1.0, None, None],
+            "bytes": [b"\0" * 10] * 4,
+        }
+    )
+    assert [[c.text for c in item.captions] for item in found.items] == [["one", "two"], ["three"]]
+    assert [item.captions[0].start for item in found.items] == [None, 1.0]
+    assert found.left_out == ["row 3: c.mp4 is not there", "row 4: no media"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"video": [], "caption": []}, "has no rows"),
+        ({"x": [1]}, "has no column for media files"),
+        ({"video": ["a.mp4"], "caption": ["x"], "end": [-1.0]}, "row 1: '-1.0' is not a number of seconds"),
+    ],
+)
+def test_a_parquet_table_that_is_no_corpus_is_one_sentence(parquet, columns, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parquet(columns)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"video,caption"])
+def test_a_file_that_is_no_parquet_is_one_sentence(parquet, content, tmp_path):
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read as Parquet"):
+        read_parquet(tmp_path / "x.parquet", tmp_path)
+
+
+def test_without_pyarrow_parquet_says_how_to_have_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'crossreel\[parquet\]'"):
+        read_parquet(tmp_path / "x.parquet", tmp_path)
 
 
 @given(names=st.sets(st.text("abcdef", min_size=1, max_size=5), max_size=40), given_split=st.booleans())

@@ -1,0 +1,167 @@
+"""Encoders of the Hugging Face hub as networks: captions to token states. Knows nothing of stages.
+
+Axes: N captions, L tokens of a caption, D state size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extractors.backbones import hub, seeded, torchvision_ops
+from extractors.backbones import weights as weight_files
+from extractors.backbones.precision import Precision, autocast
+from pipeline.errors import UserError
+
+UNKNOWN_LENGTH = 1_000_000  # transformers gives a tokenizer whose limit it does not know a larger one
+
+
+class Tokens(NamedTuple):
+    """The tokens of a caption: states (L, D) float32, characters [start, end) (L, 2), which are special (L,)."""
+
+    states: NDArray[np.float32]
+    offsets: NDArray[np.int32]
+    special: NDArray[np.bool_]
+
+    def words(self) -> Tokens:
+        """Without the special tokens."""
+        kept = ~self.special
+        return Tokens(self.states[kept], self.offsets[kept], self.special[kept])
+
+
+class BertBackbone:
+    """A frozen encoder with its tokenizer: `tokens` of captions."""
+
+    def __init__(
+        self, wanted: weight_files.Wanted, layers: Sequence[int] = (-1,), max_tokens: int = 77, pad: bool = False,
+        device: str | torch.device = "cpu", precision: Precision = "auto",
+    ) -> None:  # fmt: skip
+        folder = hub.require(wanted)
+        torchvision_ops.ensure()  # transformers imports it with every network
+        self.device, self.precision = torch.device(device), precision
+        self.max_tokens, self.pad = max_tokens, pad
+        self._tokenizer = _tokenizer(folder, wanted.model)
+        network = _network(folder, wanted)
+        self._layers = _chosen(layers, network.config.num_hidden_layers, wanted.model)
+        _require_room(max_tokens, network, self._tokenizer, wanted.model)
+        self.network: Any = network.to(self.device).float().eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def tokens(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each caption, special ones included; padding too if it was asked for.
+
+        A caption longer than `max_tokens` loses its tail, not its end token. What shares the batch
+        changes nothing: padding stands on the right and is masked.
+        """
+        batch = self._tokenizer(
+            list(texts), padding="max_length" if self.pad else "longest", truncation=True,
+            max_length=self.max_tokens, return_offsets_mapping=True, return_special_tokens_mask=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        offsets = batch.pop("offset_mapping").numpy().astype(np.int32)
+        special = batch.pop("special_tokens_mask").numpy().astype(bool)
+        with autocast(self.precision, self.device):
+            hidden = self.network(**batch.to(self.device), output_hidden_states=True).hidden_states
+        states = torch.stack([hidden[layer].float() for layer in self._layers]).mean(dim=0)
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        rows = zip(texts, states.cpu().numpy(), offsets, special, lengths, strict=True)
+        return [
+            _cut(text, Tokens(*parts), self.max_tokens if self.pad else length)
+            for text, *parts, length in rows
+        ]
+
+
+def _cut(text: str, tokens: Tokens, length: int) -> Tokens:
+    """The first tokens of a padded row; the places of special ones are (0, 0), of others without outer spaces."""
+    offsets = tokens.offsets[:length].copy()
+    special = tokens.special[:length]
+    offsets[special] = 0
+    for place in offsets:
+        start, end = place
+        while start < end and text[start].isspace():  # byte-level tokens begin with the space before the word
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        place[:] = start, end
+    return Tokens(tokens.states[:length].copy(), offsets, special)
+
+
+def _tokenizer(folder: Path, model: str) -> Any:
+    """The model's tokenizer, padding on the right. Raises UserError for one that does not give places."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, LookupError) as error:
+        raise UserError(f"the tokenizer of {model!r} cannot be read: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {model!r} does not tell which characters a token stands for")
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"{model!r} has no padding token; possible are encoders such as bert-base-uncased or roberta-large"
+        )
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def _network(folder: Path, wanted: weight_files.Wanted) -> Any:
+    """The encoder with its own or seeded weights; torch's own random state is left alone."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    seed = weight_files.seed_of(wanted.weights)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _require_encoder(config, wanted.model)
+        with torch.random.fork_rng(devices=[]), weight_files.fitting(folder, wanted.model):
+            if seed is not None:
+                network = AutoModel.from_config(config, trust_remote_code=False)
+                seeded.initialise(network, seed)
+                return network
+            network, told = AutoModel.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False, weights_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"the model {wanted.model!r} cannot be read: {_first_line(error)}") from error
+    missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))  # not used here
+    if missing:
+        raise UserError(f"the weights of {wanted.model!r} lack {missing[0]} and {len(missing) - 1} others")
+    return network
+
+
+def _require_encoder(config: Any, model: str) -> None:
+    if config.is_encoder_decoder or not getattr(config, "hidden_size", None):
+        raise UserError(
+            f"{model!r} ({config.model_type}) is not a text encoder; "
+            "possible are those such as bert-base-uncased or roberta-large"
+        )
+
+
+def _chosen(layers: Sequence[int], count: int, model: str) -> list[int]:
+    for layer in layers:
+        if not -count - 1 <= layer <= count:
+            raise UserError(f"layers = {list(layers)} is not possible: {model!r} has the layers 0 to {count}")
+    return list(layers)
+
+
+def _require_room(max_tokens: int, network: Any, tokenizer: Any, model: str) -> None:
+    """Raise UserError for more tokens than the network has positions (RoBERTa reserves its first two)."""
+    positions = getattr(getattr(network, "embeddings", None), "position_embeddings", None)
+    limits = [tokenizer.model_max_length] if tokenizer.model_max_length < UNKNOWN_LENGTH else []
+    if positions is not None:
+        reserved = positions.padding_idx
+        limits.append(positions.num_embeddings - (0 if reserved is None else reserved + 1))
+    if limits and max_tokens > min(limits):
+        raise UserError(f"max_tokens = {max_tokens} is not possible: {model!r} takes at most {min(limits)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__

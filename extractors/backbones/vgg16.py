@@ -1,0 +1,99 @@
+"""VGG16 as a network: frames to what its fully connected layers say of them. Knows nothing of files or stages.
+
+Axes: N frames, H and W pixels, D features (4096 of the published network).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from extractors.backbones import hub, seeded, torchvision_ops
+from extractors.backbones import weights as weight_files
+from extractors.backbones.precision import Precision, autocast
+from pipeline.errors import UserError
+
+Layer = Literal["fc6", "fc7"]
+AFTER_RELU: dict[Layer, int] = {"fc6": 2, "fc7": 5}  # how many of torchvision's `classifier` are kept
+NARROWED = {"vgg16": 1, "crossreel-demo": 8}  # the demo's network has an eighth of the width everywhere
+SMALLEST_PIXELS = 32  # five poolings halve a side; the adaptive one behind them takes whatever is left
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what the published weights want
+PICTURES, PICTURE_PIXELS = 64, 64  # that seeded weights are standardised on
+
+
+class Vgg16Backbone:
+    """A frozen VGG16: `features` of frames after the ReLU of a fully connected layer."""
+
+    def __init__(
+        self, model: str, weights: str, layer: Layer = "fc7", device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+    ) -> None:  # fmt: skip
+        self.device, self.precision = torch.device(device), precision
+        self._mean, self._std = (torch.tensor(three).view(3, 1, 1) for three in (MEAN, STD))
+        seed = weight_files.seed_of(weights)
+        network = _build(NARROWED[model])
+        unused = set(network.state_dict())
+        network.classifier = network.classifier[: AFTER_RELU[layer]]
+        network.to_empty(device="cpu").eval()
+        if seed is None:
+            _load(network, hub.vgg16_file(model, weights), model, unused)
+        else:
+            seeded.initialise(network, seed)
+            pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
+            seeded.standardise(_layers(network), self._normalised(pictures))
+        self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+        self.network: Any = network.to(self.device).requires_grad_(False)
+
+    @torch.inference_mode()
+    def features(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (N, D), none negative, of RGB frames (N, H, W, 3). Raises UserError for frames too small."""
+        height, width = frames.shape[1:3]
+        if min(height, width) < SMALLEST_PIXELS:
+            raise UserError(
+                f"frames of {width}x{height} pixels are too small for VGG16, "
+                f"which needs {SMALLEST_PIXELS}x{SMALLEST_PIXELS}"
+            )
+        with autocast(self.precision, self.device):
+            features: Tensor = self.network(self._normalised(frames))
+        return features.float().cpu().numpy()
+
+    def _normalised(self, frames: NDArray[np.uint8]) -> Tensor:
+        """Frames (N, H, W, 3) as the network wants them, (N, 3, H, W)."""
+        pixels = torch.from_numpy(np.array(frames)).to(self._mean.device)  # a copy: they may be read-only
+        return (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+
+
+def _build(narrowed: int) -> Any:
+    """torchvision's VGG16 without memory for its weights yet; the narrower one has the same layers."""
+    torchvision_ops.ensure()
+    from torchvision.models import vgg
+
+    plan = [width if isinstance(width, str) else width // narrowed for width in vgg.cfgs["D"]]
+    with torch.device("meta"):
+        network = vgg.VGG(vgg.make_layers(plan), init_weights=False)
+        if narrowed > 1:
+            width = 4096 // narrowed
+            network.classifier[0] = nn.Linear(512 // narrowed * 49, width)
+            network.classifier[3] = nn.Linear(width, width)
+    return network
+
+
+def _layers(network: Any) -> nn.Sequential:
+    """The network's layers one after the other."""
+    return nn.Sequential(*network.features, network.avgpool, nn.Flatten(), *network.classifier)
+
+
+def _load(network: nn.Module, path: Path, model: str, known: set[str]) -> None:
+    """Fill a network from a file, which may also hold the layers behind it. Raises UserError if it does not fit."""
+    with weight_files.fitting(path, model):
+        state = weight_files.read_state(path)
+        wanted = network.state_dict()
+        network.load_state_dict({key: state[key] for key in state if key in wanted or key not in known})
+    broken = [key for key in wanted if not state[key].isfinite().all()]
+    if broken:  # torchvision's file of the convolutions alone fills the rest with NaN
+        raise UserError(f"the weights in {path} do not fit {model}: {broken[0]} is not finite")

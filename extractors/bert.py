@@ -1,0 +1,82 @@
+"""Token states of captions from a Hugging Face encoder, each with the place of its token in the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field as Bounded
+from pydantic import model_validator
+
+from extractors.backbones import hub
+from extractors.backbones.precision import Precision
+from extractors.base import Array, TextExtractor, WorkOptions
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+
+class BertParams(Params):
+    """Which network, which of its states, and how they are stored."""
+
+    model: str = "bert-base-uncased"  # any encoder's name on the hub, a local folder, or crossreel-demo
+    weights: str = "pretrained"  # the model's own, or seed:N (random, for tests)
+    layers: tuple[int, ...] = Bounded(
+        (-1,), min_length=1
+    )  # averaged; 0 is the embeddings, -1 the last (LEAN)
+    max_tokens: int = Bounded(77, ge=3)  # with the special ones; H2ARN: 77
+    special_tokens: bool = True  # keep the states of [CLS] and [SEP]
+    pad: bool = False  # keep the states of the padding up to max_tokens too, as H2ARN reads them
+    precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
+    dtype: Literal["float16", "float32"] = "float16"
+    download: bool = False  # fetch a model that is not on this machine
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"download", "model", "weights"})  # the digests count
+    places: ClassVar[frozenset[str]] = frozenset({"model"})
+
+    @model_validator(mode="after")
+    def _padding_is_special(self) -> Self:
+        if self.pad and not self.special_tokens:
+            raise ValueError("pad = true keeps special tokens; leave special_tokens true")
+        return self
+
+
+class Bert(TextExtractor[BertParams]):
+    """Captions to token states (L, D) and their characters [start, end) in the caption, (L, 2).
+
+    Characters are those of the caption as given, a word's without the space before it. A token that
+    stands for none ([CLS], [SEP], padding) has the place (0, 0). With `pad`, L is `max_tokens` for every
+    caption.
+    """
+
+    name, version = "bert", 1
+    settings = BertParams
+
+    @property
+    def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
+        """Token states and places."""
+        return {"token": Field(self.params.dtype, (None, None)), "offset": Field("int32", (None, 2))}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digests of the weights and of the files that describe the network and its tokenizer."""
+        return hub.identity(self.params, known)
+
+    def require(self) -> None:
+        """The model."""
+        hub.require(self.params)
+
+    def load(self, options: WorkOptions) -> None:
+        """Read the network's weights."""
+        from extractors.backbones.bert import BertBackbone  # torch: only a run pays for it
+
+        super().load(options)
+        self.network = BertBackbone(
+            self.params, self.params.layers, self.params.max_tokens, self.params.pad, options.device,
+            self.params.precision,
+        )  # fmt: skip
+
+    def encode(self, texts: list[str]) -> list[dict[str, Array]]:
+        """Token states and places of each caption."""
+        kept = (
+            tokens if self.params.special_tokens else tokens.words() for tokens in self.network.tokens(texts)
+        )
+        return [{"token": tokens.states, "offset": tokens.offsets} for tokens in kept]

@@ -1,0 +1,87 @@
+"""VGG16 features of key frames: the visual nodes of LEAN (eq. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from extractors.backbones import hub, weights
+from extractors.backbones.precision import Precision
+from extractors.base import Array, Extractor, Output, Result, Unit, WorkOptions
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+
+class Vgg16Params(Params):
+    """Which layer of which network, with which weights, stored how."""
+
+    model: Literal["vgg16", "crossreel-demo"] = "vgg16"  # crossreel-demo: an eighth of the width everywhere
+    weights: str = "IMAGENET1K_V1"  # torchvision's name, a local file, or seed:N (random, for tests)
+    layer: Literal["fc7", "fc6"] = "fc7"  # LEAN: "the second fully connected layer"
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
+    download: bool = False  # fetch published weights that are not on this machine
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"download", "weights"})  # the weights' digest counts
+    places: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+
+class Vgg16(Extractor[Vgg16Params]):
+    """Key frames (m, H, W, 3) uint8 RGB to one vector each (m, D), not negative: the layer after its ReLU.
+
+    D is 4096, of the demo's network 512.
+    """
+
+    name, version = "vgg16", 1
+    needs = ("keyframes",)
+    worker_kind = "model"
+    shard_items = 32
+    settings = Vgg16Params
+
+    @property
+    def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
+        """One row a key frame."""
+        return {"frame": Field(self.params.dtype, (None, None))}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digest of the weights."""
+        return hub.vgg16_identity(self.params, known)
+
+    def require(self) -> None:
+        """The weights."""
+        if weights.seed_of(self.params.weights) is None:
+            hub.vgg16_file(self.params.model, self.params.weights)
+
+    def load(self, options: WorkOptions) -> None:
+        """Read the network's weights."""
+        from extractors.backbones.vgg16 import Vgg16Backbone  # torch: only a run pays for it
+
+        super().load(options)
+        p = self.params
+        self.network = Vgg16Backbone(p.model, p.weights, p.layer, options.device, p.precision)
+
+    def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
+        """The frames of as many videos as fit share a batch; a video of more frames has several of its own."""
+        waiting: list[tuple[Unit, Array]] = []
+        for unit in units:
+            frames = unit.inputs("keyframes")["rgb"]
+            if waiting and sum(len(rows) for _, rows in waiting) + len(frames) > self.options.batch_size:
+                yield from self._encoded(waiting)
+                waiting = []
+            waiting.append((unit, frames))
+        if waiting:
+            yield from self._encoded(waiting)
+
+    def _encoded(self, videos: list[tuple[Unit, Array]]) -> Iterator[Result | None]:
+        """Encode the frames of some videos together and give each its rows."""
+        frames = np.concatenate([rows for _, rows in videos])
+        parts = []
+        for start in range(0, len(frames), self.options.batch_size):
+            parts.append(self.network.features(frames[start : start + self.options.batch_size]))
+            yield None
+        ends = np.cumsum([len(rows) for _, rows in videos])[:-1]
+        for (unit, _), features in zip(videos, np.split(np.concatenate(parts), ends), strict=True):
+            yield unit, Output({"frame": features})
