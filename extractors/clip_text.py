@@ -18,10 +18,14 @@ class ClipTextParams(ClipNetworkParams):
 
     tokens: Literal["hidden", "projected"] = "hidden"  # last hidden states, before or after the projection
     max_tokens: int = Setting(77, ge=3)  # start and end token included; never more than the network's own
+    pad: bool = False  # keep the states of the padding up to max_tokens too, as NeighborRetr reads them
 
 
 class ClipText(TextExtractor[ClipTextParams]):
-    """Captions to token states (L, D), end token included and padding left out, and a pooled vector (1, D)."""
+    """Captions to token states (L, D), start to end token, and a pooled vector (1, D).
+
+    Padding is left out; with `pad`, L is `max_tokens` for every caption.
+    """
 
     name, version = "clip_text", 1
     settings = ClipTextParams
@@ -50,6 +54,6 @@ class ClipText(TextExtractor[ClipTextParams]):
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
         """Token states and pooled vector of each caption."""
-        hidden, projected, pooled = self.network.text_tokens(texts, self.params.max_tokens)
+        hidden, projected, pooled = self.network.text_tokens(texts, self.params.max_tokens, self.params.pad)
         tokens = hidden if self.params.tokens == "hidden" else projected
         return [{"token": t, "pooled": pooled[i : i + 1]} for i, t in enumerate(tokens)]

@@ -10,6 +10,7 @@ imports neither torch nor Prefect.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from extractors.base import Extractor
@@ -46,12 +47,15 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     that is unknown or impossible.
     """
     _require_known(experiment)
-    everything: dict[str, Stage[Any]] = {kind.name: kind(_params(kind, experiment)) for kind in EXTRACTORS}
+    configs = {name: _config(name, experiment) for name in experiment.methods}
+    wishes = _wishes(configs, experiment)
+    everything: dict[str, Stage[Any]] = {
+        kind.name: kind(_params(kind, experiment, wishes.get(kind.name, {}))) for kind in EXTRACTORS
+    }
     everything |= imported
     evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
     wanted = list(experiment.extract)
-    for name in experiment.methods:
-        config = _config(name, experiment)
+    for name, config in configs.items():
         for feature in config.features():
             if feature not in everything:
                 raise UserError(
@@ -73,9 +77,30 @@ def _config(name: str, experiment: Experiment) -> MethodConfig:
     return fill(METHODS[name], tree, f"trainers.{name}")
 
 
-def _params(kind: type[Extractor[Any]], experiment: Experiment) -> Params:
-    """The settings of an extractor, with those it takes over from another."""
-    own = dict(experiment.extractors.get(kind.name, {}))
+def _wishes(configs: Mapping[str, MethodConfig], experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """What the methods want of the extractors, by stage and setting, where the experiment does not say it itself.
+
+    Raises UserError where two methods want different things of one stage.
+    """
+    wishes: dict[str, dict[str, Any]] = {}
+    wisher: dict[tuple[str, str], str] = {}
+    for method, config in configs.items():
+        for stage, settings in config.wishes().items():
+            for key, value in settings.items():
+                if key in experiment.extractors.get(stage, {}):
+                    continue
+                before = wisher.setdefault((stage, key), method)
+                if wishes.setdefault(stage, {}).setdefault(key, value) != value:
+                    raise UserError(
+                        f"{before} and {method} need different extractors.{stage}.{key}, {wishes[stage][key]!r} and "
+                        f"{value!r}; set it in {experiment.path}, or train them in two experiments on one store"
+                    )
+    return wishes
+
+
+def _params(kind: type[Extractor[Any]], experiment: Experiment, wishes: Mapping[str, Any]) -> Params:
+    """The settings of an extractor: its own, then those its methods need, then those it takes over from another."""
+    own = {**wishes, **experiment.extractors.get(kind.name, {})}
     if kind.name in INHERITS:
         source, keys = INHERITS[kind.name]
         given = experiment.extractors.get(source, {})

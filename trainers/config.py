@@ -47,6 +47,10 @@ class MethodConfig(Recipe):
         """The extraction stages whose outputs it reads."""
         return tuple(dict.fromkeys(stage for stage, _ in self.inputs().values()))
 
+    def wishes(self) -> dict[str, dict[str, Any]]:
+        """Settings of extraction stages that its inputs need, by stage; what the experiment sets wins."""
+        return {}
+
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """What decides the trained weights besides settings and inputs: a backbone it fine-tunes. Plain data."""
         return {}

@@ -5,6 +5,7 @@ Axes: N frames or captions, H and W pixels, L tokens of the longest caption, D e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class ClipBackbone:
 
     @torch.inference_mode()
     def text_tokens(
-        self, texts: Sequence[str], max_tokens: int | None = None
+        self, texts: Sequence[str], max_tokens: int | None = None, pad: bool = False
     ) -> tuple[list[Floats], list[Floats], Floats]:
         """Token states (t, width) and projected ones (t, D), an array a caption, and their ends (N, D).
 
@@ -110,19 +111,22 @@ class ClipBackbone:
         keeps of a caption. They run from the start token to the end token: open_clip pads behind it and
         masks nothing, so that what stands there means nothing. Captions of more than `max_tokens` (the
         context length where it is None) lose the tokens before their end token, as in open_clip.
+
+        With `pad` every caption has all `max_tokens` states. Those behind its end see the real tokens
+        alone, unlike open_clip's own (NeighborRetr page, section 3.1).
         """
         longest = min(max_tokens or self.context_length, self.context_length)
         tokens = self._tokenize(list(texts), context_length=longest).to(self.device)
         ends = tokens.argmax(dim=-1)  # the end token is the highest number there is
         with self._autocast():
-            hidden = self._text_states(tokens, ends)
+            hidden = self._text_states(tokens, ends, pad)
             projected = self._project(hidden)
-        kept = [end + 1 for end in ends.tolist()]
+        kept = [longest if pad else end + 1 for end in ends.tolist()]
         as_numpy = (states.float().cpu().numpy() for states in (hidden, projected))
         ragged, shared = ([row[:n].copy() for row, n in zip(rows, kept, strict=True)] for rows in as_numpy)
-        return ragged, shared, np.stack([row[-1] for row in shared])
+        return ragged, shared, np.stack([row[end] for row, end in zip(shared, ends.tolist(), strict=True)])
 
-    def _text_states(self, tokens: Tensor, ends: Tensor) -> Tensor:
+    def _text_states(self, tokens: Tensor, ends: Tensor, pad: bool) -> Tensor:
         """Last hidden states after the final norm, (N, L, width).
 
         Under a causal mask no state depends on what follows it, so the padding behind the longest
@@ -130,7 +134,10 @@ class ClipBackbone:
         """
         text = getattr(self.network, "text", self.network)  # some networks keep the text side's parts apart
         mask = text.attn_mask
-        if mask is not None:
+        if mask is not None and pad:
+            real = torch.arange(tokens.shape[1], device=self.device) <= ends[:, None]
+            mask = attention_mask(real, text.transformer.resblocks[0].attn.num_heads)
+        elif mask is not None:
             tokens = tokens[:, : int(ends.max()) + 1]
             mask = mask[: tokens.shape[1], : tokens.shape[1]]
         states = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
@@ -147,6 +154,16 @@ class ClipBackbone:
 
     def _autocast(self) -> Any:
         return autocast(self.precision, self.device)
+
+
+def attention_mask(real: Tensor, heads: int) -> Tensor:
+    """What is added to attention logits, (N heads, L, L): -inf for later keys and for those that are not real.
+
+    real: (N, L) bool, true at the first position at least.
+    """
+    later = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).triu(1)
+    hidden = (later | ~real[:, None]).repeat_interleave(heads, 0)
+    return torch.zeros(hidden.shape, device=real.device).masked_fill(hidden, -math.inf)
 
 
 def _tokenizer(config: clip_configs.Config) -> Any:

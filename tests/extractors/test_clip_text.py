@@ -66,3 +66,15 @@ def test_a_caption_is_cut_before_its_end_token_at_the_set_maximum(network):
     hidden, _, pooled = network.text_tokens(["two blue rings"])  # start, three words, end
     np.testing.assert_allclose(cut["token"], hidden[0], atol=2e-5)
     np.testing.assert_allclose(cut["pooled"], pooled, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_padding_is_kept_on_request_and_sees_the_real_tokens_alone(network, batch_size):
+    plain, padded = (encoded(batch_size, pad=pad, max_tokens=12) for pad in (False, True))
+    for text in TEXTS:
+        states, full = plain[text].arrays["token"], padded[text].arrays["token"]
+        assert len(full) == 12
+        np.testing.assert_allclose(full[: len(states)], states, atol=2e-5)
+        np.testing.assert_allclose(padded[text].arrays["pooled"], plain[text].arrays["pooled"], atol=2e-5)
+    behind = padded["a"].arrays["token"][3:]
+    assert np.ptp(behind, axis=0).max() > 1e-3  # positions differ, what they see does not
