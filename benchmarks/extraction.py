@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 from extractors.backbones.clip import ClipBackbone
 from extractors.keyframes import histogram
-from extractors.pictures import squares
+from extractors.backbones.pictures import squares
 from pipeline import video
 network = ClipBackbone("{MODEL}", "seed:0")
 with tempfile.TemporaryDirectory() as folder:

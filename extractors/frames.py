@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field as Setting
 
+from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
-from extractors.pictures import squares
 from pipeline import sampling, video
 from pipeline.settings import Params
 from pipeline.stage import Digests, Field

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 
+from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
-from extractors.pictures import squares
 from pipeline import video
 from pipeline.settings import Params
 from pipeline.stage import Digests, Field

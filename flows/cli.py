@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows.commands import compare, corpus, exchange, running, service, store
+from flows.commands import compare, corpus, exchange, running, service, store, triples
 from pipeline.child import ChildDied
 from pipeline.errors import TrainingError, UserError, is_full
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 VERBS: tuple[Callable[..., None], ...] = (
     running.run, running.plan, running.stage, running.status, running.why, running.report,
-    service.demo, service.verify, service.deploy, service.doctor,
+    triples.triples, service.demo, service.verify, service.deploy, service.doctor,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

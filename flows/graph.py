@@ -20,6 +20,7 @@ from extractors.clip_text import ClipText
 from extractors.compress import Compress
 from extractors.frames import Frames
 from extractors.keyframes import Keyframes
+from extractors.triples import Triples
 from extractors.vgg16 import Vgg16
 from flows.experiment import Experiment
 from flows.report.stage import Report
@@ -31,7 +32,7 @@ from trainers.config import MethodConfig
 from trainers.hlformer.config import HLFormerConfig
 from trainers.stages import EvaluateParams, stages_of
 
-EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, Vgg16, ClipText, Bert)
+EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, Vgg16, ClipText, Bert, Triples)
 
 METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
 

@@ -11,7 +11,7 @@ import pytest
 from extractors.base import FrameReader, Unit, WorkOptions
 from extractors.frames import Frames, FramesParams
 from extractors.keyframes import Keyframes, KeyframesParams, histogram
-from extractors.pictures import squares
+from extractors.backbones.pictures import squares
 
 
 def film(total: int, seed: int = 0, height: int = 30, width: int = 40) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from extractors.backbones import torchvision_ops
-from extractors.pictures import squares
+from extractors.backbones.pictures import squares
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,324 @@
+"""What turns captions into triples: a stanza pipeline with our rules, or a CoreNLP server with its own.
+
+A stanza package is a name that stanza publishes ("default", "default_fast", "default_accurate"), the path
+of a stanza resources folder, or "crossreel-small", the small parser that is shipped for tests and the
+demo. Nothing is fetched unless `download` says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from extractors.triple_rules import Span, Spans, Triple, Word, triples
+from pipeline.errors import ItemError, UserError, nearest
+from pipeline.stage import Digests
+
+SHIPPED = "crossreel-small"
+SHIPPED_FOLDER = Path(__file__).parent / "models" / "stanza-small"
+PROCESSORS = ("tokenize", "mwt", "pos", "lemma", "depparse")
+LONGEST = 5000  # characters of a caption that are parsed, so that one text cannot take the memory of all
+PROPERTIES = {
+    "annotators": "tokenize,ssplit,pos,lemma,depparse,natlog,openie",
+    "outputFormat": "json",
+    "openie.resolve_coref": "false",
+}
+START = (
+    "start one in CoreNLP's folder with "
+    "`java -mx4g -cp '*' edu.stanford.nlp.pipeline.StanfordCoreNLPServer -port 9000`"
+)
+
+
+class Wanted(Protocol):
+    """The settings that choose a parser."""
+
+    @property
+    def backend(self) -> str:
+        """Which of the two: "stanza" or "corenlp"."""
+        ...
+
+    @property
+    def package(self) -> str:
+        """The stanza package's name, or a stanza resources folder."""
+        ...
+
+    @property
+    def download(self) -> bool:
+        """Whether a package's files may be fetched."""
+        ...
+
+    @property
+    def server(self) -> str:
+        """The address of the CoreNLP server."""
+        ...
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long the server may take over a caption."""
+        ...
+
+
+class TripleParser(Protocol):
+    """Captions to triples."""
+
+    def parse(self, texts: Sequence[str]) -> list[list[Triple]]:
+        """The triples of each text, in order; spans count its characters. Raises ItemError for a lone text."""
+        ...
+
+
+def identity(wanted: Wanted, known: Digests) -> str | Mapping[str, Any] | None:
+    """What a fingerprint says of a parser, or None if a package's files are not on this machine.
+
+    Model files are known by their digests, wherever they lie; a server by what is asked of it.
+    """
+    if wanted.backend == "corenlp":
+        return PROPERTIES
+    files = _obtain(wanted, known.located(f"stanza {wanted.package}", lambda: _listing(wanted.package)))
+    if not files:
+        return None
+    named = {str(file.relative_to(file.parents[1]).with_suffix("")): known.file(file) for file in files}
+    note = f"{SHIPPED}, a small parser shipped for tests and the demo"
+    return {"parser": note, **named} if wanted.package == SHIPPED else named
+
+
+def require(wanted: Wanted) -> None:
+    """Raise UserError unless the models are on this machine (fetched now if allowed), or the server answers."""
+    if wanted.backend == "corenlp":
+        _answers(wanted.server)
+        return
+    _required(wanted)
+
+
+def build(wanted: Wanted, device: str) -> TripleParser:
+    """The parser that the settings choose. Raises UserError if it is not there."""
+    if wanted.backend == "corenlp":
+        return CoreNlpParser(wanted.server, wanted.timeout_seconds)
+    return StanzaParser(_required(wanted), _package(wanted.package), device)
+
+
+class StanzaParser:
+    """Sentences parsed by stanza, triples by `triple_rules`."""
+
+    def __init__(self, folder: Path, package: str, device: str) -> None:
+        import stanza
+
+        self.pipeline = stanza.Pipeline(
+            "en",
+            dir=str(folder),
+            package=None,
+            processors=_processors(folder / "resources.json", package),
+            download_method=None,
+            logging_level="ERROR",
+            device=device,
+        )
+
+    def parse(self, texts: Sequence[str]) -> list[list[Triple]]:
+        """The triples of each text; all sentences of all texts share stanza's batches."""
+        from stanza import Document
+
+        documents = self.pipeline.bulk_process([Document([], text=bounded(text)) for text in texts])
+        return [
+            [triple for sentence in document.sentences for triple in triples(_words(sentence))]
+            for document in documents
+        ]
+
+
+class CoreNlpParser:
+    """The triples of a CoreNLP server's OpenIE annotator, which brings rules of its own."""
+
+    def __init__(self, server: str, timeout_seconds: float) -> None:
+        from stanza.server import CoreNLPClient, StartServer
+
+        self.server = server
+        self.client = CoreNLPClient(
+            start_server=StartServer.DONT_START,
+            endpoint=server,
+            timeout=int(timeout_seconds * 500),  # of ms; it waits for twice as long
+            properties=PROPERTIES,
+            output_format="json",
+        )
+
+    def parse(self, texts: Sequence[str]) -> list[list[Triple]]:
+        """The triples of each text. Raises UserError if the server is gone, ItemError if it fails on a text."""
+        return [self._triples(bounded(text)) for text in texts]
+
+    def _triples(self, text: str) -> list[Triple]:
+        from stanza.server.client import AnnotationException
+
+        try:
+            answer = self.client.annotate(text, properties=PROPERTIES)
+        except AnnotationException as error:
+            _answers(self.server)  # or it is not this text's fault
+            raise ItemError(text, f"CoreNLP: {_first_line(error)}") from error
+        except ValueError as error:  # no JSON
+            raise ItemError(text, f"CoreNLP's answer is not what it should be ({error})") from error
+        return from_corenlp(answer, text)
+
+
+def from_corenlp(answer: Mapping[str, Any], text: str) -> list[Triple]:
+    """The triples in CoreNLP's JSON, by its tokens' offsets, which count UTF-16 units as Java does.
+
+    A relation that OpenIE adds of itself ("is" in "the singer Ann") stands nowhere in the text: the triple
+    then has no span for it.
+    """
+    place = _utf16_places(text)
+    found: dict[Triple, None] = {}
+    for sentence in answer["sentences"]:
+        tokens = [
+            (place[token["characterOffsetBegin"]], place[token["characterOffsetEnd"]])
+            for token in sentence["tokens"]
+        ]
+        for said in sentence.get("openie", []):
+            parts = [_token_span(tokens, said[f"{part}Span"]) for part in ("relation", "subject", "object")]
+            found[Triple(*parts)] = None
+    return list(found)
+
+
+def bounded(text: str) -> str:
+    """The text, or the first LONGEST characters of it up to a space."""
+    if len(text) <= LONGEST:
+        return text
+    return text[:LONGEST].rpartition(" ")[0] or text[:LONGEST]
+
+
+def _token_span(tokens: Sequence[Span], span: Sequence[int]) -> Spans:
+    """The characters of tokens [first, last), none for a part that is not in the text."""
+    inside = tokens[max(0, span[0]) : max(0, span[1])]
+    return ((inside[0][0], inside[-1][1]),) if inside else ()
+
+
+def _utf16_places(text: str) -> dict[int, int]:
+    """From an offset in UTF-16 units to the offset in characters."""
+    places, units = {0: 0}, 0
+    for number, character in enumerate(text, start=1):
+        units += 2 if ord(character) > 0xFFFF else 1
+        places[units] = number
+    return places
+
+
+def _words(sentence: Any) -> list[Word]:
+    """Our words of a stanza sentence; a word without characters of its own has those of its token."""
+    words = []
+    for token in sentence.tokens:
+        for word in token.words:
+            own = word.start_char is not None and word.end_char is not None
+            start, end = (word.start_char, word.end_char) if own else (token.start_char, token.end_char)
+            words.append(Word(word.id, word.text, word.upos, word.head, word.deprel, start, end))
+    return words
+
+
+def _is_published(package: str) -> bool:
+    """Whether a package is to be had from stanza: not the shipped one, nor a folder."""
+    return package != SHIPPED and "/" not in package and not Path(package).is_dir()
+
+
+def _package(package: str) -> str:
+    """The name by which a resources folder knows the package."""
+    return package if _is_published(package) else "default"
+
+
+def _listing(package: str) -> Path | None:
+    """The resources.json that lists a package's files; None if stanza has none on this machine.
+
+    Raises UserError for a folder without one. Where stanza keeps its models only stanza knows, and its
+    import takes seconds.
+    """
+    if package == SHIPPED:
+        return SHIPPED_FOLDER / "resources.json"
+    if not _is_published(package):
+        listing = Path(package) / "resources.json"
+        if not listing.is_file():
+            raise UserError(f"{package} is no stanza resources folder: it holds no resources.json")
+        return listing
+    from stanza.resources.common import DEFAULT_MODEL_DIR
+
+    listing = Path(DEFAULT_MODEL_DIR) / "resources.json"
+    return listing if listing.is_file() else None
+
+
+def _english(listing: Path) -> Mapping[str, Any]:
+    try:
+        english: Mapping[str, Any] = json.loads(listing.read_text(encoding="utf-8"))["en"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{listing} lists no English models ({error})") from None
+    return english
+
+
+def _processors(listing: Path, package: str) -> dict[str, str]:
+    """Which model a package takes for each step from text to tree."""
+    packages = _english(listing).get("packages", {})
+    if package not in packages:
+        raise UserError(f"unknown stanza package {package!r}; {nearest(package, [*packages, SHIPPED])}")
+    return {step: packages[package][step] for step in PROCESSORS if step in packages[package]}
+
+
+def _files(listing: Path, package: str) -> list[Path]:
+    """The files of a package, those that its models depend on included."""
+    english = _english(listing)
+    models = set(_processors(listing, package).items()) - {("lemma", "identity")}
+    for step, name in list(models):
+        for needed in english.get(step, {}).get(name, {}).get("dependencies", []):
+            models.add((needed["model"], needed["package"]))
+    return [listing.parent / "en" / step / f"{name}.pt" for step, name in sorted(models)]
+
+
+def _required(wanted: Wanted) -> Path:
+    """The resources folder that holds the package. Raises UserError if it is not on this machine."""
+    files = _obtain(wanted, _listing(wanted.package))
+    if not files:
+        raise UserError(_not_here(wanted.package, "were not to be downloaded"))
+    return files[0].parents[2]
+
+
+def _obtain(wanted: Wanted, listing: Path | None) -> list[Path]:
+    """The files of the package, fetched if need be and allowed; none if one of them is not here."""
+    package = wanted.package
+    files = _files(listing, _package(package)) if listing else []
+    if files and all(file.is_file() for file in files):
+        return files
+    if not (wanted.download and _is_published(package)):
+        return []
+    return _files(_fetch(package), package)
+
+
+def _fetch(package: str) -> Path:
+    """Let stanza download a package; what lists its files then."""
+    import requests
+    import stanza
+    from stanza.resources.common import DEFAULT_MODEL_DIR
+
+    try:
+        stanza.download("en", package=package, processors=",".join(PROCESSORS), logging_level="ERROR")
+    except (OSError, ValueError, requests.RequestException) as error:
+        raise UserError(_not_here(package, f"could not be downloaded ({_first_line(error)})")) from error
+    return Path(DEFAULT_MODEL_DIR) / "resources.json"
+
+
+def _not_here(package: str, why: str) -> str:
+    if not _is_published(package):
+        return f"the models of the stanza package {package!r} are not all there: copy the whole folder again"
+    command = f"import stanza; stanza.download('en', package='{package}')"
+    return (
+        f"the models of the stanza package {package!r} are not on this machine and {why}; run "
+        f'`python -c "{command}"`, or set extractors.triples.download to true where there is a network, or '
+        f'extractors.triples.package to "{SHIPPED}", the small parser that is shipped'
+    )
+
+
+def _answers(server: str) -> None:
+    """Raise UserError unless a CoreNLP server answers at the address."""
+    import requests
+
+    try:
+        alive = requests.get(server.rstrip("/") + "/ping", timeout=10).ok
+    except requests.RequestException:
+        alive = False
+    if not alive:
+        raise UserError(f"no CoreNLP server answers at {server}; {START}, or set extractors.triples.server")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,91 @@
+"""Subject-relation-object triples of captions: the text nodes of LEAN's hypergraph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from extractors.backbones import parsers
+from extractors.base import Array, Extractor, Output, Result, TextExtractor, Unit, WorkOptions
+from extractors.triple_rules import Triple
+from pipeline.errors import ItemError
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+
+class TriplesParams(Params):
+    """Which parser; what its models are enters the fingerprint by their digests."""
+
+    backend: Literal["stanza", "corenlp"] = "stanza"
+    package: str = "default"  # of stanza: its name for it, a resources folder, or crossreel-small
+    server: str = "http://localhost:9000"  # of CoreNLP
+    timeout_seconds: float = 60.0  # that the server may take over a caption
+    download: bool = False  # fetch a stanza package that is not on this machine
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"package", "server", "timeout_seconds", "download"})
+    places: ClassVar[frozenset[str]] = frozenset({"package"})
+
+
+class Triples(TextExtractor[TriplesParams]):
+    """Captions to spans (P, 4) int32, one row for each run of characters of a part of a triple.
+
+    A row is [triple, part, start, end): triples count from 0 through all sentences of the caption, parts
+    are 0 subject, 1 relation, 2 object, and characters are those of the caption as given. A part may have
+    several rows ("is ... on"), in the order in which they are to be read, or none ("a baby is sleeping" has
+    no object). `sentence` (1, 1) is 1 where no triple was found: the whole caption then stands as the subject
+    of one.
+    """
+
+    name, version = "triples", 1
+    settings = TriplesParams
+    fields = {"span": Field("int32", (None, 4)), "sentence": Field("uint8", (None, 1))}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digests of the parser's models, or what is asked of the server."""
+        return {"parser": parsers.identity(self.params, known)}
+
+    def require(self) -> None:
+        """The parser's models, or the server."""
+        parsers.require(self.params)
+
+    def load(self, options: WorkOptions) -> None:
+        """Read the parser's models."""
+        super().load(options)
+        self.parser = parsers.build(self.params, options.device)
+
+    def encode(self, texts: list[str]) -> list[dict[str, Array]]:
+        """The triples of each caption."""
+        found = self.parser.parse(texts)
+        return [rows(triples, len(text)) for triples, text in zip(found, texts, strict=True)]
+
+    def extract(self, unit: Unit, work: Path) -> Output:
+        """The triples of one caption. Raises ItemError for one the server fails on."""
+        return Output(self.encode([unit.text or ""])[0])
+
+    def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
+        """Captions in batches, or one by one where a server may fail on any; an empty one is an error."""
+        written = []
+        for unit in units:
+            if (unit.text or "").strip():
+                written.append(unit)
+            else:
+                yield unit, ItemError(unit.name, "the caption is empty")
+        one_by_one = self.params.backend == "corenlp"
+        yield from Extractor.results(self, written, work) if one_by_one else super().results(written, work)
+
+
+def rows(triples: Sequence[Triple], length: int) -> dict[str, Array]:
+    """Triples as the stage writes them; a caption of `length` characters without any stands as a whole."""
+    spans = [
+        (number, part, start, end)
+        for number, triple in enumerate(triples)
+        for part, places in enumerate((triple.subject, triple.relation, triple.object))
+        for start, end in places
+    ]
+    return {
+        "span": np.array(spans or [(0, 0, 0, length)], dtype=np.int32),
+        "sentence": np.array([[not spans]], dtype=np.uint8),
+    }

@@ -1,0 +1,87 @@
+"""triples: what a parser reads in a sentence, and how well it does on sentences with triples written by hand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from extractors import triple_check
+from extractors.backbones import parsers
+from extractors.triple_check import Agreement, Said, Sentence
+from extractors.triples import TriplesParams
+from flows.commands.terms import AsJson, out, print_json
+from pipeline.errors import ItemError, UserError
+from pipeline.settings import fill
+
+
+def triples(
+    sentences: Annotated[
+        list[str], typer.Argument(metavar="[SENTENCE]...", help="Captions, one argument each.")
+    ] = [],  # noqa: B006
+    package: Annotated[
+        str, typer.Option("--package", help="A stanza package, a resources folder, or crossreel-small.")
+    ] = "default",
+    backend: Annotated[str, typer.Option("--backend", help="stanza or corenlp.")] = "stanza",
+    server: Annotated[str, typer.Option("--server", help="The address of the CoreNLP server.")] = "",
+    golden: Annotated[
+        bool, typer.Option("--golden", help="Precision and recall on the sentences that are shipped.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The triples of sentences, or with --golden how well a parser finds those of sentences known."""
+    if bool(sentences) == golden:
+        raise UserError("give either sentences or --golden")
+    if any(not sentence.strip() for sentence in sentences):
+        raise UserError("a sentence is empty")
+    settings = {"package": package, "backend": backend} | ({"server": server} if server else {})
+    parser = parsers.build(fill(TriplesParams, settings, "extractors.triples"), "cpu")
+    texts = [text for text, _ in triple_check.golden()] if golden else sentences
+    try:
+        found = parser.parse(texts)
+    except ItemError as error:
+        raise UserError(str(error)) from error
+    if golden:
+        _print_check(triple_check.compare(found), as_json)
+    else:
+        said = [
+            [triple_check.said(text, one) for one in each] for text, each in zip(texts, found, strict=True)
+        ]
+        _print_said(texts, said, as_json)
+
+
+def _print_said(texts: list[str], found: list[list[Said]], as_json: bool) -> None:
+    if as_json:
+        print_json([{"text": text, "triples": said} for text, said in zip(texts, found, strict=True)])
+        return
+    for text, said in zip(texts, found, strict=True):
+        out.print(text, markup=False)
+        for line in [_line(one) for one in said] or ["no triple: the sentence stands as a whole"]:
+            out.print(f"  {line}", markup=False)
+
+
+def _print_check(sentences: list[Sentence], as_json: bool) -> None:
+    rates = {"exact": triple_check.exact(sentences), "overlapping": triple_check.overlapping(sentences)}
+    failed = [sentence for sentence in sentences if sentence.missed or sentence.wrong]
+    if as_json:
+        misses = [{"text": one.text, "missed": one.missed, "wrong": one.wrong} for one in failed]
+        print_json({name: rate.as_json() for name, rate in rates.items()} | {"sentences": misses})
+        return
+    for sentence in failed:
+        out.print(sentence.text, markup=False)
+        for word, said in [("missed", one) for one in sentence.missed] + [
+            ("wrong ", one) for one in sentence.wrong
+        ]:
+            out.print(f"  {word}  {_line(said)}", markup=False)
+    out.print(f"{len(sentences) - len(failed)} of {len(sentences)} sentences are as written by hand")
+    for name, rate in rates.items():
+        out.print(f"{name}: {_rates(rate)}", markup=False)
+
+
+def _rates(rate: Agreement) -> str:
+    counts = f"{rate.right} right of {rate.found} found, {rate.wanted} wanted"
+    return f"precision {rate.precision:.3f}, recall {rate.recall:.3f}, F1 {rate.f1:.3f} ({counts})"
+
+
+def _line(said: Said) -> str:
+    return " | ".join(part or "-" for part in said)
