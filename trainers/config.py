@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ class Recipe(Params):
     batch_size: int = Field(128, ge=1)  # items a step, over all processes
     accumulate: int = Field(1, ge=1)  # steps whose gradients are added before an update
     lr: float = Field(1e-4, gt=0)
+    clip_norm: float | None = Field(None, gt=0)  # of all gradients together; None: no clipping by it
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, master weights stay float32
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
@@ -57,3 +58,7 @@ class MethodConfig(Recipe):
 
     def require(self) -> None:
         """Raise UserError unless what training starts from (a backbone's weights) is on this machine."""
+
+    def to_be_filled(self) -> Self:
+        """The settings of a network whose weights will all be replaced by trained ones."""
+        return self

@@ -52,11 +52,42 @@ def decay_groups(
     ]
 
 
+def tower_groups(
+    named: Iterable[tuple[str, Parameter]],
+    weight_decay: float,
+    lr: float,
+    tower_lr: float,
+    tower: str = "clip.",
+    no_decay: tuple[str, ...] = NO_DECAY,
+) -> list[dict[str, Any]]:
+    """The four groups of GARE and NeighborRetr: a rate of their own where the name contains `tower`.
+
+    In the release's order: decayed towers, decayed rest, undecayed towers, undecayed rest. The names of
+    their norms do not contain "LayerNorm", so gains, positions and the logit scale are decayed.
+    """
+    every = list(named)
+    groups = []
+    for undecayed in (False, True):
+        for rate, inside in ((tower_lr, True), (lr, False)):
+            params = [
+                parameter
+                for name, parameter in every
+                if any(part in name for part in no_decay) == undecayed and (tower in name) == inside
+            ]
+            decay = 0.0 if undecayed else weight_decay
+            groups.append({"params": params, "weight_decay": decay, "lr": rate})
+    return [group for group in groups if group["params"]]
+
+
 class BertAdam(Optimizer):
     """p -= lr f(t/T) (m / (sqrt(v) + eps) + decay p), t the updates done so far; the first update has rate 0.
 
     `max_grad_norm` clips each tensor's gradient by itself, in place (0: no clipping). A parameter without a
     gradient is left alone.
+
+    float16 parameters have float16 moments, and every operation of the update rounds to float16, in the order
+    of the published code. Second moments of gradients under about 1.2e-3 are then 0, and an update is m / eps:
+    momentum with a rate of lr / eps, most of which is lost again where it is under half a unit of the weight.
     """
 
     def __init__(
@@ -98,18 +129,22 @@ class BertAdam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
+            used: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            for kind in dict.fromkeys(p.dtype for p in used):
+                self._update([p for p in used if p.dtype is kind], group)
             group["updates"] += 1
         return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """The update of one group as lists of tensors: a few calls for hundreds of parameters."""
+        """The update of one group's parameters of one type, as lists: a few calls for hundreds of tensors."""
         grads = [p.grad for p in params if p.grad is not None]
         if group["max_grad_norm"] > 0:
             _clip_each(grads, group["max_grad_norm"])
         first, second = self._moments(params)
+        if params[0].dtype is torch.float16:
+            for tensors in zip(params, grads, first, second, strict=True):
+                _update_rounding(*tensors, group)
+            return
         beta1, beta2 = group["betas"]
         torch._foreach_mul_(first, beta1)
         torch._foreach_add_(first, grads, alpha=1 - beta1)
@@ -132,6 +167,20 @@ class BertAdam(Optimizer):
 def _rate(group: dict[str, Any]) -> float:
     progress = group["updates"] / group["total_steps"]
     return group["lr"] * SCHEDULES[group["schedule"]](progress, group["warmup"])
+
+
+def _update_rounding(p: Tensor, grad: Tensor, first: Tensor, second: Tensor, group: dict[str, Any]) -> None:
+    """The update of one parameter, rounded after each operation, in the order of the published code.
+
+    A tensor at a time: operations on lists round factors too where the device is a CPU.
+    """
+    beta1, beta2 = group["betas"]
+    first.mul_(beta1).add_(grad, alpha=1 - beta1)
+    second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    update = first / (second.sqrt() + group["eps"])
+    if group["weight_decay"] > 0:
+        update.add_(p, alpha=group["weight_decay"])
+    p.sub_(update * _rate(group))
 
 
 def _clip_each(grads: list[Tensor], limit: float) -> None:

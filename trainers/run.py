@@ -99,7 +99,7 @@ def train(request: dict[str, Any], send: Send) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     seed_everything(config.seed)  # of the initial weights
     data = declared.data.open_data(packed, config)
-    method: Method = declared.model.build(config, data)
+    method: Method = declared.model.build(config.to_be_filled() if config.weights else config, data)
     if config.weights:
         checkpoint.load_weights(Path(config.weights) / WEIGHTS, method)
     if config.epochs == 0:
@@ -119,7 +119,7 @@ def train(request: dict[str, Any], send: Send) -> None:
 
     result = fit(
         method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device,
-        on_progress=tell,
+        on_progress=tell, clip_norm=config.clip_norm,
     )  # fmt: skip
     summary = {
         name: getattr(result, name) for name in ("best_epoch", "epochs", "validation", "stopped_early")
@@ -178,6 +178,6 @@ def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Met
     declared = Declared(saved["method"])
     config = declared.config_class(**saved["config"])
     data = declared.data.open_data(packed, config)
-    method: Method = declared.model.build(config, data)
+    method: Method = declared.model.build(config.to_be_filled(), data)
     checkpoint.load_weights(trained / WEIGHTS, method)
     return method.to(device).eval(), data

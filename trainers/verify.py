@@ -19,7 +19,12 @@ from safetensors import SafetensorError
 
 from pipeline.errors import ItemError, UserError, nearest
 
-METHODS = {"hlformer": "trainers.hlformer.verify"}
+METHODS = {
+    "gare": "trainers.gare.verify",
+    "hlformer": "trainers.hlformer.verify",
+    "lean": "trainers.lean.verify",
+    "neighborretr": "trainers.neighborretr.verify",
+}
 FOLDERS = ("gare", "h2arn", "hlformer", "lean", "neighborretr")
 """Names of methods: a folder so named holds cases of that method."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.optim import BertAdam, decay_groups, warmup_cosine, warmup_linear
+from trainers.optim import BertAdam, decay_groups, tower_groups, warmup_cosine, warmup_linear
 
 
 class Small(nn.Module):
@@ -131,3 +131,67 @@ def test_schedules_rise_from_zero_and_fall_to_zero() -> None:
 def test_schedule_without_updates_is_refused() -> None:
     with pytest.raises(ValueError, match="total_steps = 0"):
         BertAdam(Small().parameters(), lr=0.1, total_steps=0)
+
+
+def test_towers_have_a_rate_of_their_own_and_only_biases_are_not_decayed() -> None:
+    names = [
+        "clip.visual.proj",
+        "clip.ln_final.bias",
+        "transformerClip.w",
+        "psi.layer_norm1.weight",
+        "psi.bias",
+    ]
+    named = [(name, nn.Parameter(torch.zeros(1))) for name in names]
+    groups = tower_groups(named, 0.2, lr=1e-4, tower_lr=1e-7)
+    by_id = {id(p): name for name, p in named}
+    found = [(g["lr"], g["weight_decay"], [by_id[id(p)] for p in g["params"]]) for g in groups]
+    assert found == [
+        (1e-7, 0.2, ["clip.visual.proj"]),
+        (1e-4, 0.2, ["transformerClip.w", "psi.layer_norm1.weight"]),
+        (1e-7, 0.0, ["clip.ln_final.bias"]),
+        (1e-4, 0.0, ["psi.bias"]),
+    ]
+    assert len(tower_groups(named[:1], 0.2, lr=1e-4, tower_lr=1e-7)) == 1
+
+
+def half_precision(steps: int, size: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A float16 parameter after updates, the same by a loop over rounded operations, and its beginning."""
+    generator = torch.Generator().manual_seed(0)
+    start = 0.02 * torch.randn(500, generator=generator)
+    half, single = nn.Parameter(start.half()), nn.Parameter(torch.ones(3))
+    adam = BertAdam(
+        [half, single], 1e-3, 100, warmup=0.1, schedule="cosine", betas=(0.9, 0.98), weight_decay=0.2
+    )
+    twin = start.half()
+    m, q = torch.zeros_like(twin), torch.zeros_like(twin)
+    for step in range(steps):
+        half.grad = (size * torch.randn(500, generator=generator)).half()
+        single.grad, g = torch.ones(3), half.grad.clone()
+        adam.step()
+        m = (m * 0.9).add(g, alpha=0.1)
+        q = (q * 0.98).addcmul(g, g, value=0.02)
+        update = (m / (q.sqrt() + 1e-6)).add(twin, alpha=0.2)
+        twin = twin - update * (1e-3 * warmup_cosine(step / 100, 0.1))
+    assert half.dtype == adam.state[half]["second"].dtype == torch.float16
+    assert single.dtype == torch.float32 and adam.state[single]["second"].dtype == torch.float32
+    return half.detach(), twin, start
+
+
+def test_half_precision_is_rounded_after_every_operation() -> None:
+    found, twin, start = half_precision(30, 0.01)
+    assert torch.equal(found, twin)
+    assert not torch.equal(found, start.half())
+
+
+def test_small_gradients_in_half_precision_make_steps_of_momentum() -> None:
+    """Second moments under 1.2e-3 are 0, so an update is m / 1e-6 instead of one of about a unit."""
+    found, _, start = half_precision(3, 1e-4)
+    moved = (found.float() - start).abs().median().item()
+    generator = torch.Generator().manual_seed(0)
+    single = nn.Parameter(0.02 * torch.randn(500, generator=generator))
+    before = single.detach().clone()
+    adam = BertAdam([single], 1e-3, 100, warmup=0.1, schedule="cosine", betas=(0.9, 0.98), weight_decay=0.2)
+    for _ in range(3):
+        single.grad = 1e-4 * torch.randn(500, generator=generator)
+        adam.step()
+    assert moved > 5 * (single.detach() - before).abs().median().item()

@@ -1,0 +1,68 @@
+"""Settings of GARE, with the values published for MSR-VTT. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from trainers.layers.pair_config import ClipPairConfig
+
+BETA = {"event": 1e-4, "dim": 0.07}  # published with either way of reducing the divergence
+
+
+class GareConfig(ClipPairConfig):
+    """GARE's recipe. Names are those of the release; what it has no name for stands under "ours"."""
+
+    agg_module: Literal["seqTransf", "seqLSTM", "None"] = "seqTransf"
+    num_hidden_layers: int = Field(4, ge=1)  # of seqTransf
+    psi_dropout: float = Field(0.3, ge=0, lt=1)
+
+    temp: float = Field(3.0, gt=0)  # of the pooling over frames; the command line's default is 5
+    alpha: float = Field(2.0, gt=0)  # sharpness of the direction term
+    kl_reduction: Literal["event", "dim"] = (
+        "event"  # sum or mean over dimensions; releases before 2026-05: dim
+    )
+    beta: float = Field(BETA["event"], ge=0)  # filled from kl_reduction if it is not set
+    lambda_dir: float = Field(0.01, ge=0)
+    lambda_epsilon: float = Field(0.01, ge=0)
+    lambda_lower: float = 0.5  # the norm term counts while the variance is at most this
+
+    epochs: int = Field(5, ge=0)
+    lr: float = Field(1e-4, gt=0)
+    warmup_proportion: float = Field(0.1, ge=0, lt=1)
+
+    # ours
+    gap_detach_text: bool = False  # the release of 2025-12: no gradient through the text in the gap
+    mask_padding: bool = False  # published: padded frames take part in mean, pooling and attention
+    encoder_grad_scale: float = Field(1.0, gt=0)  # 1 / processes for the gradient of the release
+    t_total_epochs: float | None = Field(
+        None, gt=0
+    )  # epochs of the schedule; the release: 5 whatever epochs is
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_beta(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        usual = BETA.get(str(data.get("kl_reduction", "event")), BETA["event"])
+        return {"beta": usual, **data}
+
+    @model_validator(mode="after")
+    def _beta_is_of_its_reduction(self) -> GareConfig:
+        other = "dim" if self.kl_reduction == "event" else "event"
+        if self.beta == BETA[other]:
+            raise ValueError(
+                f"beta = {self.beta:g} was published with kl_reduction = {other!r}; with {self.kl_reduction!r} the "
+                f"divergence would weigh hundreds of times {'more' if other == 'dim' else 'less'}: set "
+                f"kl_reduction to {other!r}, or beta to about {BETA[self.kl_reduction]:g}"
+            )
+        return self
+
+    def stored_text(self) -> tuple[str, str]:
+        """The vector of the whole caption."""
+        return self.text_features, "pooled"
+
+
+CONFIG: type[GareConfig] = GareConfig

@@ -1,0 +1,151 @@
+"""GARE as the engine sees it: its loss terms, its encodings, its scores, its optimizer.
+
+Batches. Of mode "finetune": `tokens` (A, L) int64, `frames` (B, F, R, R, 3) uint8, `frame_mask` (B, F) bool.
+Of mode "frozen": `words` (A, 1, D), the projected state of each caption's end token, `frames` (B, F, D), `frame_mask`.
+In training A = B, and row i of both is a pair. `index` (A,) beside captions is left alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from trainers import distributed
+from trainers.gare import losses
+from trainers.gare.config import GareConfig
+from trainers.gare.model import GareNetwork, Pairs
+from trainers.layers.clip_towers import load_towers
+from trainers.layers.pair_data import PairData
+from trainers.method import Batch, Encoded, Method
+from trainers.optim import BertAdam, tower_groups
+
+BETAS = (0.9, 0.98)
+STORED_POSITIONS = 77  # of frames, where no CLIP network says how many it has
+
+
+class Gare(Method):
+    """Ranks videos by the cosine of a caption, corrected for each video, and the frames it pools."""
+
+    def __init__(self, config: GareConfig, network: GareNetwork) -> None:
+        super().__init__()
+        self.config, self.network = config, network
+
+    def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Every term of the joint batch of all processes, which each of them computes whole."""
+        self.network.towers.clamp_scale_()  # after the latest update, as published
+        text, frames = self.shared(self._texts(batch), self._videos(batch))
+        mask = torch.cat(distributed.gather(batch["frame_mask"].to(torch.uint8)))
+        return self.terms(text, frames, mask, self._keep(len(text), len(frames), text.shape[1], text.device))
+
+    def shared(self, text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions and frames of all processes; their gradient, and no other, times `encoder_grad_scale`.
+
+        The release's gradient is 1 / W of the true one with W processes for all that encodes, and the true
+        one for the head and the logit scale.
+        """
+        share = self.config.encoder_grad_scale
+        text, frames = (_ScaleGradient.apply(values, share) for values in (text, frames))
+        return distributed.gather_with_grad(text), distributed.gather_with_grad(frames)
+
+    def terms(
+        self, text: Tensor, frames: Tensor, mask: Tensor, keep: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The weighted terms of captions (B, D) and frames (B, F, D); keep (B, B, D) is 1 where dropout keeps."""
+        with torch.autocast(text.device.type, enabled=False):  # a tau of 0.01 asks for all digits of a cosine
+            return self.pair_terms(self.network.head(text, frames, mask, keep))
+
+    def pair_terms(self, pairs: Pairs) -> dict[str, Tensor]:
+        """The weighted terms of what the head makes of every caption and video."""
+        c = self.config
+        return {
+            "contrastive": losses.contrastive(pairs.similarity, self.network.towers.scale),
+            "divergence": c.beta * losses.divergence(pairs.delta, c.kl_reduction),
+            "direction": c.lambda_dir * losses.direction(pairs.delta, c.alpha),
+            "norm": c.lambda_epsilon * losses.norm(pairs.delta, c.lambda_lower),
+        }
+
+    def _keep(self, texts: int, videos: int, dims: int, device: torch.device) -> Tensor | None:
+        """The dropout mask (A, B, D) of a step, the same in every process; None where nothing is dropped."""
+        rate = self.config.psi_dropout
+        if not self.training or rate == 0:
+            return None
+        (seed,) = distributed.from_first([float(torch.randint(2**31, ()))])
+        generator = torch.Generator(device).manual_seed(int(seed))
+        drawn = torch.empty(videos, texts, dims, device=device).bernoulli_(1 - rate, generator=generator)
+        return drawn.transpose(0, 1)
+
+    def _texts(self, batch: Batch) -> Tensor:
+        return (
+            batch["words"][:, 0].float()
+            if self.config.mode == "frozen"
+            else self.network.texts(batch["tokens"])
+        )
+
+    def _videos(self, batch: Batch) -> Tensor:
+        """Frames in their context (B, F, D)."""
+        frames, mask = batch["frames"], batch["frame_mask"]
+        features = frames if self.config.mode == "frozen" else self.network.frames(frames, mask)
+        return self.network.videos(features, mask)
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Caption vectors (A, D); not normalised, since the head adds to them."""
+        return {"text": self._texts(batch)}
+
+    def encode_items(self, batch: Batch) -> Encoded:
+        """What the head needs of each video, its first axis counting them; see `Head.prepare`."""
+        frames = self._videos(batch)
+        with torch.autocast(frames.device.type, enabled=False):
+            return self.network.head.prepare(frames, batch["frame_mask"])
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        """Cosines (A, B) of each caption, corrected for each video, and the frames it pools of that video."""
+        with torch.autocast(texts["text"].device.type, enabled=False):
+            return self.network.head.score(texts["text"], items)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """A value as it is, its gradient multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def build(config: GareConfig, data: PairData) -> Gare:
+    """A GARE that starts from CLIP, for the frames or features of the packed data.
+
+    Raises UserError if the frames do not have the size that the network reads, or are too many.
+    """
+    if config.mode == "frozen":
+        return Gare(config, GareNetwork(config, None, data.dims, STORED_POSITIONS))
+    towers = load_towers(config, data.side)
+    positions = towers.context_length
+    if config.max_frames > positions and config.agg_module == "seqTransf":
+        raise UserError(
+            f"max_frames = {config.max_frames}: {config.base_encoder} has positions for {positions}"
+        )
+    return Gare(config, GareNetwork(config, towers, towers.dims, positions))
+
+
+def optimizer(config: GareConfig, method: Gare, total_steps: int) -> BertAdam:
+    """The published optimizer; a schedule over `t_total_epochs` instead of all epochs if that is set."""
+    if config.t_total_epochs is not None:
+        total_steps = max(1, round(total_steps * config.t_total_epochs / max(1, config.epochs)))
+    return BertAdam(
+        tower_groups(method.named_parameters(), config.weight_decay, config.lr, config.lr * config.coef_lr),
+        lr=config.lr,
+        total_steps=total_steps,
+        warmup=config.warmup_proportion,
+        schedule="cosine",
+        betas=BETAS,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )

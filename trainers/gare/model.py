@@ -1,0 +1,361 @@
+"""GARE's network: towers, temporal stage, and the head that corrects each caption for each video.
+
+Axes: A captions, B videos, F frames, G rows of a video, D embedding size, R pixels. The head is
+float32 whatever the towers are.
+"Padded" frames take part in it as published, unless `mask_padding` says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import UserError
+from trainers.gare.config import GareConfig
+from trainers.layers.clip_input import pixels
+from trainers.layers.clip_towers import MAX_LOGIT_SCALE, ClipTowers
+from trainers.layers.temporal import TemporalTransformer
+
+INIT_STD = 0.02
+NORM_EPS = 1e-5
+PAIR_FLOATS = 2**22  # of one array over pairs and frames in `score`: 16 MB, which a cache can hold
+
+
+class Pairs(NamedTuple):
+    """What the head makes of every caption and video."""
+
+    similarity: Tensor  # (A, B), cosine of the corrected caption and the pooled frames
+    delta: Tensor  # (A, B, D), the increments
+
+
+class PlainPairs(NamedTuple):
+    """The head with all its intermediates, as the page's section 5 writes them."""
+
+    pool_weight: Tensor  # (A, B, F)
+    video_pooled: Tensor  # (A, B, D)
+    video_mean: Tensor  # (B, D)
+    psi_ln1_gap: Tensor  # (A, B, D)
+    psi_ln1_frames: Tensor  # (B, F, D)
+    psi_attn_weight: Tensor  # (A, B, F)
+    psi_attn_out: Tensor  # (A, B, D)
+    psi_ln2: Tensor  # (A, B, D)
+    psi_ln3: Tensor  # (A, B, D)
+    delta: Tensor  # (A, B, D)
+    text_corrected: Tensor  # (A, B, D)
+    sim: Tensor  # (A, B)
+
+
+class Psi(nn.Module):
+    """The parameters of the increment: one attention head of width D between two layer norms, and a projection.
+
+    Their names are the release's, without its numbering; what it creates and never uses is not here.
+    """
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj", "linear1", "mean_proj"):
+            setattr(self, name, _linear(dims))
+        for name in ("layer_norm1", "layer_norm2", "layer_norm3"):
+            setattr(self, name, nn.LayerNorm(dims, eps=NORM_EPS))
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+    linear1: nn.Linear
+    mean_proj: nn.Linear
+    layer_norm1: nn.LayerNorm
+    layer_norm2: nn.LayerNorm
+    layer_norm3: nn.LayerNorm
+
+
+class Head(nn.Module):
+    """The pair head (page section 5), in the form the page writes and in two that cost a fraction of it."""
+
+    def __init__(
+        self,
+        dims: int,
+        temp: float = 3.0,
+        dropout: float = 0.3,
+        mask_padding: bool = False,
+        gap_detach_text: bool = False,
+    ) -> None:
+        super().__init__()
+        self.psi = Psi(dims)
+        self.temp, self.dropout = temp, dropout
+        self.mask_padding, self.gap_detach_text = mask_padding, gap_detach_text
+
+    def plain(self, text: Tensor, frames: Tensor, mask: Tensor, keep: Tensor | None = None) -> PlainPairs:
+        """Every intermediate of captions (A, D) and frames (B, F, D), mask (B, F), with pair-level products.
+
+        keep: (A, B, D), 1 where dropout keeps a value; without it nothing is dropped.
+        """
+        psi, dims = self.psi, text.shape[-1]
+        pool = self._pooling(torch.einsum("ad,bfd->abf", text, frames), mask, axis=-1)
+        pooled = torch.einsum("abf,bfd->abd", pool, frames)
+        mean = self._mean(frames, mask)
+        gap = psi.layer_norm1(mean[None] - self._gap_text(text)[:, None])
+        context = psi.layer_norm1(frames)
+        logits = torch.einsum("abd,bfd->abf", psi.q_proj(gap), psi.k_proj(context)) / math.sqrt(dims)
+        weight = self._attention(logits, mask, axis=-1)
+        out = psi.out_proj(torch.einsum("abf,bfd->abd", weight, psi.v_proj(context)))
+        h = psi.layer_norm2(out)
+        s = psi.layer_norm3(h + self._dropped(psi.linear1(h), keep))
+        delta = psi.mean_proj(s)
+        corrected = text[:, None] + delta
+        similarity = F.cosine_similarity(corrected, pooled, dim=-1, eps=0)
+        return PlainPairs(pool, pooled, mean, gap, context, weight, out, h, s, delta, corrected, similarity)
+
+    def forward(self, text: Tensor, frames: Tensor, mask: Tensor, keep: Tensor | None = None) -> Pairs:
+        """Similarities and increments for training: the plain form's values with one pair-level D x D product.
+
+        What comes before dropout is affine in the attention weights up to a factor a pair, so products with
+        D x D matrices are made a frame, not a pair (page section 14).
+        """
+        psi, dims = self.psi, frames.shape[-1]
+        folded, outputs = self.fold(frames, mask)
+        pool = self._pooling(_products(text, frames), mask[..., None])  # (B, F, A)
+        weight = self._normed_attention(text, folded, mask).transpose(1, 2)  # (B, A, F)
+        gained = psi.layer_norm2.weight * outputs  # (B, F, D)
+        both = weight @ torch.cat([gained, F.linear(gained, psi.linear1.weight)], -1)  # (B, A, 2 D)
+        bias = psi.layer_norm2.bias
+        h, changed = both[..., :dims] + bias, both[..., dims:] + psi.linear1(bias)
+        kept = None if keep is None else keep.transpose(0, 1)
+        delta = psi.mean_proj(psi.layer_norm3(h + self._dropped(changed, kept))).transpose(0, 1)
+        corrected = (text[:, None] + delta).transpose(0, 1)  # (B, A, D)
+        toward = (pool * (frames @ corrected.transpose(1, 2))).sum(1)  # (B, A)
+        lengths = torch.linalg.vector_norm(corrected, dim=-1) * _form(pool, folded.gram).sqrt()
+        return Pairs((toward / lengths).T, delta)
+
+    def fold(self, frames: Tensor, mask: Tensor) -> tuple[Folded, Tensor]:
+        """What attention and norms need of each video, and each frame's own attention output (B, F, D), centred."""
+        psi, dims = self.psi, frames.shape[-1]
+        norm1 = psi.layer_norm1
+        context = norm1(frames)
+        keys = psi.k_proj(context)  # (B, F, D)
+        outputs = _centred(psi.out_proj(psi.v_proj(context)))  # weights sum to 1, so biases go through
+        kappa = _centred(
+            norm1.weight * F.linear(keys, psi.q_proj.weight.T)
+        )  # centred vectors are all it meets
+        mean = _centred(self._mean(frames, mask))
+        folded = Folded(
+            mean=mean,
+            kappa=kappa,
+            kappa_mean=torch.einsum("bd,bfd->bf", mean, kappa),
+            key_bias=keys @ psi.q_proj(norm1.bias) / math.sqrt(dims),
+            outputs_gram=outputs @ outputs.transpose(1, 2) / dims,
+            gram=frames @ frames.transpose(1, 2),
+        )
+        return folded, outputs
+
+    def prepare(self, frames: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Everything that `score` needs of videos (B, F, D), mask (B, F): tensors whose first axis counts videos."""
+        psi, dims = self.psi, frames.shape[-1]
+        folded, outputs = self.fold(frames, mask)
+        gained = psi.layer_norm2.weight * outputs
+        inner = _centred(gained + F.linear(gained, psi.linear1.weight))  # rows r~
+        steps = F.linear(psi.layer_norm3.weight * inner, psi.mean_proj.weight)  # d_jf
+        inner0, step0, step1 = self._constants()
+        basis = torch.cat([steps, torch.stack([step0, step1]).expand(len(frames), -1, -1)], 1)
+        return {
+            "frames": frames,
+            "mask": mask.bool(),
+            **folded._asdict(),
+            "inner_gram": inner @ inner.transpose(1, 2) / dims,
+            "inner_cross": inner @ inner0 / dims,
+            "basis": basis,  # (B, F + 2, D), of every increment for the video
+            "basis_gram": basis @ basis.transpose(1, 2),
+            "frames_basis": frames @ basis.transpose(1, 2),  # (B, F, F + 2)
+        }
+
+    def score(self, text: Tensor, videos: dict[str, Tensor]) -> Tensor:
+        """Similarities (A, B) of captions (A, D) and prepared videos, without any tensor (A, B, D); no dropout."""
+        rows = max(1, PAIR_FLOATS // videos["basis"].shape[:2].numel())
+        return torch.cat([self._score(part, videos) for part in text.split(rows)])
+
+    def _score(self, text: Tensor, videos: dict[str, Tensor]) -> Tensor:
+        frames, mask = videos["frames"], videos["mask"]
+        folded = Folded(**{name: videos[name] for name in Folded._fields})
+        products = _products(text, frames)  # (B, F, A)
+        pool = self._pooling(products, mask[..., None])
+        weight = self._normed_attention(text, folded, mask)
+        inner0, _, _ = self._constants()
+        spread = _form(weight, videos["inner_gram"]) + (inner0 @ inner0) / len(inner0)  # (B, A)
+        spread = spread + 2 * (weight * videos["inner_cross"][..., None]).sum(1)
+        root = (spread.clamp_min(0) + self.psi.layer_norm3.eps).rsqrt()[:, None]
+        share = torch.cat([root * weight, root, torch.ones_like(root)], 1)  # (B, F + 2, A)
+        square = (text * text).sum(-1) + 2 * (share * _products(text, videos["basis"])).sum(1)
+        square = square + _form(share, videos["basis_gram"])
+        toward = (pool * (products + videos["frames_basis"] @ share)).sum(1)
+        return (toward / (square.clamp_min(0) * _form(pool, folded.gram)).sqrt()).T
+
+    def _normed_attention(self, text: Tensor, folded: Folded, mask: Tensor) -> Tensor:
+        """Attention weights (B, F, A) over the root of LN2's variance, from products with a video's vectors alone."""
+        dims, centred = text.shape[-1], _centred(self._gap_text(text))
+        cross = folded.mean @ centred.T  # (B, A)
+        squares = (centred * centred).sum(-1) + (folded.mean * folded.mean).sum(-1, keepdim=True)
+        root = ((squares - 2 * cross).clamp_min(0) / dims + self.psi.layer_norm1.eps).rsqrt()[:, None]
+        logits = root * (folded.kappa_mean[..., None] - _products(centred, folded.kappa)) / math.sqrt(dims)
+        weight = self._attention(logits + folded.key_bias[..., None], mask[..., None])
+        variance = _form(weight, folded.outputs_gram)
+        return weight * (variance + self.psi.layer_norm2.eps).rsqrt()[:, None]
+
+    def _constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the biases of LN2 and LN3 add: r~0, d0, d1 (D,) of the page's section 14."""
+        psi = self.psi
+        inner = _centred(psi.layer_norm2.bias + psi.linear1(psi.layer_norm2.bias))
+        step = F.linear(psi.layer_norm3.weight * inner, psi.mean_proj.weight)
+        return inner, step, psi.mean_proj(psi.layer_norm3.bias)
+
+    def _gap_text(self, text: Tensor) -> Tensor:
+        return text.detach() if self.gap_detach_text else text
+
+    def _mean(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Mean (B, D) over all frames, the padded ones too unless they are masked."""
+        if not self.mask_padding:
+            return frames.mean(1)
+        real = mask.to(frames.dtype)[..., None]
+        return (frames * real).sum(1) / real.sum(1)
+
+    def _pooling(self, products: Tensor, mask: Tensor, axis: int = 1) -> Tensor:
+        """Weights of frames in the pooled video, over `axis`; padded ones are 0, and the others are not rescaled."""
+        return self._attention(products / self.temp, mask, axis) * mask.to(products.dtype)
+
+    def _attention(self, logits: Tensor, mask: Tensor, axis: int = 1) -> Tensor:
+        if self.mask_padding:
+            logits = logits.masked_fill(~mask.bool(), -math.inf)
+        return logits.softmax(axis)
+
+    def _dropped(self, values: Tensor, keep: Tensor | None) -> Tensor:
+        return values if keep is None else values * keep / (1 - self.dropout)
+
+
+class Folded(NamedTuple):
+    """What attention and norms need of each video; `~` of the page is "centred" here."""
+
+    mean: Tensor  # (B, D), centred mean of the frames
+    kappa: Tensor  # (B, F, D), keys seen through LN1's gain and the query projection
+    kappa_mean: Tensor  # (B, F), their products with the centred mean
+    key_bias: Tensor  # (B, F), logits of LN1's bias
+    outputs_gram: Tensor  # (B, F, F) of the frames' own attention outputs, centred, over D
+    gram: Tensor  # (B, F, F) of the frames
+
+
+class StoredScale(nn.Module):
+    """Stands where the towers do when CLIP is not trained: their logit scale alone, at CLIP's trained 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip: Any = nn.Module()
+        self.clip.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of cosines in the contrastive loss."""
+        out: Tensor = self.clip.logit_scale.exp()
+        return out
+
+    @torch.no_grad()
+    def clamp_scale_(self) -> None:
+        """Keep the factor at 100 at most."""
+        self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+class RecurrentFrames(nn.Module):
+    """`seqLSTM`: an LSTM over the real frames, added to the features; behind the longest video they are doubled."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.lstm_visual = nn.LSTM(dims, dims, batch_first=True)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Features (B, F, D) of frames (B, F, D) with mask (B, F)."""
+        with torch.autocast(frames.device.type, enabled=False):
+            frames, lengths = frames.float(), mask.sum(1).cpu()
+            packed = nn.utils.rnn.pack_padded_sequence(
+                frames, lengths, batch_first=True, enforce_sorted=False
+            )
+            out, _ = nn.utils.rnn.pad_packed_sequence(self.lstm_visual(packed)[0], batch_first=True)
+            out = torch.cat([out, frames[:, out.shape[1] :]], 1) + frames
+        return out
+
+
+class GareNetwork(nn.Module):
+    """Everything that is learned. `towers` is None where CLIP's features are stored."""
+
+    def __init__(self, config: GareConfig, towers: ClipTowers | None, dims: int, positions: int) -> None:
+        super().__init__()
+        self.towers: ClipTowers | StoredScale = StoredScale() if towers is None else towers
+        self.temporal = _temporal(config, dims, positions)
+        if towers is not None and isinstance(self.temporal, TemporalTransformer):
+            self.temporal.start_from(towers)
+        self.head = Head(dims, config.temp, config.psi_dropout, config.mask_padding, config.gap_detach_text)
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """Caption vectors (A, D) of token ids (A, L): CLIP's state of the end token.
+
+        A causal state sees nothing behind it, so padding needs no mask.
+        """
+        towers = self._trained()
+        return towers.end(towers.text(tokens), tokens)
+
+    def frames(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """CLIP's features (B, F, D) of uint8 frames (B, F, R, R, 3) with mask (B, F).
+
+        Padded slots are frames of the mean colour; they are all alike, so one of them is encoded.
+        """
+        towers, real = self._trained(), mask.bool().flatten()
+        shown = pixels(frames, mask).flatten(0, 1)
+        return self.pixel_features(towers, shown, real).unflatten(0, mask.shape)
+
+    @staticmethod
+    def pixel_features(towers: ClipTowers, shown: Tensor, real: Tensor) -> Tensor:
+        """Features (N, D) of normalised frames (N, 3, R, R), those that are not real (N,) encoded once."""
+        if bool(real.all()):
+            return towers.image(shown)
+        features = towers.image(torch.cat([shown[real], shown.new_zeros(1, *shown.shape[1:])]))
+        place = torch.where(real, real.cumsum(0) - 1, len(features) - 1)
+        return features[place]
+
+    def videos(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Frames in their context (B, F, D), after the temporal stage."""
+        return features.float() if self.temporal is None else self.temporal(features, mask)
+
+    def _trained(self) -> ClipTowers:
+        if isinstance(self.towers, StoredScale):
+            raise UserError(
+                "this GARE was made for stored features (mode = 'frozen'): it has no CLIP to encode with"
+            )
+        return self.towers
+
+
+def _temporal(config: GareConfig, dims: int, positions: int) -> nn.Module | None:
+    if config.agg_module == "seqTransf":
+        return TemporalTransformer(dims, config.num_hidden_layers, positions)
+    return RecurrentFrames(dims) if config.agg_module == "seqLSTM" else None
+
+
+def _linear(dims: int) -> nn.Linear:
+    layer = nn.Linear(dims, dims)
+    nn.init.normal_(layer.weight, std=INIT_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Values minus their mean over the last axis."""
+    return values - values.mean(-1, keepdim=True)
+
+
+def _products(text: Tensor, rows: Tensor) -> Tensor:
+    """Inner products (B, G, A) of captions (A, D) and rows (B, G, D), as one matrix product."""
+    return (rows.flatten(0, 1) @ text.T).unflatten(0, rows.shape[:2])
+
+
+def _form(weight: Tensor, gram: Tensor) -> Tensor:
+    """weight^T gram weight (B, A) of weights (B, G, A) and a Gram matrix (B, G, G) a video; never below 0."""
+    return ((gram @ weight) * weight).sum(1).clamp_min(0)

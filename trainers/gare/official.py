@@ -1,0 +1,223 @@
+"""GARE's checkpoints in the format of its authors, both ways: plain state dicts, read without unpickling.
+
+Names differ by prefixes alone. What their code creates and never uses is left out when reading, and written as
+zeros, or as it was read, because their code looks for it. `psi.*` repeats `agent.psi.*`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.store import write_json
+from trainers.checkpoint import fill_weights, save_weights
+from trainers.checkpoint import load as load_tensors
+from trainers.gare.config import GareConfig
+from trainers.gare.method import STORED_POSITIONS, Gare
+from trainers.gare.model import GareNetwork
+from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
+from trainers.layers.pair_config import OPENAI
+from trainers.stages import WEIGHTS
+
+PSI, ALIAS = "agent.psi.", "psi."
+LAYER = "layers.0."
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+POSITIONS = "frame_position_embeddings.weight"
+DEAD = re.compile(r"(agent\.psi\.(layers\.0\.(linear2|mlp)|log_std_proj)|weight_fc)\.")
+PREFIXES = {"towers.clip.": "clip.", "temporal.": "", "head.psi.": PSI}
+"""Ours, theirs."""
+
+SIZES = {(768, 32, 12): "ViT-B/32", (768, 16, 12): "ViT-B/16", (1024, 14, 24): "ViT-L/14"}
+"""The networks of the release by vision width, patch and number of blocks."""
+
+State = dict[str, Tensor]
+
+
+def read(path: Path) -> State:
+    """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path} is not a state dict: GARE's checkpoints hold named tensors and nothing else")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def dead(state: Mapping[str, Tensor]) -> State:
+    """The entries that change no score, by their names in the checkpoint, aliases left out.
+
+    An LSTM has a table of positions that it never reads.
+    """
+    recurrent = any(name.startswith("lstm_visual.") for name in state)
+    return {name: v for name, v in state.items() if DEAD.match(name) or (name == POSITIONS and recurrent)}
+
+
+def own_state(state: Mapping[str, Tensor]) -> State:
+    """Our names and float32 tensors for the checkpoint's. Raises UserError if `psi.*` is not `agent.psi.*`."""
+    out: State = {}
+    unused = dead(state)
+    for name, value in state.items():
+        if name.startswith(ALIAS):
+            if not torch.equal(value, state.get(f"agent.{name}", value.new_empty(0))):
+                raise UserError(f"{name} is not the same tensor as agent.{name}: this checkpoint is damaged")
+        elif name not in unused and name.removeprefix("clip.") not in NO_WEIGHTS:
+            out[_ours(name)] = value.float()
+    return out
+
+
+def load_state(network: GareNetwork, state: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint into a network. Raises UserError naming what does not fit."""
+    own, have = own_state(state), network.state_dict()
+    for name in [*have, *own]:
+        theirs = official_name(name)
+        if name not in have or name not in own:
+            raise UserError(
+                f"tensor {theirs} is {'missing' if name in have else 'not known'}: weights do not match"
+            )
+        if have[name].shape != own[name].shape:
+            raise UserError(
+                f"tensor {theirs} is {tuple(own[name].shape)}, {tuple(have[name].shape)} is needed"
+            )
+    network.load_state_dict(own)
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Every setting that the names and shapes of a checkpoint decide."""
+    blocks = {name.split(".")[2] for name in state if name.startswith("transformerClip.resblocks.")}
+    if blocks:
+        return {"agg_module": "seqTransf", "num_hidden_layers": len(blocks)}
+    recurrent = any(name.startswith("lstm_visual.") for name in state)
+    return {"agg_module": "seqLSTM" if recurrent else "None"}
+
+
+def network_from(state: Mapping[str, Tensor], config: GareConfig) -> GareNetwork:
+    """A network with the sizes and weights of a checkpoint; without CLIP in it, one for stored features."""
+    query = f"{PSI}{LAYER}cross_attn.q_proj.weight"
+    if query not in state:
+        raise UserError(f"the checkpoint has no tensor {query}: it is not one of GARE's authors")
+    clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
+    towers = None
+    if set(clip) > {"logit_scale"}:
+        towers = ClipTowers.from_state(clip, half=config.precision == "fp16-legacy")
+    table = state.get(POSITIONS)
+    positions = STORED_POSITIONS if table is None else len(table)
+    network = GareNetwork(config, towers, len(state[query]), positions)
+    load_state(network, state)
+    return network
+
+
+def state_of(network: GareNetwork, unused: Mapping[str, Tensor] | None = None) -> State:
+    """The authors' state dict of a network, CLIP's tensors in open_clip's order; what they do not use is
+    taken from `unused`, else zeros.
+    """
+    own = {official_name(name): value for name, value in network.state_dict().items()}
+    clip = {name: value for name, value in own.items() if name.startswith("clip.")}
+    psi = {name: value for name, value in own.items() if name.startswith(PSI)}
+    rest = {name: value for name, value in own.items() if name not in clip and name not in psi}
+    positions = network.towers.context_length if isinstance(network.towers, ClipTowers) else STORED_POSITIONS
+    idle = _idle(len(psi[f"{PSI}mean_proj.bias"]), positions) | dict(unused or {})
+    ordered = {name: psi[name] if name in psi else idle[name] for name in _psi_names()}
+    aliases = {name.removeprefix("agent."): value for name, value in ordered.items()}
+    heads = {name: value for name, value in idle.items() if name.startswith("weight_fc.")}
+    table = {} if network.temporal is None else {POSITIONS: rest.pop(POSITIONS, idle[POSITIONS])}
+    return {**clip, **ordered, **aliases, **heads, **table, **rest}
+
+
+def official_name(name: str) -> str:
+    """The authors' name of a tensor of `GareNetwork`."""
+    for ours, theirs in PREFIXES.items():
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+            break
+    return re.sub(rf"^{PSI}(?!mean_proj)", f"{PSI}{LAYER}", _grouped(name))
+
+
+def _grouped(name: str) -> str:
+    """The attention's projections under the name of the attention."""
+    return re.sub(rf"^({PSI})({'|'.join(ATTENTION)})\.", r"\1cross_attn.\2.", name)
+
+
+def _ours(name: str) -> str:
+    """Our name of a tensor of a checkpoint that is used."""
+    if name.startswith(PSI):
+        return "head.psi." + name.removeprefix(PSI).removeprefix(LAYER).removeprefix("cross_attn.")
+    if name.startswith("clip."):
+        return f"towers.{name}"
+    return f"temporal.{name}"
+
+
+def _psi_names() -> list[str]:
+    """Every tensor of psi in the authors' order."""
+    layer = [f"cross_attn.{name}" for name in ATTENTION] + ["linear1", "linear2", "mlp.0", "mlp.2"]
+    layer += [f"layer_norm{n}" for n in (1, 2, 3)]
+    modules = [LAYER + name for name in layer] + ["mean_proj", "log_std_proj"]
+    return [f"{PSI}{module}.{part}" for module in modules for part in ("weight", "bias")]
+
+
+def _idle(dims: int, positions: int) -> State:
+    """Zeros for what the authors' modules create and do not use."""
+    shapes = {
+        f"{PSI}{LAYER}linear2": (dims, dims),
+        f"{PSI}{LAYER}mlp.0": (4 * dims, dims),
+        f"{PSI}{LAYER}mlp.2": (dims, 4 * dims),
+        f"{PSI}log_std_proj": (dims, dims),
+        "weight_fc.0": (dims // 2, dims // 4),
+        "weight_fc.2": (1, dims // 2),
+    }
+    out = {POSITIONS: torch.zeros(positions, dims)}
+    for name, shape in shapes.items():
+        out |= {f"{name}.weight": torch.zeros(shape), f"{name}.bias": torch.zeros(shape[0])}
+    return out
+
+
+def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+    state = read(file)
+    settings = {**sizes(state), "base_encoder": _encoder(state), "backbone_weights": "seed:0"}
+    config = GareConfig(**settings)
+    method = Gare(config, network_from(state, config))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, method, {"method": "gare"})
+    write_json(folder / "config.json", {"method": "gare", "config": config.model_dump(mode="json")})
+    usual = GareConfig().model_dump()
+    return {name: value for name, value in settings.items() if value != usual[name]}
+
+
+def export_checkpoint(trained: Path, file: Path) -> None:
+    """Write a trained method's folder as a state dict that the authors' code loads."""
+    config = GareConfig(**json.loads((trained / "config.json").read_text(encoding="utf-8"))["config"])
+    tensors, _ = load_tensors(trained / WEIGHTS)
+    own = {official_name(name.removeprefix("network.")): value for name, value in tensors.items()}
+    method = Gare(config, network_from(own, config))
+    fill_weights(method, tensors, str(trained))
+    torch.save({name: value.detach().cpu().float() for name, value in state_of(method.network).items()}, file)
+
+
+def _encoder(state: Mapping[str, Tensor]) -> str:
+    """The name of the CLIP network in a checkpoint."""
+    first = state.get("clip.visual.conv1.weight")
+    if first is None:
+        raise UserError("the checkpoint has no CLIP in it: it is not one of GARE's authors")
+    blocks = {n.split(".")[4] for n in state if n.startswith("clip.visual.transformer.resblocks.")}
+    found = (first.shape[0], first.shape[-1], len(blocks))
+    if found not in SIZES:
+        raise UserError(
+            f"the checkpoint's CLIP has width {found[0]}, patches of {found[1]} pixels and {found[2]} blocks; "
+            f"known are {', '.join(OPENAI)}"
+        )
+    return SIZES[found]

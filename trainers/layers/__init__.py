@@ -1,0 +1,1 @@
+"""Parts that several methods share: trainable CLIP towers, a temporal transformer, inputs and augmentation."""

@@ -1,0 +1,114 @@
+"""Settings of methods that learn from pairs of a caption and a video, with CLIP fine-tuned or frozen. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from extractors.backbones import clip_configs, weights
+from pipeline.stage import Digests
+from trainers.config import MethodConfig
+
+OPENAI = {
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+}
+USUAL_PIXELS = 224  # of a network that does not say what it reads
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What says where CLIP's weights come from."""
+
+    model: str
+    weights: str
+    download: bool
+
+
+class ClipPairConfig(MethodConfig):
+    """What GARE and NeighborRetr have in common; names are those of their releases.
+
+    Mode `finetune` trains CLIP's towers from the pictures of the stage `frames`; mode `frozen` trains what stands
+    behind them on the stored features of `clip` and `clip_text`: minutes on a CPU instead of hours on GPUs.
+    """
+
+    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {
+        "mode", "max_words", "max_frames", "video_framerate", "frame_select",
+    }  # fmt: skip
+    places: ClassVar[frozenset[str]] = MethodConfig.places | {"base_encoder", "backbone_weights"}
+    speed_only: ClassVar[frozenset[str]] = frozenset(
+        {"batch_size_val", "backbone_download", "backbone_weights"}
+    )
+
+    mode: Literal["finetune", "frozen"] = "finetune"
+
+    base_encoder: str = "ViT-B/32"  # OpenAI's name, or any model of open_clip with its own activation
+    backbone_weights: str = "openai"  # a tag, a file, or seed:N; published: openai. Its digest counts
+    backbone_download: bool = False  # whether a tag's file may be fetched
+    precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # one more than usual
+
+    max_words: int = Field(32, ge=3)  # tokens with start and end; more are cut
+    max_frames: int = Field(12, ge=1)
+    video_framerate: int = Field(1, ge=1)  # candidates a second, before max_frames of them are taken
+    frame_select: Literal["uniform", "head"] = "uniform"
+    augment: bool = True  # RandAugment m7-n4-mstd0.5-inc1 of the training frames, in mode finetune
+
+    batch_size: int = Field(128, ge=2)  # pairs
+    batch_size_val: int = Field(128, ge=1)  # captions or videos encoded at a time in evaluation
+    coef_lr: float = Field(
+        1e-3, gt=0
+    )  # CLIP's learning rate as a share of lr; see the page before fp32 or bf16
+    weight_decay: float = Field(0.2, ge=0)  # on everything but biases: norms and positions too, as released
+    max_grad_norm: float = Field(1.0, ge=0)  # of each tensor by itself, after the global clip; 0: no clipping
+    clip_norm: float = Field(1.0, gt=0)  # of all gradients together
+    seed: int = Field(42, ge=0)
+
+    @property
+    def clip_model(self) -> str:
+        """The name of the CLIP network in open_clip."""
+        return OPENAI.get(self.base_encoder, self.base_encoder)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The CLIP network that is fine-tuned."""
+        return Backbone(self.clip_model, self.backbone_weights, self.backbone_download)
+
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Frames as pictures, whose captions it tokenises itself; stored features of both in mode frozen."""
+        if self.mode == "finetune":
+            return {"video": ("frames", "rgb")}
+        times = {"time": (self.video_features, "time")} if self.video_features == "clip" else {}
+        return {"video": (self.video_features, ""), "text": self.stored_text(), **times}
+
+    def stored_text(self) -> tuple[str, str]:
+        """The stage and the output that mode frozen reads of a caption."""
+        return self.text_features, ""
+
+    def wishes(self) -> dict[str, dict[str, Any]]:
+        """The method's frames, at the size that the CLIP network reads."""
+        if self.mode == "frozen":
+            return {}
+        size = clip_configs.read(self.clip_model)["vision_cfg"].get("image_size", USUAL_PIXELS)
+        chosen = {"rate": self.video_framerate, "select": self.frame_select, "count": self.max_frames}
+        return {"frames": {**chosen, "size": size}}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digest of CLIP's weights where they are the start of what is trained."""
+        return {"backbone": weights.identity(self.backbone, known)} if self._starts_from_clip else {}
+
+    def require(self) -> None:
+        """CLIP's weights."""
+        if self._starts_from_clip:
+            weights.require(self.backbone)
+
+    def to_be_filled(self) -> Self:
+        """With a backbone of any weights, since all of them will be replaced: none need be on this machine."""
+        return self.model_copy(update={"backbone_weights": "seed:0"})
+
+    @property
+    def _starts_from_clip(self) -> bool:
+        return self.mode == "finetune" and not self.weights

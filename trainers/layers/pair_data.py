@@ -1,0 +1,179 @@
+"""What methods on pairs of a caption and a video read: pictures and token ids, or CLIP's stored features.
+
+Packing knows no store: it is handed the splits and functions that give an output of an item or caption.
+Axes: n frames of a video, F frame slots, R pixels, D feature size, A captions, L tokens or stored states.
+
+Batches of mode "finetune": `tokens` (A, L) int64, `word_mask` (A, L) bool, `frames` (V, F, R, R, 3) uint8,
+`frame_mask` (V, F) bool. Of mode "frozen": `words` (A, L, D) and `word_mask`, `frames` (V, F, D) and
+`frame_mask`; what the masks leave out is zero, unless states of padding were stored. In training A = V, and
+row i of both is a pair; captions of an evaluation carry `index` (A,), their place in query order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import sampling
+from pipeline.errors import ItemError, UserError, nearest
+from trainers.data import Ragged, Rows, Split, SplitIndex, keys_of, read_splits, write_ragged, write_splits
+from trainers.layers.clip_input import padded_frames, tokenise
+from trainers.layers.pair_config import ClipPairConfig
+from trainers.layers.rand_augment import RandAugment
+from trainers.method import Batch
+
+PICTURE, FEATURES = 4, 2  # axes of the frames of a video in mode finetune and in mode frozen
+
+
+def pack(folder: Path, config: ClipPairConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
+    """Write frames, captions and one index per split into a folder.
+
+    Of a video with more than `max_frames` frames so many are taken (`taken`). Captions are token ids of their
+    texts, and in mode frozen also the states that `read["text"]` gives. An item or caption of several splits is
+    stored once; sources are read twice, so that memory holds one video at a time.
+    """
+    videos, captions = keys_of(splits)
+    frozen = config.mode == "frozen"
+
+    def frames(item: str) -> NDArray:
+        rows = _checked(item, read["video"](item), FEATURES if frozen else PICTURE)
+        return rows[taken(config, len(rows), read["time"](item) if "time" in read else None)]
+
+    counts = [len(frames(item)) for item in videos]
+    write_ragged(folder, "frames", map(frames, videos), counts, np.float32 if frozen else np.uint8)
+    texts = {caption: text for _, queries in splits.values() for caption, text, _ in queries}
+    ids, mask = tokenise([texts[caption] for caption in captions], config.max_words)
+    lengths = mask.sum(1).tolist()
+    tokens = (row[:length] for row, length in zip(ids, lengths, strict=True))
+    write_ragged(folder, "tokens", tokens, lengths, np.int64)
+    if frozen:
+        counts = [len(_states(c, read["text"](c), config)) for c in captions]
+        states = (_states(c, read["text"](c), config) for c in captions)
+        write_ragged(folder, "words", states, counts, np.float32)
+    write_splits(folder, splits)
+
+
+def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling.Positions:
+    """Which of a video's stored frames are kept; `times` (n,) where they are all frames, not candidates already."""
+    candidates = np.arange(total)
+    if times is not None:
+        candidates = sampling.gare_candidates(total, sampling.average_fps(times), config.video_framerate)
+    return sampling.select(candidates, config.max_frames, config.frame_select)
+
+
+def _states(caption: str, rows: NDArray, config: ClipPairConfig) -> NDArray:
+    """The stored states of a caption: of too many the first ones and the last, which is the end token's."""
+    rows = _checked(caption, rows, FEATURES)
+    if len(rows) <= config.max_words:
+        return rows
+    return np.concatenate([rows[: config.max_words - 1], rows[-1:]])
+
+
+def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
+    if rows.ndim != axes or 0 in rows.shape:
+        wanted = "pictures" if axes == PICTURE else "rows of numbers"
+        raise ItemError(name, f"its features have the shape {rows.shape}, {wanted} are needed")
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise ItemError(name, "its features are not all finite")
+    return rows
+
+
+class PairData:
+    """Packed arrays as batches: training on pairs of a caption and its video, evaluation on either alone.
+
+    `word_slots`: how many slots every batch of captions has; None: as many as its longest caption needs.
+    """
+
+    def __init__(self, folder: Path, config: ClipPairConfig, word_slots: int | None = None) -> None:
+        self.config, self.word_slots = config, word_slots
+        self.frames, self.tokens = Ragged.open(folder, "frames"), Ragged.open(folder, "tokens")
+        self.splits = read_splits(folder)
+        self.side: int = self.frames.values.shape[1]  # pixels, of pictures
+        self.dims: int = self.frames.values.shape[-1]  # of features
+        if config.mode == "frozen":
+            self.words = Ragged.open(folder, "words")
+            if self.words.values.shape[-1] != self.dims:
+                raise UserError(
+                    f"captions have {self.words.values.shape[-1]} features and frames {self.dims}: both must be of one "
+                    'CLIP network\'s space; of token states, set extractors.clip_text.tokens to "projected"'
+                )
+
+    def train_steps(self, world: int = 1) -> int:
+        """Batches in an epoch: whole ones alone, as published, unless there is not even one."""
+        pairs = len(self._training().captions)
+        if pairs < 2:
+            raise UserError(
+                "it learns from pairs of different captions: the split 'train' needs two at least"
+            )
+        return max(1, pairs // self.config.batch_size)
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th pair."""
+        index, size = self._training(), self.config.batch_size
+        order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without the interpreter's lock
+            for step in range(self.train_steps(world)):
+                joint = order[step * size : (step + 1) * size]
+                if len(joint) < world:
+                    raise UserError(f"a batch of {len(joint)} pairs cannot be shared by {world} processes")
+                yield self._pairs(index, joint[rank::world].tolist(), (seed, epoch), pool)
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        """The gallery of a split, in gallery order."""
+        index, size = self.splits[split], self.config.batch_size_val
+        for start in range(0, len(index.item_rows), size):
+            yield _videos([self.frames[row] for row in index.item_rows[start : start + size]], self.config)
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        """The queries of a split; `index` is their place in query order."""
+        index, size = self.splits[split], self.config.batch_size_val
+        for start in range(0, len(index.caption_rows), size):
+            places = range(start, min(start + size, len(index.caption_rows)))
+            yield {**self._texts(index, places), "index": torch.tensor(places)}
+
+    def _training(self) -> SplitIndex:
+        if "train" not in self.splits:
+            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self.splits)}")
+        return self.splits["train"]
+
+    def _pairs(
+        self, index: SplitIndex, captions: Sequence[int], seeds: tuple[int, int], pool: ThreadPoolExecutor
+    ) -> Batch:
+        """Captions with the frames of their videos, augmented by (seed, epoch, caption)."""
+        frames = [self.frames[index.item_rows[index.caption_item[caption]]] for caption in captions]
+        if self.config.augment and self.config.mode == "finetune":
+            frames = list(pool.map(partial(_augmented, seeds), captions, frames))
+        return {**self._texts(index, captions), **_videos(frames, self.config)}
+
+    def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, Tensor]:
+        rows = [index.caption_rows[caption] for caption in captions]
+        frozen = self.config.mode == "frozen"
+        arrays = [(self.words if frozen else self.tokens)[row] for row in rows]
+        slots = self.word_slots or max(map(len, arrays))
+        values = np.zeros((len(rows), slots, *arrays[0].shape[1:]), arrays[0].dtype)
+        for place, array in zip(values, arrays, strict=True):
+            place[: len(array)] = array
+        real = [
+            min(len(array), int(self.tokens.lengths[row])) for row, array in zip(rows, arrays, strict=True)
+        ]
+        mask = np.arange(slots) < np.array(real)[:, None]
+        name = "words" if frozen else "tokens"
+        return {name: torch.from_numpy(values), "word_mask": torch.from_numpy(mask)}
+
+
+def _augmented(seeds: tuple[int, int], caption: int, frames: NDArray) -> NDArray:
+    return RandAugment()(frames, np.random.default_rng([*seeds, caption]))
+
+
+def _videos(videos: Sequence[NDArray], config: ClipPairConfig) -> dict[str, Tensor]:
+    padded = [padded_frames(frames, config.max_frames) for frames in videos]
+    frames, mask = (np.stack(part) for part in zip(*padded, strict=True))
+    return {"frames": torch.from_numpy(frames), "frame_mask": torch.from_numpy(mask)}

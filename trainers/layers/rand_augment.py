@@ -1,0 +1,140 @@
+"""RandAugment of whole clips: every frame of a clip goes through the same operations (rand-m7-n4-mstd0.5-inc1).
+
+Pillow's operations, so that pixels are those of the published training; grey levels may differ a little
+between versions of Pillow. Axes: T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+Frames = NDArray[np.uint8]
+Apply = Callable[[Image.Image, float], Image.Image]
+Level = Callable[[float, int], float]
+GREY = (128, 128, 128)  # fills what a geometric operation uncovers
+MAX_MAGNITUDE = 10.0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done to a frame at a level, and the level of a magnitude in 0..10 and a sign of 1 or -1."""
+
+    apply: Apply
+    level: Level
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Draws operations for a clip and applies them to all its frames.
+
+    Of `operations` draws with replacement each is skipped with probability 1/2; its magnitude is
+    N(magnitude, std) within 0..10; a sign, where an operation has one, is a fair coin.
+    """
+
+    magnitude: float = 7.0
+    std: float = 0.5
+    operations: int = 4
+
+    def __call__(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """Frames (T, H, W, 3) of the same size, changed alike."""
+        images = [Image.fromarray(frame) for frame in frames]
+        for name, level in self.draw(rng):
+            images = [OPERATIONS[name].apply(image, level) for image in images]
+        return np.stack([np.asarray(image) for image in images]) if images else frames
+
+    def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
+        """Names and levels of the operations of one clip, in order."""
+        names = list(OPERATIONS)
+        drawn = []
+        for index in rng.integers(len(names), size=self.operations):
+            used, magnitude, sign = (
+                rng.random() < 0.5,
+                rng.normal(self.magnitude, self.std),
+                rng.random() < 0.5,
+            )
+            name = names[index]
+            if used:
+                level = OPERATIONS[name].level(float(np.clip(magnitude, 0, MAX_MAGNITUDE)), 1 if sign else -1)
+                drawn.append((name, level))
+        return drawn
+
+
+def _rotate(image: Image.Image, degrees: float) -> Image.Image:
+    return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=GREY)
+
+
+def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f)."""
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        coefficients,
+        resample=Image.Resampling.BICUBIC,
+        fillcolor=GREY,
+    )
+
+
+def _shear_x(image: Image.Image, by: float) -> Image.Image:
+    return _affine(image, (1, by, 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image, by: float) -> Image.Image:
+    return _affine(image, (1, 0, 0, by, 1, 0))
+
+
+def _translate_x(image: Image.Image, share: float) -> Image.Image:
+    return _affine(image, (1, 0, share * image.width, 0, 1, 0))
+
+
+def _translate_y(image: Image.Image, share: float) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, share * image.height))
+
+
+def _solarize_add(image: Image.Image, added: float) -> Image.Image:
+    table = [min(255, i + int(added)) if i < 128 else i for i in range(256)]
+    return image.point(table * len(image.getbands()))
+
+
+def _enhanced(enhance: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
+    """An enhancement by a factor of 1 at magnitude 0, further from 1 the greater the magnitude."""
+    return Operation(
+        lambda image, factor: enhance(image).enhance(factor), lambda m, sign: 1 + sign * 0.09 * m
+    )
+
+
+def _unleveled(apply: Callable[[Image.Image], Image.Image]) -> Operation:
+    return Operation(lambda image, _level: apply(image), lambda _m, _sign: 0.0)
+
+
+def _signed(apply: Apply, step: float) -> Operation:
+    return Operation(apply, lambda m, sign: sign * step * m)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": _unleveled(ImageOps.autocontrast),
+    "Equalize": _unleveled(ImageOps.equalize),
+    "Invert": _unleveled(ImageOps.invert),
+    "Rotate": _signed(_rotate, 3.0),  # degrees
+    "PosterizeIncreasing": Operation(
+        lambda image, bits: ImageOps.posterize(image, int(bits)), lambda m, _sign: 4 - int(0.4 * m)
+    ),
+    "SolarizeIncreasing": Operation(
+        lambda image, threshold: ImageOps.solarize(image, int(threshold)),
+        lambda m, _sign: 256 - int(25.6 * m),
+    ),
+    "SolarizeAdd": Operation(_solarize_add, lambda m, _sign: int(11 * m)),
+    "ColorIncreasing": _enhanced(ImageEnhance.Color),
+    "ContrastIncreasing": _enhanced(ImageEnhance.Contrast),
+    "BrightnessIncreasing": _enhanced(ImageEnhance.Brightness),
+    "SharpnessIncreasing": _enhanced(ImageEnhance.Sharpness),
+    "ShearX": _signed(_shear_x, 0.03),
+    "ShearY": _signed(_shear_y, 0.03),
+    "TranslateXRel": _signed(_translate_x, 0.045),  # of the width
+    "TranslateYRel": _signed(_translate_y, 0.045),  # of the height
+}
+"""The 15 operations of the "increasing" set: the greater the magnitude, the stronger each of them."""

@@ -1,0 +1,112 @@
+"""Settings of NeighborRetr, with the values published for its corpora. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from trainers.layers.pair_config import ClipPairConfig
+
+Preset = Literal["msrvtt", "activitynet", "didemo", "msvd"]
+Ratios = tuple[float, float]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "msrvtt": {"max_words": 24, "max_frames": 12, "epochs": 5, "bank_size": 480, "augment": True},
+    "activitynet": {"max_words": 64, "max_frames": 64, "epochs": 10, "bank_size": 240, "augment": False},
+    # No command is published for these two: paragraphs and long clips as ActivityNet, sentences as MSR-VTT.
+    "didemo": {"max_words": 64, "max_frames": 64, "epochs": 10, "bank_size": 240, "augment": False},
+    "msvd": {"max_words": 24, "max_frames": 12, "epochs": 5, "bank_size": 480, "augment": False},
+}
+BESIDES = 3  # a batch holds a pair, its neighbours and two others at least: their spread is the unit of N
+
+
+class NeighborRetrConfig(ClipPairConfig):
+    """NeighborRetr's recipe; a preset fills every published value of its corpus that is not set explicitly."""
+
+    preset: Preset = "msrvtt"
+
+    max_words: int = Field(PRESETS["msrvtt"]["max_words"], ge=3)  # tokens with start and end; more are cut
+    max_frames: int = Field(PRESETS["msrvtt"]["max_frames"], ge=3)
+    augment: bool = PRESETS["msrvtt"]["augment"]  # RandAugment m7-n4-mstd0.5-inc1 of the training frames
+
+    temporal_layers: int = Field(4, ge=0)
+    train_token_embedding: bool = True  # meant to be frozen in the release, but trained
+
+    text_ratios: Ratios = (1 / 6, 1 / 4)  # clusters a token, of both stages
+    video_ratios: Ratios = (1 / 4, 1 / 3)
+    knn: int = Field(3, ge=1, validate_default=True)  # nearest tokens that make a token's density
+    cluster_heads: int = Field(8, ge=1)
+    density_noise: bool = True  # U(0, 1e-6), which alone orders the clusters of two equally dense tokens
+    mask_mode: Literal["zero", "neg_inf"] = "zero"  # what padding counts in the maxima; published: zero
+    global_similarity: Literal["dot", "cosine"] = "dot"  # published: dot, which lets U dominate at the start
+    unused_nets: bool = False  # carry the nets that the release creates and that change no score
+
+    centrality_scale: float = 0.3
+    beta: float = Field(0.7, ge=0, le=1)  # share of the transport plan in the targets of U
+    ot_scale: float = Field(3.0, gt=0)  # of U; the release takes `temperature` here
+    temperature: float = Field(3.0, gt=0)  # of the neighbours' weights
+    num_neighbors: int = Field(20, ge=1, validate_default=True)
+    sinkhorn_iters: int = Field(50, ge=1)
+    centrality_weight: float = Field(1.0, ge=0)
+    uniform_weight: float = Field(1.0, ge=0)
+    neighbor_weight: float = Field(1.0, ge=0)
+    kl_weight: float = Field(1.0, ge=0)
+
+    bank_size: int = Field(PRESETS["msrvtt"]["bank_size"], ge=1)  # published: 15 batches of one process
+    carry_over: bool = True  # keep the bank between epochs; the release empties it and encodes it anew
+    gather_grad: Literal["sum", "local"] = (
+        "sum"  # local: CLIP's gradient divided by the processes, as released
+    )
+
+    epochs: int = Field(PRESETS["msrvtt"]["epochs"], ge=0)
+    lr: float = Field(1e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        preset = data.get("preset", "msrvtt")
+        published = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        return {**published, **data}
+
+    @field_validator("text_ratios", "video_ratios")
+    @classmethod
+    def _are_shares(cls, value: Ratios) -> Ratios:
+        if not all(0 < share <= 1 for share in value):
+            raise ValueError(f"both shares must be over 0 and at most 1, not {value}")
+        return value
+
+    @field_validator("knn")
+    @classmethod
+    def _has_that_many_tokens(cls, value: int, info: ValidationInfo) -> int:
+        for name in ("max_words", "max_frames"):
+            if value > info.data.get(name, value):
+                raise ValueError(
+                    f"clustering {info.data[name]} tokens cannot take {value} nearest ones; "
+                    f"raise {name} to {value} or lower knn to {info.data[name]}"
+                )
+        return value
+
+    @field_validator("num_neighbors")
+    @classmethod
+    def _leaves_others_in_the_batch(cls, value: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch_size", value + BESIDES)
+        if batch < value + BESIDES:
+            raise ValueError(
+                f"a batch of {batch} pairs is too small for {value} neighbours: "
+                f"raise batch_size to {value + BESIDES} or lower num_neighbors to {max(batch - BESIDES, 0)}"
+            )
+        return value
+
+    def wishes(self) -> dict[str, dict[str, Any]]:
+        """Also, in mode frozen, the states of all word slots in the space of the frames, padding included."""
+        if self.mode == "finetune":
+            return super().wishes()
+        return {self.text_features: {"tokens": "projected", "max_tokens": self.max_words, "pad": True}}
+
+
+CONFIG: type[NeighborRetrConfig] = NeighborRetrConfig

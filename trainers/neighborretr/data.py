@@ -1,0 +1,15 @@
+"""What NeighborRetr reads: pairs of a caption and a video, in slots whose number never changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainers.layers.pair_data import PairData, pack
+from trainers.neighborretr.config import NeighborRetrConfig
+
+__all__ = ["open_data", "pack"]
+
+
+def open_data(folder: Path, config: NeighborRetrConfig) -> PairData:
+    """The data that `pack` wrote into a folder; the bank holds captions of one length, so all have it."""
+    return PairData(folder, config, word_slots=config.max_words)

@@ -1,0 +1,157 @@
+"""The authors' checkpoints of NeighborRetr, read and written: a plain state dict in one torch pickle.
+
+Their names are ours without the places of our modules. GPU checkpoints hold float16 tensors: taken up as
+float32. Nets that the release creates and never uses are kept under `unused_nets`, so nothing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.store import write_json
+from trainers.checkpoint import load as load_tensors
+from trainers.checkpoint import save_weights
+from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
+from trainers.neighborretr.config import NeighborRetrConfig
+from trainers.neighborretr.method import NeighborRetr
+from trainers.stages import WEIGHTS
+
+PREFIXES = {
+    "network.towers.clip.": "clip.",
+    "network.temporal.": "",
+    "network.head.": "",
+    "network.": "clip.",  # the logit scale of a method without towers
+}
+"""Beginnings of our names, and of the authors'."""
+
+BANK = "bank."  # not in their checkpoints
+TEMPORAL = "transformerClip."
+ENCODERS = {32: "ViT-B/32", 16: "ViT-B/16"}  # by patch side, at a width of 768
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of an authors' checkpoint, in float32; nothing in it is executed."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path} is not a plain state dict: it is not a checkpoint of NeighborRetr's authors")
+    state = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    ignored = {f"clip.{name}" for name in NO_WEIGHTS}
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if name not in ignored
+    }
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings that a state dict decides, but for those of CLIP."""
+    blocks = {name.split(".")[2] for name in state if name.startswith(f"{TEMPORAL}resblocks.")}
+    return {"temporal_layers": len(blocks), "unused_nets": "text_weight_fc1.0.weight" in state}
+
+
+def width(state: Mapping[str, Tensor]) -> int:
+    """The embedding size D."""
+    try:
+        return int(state["text_weight_fc.0.weight"].shape[1])
+    except KeyError as error:
+        raise UserError(
+            f"the checkpoint has no tensor {error}: it is not one of NeighborRetr's authors"
+        ) from None
+
+
+def base_encoder(state: Mapping[str, Tensor]) -> str:
+    """The name of the CLIP network that the weights are of. Raises UserError for one they never trained."""
+    patches = state.get("clip.visual.conv1.weight")
+    shape = None if patches is None else (patches.shape[0], patches.shape[-1])
+    if shape is None or shape[0] != 768 or shape[1] not in ENCODERS:
+        raise UserError(f"the CLIP weights are of no ViT-B/32 or ViT-B/16: the patch convolution is {shape}")
+    return ENCODERS[shape[1]]
+
+
+def method_from(state: Mapping[str, Tensor], config: NeighborRetrConfig) -> NeighborRetr:
+    """NeighborRetr with an authors' weights and our settings; the shapes decide sizes and unused nets."""
+    dims = width(state)
+    clip = {name.removeprefix("clip."): t for name, t in state.items() if name.startswith("clip.")}
+    half = config.precision == "fp16-legacy"
+    towers = None if config.mode == "frozen" else ClipTowers.from_state(clip, half=half)
+    ours = NeighborRetr(config.model_copy(update=sizes(state)), towers, dims)
+    load_state(ours, state)
+    return ours
+
+
+def load_state(method: NeighborRetr, state: Mapping[str, Tensor]) -> None:
+    """Copy an authors' state dict into a method. Raises UserError naming what does not fit.
+
+    A method without towers takes none of CLIP's tensors but the logit scale.
+    """
+    own = _own(method)
+    wanted = dict(state)
+    if method.network.towers is None:
+        wanted = {n: t for n, t in state.items() if not n.startswith("clip.") or n in own}
+    for name in [*own, *wanted]:
+        if name not in own or name not in wanted:
+            what = "missing" if name in own else "not known"
+            raise UserError(
+                f"tensor {name} is {what}: these weights are not NeighborRetr's with such settings"
+            )
+        if own[name].shape != wanted[name].shape:
+            found, needed = tuple(wanted[name].shape), tuple(own[name].shape)
+            raise UserError(f"tensor {name} is {found}, {needed} is needed")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            own[name].copy_(tensor)
+
+
+def state_of(method: NeighborRetr) -> dict[str, Tensor]:
+    """The authors' state dict of a method; the bank, which theirs does not hold, is left out."""
+    return {name: tensor.detach().cpu() for name, tensor in _own(method).items()}
+
+
+def official_name(name: str) -> str:
+    """The authors' name of one of our parameters."""
+    prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+    return PREFIXES[prefix] + name.removeprefix(prefix)
+
+
+def _own(method: NeighborRetr) -> dict[str, Tensor]:
+    """Our tensors under the authors' names."""
+    state = method.state_dict()
+    return {official_name(name): tensor for name, tensor in state.items() if not name.startswith(BANK)}
+
+
+def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+    state = read(file)
+    # The towers need no other weights once these are loaded: those of a seed are at hand anywhere.
+    known = {**sizes(state), "base_encoder": base_encoder(state), "backbone_weights": "seed:0"}
+    config = NeighborRetrConfig(**known)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, method_from(state, config), {"method": "neighborretr"})
+    write_json(folder / "config.json", {"method": "neighborretr", "config": config.model_dump(mode="json")})
+    usual = NeighborRetrConfig().model_dump(mode="json")
+    return {name: v for name, v in config.model_dump(mode="json").items() if v != usual[name]}
+
+
+def export_checkpoint(trained: Path, file: Path) -> None:
+    """Write a trained method's folder as a state dict that the authors' code loads."""
+    saved = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    if NeighborRetrConfig(**saved["config"]).mode == "frozen":
+        raise UserError(
+            f"{trained} was trained on features and has no CLIP: the authors' code cannot load it"
+        )
+    tensors, _ = load_tensors(trained / WEIGHTS)
+    state = {official_name(name): tensor for name, tensor in tensors.items() if not name.startswith(BANK)}
+    torch.save(state, file)
