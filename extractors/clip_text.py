@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field as Setting
 
@@ -16,25 +16,25 @@ from pipeline.stage import Digests, Field
 class ClipTextParams(ClipNetworkParams):
     """The network's text side; model and weights are those of `clip` unless set here."""
 
-    tokens: Literal["hidden", "projected"] = "hidden"  # last hidden states, before or after the projection
     max_tokens: int = Setting(77, ge=3)  # start and end token included; never more than the network's own
     pad: bool = False  # keep the states of the padding up to max_tokens too, as NeighborRetr reads them
 
 
 class ClipText(TextExtractor[ClipTextParams]):
-    """Captions to token states (L, D), start to end token, and a pooled vector (1, D).
+    """Captions to token states (L, W), start to end token, the same projected (L, D), and a pooled vector (1, D).
 
-    Padding is left out; with `pad`, L is `max_tokens` for every caption.
+    Padding is left out; with `pad`, L is `max_tokens` for every caption. Projected states live in the space
+    of the frames' vectors.
     """
 
-    name, version = "clip_text", 1
+    name, version = "clip_text", 2
     settings = ClipTextParams
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """Token states and the pooled vector."""
+        """Token states, before and after the projection, and the pooled vector."""
         kind = Field(self.params.dtype, (None, None))
-        return {"token": kind, "pooled": kind}
+        return {"token": kind, "projected": kind, "pooled": kind}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """The digest of the weights."""
@@ -53,7 +53,9 @@ class ClipText(TextExtractor[ClipTextParams]):
         self.network = ClipBackbone(p.model, p.weights, options.device, p.precision)
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
-        """Token states and pooled vector of each caption."""
-        hidden, projected, pooled = self.network.text_tokens(texts, self.params.max_tokens, self.params.pad)
-        tokens = hidden if self.params.tokens == "hidden" else projected
-        return [{"token": t, "pooled": pooled[i : i + 1]} for i, t in enumerate(tokens)]
+        """The outputs of each caption."""
+        found = self.network.text_tokens(texts, self.params.max_tokens, self.params.pad)
+        return [
+            {"token": states, "projected": projected, "pooled": pooled[None]}
+            for states, projected, pooled in zip(*found, strict=True)
+        ]

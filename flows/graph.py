@@ -29,12 +29,18 @@ from pipeline.plan import Stages, ancestors
 from pipeline.settings import Params, fill, located
 from pipeline.stage import Stage
 from trainers.config import MethodConfig
+from trainers.gare.config import GareConfig
 from trainers.hlformer.config import HLFormerConfig
+from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.stages import EvaluateParams, stages_of
 
 EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, Vgg16, ClipText, Bert, Triples)
 
-METHODS: dict[str, type[MethodConfig]] = {"hlformer": HLFormerConfig}
+METHODS: dict[str, type[MethodConfig]] = {
+    "hlformer": HLFormerConfig,
+    "neighborretr": NeighborRetrConfig,
+    "gare": GareConfig,
+}
 
 INHERITS = {
     "clip_text": ("clip", ("model", "weights", "dtype", "precision", "download"))

@@ -50,11 +50,11 @@ def test_networks_keep_their_name_unless_it_is_one_of_openai() -> None:
 
 def test_inputs_follow_the_mode() -> None:
     assert GareConfig().features() == ("frames",)
-    frozen = GareConfig(mode="frozen", text_features="other")
-    text = ("other", "pooled")
+    frozen = GareConfig(mode="frozen")
+    text = ("clip_text", "pooled")
     assert frozen.inputs() == {"video": ("clip", ""), "text": text, "time": ("clip", "time")}
-    imported = GareConfig(mode="frozen", text_features="other", video_features="import-i3d")
-    assert imported.inputs() == {"video": ("import-i3d", ""), "text": text}  # which has no times
+    imported = GareConfig(mode="frozen", text_features="import-text", video_features="import-i3d")
+    assert imported.inputs() == {"video": ("import-i3d", ""), "text": ("import-text", "")}  # and no times
 
 
 class NoDigests:

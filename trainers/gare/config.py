@@ -62,7 +62,7 @@ class GareConfig(ClipPairConfig):
 
     def stored_text(self) -> tuple[str, str]:
         """The vector of the whole caption."""
-        return self.text_features, "pooled"
+        return self.text_features, "pooled" if self.text_features == "clip_text" else ""
 
 
 CONFIG: type[GareConfig] = GareConfig

@@ -5,8 +5,8 @@ Axes: n frames of a video, F frame slots, R pixels, D feature size, A captions, 
 
 Batches of mode "finetune": `tokens` (A, L) int64, `word_mask` (A, L) bool, `frames` (V, F, R, R, 3) uint8,
 `frame_mask` (V, F) bool. Of mode "frozen": `words` (A, L, D) and `word_mask`, `frames` (V, F, D) and
-`frame_mask`; what the masks leave out is zero, unless states of padding were stored. In training A = V, and
-row i of both is a pair; captions of an evaluation carry `index` (A,), their place in query order.
+`frame_mask`; what the masks leave out is zero, unless states of padding were stored (`clip_text.pad`). In training
+A = V, and row i of both is a pair; captions of an evaluation carry `index` (A,), their place in query order.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class PairData:
             if self.words.values.shape[-1] != self.dims:
                 raise UserError(
                     f"captions have {self.words.values.shape[-1]} features and frames {self.dims}: both must be of one "
-                    'CLIP network\'s space; of token states, set extractors.clip_text.tokens to "projected"'
+                    "CLIP network's space"
                 )
 
     def train_steps(self, world: int = 1) -> int:

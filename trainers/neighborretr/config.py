@@ -102,11 +102,9 @@ class NeighborRetrConfig(ClipPairConfig):
             )
         return value
 
-    def wishes(self) -> dict[str, dict[str, Any]]:
-        """Also, in mode frozen, the states of all word slots in the space of the frames, padding included."""
-        if self.mode == "finetune":
-            return super().wishes()
-        return {self.text_features: {"tokens": "projected", "max_tokens": self.max_words, "pad": True}}
+    def stored_text(self) -> tuple[str, str]:
+        """States of the tokens in the space of the frames."""
+        return self.text_features, "projected" if self.text_features == "clip_text" else ""
 
 
 CONFIG: type[NeighborRetrConfig] = NeighborRetrConfig
