@@ -31,15 +31,26 @@ from pipeline.stage import Stage
 from trainers.config import MethodConfig
 from trainers.gare.config import GareConfig
 from trainers.hlformer.config import HLFormerConfig
+from trainers.lean.config import LeanConfig
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.stages import EvaluateParams, stages_of
 
-EXTRACTORS: tuple[type[Extractor[Any]], ...] = (Compress, Clip, Frames, Keyframes, Vgg16, ClipText, Bert, Triples)
+EXTRACTORS: tuple[type[Extractor[Any]], ...] = (
+    Compress,
+    Clip,
+    Frames,
+    Keyframes,
+    Vgg16,
+    ClipText,
+    Bert,
+    Triples,
+)
 
 METHODS: dict[str, type[MethodConfig]] = {
     "hlformer": HLFormerConfig,
     "neighborretr": NeighborRetrConfig,
     "gare": GareConfig,
+    "lean": LeanConfig,
 }
 
 INHERITS = {

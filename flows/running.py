@@ -118,7 +118,11 @@ def nothing_to_do(project: Project, names: Sequence[str], retry_failed: bool) ->
 
 
 def leaderboard(project: Project, states: Mapping[str, plan.State]) -> list[dict[str, Any]]:
-    """The figures of every evaluated method: method, split, direction, and metrics with intervals."""
+    """The figures of every evaluated method: method, split, direction, and metrics with intervals.
+
+    Where right answers are tied with others, those under the mean rank of ties: a model that scores
+    everything alike finds nothing.
+    """
     rows = []
     for name, state in states.items():
         if name.startswith("evaluate-") and state.complete:
@@ -135,7 +139,7 @@ def _figures(stage: Stage[Any], folder: Path) -> list[dict[str, Any]]:
          "chance": protocol["directions"].get(direction, {}).get("chance", {}),
          "queries": protocol["directions"].get(direction, {}).get("queries"),
          "gallery": protocol["directions"].get(direction, {}).get("gallery")}
-        for direction, figures in measured["metrics"].items()
+        for direction, figures in (measured["mean_ties"] or measured["metrics"]).items()
     ]  # fmt: skip
 
 

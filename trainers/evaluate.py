@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from pipeline.errors import UserError, nearest
+from trainers import distributed
 from trainers.data import SplitIndex
+from trainers.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
 from trainers.method import Batch, Encoded, Method, MethodData
 from trainers.metrics import (
     LEVEL,
@@ -38,8 +41,11 @@ from trainers.metrics import (
 )
 
 DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
-TOP = 10  # places kept of each caption's ranking
+TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
+EXPLAINED = 256  # captions at most whose matches are explained, spread over all
+EXPLAINED_PLACES = 3  # of their rankings; the right item follows
+BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
 
 Block = tuple[slice, NDArray[np.float32]]
 """Consecutive captions and their scores (q, V) against all items."""
@@ -52,13 +58,15 @@ Figures = dict[str, dict[str, Figure]]
 class Ranking:
     """Where every query found its answer. The ranks of `v2t` are those of `asked`, the items with a caption.
 
-    top_items, top_scores: (Q, K), best first, equal scores in gallery order.
+    top_items, top_scores: (Q, K), best first, equal scores in gallery order. occurrences: of each member of a
+    direction's gallery, how many queries have it in their first PLACES.
     """
 
     ranks: dict[str, Ranks]
     asked: Positions
     top_items: Positions
     top_scores: NDArray[np.float32]
+    occurrences: dict[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class Evaluation:
     """The metrics of a split with the protocol and the rankings behind them.
 
     mean_ties holds the same metrics under the mean rank of ties, and nothing if no answer is tied.
+    explanation: `query` (E,), `item` (E, P), positions of captions and of the first items of their rankings and the
+    right one, and (E, P, ...) what the method says of each pair; nothing if it says nothing.
     """
 
     index: SplitIndex
@@ -73,18 +83,26 @@ class Evaluation:
     metrics: Figures
     mean_ties: Figures
     protocol: dict[str, Any]
+    hubness: dict[str, Hubness] = field(default_factory=dict)
+    explanation: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write metrics.json, ranking.safetensors (ranks, top places) and queries.json (ids and texts)."""
+        """Write metrics.json, ranking.safetensors (ranks, top places) and queries.json (ids and texts).
+
+        A method that explains its matches leaves explanation.safetensors too.
+        """
         summary = {
             "metrics": _plain(self.metrics),
             "mean_ties": _plain(self.mean_ties),
             "protocol": self.protocol,
+            "hubness": {direction: asdict(found) for direction, found in self.hubness.items()},
         }
         queries = {name: getattr(self.index, name) for name in ("items", "captions", "caption_item", "texts")}
         (folder / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         (folder / "queries.json").write_text(json.dumps(queries) + "\n", encoding="utf-8")
         save_file(_arrays(self.ranking), folder / "ranking.safetensors")
+        if self.explanation:
+            save_file(self.explanation, folder / "explanation.safetensors")
 
 
 def evaluate(
@@ -97,16 +115,20 @@ def evaluate(
     memory_mb: int = MEMORY_MB,
     seed: int = 0,
     corpus: Mapping[str, Any] | None = None,
+    rerank: int = 0,
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
-    The encodings of the split stay on the host; the blocks of scores, and what is scored at once, keep
-    under `memory_mb`. `seed` draws the bootstrap. `corpus` is quoted in the protocol (`Corpus.protocol`).
+    The encodings of the split, which several processes share the work of and all get, stay on the host; the
+    blocks of scores, and what is scored at once, keep under `memory_mb`. `seed` draws the bootstrap. `corpus` is
+    quoted in the protocol (`Corpus.protocol`).
+    With `rerank`, only so many items of each caption are truly scored, the best by the method's cheap scores; the
+    protocol says so. Raises UserError if the method has none.
     """
     for direction in directions:
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
-    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
+    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
     ranking = _rank(rows, index, directions)
     tied = any(ranks.differ for ranks in ranking.ranks.values())
     strict = {direction: ranks.strict for direction, ranks in ranking.ranks.items()}
@@ -116,7 +138,14 @@ def evaluate(
         ranking,
         metrics=_figures(strict, index, seed),
         mean_ties=_figures(mean, index, seed) if tied else {},
-        protocol=_protocol(split, index, directions, seed) | ({"corpus": dict(corpus)} if corpus else {}),
+        protocol=_protocol(split, index, directions, seed)
+        | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
+        | ({"corpus": dict(corpus)} if corpus else {}),
+        hubness={
+            direction: hubness(counts, min(PLACES, len(counts)))
+            for direction, counts in ranking.occurrences.items()
+        },
+        explanation=rows.explanation(ranking.top_items, _caption_item(index)),
     )
 
 
@@ -143,14 +172,22 @@ class ScoreRows:
 
     A block of scores takes an eighth of the memory, because ranking it needs masks and a partial sort
     of its size; the encodings of a tile take a quarter for texts and one for items. The rest is the
-    method's.
+    method's. With `rerank`, cheap scores choose which items of a caption are scored (`_rerank`).
     """
 
     def __init__(
-        self, method: Method, texts: Encoded, items: Encoded, device: str | torch.device, memory_mb: int
+        self,
+        method: Method,
+        texts: Encoded,
+        items: Encoded,
+        device: str | torch.device,
+        memory_mb: int,
+        rerank: int = 0,
     ) -> None:
         self.method, self.texts, self.items, self.device = method, texts, items, device
+        self.rerank = rerank
         memory = memory_mb * 2**20
+        method.work_bytes = memory * 3 // 8
         self.queries, self.gallery = _count(texts), _count(items)
         row_bytes = 4 * self.gallery
         self.rows = max(1, min(memory // 8 // row_bytes, memory // 4 // _bytes_each(texts)))
@@ -169,9 +206,60 @@ class ScoreRows:
             texts = _part(self.texts, where, self.device)
             for first in range(0, self.gallery, self.columns):
                 tile = slice(first, first + self.columns)
-                scores = self.method.scores(texts, _part(self.items, tile, self.device))
-                out[:, tile] = scores.float().cpu().numpy()
+                out[:, tile] = self._scores(texts, _part(self.items, tile, self.device))
+            if 0 < self.rerank < self.gallery:
+                self._rerank(out, texts)
         return out
+
+    def _scores(self, texts: Encoded, items: Encoded) -> NDArray[np.float32]:
+        """True scores, or cheap ones where they are to choose."""
+        if not 0 < self.rerank < self.gallery:
+            return self.method.scores(texts, items).float().cpu().numpy()
+        cheap = self.method.cheap_scores(texts, items)
+        if cheap is None:
+            raise UserError(
+                f"rerank = {self.rerank} is not possible: the method has no cheap scores to choose by"
+            )
+        return cheap.float().cpu().numpy()
+
+    def _rerank(self, out: NDArray[np.float32], texts: Encoded) -> None:
+        """Score the best items of each caption truly, and put all others far below them, in the cheap order.
+
+        float32 tells cheap scores 1e-4 apart there; equal ones are ties, which `mean_ties` shows.
+        """
+        best, _ = top(out, self.rerank)
+        out -= np.float32(BELOW)
+        for row, items in enumerate(best):
+            some = {
+                name: values[torch.from_numpy(items)].to(self.device) for name, values in self.items.items()
+            }
+            scores = self.method.scores({name: values[row : row + 1] for name, values in texts.items()}, some)
+            out[row, items] = scores[0].float().cpu().numpy()
+            if out[row, items].min() <= 1 - BELOW:
+                raise ValueError(
+                    f"a score is {out[row, items].min()}; two stages need scores above {1 - BELOW}"
+                )
+
+    def explanation(self, top_items: Positions, right: Positions) -> dict[str, NDArray[Any]]:
+        """What the method says of the first items and the right one of some captions: see Evaluation.
+
+        top_items: (Q, K), best first; right: (Q,).
+        """
+        step = -(-self.queries // EXPLAINED)
+        queries = np.arange(0, self.queries, step)
+        items = np.concatenate([top_items[queries, :EXPLAINED_PLACES], right[queries, None]], 1)
+        said: dict[str, list[NDArray[Any]]] = {}
+        with _inference(self.method):
+            for query, places in zip(queries, items, strict=True):
+                texts = _part(self.texts, slice(query, query + 1), self.device)
+                some = {name: v[torch.from_numpy(places)].to(self.device) for name, v in self.items.items()}
+                found = self.method.explain(texts, some)
+                if not found:
+                    return {}
+                for name, values in found.items():
+                    said.setdefault(name, []).append(values[0].cpu().numpy())
+        stacked = {name: np.ascontiguousarray(np.stack(rows)) for name, rows in said.items()}
+        return {"query": queries, "item": items} | stacked
 
 
 def _score_rows(
@@ -182,18 +270,19 @@ def _score_rows(
     *,
     device: str | torch.device,
     memory_mb: int,
+    rerank: int = 0,
 ) -> ScoreRows:
     """The encoded split, ready to be scored. Raises UserError if it has nothing to rank."""
     if not index.items:
         raise UserError(f"the split {split!r} has no items, so there is no gallery to search")
     if not index.captions:
         raise UserError(f"the split {split!r} has no captions, so there are no queries to rank")
-    with _inference(method):
+    with distributed.process_group(torch.device(device)), _inference(method):
         items = _encode(method.encode_items, data.item_batches(split), len(index.items), "items", device)
         texts = _encode(
             method.encode_texts, data.text_batches(split), len(index.captions), "captions", device
         )
-    return ScoreRows(method, texts, items, device, memory_mb)
+    return ScoreRows(method, texts, items, device, memory_mb, rerank)
 
 
 def _encode(
@@ -203,20 +292,27 @@ def _encode(
     what: str,
     device: str | torch.device,
 ) -> Encoded:
-    """All encodings on the host, put at the `index` of their batch, or in order where it has none."""
+    """All encodings on the host of every process, put at the `index` of their batch, or in order where it has none.
+
+    Of several processes each encodes its share. All then score everything: encoding is what takes the time, and
+    blocks of the same shape everywhere leave no process with other figures than one alone has.
+    """
     out: Encoded = {}
     seen = torch.zeros(count, dtype=torch.int64)
     place = 0
-    for batch in batches:
+    for batch, ours in _own(batches):
         encoded = encode({name: values.to(device) for name, values in batch.items()})
+        encoded = _joint(encoded, ours)
         size = _count(encoded)
-        where = batch["index"].cpu() if "index" in batch else torch.arange(place, place + size)
+        where = torch.arange(place, place + size)
+        if "index" in batch:
+            where = _joint({"index": batch["index"].to(device)}, ours)["index"]
         for name, values in encoded.items():
             if name not in out:
                 out[name] = torch.empty((count, *values.shape[1:]), dtype=values.dtype)
             if values.shape != (len(where), *out[name].shape[1:]):
                 raise ValueError(f"{name} of {what} changes its shape from batch to batch: {values.shape}")
-            out[name][where] = values.cpu()
+            out[name][where] = values
         seen.index_add_(0, where, torch.ones_like(where))
         place += size
     if not (seen == 1).all():
@@ -224,10 +320,36 @@ def _encode(
     return out
 
 
+def _own(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """This process's batch of every `world` consecutive ones, and whether it is truly its own.
+
+    Where the last ones do not suffice, a process left over encodes the first of them too and hands in nothing:
+    all processes take the same steps, and each knows the shapes.
+    """
+    rank, world = distributed.rank(), distributed.world()
+    chosen: tuple[Batch, bool] | None = None
+    for number, batch in enumerate(batches):
+        if number % world == 0 and chosen:
+            yield chosen
+        if number % world in (0, rank):
+            chosen = batch, number % world == rank
+    if chosen:
+        yield chosen
+
+
+def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
+    """The rows of all processes that have a batch, on the host, in order of rank."""
+    return {
+        name: torch.cat(distributed.gather(values if ours else values[:0])).cpu()
+        for name, values in rows.items()
+    }
+
+
 def _rank(rows: ScoreRows, index: SplitIndex, directions: Sequence[str]) -> Ranking:
     """Ranks in every direction and the top places of each caption."""
     item, both = _caption_item(index), "v2t" in directions
     found, places, items = [], [], ItemRanks(len(index.items))
+    best = ColumnTop(len(index.items))
     # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
     blocks: Iterable[Block] = list(rows) if both and rows.fit else rows
     for where, scores in blocks:
@@ -235,16 +357,23 @@ def _rank(rows: ScoreRows, index: SplitIndex, directions: Sequence[str]) -> Rank
         places.append(top(scores, TOP))
         if both:
             items.find(scores, item[where])
+            best.add(scores)
     ranks = {"t2v": join(found)}
     if both:
         for where, scores in blocks:
             items.count(scores, item[where])
         ranks["v2t"] = items.ranks()
+    asked, top_items = np.unique(item), np.concatenate([positions for positions, _ in places])
+    held = {"t2v": (top_items[:, :PLACES], len(index.items))}
+    if both:
+        held["v2t"] = best.positions[asked], len(item)
+    wanted = [direction for direction in DIRECTIONS if direction in directions]
     return Ranking(
-        {direction: ranks[direction] for direction in DIRECTIONS if direction in directions},
-        asked=np.unique(item),
-        top_items=np.concatenate([positions for positions, _ in places]),
+        {direction: ranks[direction] for direction in wanted},
+        asked=asked,
+        top_items=top_items,
         top_scores=np.concatenate([scores for _, scores in places]),
+        occurrences={direction: occurrences(*held[direction]) for direction in wanted},
     )
 
 
@@ -283,11 +412,19 @@ def _protocol(split: str, index: SplitIndex, directions: Sequence[str], seed: in
             "max": int(captions.max()),
         },
         "directions": {direction: sides[direction] for direction in DIRECTIONS if direction in directions},
-        "ties": "rank = 1 + number of strictly larger scores; mean_ties: expected rank under random order",
+        "ties": "mean rank: 1 + larger scores + half of the equal ones; where any are equal, the best rank stands beside",
         "v2t_rank": "best rank among the item's captions",
         "post_processing": "none",
         "intervals": f"{LEVEL:.0%} percentile bootstrap over queries, {RESAMPLES} resamples, seed {seed}",
     }
+
+
+def _two_stages(rerank: int) -> str:
+    """How the protocol labels an evaluation that did not score every pair."""
+    return (
+        f"two stages: of each caption's items, the {rerank} with the best cheap scores are scored; "
+        "the others follow in the cheap order"
+    )
 
 
 def split_digest(index: SplitIndex) -> str:
@@ -343,4 +480,5 @@ def _arrays(ranking: Ranking) -> dict[str, NDArray[Any]]:
         arrays |= {f"{direction}.rank": ranks.strict, f"{direction}.mean_rank": ranks.mean}
     if "v2t" in ranking.ranks:
         arrays["v2t.item"] = ranking.asked
+    arrays |= {f"{direction}.occurrences": counts for direction, counts in ranking.occurrences.items()}
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

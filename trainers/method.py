@@ -15,7 +15,13 @@ Encoded = dict[str, Tensor]
 
 
 class Method(nn.Module):
-    """A retrieval model. A score is always higher-is-more-alike, rows texts, columns items."""
+    """A retrieval model. A score is always higher-is-more-alike, rows texts, columns items.
+
+    `work_bytes` is what `scores` may hold at once besides its arguments and its result, for a method whose pairs
+    take memory; an evaluation sets it.
+    """
+
+    work_bytes: int = 2**28
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Every scalar loss term with its weight applied; their sum is minimised. `epoch` counts from 0."""
@@ -32,6 +38,14 @@ class Method(nn.Module):
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
         """Scores (Q, V) of Q encoded captions and V encoded items."""
         raise NotImplementedError
+
+    def cheap_scores(self, texts: Encoded, items: Encoded) -> Tensor | None:
+        """Cheap scores (Q, V), within [-1, 1], that choose which items are worth a true score; None: it has none."""
+        return None
+
+    def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
+        """What carried the match of each pair, as named tensors (Q, V, ...); nothing if it cannot tell."""
+        return {}
 
 
 class MethodData(Protocol):

@@ -165,7 +165,7 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
     told = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(
         method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
-        corpus=told.get("corpus"),
+        corpus=told.get("corpus"), rerank=params.rerank,
     )  # fmt: skip
     result.write(_emptied(Path(request["folder"])))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}

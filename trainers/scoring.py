@@ -1,6 +1,9 @@
-"""The best of many: scores of texts against items that are several vectors each."""
+"""Scores of texts against items in bounded memory: the best of several vectors, and blocks of pairs."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -26,3 +29,15 @@ def max_similarity(texts: Tensor, items: Tensor) -> Tensor:
             products = (vectors @ texts[row : row + rows].T).unflatten(0, (-1, length))
             out[first : first + chunk, row : row + rows] = products.amax(dim=1)
     return out.T
+
+
+def tiles(texts: int, items: int, pairs: int) -> Iterator[tuple[slice, slice]]:
+    """Texts and items of blocks of at most `pairs` pairs; together, every pair once.
+
+    Blocks are about square, so that what depends on one text or item alone is made for few pairs least often.
+    """
+    rows = max(1, min(texts, max(math.isqrt(pairs), pairs // max(1, items))))
+    columns = max(1, pairs // rows)
+    for row in range(0, texts, rows):
+        for column in range(0, items, columns):
+            yield slice(row, min(row + rows, texts)), slice(column, min(column + columns, items))

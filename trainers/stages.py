@@ -25,6 +25,7 @@ class EvaluateParams(Params):
     split: str = "test"
     directions: Literal["auto", "t2v", "v2t", "both"] = "auto"  # auto: those of the method's task
     seed: int = Field(0, ge=0)  # of the bootstrap
+    rerank: int = Field(0, ge=0)  # items of a caption that are truly scored, chosen by cheap scores; 0: all
     memory_mb: int = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"memory_mb"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,4 +213,8 @@ def official(method: str) -> Any:
     """The module that knows the authors' layout of a method. Imports torch."""
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+    if importlib.util.find_spec(f"trainers.{method}.official") is None:
+        raise UserError(
+            f"no checkpoint of {method} was ever published, so there is no layout to import or export"
+        )
     return importlib.import_module(f"trainers.{method}.official")

@@ -55,9 +55,23 @@ class Protocol:
     terms: tuple[tuple[str, str], ...]
 
 
-def boards(measured: Mapping[str, Mapping[str, Any]], figures: str = "metrics") -> list[Board]:
-    """A table for each direction that any method has `figures` for; measured: metrics.json by method."""
-    found = {method: report[figures] for method, report in measured.items() if report.get(figures)}
+def boards(measured: Mapping[str, Mapping[str, Any]]) -> list[Board]:
+    """A table for each direction that any method has figures for; measured: metrics.json by method.
+
+    Where right answers are tied with others, the mean rank of the ties counts: a model that scores everything
+    alike finds nothing.
+    """
+    return _boards(
+        {method: report["mean_ties"] or report["metrics"] for method, report in measured.items()}, measured
+    )
+
+
+def strict_boards(measured: Mapping[str, Mapping[str, Any]]) -> list[Board]:
+    """Of the methods with tied answers, the figures where a tied answer has the best of the tied ranks."""
+    return _boards({m: report["metrics"] for m, report in measured.items() if report["mean_ties"]}, measured)
+
+
+def _boards(found: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, Any]]) -> list[Board]:
     return [
         _board(direction, {m: figure[direction] for m, figure in found.items() if direction in figure}, measured)
         for direction in TITLES

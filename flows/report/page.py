@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from flows.report import activity, leaderboard, training
 from flows.report.environment import environment
 from flows.report.frames import Frames
+from flows.report.hubness import hubness_tables
 from flows.report.queries import Queries, read_queries
 from flows.report.stage import ReportParams
 from flows.report.wording import counted, duration, without_places
@@ -47,7 +48,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         method: json.loads((Path(entry["evaluate"]) / "metrics.json").read_text(encoding="utf-8"))
         for method, entry in folders.items()
     }
-    boards, tied = leaderboard.boards(measured), leaderboard.boards(measured, "mean_ties")
+    boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
     failures = activity.failures(public)
     return {
         "name": public["experiment"].get("name") or "experiment",
@@ -56,8 +57,9 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "corpus": public["corpus"],
         "splits": activity.splits(public["corpus"]["splits"]),
         "boards": boards,
-        "tied": tied,
-        "ties_matter": not leaderboard.look_alike(tied, boards),
+        "strict": strict,
+        "ties_matter": not leaderboard.look_alike(strict, boards),
+        "hubness": hubness_tables(measured),
         "protocols": leaderboard.protocols(measured),
         "trainings": [training.read_training(m, Path(entry["train"])) for m, entry in folders.items()],
         "queries": _queries(params, inputs, frame_bytes),

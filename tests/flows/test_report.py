@@ -315,7 +315,8 @@ def test_page_of_several_methods_in_one_direction_marks_the_best_of_each_metric(
     methods = [make_method(tmp_path, name, ("t2v",), noise=noise) for name, noise in noises.items()]
     text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
     assert "Caption to item" in text and "Item to caption" not in text
-    rows = {m: r for m, r in re.findall(r'<th scope="row">(good|poor)</th>(.*?)</tr>', text, re.S)}
+    board = text.split("</table>")[0]
+    rows = {m: r for m, r in re.findall(r'<th scope="row">(good|poor)</th>(.*?)</tr>', board, re.S)}
     assert 'class="best"' in rows["good"] and 'class="best"' not in rows["poor"].split("</td>")[0]
     assert "not measured under the same protocol" not in text
 
@@ -326,14 +327,40 @@ def test_methods_of_different_galleries_are_not_said_to_be_comparable(tmp_path: 
     assert "not measured under the same protocol" in text and "Protocol of b" in text
 
 
-def test_ties_bring_the_mean_rank_figures_and_a_tied_query_is_not_found(tmp_path: Path) -> None:
+def test_hubness_has_a_row_for_each_method_and_direction_with_what_was_measured(tmp_path: Path) -> None:
+    methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b", ("t2v",))]
+    text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
+    section = text.split("<h3>Hubness</h3>")[1].split("</table>")[0]
+    rows = re.findall(
+        r'<th scope="row">(\w)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', section
+    )
+    told = json.loads((Path(methods[0]["evaluate"]) / "metrics.json").read_text())["hubness"]["v2t"]
+    assert [row[:2] for row in rows] == [
+        ("a", "Caption to item"), ("b", "Caption to item"), ("a", "Item to caption"),
+    ]  # fmt: skip
+    assert rows[2][2:] == (
+        f"{told['skewness']:.2f}", f"{100 * told['anti_hub_share']:.1f} %", f"{told['most']} (mean 4.0)",
+    )  # fmt: skip
+    assert "among the first 10" in section and Tree(text).open == []
+
+
+def test_page_of_an_evaluation_that_did_not_measure_hubness_does_not_speak_of_it(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a")
+    path = Path(entry["evaluate"]) / "metrics.json"
+    write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "hubness"})
+    assert "ubness" not in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+
+
+def test_a_model_that_scores_all_alike_finds_nothing_and_the_best_ranks_stand_apart(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
     data = Pairs(ITEMS, CAPTIONS, 0.0)
     method = Towers()
     nn.init.zeros_(method.item.weight)
     evaluate(method, data, "test", split_index(data)).write(Path(entry["evaluate"]))
     text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
-    assert "With ties at their mean rank" in text
+    headline, _, apart = text.partition("With ties at their best rank")
+    assert 'value="0.0"' in headline and 'value="0.0"' not in apart.partition("</table>")[0]
+    assert apart.count('value="100.0"') > headline.count('value="100.0"')  # there it finds everything
     assert f"0 of {CAPTIONS} queries found the right item first" in text
     assert f"Right item at rank 1 of {ITEMS}, tied with {ITEMS - 1} others" in text
 

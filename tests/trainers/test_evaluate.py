@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError, UserError
+from trainers import distributed
 from trainers.data import SplitIndex
-from trainers.evaluate import evaluate, split_digest, validation_figure
+from trainers.evaluate import _encode, evaluate, split_digest, validation_figure
 from trainers.method import Batch, Encoded, Method
 from trainers.metrics import ItemRanks, metrics, text_ranks
 
@@ -175,7 +178,7 @@ def test_written_folder_holds_metrics_ranks_and_queries(tmp_path: Path) -> None:
     result = evaluate(method, data, "test", index, directions=("t2v", "v2t"), seed=3)
     result.write(tmp_path)
     summary = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(summary) == {"metrics", "mean_ties", "protocol"}
+    assert set(summary) == {"metrics", "mean_ties", "protocol", "hubness"}
     assert set(summary["metrics"]) == {"t2v", "v2t", "both"}
     figure = summary["metrics"]["t2v"]["R@10"]
     assert figure["low"] <= figure["value"] <= figure["high"]
@@ -248,3 +251,96 @@ def test_encodings_that_change_shape_between_batches_are_refused() -> None:
 
     with pytest.raises(ValueError, match="vector of captions changes its shape"):
         evaluate(Widening(), Data(), "test", split_index())
+
+
+def test_hubness_counts_who_stands_in_the_first_ten_of_a_full_sort_in_both_directions(tmp_path: Path) -> None:
+    method, data, index = Dot(), Data(), split_index()
+    scores, asked = full_matrix(method, data), np.unique(index.caption_item)
+    sides = {"t2v": scores, "v2t": scores.T[asked]}
+    for memory_mb in (1, 1024):  # many blocks with ties across their borders, and one
+        result = evaluate(method, data, "test", index, ("t2v", "v2t"), memory_mb=memory_mb)
+        for direction, side in sides.items():
+            first = np.argsort(-side, axis=1, kind="stable")[:, :10]
+            counts = np.bincount(first.ravel(), minlength=side.shape[1])
+            assert np.array_equal(result.ranking.occurrences[direction], counts)
+            assert result.hubness[direction].mean == pytest.approx(10 * len(side) / side.shape[1])
+    result.write(tmp_path)
+    summary = json.loads((tmp_path / "metrics.json").read_text())["hubness"]
+    assert summary["v2t"] == vars(result.hubness["v2t"]) and summary["t2v"]["k"] == 10
+    arrays = load_file(tmp_path / "ranking.safetensors")
+    assert arrays["t2v.occurrences"].shape == (ITEMS,) and arrays["v2t.occurrences"].shape == (CAPTIONS,)
+    assert arrays["v2t.occurrences"].sum() == 10 * len(asked)
+
+
+def test_hubness_is_of_the_directions_that_were_asked_for() -> None:
+    alone = evaluate(Dot(), Data(), "test", split_index(), ("v2t",))
+    assert list(alone.hubness) == list(alone.ranking.occurrences) == ["v2t"]
+
+
+
+def on_processes(count: int, body: Callable[[], object]) -> list[int]:
+    """Run the body in several processes as torchrun would start them; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(rank: int) -> int:
+        child = os.fork()
+        if child:
+            return child
+        try:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            torch.set_num_threads(1)
+            body()
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, f"{error!r}\n".encode())
+            os._exit(99)
+
+    children = [start(rank) for rank in range(count)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.parametrize(
+    ("count", "items", "captions"),
+    [(2, ITEMS, CAPTIONS), (3, ITEMS, CAPTIONS), (3, 60, 90)],
+    ids=["a batch left over", "no batch for the last process", "fewer batches than processes"],
+)
+def test_processes_share_the_encoding_and_each_has_the_evaluation_of_one_alone(
+    tmp_path: Path, count: int, items: int, captions: int
+) -> None:
+    index = split_index(items, captions)
+    alone = evaluate(Dot(), Data(items, captions), "test", index, ("t2v", "v2t"))
+    figure = validation_figure(Dot(), Data(items, captions), "val", index)
+
+    def body() -> None:
+        method, rank = Dot(), distributed.rank()
+        shared = evaluate(method, Data(items, captions), "test", index, ("t2v", "v2t"))
+        assert shared.metrics == alone.metrics and shared.hubness == alone.hubness
+        assert np.array_equal(shared.ranking.top_items, alone.ranking.top_items)
+        (tmp_path / f"{rank}.json").write_text(json.dumps(method.encoded))
+        # a group that is there already is used and left alone, as in training
+        with distributed.process_group(torch.device("cpu")):
+            assert validation_figure(Dot(), Data(items, captions), "val", index) == figure
+            distributed.barrier()
+
+    assert on_processes(count, body) == [0] * count
+    encoded = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
+    most = -(-(-(-captions // 50)) // count) * 50
+    assert all(0 < done["texts"] <= most for done in encoded)
+
+
+def test_rows_without_an_index_are_put_in_the_order_of_their_batches_by_several_processes() -> None:
+    class Counting(Dot):
+        def encode_items(self, batch: Batch) -> Encoded:
+            return {"vector": batch["x"][:, :1].to(torch.bfloat16), "real": batch["x"][:, 0] > 2}
+
+    def body() -> None:
+        batches = [{"x": torch.arange(first, last).float()[:, None]} for first, last in ((0, 4), (4, 5), (5, 9))]
+        with distributed.process_group(torch.device("cpu")):
+            found = _encode(Counting().encode_items, batches, 9, "items", "cpu")
+        assert found["vector"][:, 0].tolist() == list(range(9)) and found["vector"].dtype == torch.bfloat16
+        assert found["real"].tolist() == [number > 2 for number in range(9)]
+
+    assert on_processes(2, body) == [0, 0]

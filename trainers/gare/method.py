@@ -23,7 +23,7 @@ from trainers.method import Batch, Encoded, Method
 from trainers.optim import BertAdam, tower_groups
 
 BETAS = (0.9, 0.98)
-STORED_POSITIONS = 77  # of frames, where no CLIP network says how many it has
+STORED_POSITIONS = 77  # of frames at least, where no CLIP network says how many it has
 
 
 class Gare(Method):
@@ -125,7 +125,7 @@ def build(config: GareConfig, data: PairData) -> Gare:
     Raises UserError if the frames do not have the size that the network reads, or are too many.
     """
     if config.mode == "frozen":
-        return Gare(config, GareNetwork(config, None, data.dims, STORED_POSITIONS))
+        return Gare(config, GareNetwork(config, None, data.dims, max(STORED_POSITIONS, config.max_frames)))
     towers = load_towers(config, data.side)
     positions = towers.context_length
     if config.max_frames > positions and config.agg_module == "seqTransf":

@@ -95,7 +95,7 @@ class Head(nn.Module):
         keep: (A, B, D), 1 where dropout keeps a value; without it nothing is dropped.
         """
         psi, dims = self.psi, text.shape[-1]
-        pool = self._pooling(torch.einsum("ad,bfd->abf", text, frames), mask, axis=-1)
+        pool = self._pooling(torch.einsum("ad,bfd->abf", text, frames), mask)
         pooled = torch.einsum("abf,bfd->abd", pool, frames)
         mean = self._mean(frames, mask)
         gap = psi.layer_norm1(mean[None] - self._gap_text(text)[:, None])
@@ -118,7 +118,7 @@ class Head(nn.Module):
         """
         psi, dims = self.psi, frames.shape[-1]
         folded, outputs = self.fold(frames, mask)
-        pool = self._pooling(_products(text, frames), mask[..., None])  # (B, F, A)
+        pool = self._shares(_products(text, frames), mask)  # (B, F, A)
         weight = self._normed_attention(text, folded, mask).transpose(1, 2)  # (B, A, F)
         gained = psi.layer_norm2.weight * outputs  # (B, F, D)
         both = weight @ torch.cat([gained, F.linear(gained, psi.linear1.weight)], -1)  # (B, A, 2 D)
@@ -181,7 +181,7 @@ class Head(nn.Module):
         frames, mask = videos["frames"], videos["mask"]
         folded = Folded(**{name: videos[name] for name in Folded._fields})
         products = _products(text, frames)  # (B, F, A)
-        pool = self._pooling(products, mask[..., None])
+        pool = self._shares(products, mask)
         weight = self._normed_attention(text, folded, mask)
         inner0, _, _ = self._constants()
         spread = _form(weight, videos["inner_gram"]) + (inner0 @ inner0) / len(inner0)  # (B, A)
@@ -221,9 +221,17 @@ class Head(nn.Module):
         real = mask.to(frames.dtype)[..., None]
         return (frames * real).sum(1) / real.sum(1)
 
-    def _pooling(self, products: Tensor, mask: Tensor, axis: int = 1) -> Tensor:
-        """Weights of frames in the pooled video, over `axis`; padded ones are 0, and the others are not rescaled."""
-        return self._attention(products / self.temp, mask, axis) * mask.to(products.dtype)
+    def _pooling(self, products: Tensor, mask: Tensor) -> Tensor:
+        """Weights (A, B, F) of frames in the pooled video; padded ones are 0, and the others are not rescaled."""
+        return self._attention(products / self.temp, mask, -1) * mask.to(products.dtype)
+
+    def _shares(self, products: Tensor, mask: Tensor) -> Tensor:
+        """Weights (B, F, A) of the real frames, which sum to 1: those of `_pooling` but for a factor a pair.
+
+        A cosine does not see the factor, which is the weight that padding leaves; where it leaves next to none,
+        the length of the pooled video would underflow to 0 and the cosine be infinite.
+        """
+        return (products / self.temp).masked_fill(~mask.bool()[..., None], -math.inf).softmax(1)
 
     def _attention(self, logits: Tensor, mask: Tensor, axis: int = 1) -> Tensor:
         if self.mask_padding:

@@ -37,8 +37,13 @@ DEAD = re.compile(r"(agent\.psi\.(layers\.0\.(linear2|mlp)|log_std_proj)|weight_
 PREFIXES = {"towers.clip.": "clip.", "temporal.": "", "head.psi.": PSI}
 """Ours, theirs."""
 
-SIZES = {(768, 32, 12): "ViT-B/32", (768, 16, 12): "ViT-B/16", (1024, 14, 24): "ViT-L/14"}
-"""The networks of the release by vision width, patch and number of blocks."""
+SIZES = {
+    (768, 32, 12): "ViT-B/32",
+    (768, 16, 12): "ViT-B/16",
+    (1024, 14, 24): "ViT-L/14",
+    (256, 8, 1): "crossreel-demo",
+}
+"""The networks of the release and our small one by vision width, patch and number of blocks."""
 
 State = dict[str, Tensor]
 

@@ -87,10 +87,15 @@ def neighbors(scores: Tensor, column_centrality: Tensor, count: int, temperature
 
 
 def _scaled(values: Tensor, left_out: Tensor) -> Tensor:
-    """Each row by the least and the greatest of the values that are not left out."""
+    """Each row by the least and the greatest of the values that are not left out; where these are equal, by 1.
+
+    They may well be: with padding that counts 0 in the maxima, all that a caption does not match scores 0. The
+    release then divides by zero.
+    """
     least = values.masked_fill(left_out, torch.inf).min(1, keepdim=True).values
     greatest = values.masked_fill(left_out, -torch.inf).max(1, keepdim=True).values
-    return (values - least) / (greatest - least)
+    spread = greatest - least
+    return (values - least) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
 def divergence(local: Tensor, overall: Tensor) -> Tensor:

@@ -34,7 +34,9 @@ PREFIXES = {
 
 BANK = "bank."  # not in their checkpoints
 TEMPORAL = "transformerClip."
-ENCODERS = {32: "ViT-B/32", 16: "ViT-B/16"}  # by patch side, at a width of 768
+ENCODERS = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (256, 8): "crossreel-demo"}
+"""The networks of the release and our small one, by vision width and patch side."""
+
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -76,9 +78,9 @@ def base_encoder(state: Mapping[str, Tensor]) -> str:
     """The name of the CLIP network that the weights are of. Raises UserError for one they never trained."""
     patches = state.get("clip.visual.conv1.weight")
     shape = None if patches is None else (patches.shape[0], patches.shape[-1])
-    if shape is None or shape[0] != 768 or shape[1] not in ENCODERS:
+    if shape is None or shape not in ENCODERS:
         raise UserError(f"the CLIP weights are of no ViT-B/32 or ViT-B/16: the patch convolution is {shape}")
-    return ENCODERS[shape[1]]
+    return ENCODERS[shape]
 
 
 def method_from(state: Mapping[str, Tensor], config: NeighborRetrConfig) -> NeighborRetr:

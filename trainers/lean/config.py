@@ -1,0 +1,105 @@
+"""Settings of LEAN, with the published values where the paper has any. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from trainers.config import MethodConfig
+
+Nodes = Literal["triples", "entities", "sentence"]
+Edge = Literal["global", "visual", "text", "cross"]
+
+IMPORTED = "import-"  # how the stages of imported features are called
+
+
+class LeanConfig(MethodConfig):
+    """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
+
+    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {
+        "keyframes", "triples", "nodes", "frames", "top", "max_triples",
+    }  # fmt: skip
+    speed_only: ClassVar[frozenset[str]] = frozenset({"item_batch"})
+
+    video_features: str = Field("vgg16", validate_default=True)  # one row a key frame
+    text_features: str = Field("bert", validate_default=True)  # one row a token, and the tokens' places
+    keyframes: str = Field("keyframes", validate_default=True)  # names the top frames; "": the rows tell them
+    triples: str = "triples"
+
+    nodes: Nodes = Field("triples", validate_default=True)  # figure 3: triples are best
+    frames: int = Field(10, ge=1)  # m; figure 4 is flat beyond
+    top: int = Field(3, ge=1)  # frames of the visual hyperedge
+    max_triples: int = Field(8, ge=1)  # text nodes kept of a caption
+
+    hidden: int = Field(512, ge=1)
+    latent: int = Field(512, ge=1)
+    attention_hidden: int = Field(64, ge=1)
+    layers: int = Field(2, ge=1)  # searched 1 to 10
+    layer: Literal["lean", "hgnn", "gcn", "gat"] = "lean"  # others: the networks that LEAN's layer replaces
+    gamma: float = 0.1  # at the start
+
+    hypergraph: bool = True  # ablations, table 3
+    variational: bool = True
+    without: tuple[Edge, ...] = ()  # kinds of hyperedges that are left out
+
+    v2t_weight: float = Field(0.5, ge=0)
+    t2v_weight: float = Field(0.5, ge=0)
+    kl_weight: float = Field(0.6, ge=0)
+
+    epochs: int = Field(30, ge=0)
+    batch_size: int = Field(16, ge=1)  # pairs a step; every caption of the batch meets every video
+    lr: float = Field(3e-5, gt=0)  # searched 1e-5 to 6e-5
+    weight_decay: float = Field(0.01, ge=0)
+    patience: int = Field(30, ge=0)  # all epochs are trained, and the best one is tested
+    item_batch: int = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
+
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Rows of frames and tokens; the top frames, the tokens' places and the triples' words where wanted."""
+        found = {"frame": (self.video_features, ""), "token": (self.text_features, "")}
+        if self.keyframes:
+            found["top"] = (self.keyframes, "top")
+        if not self.text_features.startswith(IMPORTED):
+            found["offset"] = (self.text_features, "offset")
+        if self.nodes != "sentence":
+            found["span"] = (self.triples, "span")
+        return found
+
+    def wishes(self) -> dict[str, dict[str, Any]]:
+        """As many key frames as it takes."""
+        return {self.keyframes: {"count": self.frames, "top": self.top}} if self.keyframes else {}
+
+    @field_validator("keyframes")
+    @classmethod
+    def _tells_of_the_features(cls, value: str, info: ValidationInfo) -> str:
+        features = info.data.get("video_features", "")
+        if value and features.startswith(IMPORTED):
+            raise ValueError(
+                f"the rows of {features!r} are no key frames of ours; "
+                'with keyframes = "" the rows themselves tell which frames are salient'
+            )
+        return value
+
+    @field_validator("nodes")
+    @classmethod
+    def _finds_its_words(cls, value: Nodes, info: ValidationInfo) -> Nodes:
+        features = info.data.get("text_features", "")
+        if value != "sentence" and features.startswith(IMPORTED):
+            raise ValueError(
+                f"the tokens of {features!r} have no places in the caption, so its words cannot be found; "
+                'possible: "sentence"'
+            )
+        return value
+
+    @field_validator("without")
+    @classmethod
+    def _leaves_neighbours(cls, value: tuple[Edge, ...]) -> tuple[Edge, ...]:
+        if "global" in value and {"text", "cross"} & set(value):
+            raise ValueError(
+                "without global hyperedges, text and cross edges must stay: "
+                "equation 8 lets every node be every other's neighbour"
+            )
+        return value
+
+
+CONFIG: type[LeanConfig] = LeanConfig

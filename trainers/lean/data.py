@@ -1,0 +1,188 @@
+"""What LEAN reads: node vectors of captions and key frames of videos, packed once into memory-mapped arrays.
+
+Packing knows no store: it is handed the splits and, by input, a function that gives an output of a video or
+caption. Axes: Q captions, V videos, B pairs, m key frames, k top frames, M most triples, S runs of characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import ItemError, UserError, nearest
+from trainers.data import Ragged, Rows, Split, SplitIndex, keys_of, read_splits, write_ragged, write_splits
+from trainers.lean import nodes
+from trainers.lean.config import LeanConfig
+from trainers.method import Batch
+
+MOST_RUNS = 6  # of characters, kept of a triple for showing it; its vector counts all
+
+
+class Caption(NamedTuple):
+    """The nodes of a caption: vectors (n, T) float32, and rows (P, 3) int32 of [node, start, end) characters.
+
+    A node without a row is the whole sentence.
+    """
+
+    vectors: NDArray[np.float32]
+    words: NDArray[np.int32]
+
+
+class Video(NamedTuple):
+    """The key frames (m, D) float32 of a video, and the places (k,) of the top ones."""
+
+    frames: NDArray[np.float32]
+    top: NDArray[np.int64]
+
+
+def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Caption:
+    """The nodes of a caption from its tokens, their places, and its triples."""
+    tokens = _checked(name, read["token"](name))
+    offsets = read["offset"](name) if "offset" in read else None
+    if offsets is not None and offsets.shape != (len(tokens), 2):
+        raise ItemError(name, f"its {len(tokens)} tokens have places of the shape {offsets.shape}")
+    if config.nodes == "sentence" or offsets is None:
+        return Caption(nodes.sentence_node(tokens, offsets), np.zeros((0, 3), np.int32))
+    find = nodes.triple_words if config.nodes == "triples" else nodes.entity_words
+    vectors, kept = nodes.text_nodes(find(read["span"](name)), tokens, offsets, config.max_triples)
+    rows = [(node, start, end) for node, words in enumerate(kept) for start, end in words]
+    return Caption(vectors, np.array(rows, np.int32).reshape(-1, 3))
+
+
+def video_frames(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Video:
+    """The key frames of a video; without a stage that names the top ones, the rows themselves tell."""
+    rows = _checked(name, read["frame"](name)).astype(np.float32)
+    if "top" not in read:
+        return Video(*nodes.salient_rows(rows, config.frames, config.top))
+    if len(rows) > config.frames:
+        raise ItemError(
+            name,
+            f"it has {len(rows)} key frames, LEAN takes {config.frames}: set trainers.lean.frames to the stage's "
+            'count, or trainers.lean.keyframes = "" to choose among the rows',
+        )
+    top = read["top"](name).astype(np.int64).reshape(-1)
+    if not len(top) or top.min() < 0 or top.max() >= config.frames:
+        raise ItemError(name, f"its top frames {top.tolist()} are not among its {config.frames} key frames")
+    return Video(nodes.repeated(rows, config.frames), top)
+
+
+def _checked(name: str, rows: NDArray) -> NDArray:
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
+    if not np.isfinite(rows).all():
+        raise ItemError(name, "its features are not all finite")
+    return rows
+
+
+def pack(folder: Path, config: LeanConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
+    """Write the packed arrays and one index per split into a folder; `read` gives the inputs of the config.
+
+    A video or caption of several splits is stored once.
+    """
+    videos, captions = keys_of(splits)
+    tops: list[NDArray[np.int64]] = []
+
+    def frames() -> Iterator[NDArray]:
+        for name in videos:
+            video = video_frames(name, config, read)
+            tops.append(video.top)
+            yield video.frames
+
+    write_ragged(folder, "frames", frames(), [config.frames] * len(videos))
+    write_ragged(folder, "top", tops, [len(top) for top in tops], np.int64)
+    texts = [caption_nodes(name, config, read) for name in captions]  # at most max_triples rows each
+    write_ragged(folder, "triples", (t.vectors for t in texts), [len(t.vectors) for t in texts])
+    write_ragged(folder, "words", (t.words for t in texts), [len(t.words) for t in texts], np.int32)
+    write_splits(folder, splits)
+
+
+class LeanData:
+    """Packed arrays as batches: training on pairs of a caption and its video, evaluation on either alone."""
+
+    def __init__(self, folder: Path, config: LeanConfig) -> None:
+        self.config = config
+        self.frames, self.top, self.triples, self.words = (
+            Ragged.open(folder, name) for name in ("frames", "top", "triples", "words")
+        )
+        self.splits = read_splits(folder)
+        self.visual_dim = self.frames.values.shape[1]
+        self.text_dim = self.triples.values.shape[1]
+        self._most_top = int(self.top.lengths.max())
+
+    def train_steps(self, world: int = 1) -> int:
+        """Batches in an epoch, in which every caption comes once; the last one may be smaller."""
+        return -(-len(self._train().captions) // self.config.batch_size)
+
+    def _train(self) -> SplitIndex:
+        if "train" not in self.splits:
+            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self.splits)}")
+        return self.splits["train"]
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th pair.
+
+        `video` (B,) tells pairs of one video, `place` (B,) is where a pair stands in the joint batch.
+        """
+        index, size = self._train(), self.config.batch_size
+        order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            # every process must take part in every step: where pairs run out, one is seen twice
+            place = np.arange(rank, len(batch), world) if rank < len(batch) else np.zeros(1, np.int64)
+            captions = batch[place]
+            items = np.asarray(index.caption_item)[captions]
+            found = {**self._texts(index, captions), **self._videos(index, items)}
+            yield {**found, "video": torch.from_numpy(items), "place": torch.from_numpy(place)}
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        """The gallery of a split, in gallery order."""
+        index, size = self.splits[split], self.config.item_batch
+        for start in range(0, len(index.items), size):
+            yield self._videos(index, range(start, min(start + size, len(index.items))))
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        """The queries of a split in query order; `index` is their place in it."""
+        index, size = self.splits[split], self.config.item_batch
+        for start in range(0, len(index.captions), size):
+            places = range(start, min(start + size, len(index.captions)))
+            yield {**self._texts(index, places), "index": torch.tensor(places)}
+
+    def _videos(self, index: SplitIndex, items: Sequence[int] | NDArray) -> dict[str, Tensor]:
+        """frames (V, m, D) and top (V, k), which repeats a place where a video has fewer than others."""
+        rows = [index.item_rows[item] for item in items]
+        frames = torch.from_numpy(np.stack([self.frames[row] for row in rows]))
+        tops = [nodes.repeated(self.top[row], self._most_top) for row in rows]
+        return {"frames": frames, "top": torch.from_numpy(np.stack(tops))}
+
+    def _texts(self, index: SplitIndex, captions: Sequence[int] | NDArray) -> dict[str, Tensor]:
+        """triples (Q, M, T) with zeros behind, count (Q,), and words (Q, M, S, 2), the characters of each."""
+        rows = [index.caption_rows[caption] for caption in captions]
+        most = self.config.max_triples
+        triples = np.zeros((len(rows), most, self.text_dim), np.float32)
+        words = np.zeros((len(rows), most, MOST_RUNS, 2), np.int32)
+        for number, row in enumerate(rows):
+            vectors = self.triples[row]
+            triples[number, : len(vectors)] = vectors
+            _fill(words[number], self.words[row])
+        count = self.triples.lengths[rows]
+        return {
+            "triples": torch.from_numpy(triples), "count": torch.from_numpy(count), "words": torch.from_numpy(words),
+        }  # fmt: skip
+
+
+def _fill(words: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
+    """Put rows [node, start, end) at their node (M, S, 2), as many as there is room for."""
+    for node in np.unique(rows[:, 0]):
+        runs = rows[rows[:, 0] == node, 1:][:MOST_RUNS]
+        words[node, : len(runs)] = runs
+
+
+def open_data(folder: Path, config: LeanConfig) -> LeanData:
+    """The data that `pack` wrote into a folder."""
+    return LeanData(folder, config)

@@ -1,0 +1,197 @@
+"""LEAN as the engine sees it: its loss terms, its encodings, its scores, its optimizer.
+
+Axes: Q captions, V videos, B pairs of a batch, b those of this process, m frames, M most triples, N nodes,
+D hidden size, Z latent size, k top frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainers import distributed
+from trainers.lean import losses
+from trainers.lean.config import LeanConfig
+from trainers.lean.data import LeanData
+from trainers.lean.model import LeanNetwork
+from trainers.method import Batch, Encoded, Method
+from trainers.scoring import tiles
+
+CPU_BYTES = 2**26  # pairs held at once, 64 MB: more gain nothing
+
+
+class Pairs(NamedTuple):
+    """What the losses read of captions (b) with all videos (B): scores and divergences, both (b, B)."""
+
+    scores: Tensor
+    divergence: Tensor
+
+
+class Lean(Method):
+    """Classifies the hypergraph of each pair of a caption and a video as matching or not."""
+
+    def __init__(self, config: LeanConfig, visual_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network = LeanNetwork(config, visual_dim, text_dim)
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Start values (Q, M, D) of the triples, how many (Q,) there are, and their words' characters."""
+        triples = self.network.texts(batch["triples"])
+        kept = torch.arange(triples.shape[1], device=triples.device) < batch["count"][:, None]
+        return {
+            "triples": (triples * kept[..., None]).float(), "count": batch["count"], "words": batch["words"],
+        }  # fmt: skip
+
+    def encode_items(self, batch: Batch) -> Encoded:
+        """Start values (V, 1 + m, D) of the video and its frames, and its top frames (V, k)."""
+        return {"nodes": self.network.videos(batch["frames"]).float(), "top": batch["top"]}
+
+    def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Eq. 17-20 of the joint batch of all processes; each works on its own captions with all videos."""
+        texts, items = self.encode_texts(batch), self.encode_items(batch)
+        order = _order(batch["place"])
+        joint = {name: distributed.gather_with_grad(values)[order] for name, values in items.items()}
+        eps = self.noise(len(order), items["nodes"]) if self.config.variational else None
+        own = self.pairs(texts, joint, None if eps is None else eps[batch["place"]])
+        scores, divergence = (distributed.gather_with_grad(rows)[order] for rows in own)
+        return self.terms(scores, divergence, torch.cat(distributed.gather(batch["video"]))[order])
+
+    def terms(self, scores: Tensor, divergence: Tensor, video: Tensor) -> dict[str, Tensor]:
+        """The weighted loss terms of the joint batch: scores and divergences (B, B), video (B,)."""
+        c = self.config
+        found = {
+            "t2v": c.t2v_weight * losses.contrastive(scores, video),
+            "v2t": c.v2t_weight * losses.contrastive(scores.T, video),
+        }
+        if c.variational:
+            found["kl"] = c.kl_weight * divergence.mean()
+        return found
+
+    def noise(self, pairs: int, like: Tensor) -> Tensor:
+        """Draws (B, B, N, Z) for captions with videos, the same in every process."""
+        (seed,) = distributed.from_first([float(torch.randint(2**52, (), dtype=torch.int64))])
+        generator = torch.Generator(like.device).manual_seed(int(seed))
+        shape = pairs, pairs, like.shape[1] + self.config.max_triples, self.config.latent
+        return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    def pairs(self, texts: Encoded, items: Encoded, eps: Tensor | None) -> Pairs:
+        """Captions with all videos, with the noise eps (b, B, N, Z), or none and then z = mu."""
+        places, parts = [], []
+        for where, group in by_count(texts):
+            drawn = None if eps is None else eps[where, :, : items["nodes"].shape[1] + group.shape[1]]
+            places.append(where)
+            parts.append(self._pairs(group, items, drawn))
+        back = torch.cat(places).argsort()
+        scores, divergence = (torch.cat(rows)[back] for rows in zip(*parts, strict=True))
+        return Pairs(scores, divergence)
+
+    def _pairs(self, textual: Tensor, items: Encoded, eps: Tensor | None) -> Pairs:
+        net, visual = self.network, items["nodes"]
+        latent = net.infer(visual, textual, net.graphs(items["top"], visual, textual))
+        if eps is None:
+            scores = net.expected(latent).scores.T
+            return Pairs(scores, torch.zeros_like(scores))
+        mean, log_sigma = net.mean(latent), net.log_sigma(latent)
+        scores = net.drawn(latent, mean, log_sigma, eps.transpose(0, 1)).scores
+        return Pairs(scores.T, losses.divergence(mean, log_sigma, latent.counts).T)
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        """Scores (Q, V) with z = mu, in blocks of pairs that keep within `work_bytes`."""
+        out = texts["triples"].new_empty(len(texts["count"]), len(items["nodes"]))
+        for where, group in by_count(texts):
+            rows = out.new_empty(len(where), out.shape[1])
+            for part, tile in self.blocks(len(where), out.shape[1], group.shape[1], out.device):
+                visual, textual = items["nodes"][tile], group[part]
+                graphs = self.network.graphs(items["top"][tile], visual, textual)
+                latent = self.network.infer(visual, textual, graphs)
+                rows[part, tile] = self.network.expected(latent).scores.T
+            out[where] = rows
+        return out
+
+    def blocks(
+        self, texts: int, videos: int, triples: int, device: torch.device
+    ) -> Iterator[tuple[slice, slice]]:
+        """Captions with so many triples and videos whose pairs are scored at once."""
+        memory = min(CPU_BYTES, self.work_bytes) if device.type == "cpu" else self.work_bytes
+        return tiles(texts, videos, max(1, memory // self.pair_bytes(triples)))
+
+    def pair_bytes(self, triples: int) -> int:
+        """What a pair with so many triples takes at most while it is scored."""
+        c = self.config
+        nodes, edges = 1 + c.frames + triples, 3 + triples
+        floats = 5 * c.hidden * (nodes + edges)
+        if c.layer == "hgnn":
+            floats += 2 * c.hidden * nodes * edges  # a message a member of a hyperedge, twice
+        elif c.layer in ("gcn", "gat"):
+            floats += 3 * c.hidden * nodes**2  # a message a pair of nodes
+        return 4 * floats
+
+    def cheap_scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        """Cosines (Q, V) of the mean start values of both sides, for a first choice in a large gallery."""
+        means = texts["triples"].sum(1) / texts["count"][:, None]
+        return F.normalize(means, dim=-1) @ F.normalize(items["nodes"][:, 0], dim=-1).T
+
+    def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
+        """What carried each match, zero beyond a caption's triples.
+
+        edge_weights (Q, V, 3 + M): attention of the last layer to the hyperedges global, visual, text and each
+        triple's; it sums to 1. node_weights (Q, V, 1 + m + M): shares of V, the frames and the triples in the
+        vector that is classified; they sum to 1. words (Q, V, M, S, 2): characters [start, end) of the words of
+        each triple, (0, 0) where it has fewer. top (Q, V, k): places of the top frames.
+        """
+        visual, most = items["nodes"], texts["triples"].shape[1]
+        shape = len(texts["count"]), len(visual)
+        edges, nodes = (visual.new_zeros(*shape, size + most) for size in (3, visual.shape[1]))
+        for where, group in by_count(texts):
+            alpha, beta = (rows.transpose(0, 1) for rows in self._weights(group, items))
+            edges[where, :, : alpha.shape[2]], nodes[where, :, : beta.shape[2]] = alpha, beta
+        return {
+            "edge_weights": edges,
+            "node_weights": nodes,
+            "words": texts["words"][:, None].expand(*shape, *texts["words"].shape[1:]),
+            "top": items["top"].expand(*shape, -1),
+        }
+
+    def _weights(self, textual: Tensor, items: Encoded) -> tuple[Tensor, Tensor]:
+        """Weights (V, Q, K) of hyperedges, zero without the hypergraph network, and (V, Q, N) of nodes."""
+        net, visual = self.network, items["nodes"]
+        graphs = net.graphs(items["top"], visual, textual)
+        if self.config.hypergraph:
+            refined = net.refine(visual, textual, graphs)
+            latent, alpha = net.encode(refined, graphs), refined.alpha
+        else:
+            latent = net.infer(visual, textual, graphs)
+            alpha = visual.new_zeros(len(visual), len(textual), len(graphs.edges))
+        each = net.expected(latent).beta / latent.counts[:, None].clamp_min(1)
+        return alpha, latent.spread(each[..., None]).squeeze(-1)
+
+
+def by_count(texts: Encoded) -> Iterator[tuple[Tensor, Tensor]]:
+    """Captions with the same number n of triples: their places (q,) and triples (q, n, D), none of them padding."""
+    for count in texts["count"].unique().tolist():
+        (where,) = (texts["count"] == count).nonzero(as_tuple=True)
+        yield where, texts["triples"][where, :count]
+
+
+def _order(place: Tensor) -> Tensor:
+    """Where the pairs of the joint batch are in what is gathered: each `place` once, in order."""
+    places = torch.cat(distributed.gather(place))
+    order = places.argsort(stable=True)
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = places[order][1:] != places[order][:-1]
+    return order[first]
+
+
+def build(config: LeanConfig, data: LeanData) -> Lean:
+    """A freshly initialised LEAN for the feature sizes of the packed data."""
+    return Lean(config, data.visual_dim, data.text_dim)
+
+
+def optimizer(config: LeanConfig, method: Lean, total_steps: int) -> torch.optim.AdamW:
+    """AdamW at a constant rate: the paper names no schedule."""
+    return torch.optim.AdamW(method.parameters(), lr=config.lr, weight_decay=config.weight_decay)
