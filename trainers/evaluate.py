@@ -412,7 +412,7 @@ def _protocol(split: str, index: SplitIndex, directions: Sequence[str], seed: in
             "max": int(captions.max()),
         },
         "directions": {direction: sides[direction] for direction in DIRECTIONS if direction in directions},
-        "ties": "mean rank: 1 + larger scores + half of the equal ones; where any are equal, the best rank stands beside",
+        "ties": "mean rank: 1 + larger scores + half of the equal ones; the best rank of ties stands beside",
         "v2t_rank": "best rank among the item's captions",
         "post_processing": "none",
         "intervals": f"{LEVEL:.0%} percentile bootstrap over queries, {RESAMPLES} resamples, seed {seed}",

@@ -140,8 +140,10 @@ def test_only_what_failed_is_tried_again_and_a_mended_file_is_new_work(zoo):
 
 
 def test_an_item_that_cannot_be_compressed_is_left_out_downstream_and_named(zoo):
-    zoo.experiment('corpus = "corpus.jsonl"\nextract = ["clip", "frames", "keyframes"]\n[extractors.clip]\nmodel = "crossreel-demo"\n'
-                   'weights = "seed:0"\n')  # fmt: skip
+    zoo.experiment(
+        'corpus = "corpus.jsonl"\nextract = ["clip", "frames", "keyframes"]\n'
+        '[extractors.clip]\nmodel = "crossreel-demo"\nweights = "seed:0"\n'
+    )
     told = json.loads(zoo.run("run", zoo.toml, "--json").out)
     compress, *readers = told["stages"]
     assert len(readers) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -277,7 +278,6 @@ def test_hubness_is_of_the_directions_that_were_asked_for() -> None:
     assert list(alone.hubness) == list(alone.ranking.occurrences) == ["v2t"]
 
 
-
 def on_processes(count: int, body: Callable[[], object]) -> list[int]:
     """Run the body in several processes as torchrun would start them; their exit statuses."""
     with socket.socket() as free:
@@ -327,7 +327,7 @@ def test_processes_share_the_encoding_and_each_has_the_evaluation_of_one_alone(
 
     assert on_processes(count, body) == [0] * count
     encoded = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(count)]
-    most = -(-(-(-captions // 50)) // count) * 50
+    most = 50 * math.ceil(math.ceil(captions / 50) / count)
     assert all(0 < done["texts"] <= most for done in encoded)
 
 
@@ -337,7 +337,9 @@ def test_rows_without_an_index_are_put_in_the_order_of_their_batches_by_several_
             return {"vector": batch["x"][:, :1].to(torch.bfloat16), "real": batch["x"][:, 0] > 2}
 
     def body() -> None:
-        batches = [{"x": torch.arange(first, last).float()[:, None]} for first, last in ((0, 4), (4, 5), (5, 9))]
+        batches = [
+            {"x": torch.arange(first, last).float()[:, None]} for first, last in ((0, 4), (4, 5), (5, 9))
+        ]
         with distributed.process_group(torch.device("cpu")):
             found = _encode(Counting().encode_items, batches, 9, "items", "cpu")
         assert found["vector"][:, 0].tolist() == list(range(9)) and found["vector"].dtype == torch.bfloat16

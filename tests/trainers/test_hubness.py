@@ -15,7 +15,9 @@ from trainers.metrics import top
 def scores(queries: int = 40, gallery: int = 30, levels: int = 0, seed: int = 0) -> NDArray[np.float32]:
     """Random scores; of few levels, nearly all are tied."""
     random = np.random.default_rng(seed)
-    drawn = random.integers(0, levels, (queries, gallery)) if levels else random.normal(size=(queries, gallery))
+    drawn = (
+        random.integers(0, levels, (queries, gallery)) if levels else random.normal(size=(queries, gallery))
+    )
     return drawn.astype(np.float32)
 
 
@@ -34,7 +36,12 @@ def slow(values: NDArray[np.float32], k: int) -> tuple[list[int], Hubness]:
     third = sum((n - mean) ** 3 for n in counts) / len(counts)
     hubs = [n for n in counts if n > mean + 2 * std]
     return counts, Hubness(
-        k, mean, max(counts), third / std**3 if std else 0.0, counts.count(0) / len(counts), sum(hubs) / sum(counts)
+        k,
+        mean,
+        max(counts),
+        third / std**3 if std else 0.0,
+        counts.count(0) / len(counts),
+        sum(hubs) / sum(counts),
     )
 
 

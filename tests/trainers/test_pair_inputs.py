@@ -28,7 +28,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gare": {"num_hidden_layers": 1, "psi_dropout": 0.0},
     "neighborretr": {"temporal_layers": 1, "num_neighbors": 2, "bank_size": 8},
 }
-COMMON: dict[str, Any] = {"max_frames": 3, "max_words": 6, "batch_size": 6, "augment": False, "epochs": 1, "lr": 1e-3}
+COMMON: dict[str, Any] = {
+    "max_frames": 3,
+    "max_words": 6,
+    "batch_size": 6,
+    "augment": False,
+    "epochs": 1,
+    "lr": 1e-3,
+}
 VIDEOS = list("abcdef")
 CAPTIONS = [(f"{video}0", f"video {video}", video) for video in VIDEOS]
 SPLITS = {"train": (VIDEOS, CAPTIONS), "val": (VIDEOS, CAPTIONS)}
@@ -70,7 +77,7 @@ def train(folder: Path, name: str, method: Method, data: Any) -> None:
 
 
 class Changed:
-    """Data whose training batches another function has had in hand."""
+    """Data whose training batches and items another function has had in hand."""
 
     def __init__(self, data: PairData, change: Any) -> None:
         self.data, self.config, self.change = data, data.config, change
@@ -80,6 +87,12 @@ class Changed:
 
     def train_batches(self, *arguments: Any) -> Any:
         return (self.change(batch) for batch in self.data.train_batches(*arguments))
+
+    def item_batches(self, split: str) -> Any:
+        return (self.change(batch) for batch in self.data.item_batches(split))
+
+    def text_batches(self, split: str) -> Any:
+        return self.data.text_batches(split)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -138,27 +151,24 @@ def test_weight_that_is_not_a_number_stops_training_and_evaluation(tmp_path: Pat
         evaluate(method, data, "val", data.splits["val"])
 
 
-def test_video_without_a_real_frame_cannot_be_scored_by_gare_and_counts_nothing_for_neighborretr(
-    tmp_path: Path,
-) -> None:
-    """Packing refuses it; a batch that has one all the same ends in an error or in finite numbers."""
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_with_a_video_that_is_all_padding_ends_in_a_named_error(tmp_path: Path, name: str) -> None:
+    """Packing refuses such a video; should a batch have one all the same, nothing learns from it."""
 
     def change(batch: Batch) -> Batch:
         mask = batch["frame_mask"].clone()
         mask[2] = False
         return {**batch, "frame_mask": mask}
 
-    for name in METHODS:
-        (tmp_path / name).mkdir()
-        method, data = frozen(tmp_path / name, name)
-        if name == "gare":
-            with pytest.raises(TrainingError, match="epoch 1, step 1: the loss term 'contrastive' is nan"):
-                train(tmp_path / name, name, method, Changed(data, change))
-        else:
-            train(tmp_path / name, name, method, Changed(data, change))
-            assert all(p.isfinite().all() for p in method.parameters())
+    method, data = frozen(tmp_path, name)
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss term '\w+' is nan"):
+        train(tmp_path, name, method, Changed(data, change))
+    if name == "gare":  # NeighborRetr scores it 0 with every caption, as it does all padding
+        with pytest.raises(TrainingError, match="scores cannot be ranked: of 36 in this block 6 are NaN"):
+            evaluate(method, Changed(data, change), "val", data.splits["val"])
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 def test_batch_of_one_pair_is_refused_by_the_settings_and_named_at_run_time(tmp_path: Path) -> None:
     for name in METHODS:
         with pytest.raises(ValueError, match="batch_size"):
@@ -178,7 +188,9 @@ def test_corpus_too_small_for_the_neighbours_is_the_users_to_mend(tmp_path: Path
     few = {"train": (VIDEOS, CAPTIONS[:4]), "val": (VIDEOS, CAPTIONS)}
     method, data = frozen(tmp_path, "neighborretr", few)
     assert data.train_steps() == 1
-    with pytest.raises(UserError, match="batch of 4 pairs is too small for 2 neighbours, which take 5; lower num_neig"):
+    with pytest.raises(
+        UserError, match="batch of 4 pairs is too small for 2 neighbours, which take 5; lower num_neig"
+    ):
         train(tmp_path, "neighborretr", method, data)
 
 
@@ -190,13 +202,17 @@ def test_split_of_a_single_pair_is_the_users_to_mend(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_frames_of_another_size_than_the_network_are_refused_before_training(tmp_path: Path, name: str) -> None:
+def test_frames_of_another_size_than_the_network_are_refused_before_training(
+    tmp_path: Path, name: str
+) -> None:
     vision = {"layers": 1, "width": 64, "patch_size": 8, "image_size": 32}
     text = {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     (tmp_path / "tiny.json").write_text(json.dumps({"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}))
     config = config_of(name, base_encoder=str(tmp_path / "tiny.json"), backbone_weights="seed:0")
     of(name, "data").pack(tmp_path, config, SPLITS, {"video": pictures})
-    with pytest.raises(UserError, match=r"reads pictures of 32 pixels, and the frames have 16: set extractors\.frames"):
+    with pytest.raises(
+        UserError, match=r"reads pictures of 32 pixels, and the frames have 16: set extractors\.frames"
+    ):
         of(name, "method").build(config, of(name, "data").open_data(tmp_path, config))
 
 
@@ -211,27 +227,28 @@ def test_captions_longer_than_the_network_s_positions_are_refused(tmp_path: Path
     long = [(key, "one two three four five six seven eight nine", video) for key, _, video in CAPTIONS]
     of(name, "data").pack(tmp_path, config, {"train": (VIDEOS, long)}, {"video": pictures})
     data = of(name, "data").open_data(tmp_path, config)
-    with pytest.raises(UserError, match="captions of 1[12] tokens are longer than the 8 positions"):
+    with pytest.raises(UserError, match=r"captions of 1[12] tokens are longer than the 8 positions"):
         train(tmp_path, name, of(name, "method").build(config, data), data)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_more_frames_than_a_stored_network_would_have_positions_are_possible(tmp_path: Path, name: str) -> None:
+def test_more_frames_than_a_stored_network_would_have_positions_are_possible(
+    tmp_path: Path, name: str
+) -> None:
     method, data = frozen(tmp_path, name, max_frames=80)
     train(tmp_path, name, method, data)
     assert np.isfinite(evaluate(method, data, "val", data.splits["val"]).ranking.top_scores).all()
 
 
 def test_padding_that_takes_all_weight_from_the_frames_leaves_gare_a_finite_cosine_and_gradient() -> None:
-    """exp(-500) is 0 in float32: the real frames' weights underflow, the direction they span does not."""
+    """The squares of weights under 1e-23 are 0 in float32; the direction that they span is none the less there."""
     torch.manual_seed(0)
     head = Head(16).eval()
     text, frames = torch.randn(3, 16), torch.randn(2, 4, 16)
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
-    expected = head.double().plain(text.double(), frames.double(), mask).sim
     moved = frames.clone()
     moved[~mask] += 40 * torch.nn.functional.normalize(text.sum(0), dim=0)
-    wanted = head.plain(text.double(), moved.double(), mask).sim.float()
+    wanted = head.double().plain(text.double(), moved.double(), mask).sim.float()
     head.float()
     found = head(text.requires_grad_(), moved, mask).similarity
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -240,7 +257,6 @@ def test_padding_that_takes_all_weight_from_the_frames_leaves_gare_a_finite_cosi
     assert text.grad is not None and text.grad.isfinite().all()
     moved[~mask] *= 100
     assert head(text, moved, mask).similarity.isfinite().all()
-    assert expected.isfinite().all()
 
 
 def test_neighbours_of_a_caption_that_scores_all_others_alike_still_have_weights() -> None:

@@ -26,11 +26,17 @@ from trainers.method import Method
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "grey")
 OPTIONS: dict[str, dict[str, Any]] = {
     "gare": {"num_hidden_layers": 1, "psi_dropout": 0.1},
-    "neighborretr": {"temporal_layers": 1, "num_neighbors": 2, "bank_size": 16, "lr": 1e-3, "uniform_weight": 0.1},
+    "neighborretr": {
+        "temporal_layers": 1,
+        "num_neighbors": 2,
+        "bank_size": 16,
+        "lr": 1e-3,
+        "uniform_weight": 0.1,
+    },
 }
 COMMON: dict[str, Any] = {
     "max_frames": 3, "max_words": 6, "batch_size": 8, "batch_size_val": 3, "augment": False, "lr": 2e-3,
-    "coef_lr": 1.0, "epochs": 10, "patience": 1, "backbone_weights": "seed:1",
+    "coef_lr": 1.0, "epochs": 10, "patience": 3, "backbone_weights": "seed:1",
 }  # fmt: skip
 VIDEOS = {split: [f"{colour}-{split}" for colour in COLOURS] for split in ("train", "val")}
 SPLITS = {
@@ -44,7 +50,7 @@ Trained = tuple[dict[str, torch.Tensor], dict[str, Any]]
 def pictures(item: str) -> NDArray[np.uint8]:
     """Two to four noisy frames of the item's colour; those of val are others than those of train."""
     random = np.random.default_rng(list(item.encode()))
-    colour = np.random.default_rng(list(item.split("-")[0].encode())).integers(0, 256, 3)
+    colour = np.random.default_rng(list(item.partition("-")[0].encode())).integers(0, 256, 3)
     noise = random.integers(-30, 31, (random.integers(2, 5), 16, 16, 3))
     return np.clip(colour + noise, 0, 255).astype(np.uint8)
 

@@ -38,7 +38,6 @@ ENCODERS = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (256, 8): "crossreel-d
 """The networks of the release and our small one, by vision width and patch side."""
 
 
-
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of an authors' checkpoint, in float32; nothing in it is executed."""
     try:

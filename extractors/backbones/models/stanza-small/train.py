@@ -1,6 +1,6 @@
 """Train the small English parser that is shipped as `crossreel-small`, for tests and the demo.
 
-Run `python benchmarks/train_small_parser.py UD_FOLDER TARGET` with a folder that holds the English Web
+Run `python train.py UD_FOLDER TARGET` with a folder that holds the English Web
 Treebank as en_ewt-train.conllu.gz and en_ewt-dev.conllu.gz. A tokenizer, a tagger and a dependency parser
 are trained one after the other by stanza's own trainers (about half an hour on one core), without
 pretrained vectors, and written as a stanza resources folder with weights in half precision.
