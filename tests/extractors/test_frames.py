@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from extractors.backbones.pictures import squares
 from extractors.base import FrameReader, Unit, WorkOptions
 from extractors.frames import Frames, FramesParams
 from extractors.keyframes import Keyframes, KeyframesParams, histogram
-from extractors.backbones.pictures import squares
 
 
 def film(total: int, seed: int = 0, height: int = 30, width: int = 40) -> np.ndarray:

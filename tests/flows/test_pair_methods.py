@@ -10,13 +10,18 @@ import pytest
 pytestmark = pytest.mark.slow
 
 CLIPS = 8  # of the lab's: four to learn from, two of each other split
+SMALL = {
+    "embed_dim": 64,
+    "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
 FROZEN = """
 corpus = "corpus.jsonl"
 store = "store"
 methods = ["neighborretr", "gare"]
 
 [extractors.clip]
-model = "crossreel-demo"
+model = "small.json"
 weights = "seed:0"
 
 [trainers.neighborretr]
@@ -76,6 +81,7 @@ def measured(lab, stage: str) -> list[dict[str, Any]]:
 
 
 def test_both_methods_learn_from_stored_features_up_to_one_report(clips):
+    (clips.folder / "small.json").write_text(json.dumps(SMALL), encoding="utf-8")
     clips.experiment(FROZEN)
     ended = clips.run("run", clips.toml)
     assert ended.code == 0, ended.err
@@ -92,7 +98,9 @@ def test_both_methods_learn_from_stored_features_up_to_one_report(clips):
     assert again.code == 0 and "0 stages ran, 10 were cached" in again.out
 
 
-def test_gare_is_fine_tuned_from_frames_of_the_network_s_size_and_comes_back_from_a_checkpoint(clips):
+def test_gare_is_fine_tuned_from_frames_of_the_network_s_size_and_comes_back_from_a_checkpoint(
+    clips, crossreel
+):
     clips.experiment(FINETUNE)
     planned = clips.plan()
     assert list(planned) == ["compress", "frames", "pack-gare", "train-gare", "evaluate-gare", "report"]
@@ -104,7 +112,7 @@ def test_gare_is_fine_tuned_from_frames_of_the_network_s_size_and_comes_back_fro
         ("export", "checkpoint", exported, clips.toml, "--method", "gare"),
         ("import", "checkpoint", exported, imported, "--method", "gare"),
     ):
-        ended = clips.run(*command)
+        ended = crossreel(*command)
         assert ended.code == 0, ended.err
     assert f'weights = "{imported}"' in ended.out and 'base_encoder = "crossreel-demo"' in ended.out
     back = ("--set", f"trainers.gare.weights={imported}", "--set", "trainers.gare.epochs=0")

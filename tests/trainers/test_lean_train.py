@@ -206,6 +206,63 @@ def test_a_method_that_explains_nothing_leaves_no_explanation(
     assert (tmp_path / "metrics.json").is_file() and not (tmp_path / "explanation.safetensors").exists()
 
 
+def start_values(method: Lean, data: LeanData) -> tuple[Tensor, Tensor]:
+    """Of the test split's captions and videos."""
+    with torch.inference_mode():
+        texts = method.encode_texts(next(data.text_batches("test")))
+        return texts["triples"], method.encode_items(next(data.item_batches("test")))["nodes"]
+
+
+def test_standardised_rows_of_the_training_split_have_no_mean_and_unit_deviation(tmp_path: Path) -> None:
+    """Those of other splits do not count, and a caption in which fewer triples are found counts fewer rows."""
+    method, data = start(tmp_path, standardise=True)
+    made = Made()
+    videos = made.splits()["train"][0]
+    frames = np.concatenate([made.frames(name) for name in videos])
+    triples = np.concatenate([data.triples[row] for row in data.splits["train"].caption_rows])
+    for name, rows in (("frames", frames), ("triples", triples)):
+        found = method.standard[name](torch.from_numpy(rows).float()).detach().numpy()
+        np.testing.assert_allclose(found.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(found.std(0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_only_standardised_inputs_forget_where_and_how_large_a_dimension_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standardise: bool
+) -> None:
+    (tmp_path / "moved").mkdir()
+    plain = start_values(*start(tmp_path, standardise=standardise))
+    frames, tokens = Made.frames, Made.tokens
+    size, away = np.linspace(0.5, 4, 10), np.linspace(-2, 3, 10)
+    monkeypatch.setattr(Made, "frames", lambda self, item: frames(self, item) * size + away)
+    monkeypatch.setattr(Made, "tokens", lambda self, text: tokens(self, text) * size[:7] + away[:7])
+    moved = start_values(*start(tmp_path / "moved", standardise=standardise))
+    for before, after in zip(plain, moved, strict=True):
+        assert torch.allclose(before, after, rtol=0, atol=1e-4) is standardise
+
+
+def test_a_dimension_that_never_changes_is_only_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, constant = Made.frames, np.arange(10) < 2
+    monkeypatch.setattr(
+        Made, "frames", lambda self, item: np.where(constant, [0, 0.1, *[9] * 8], frames(self, item))
+    )
+    method, data = start(tmp_path, standardise=True)
+    found = method.standard["frames"](torch.from_numpy(data.frames[0] + 1.0).float())
+    np.testing.assert_allclose(found[:, :2], 1, atol=1e-5)
+
+
+def test_what_standardises_comes_with_the_weights_where_there_is_no_training_split(tmp_path: Path) -> None:
+    method, data = start(tmp_path, standardise=True)
+    checkpoint.save_weights(tmp_path / "weights.safetensors", method, {})
+    alone = packed(tmp_path / "test", method.config, ("test",))
+    other = build(method.config, alone)
+    checkpoint.load_weights(tmp_path / "weights.safetensors", other)
+    for found, wanted in zip(start_values(other, alone), start_values(method, data), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_optimizer_is_adamw_at_a_constant_rate(tmp_path: Path) -> None:
     method, _ = start(tmp_path)
     made = optimizer(LeanConfig(), method, 100)

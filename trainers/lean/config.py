@@ -31,6 +31,7 @@ class LeanConfig(MethodConfig):
     frames: int = Field(10, ge=1)  # m; figure 4 is flat beyond
     top: int = Field(3, ge=1)  # frames of the visual hyperedge
     max_triples: int = Field(8, ge=1)  # text nodes kept of a caption
+    standardise: bool = False  # each dimension of both inputs, by the training split; the paper names nothing
 
     hidden: int = Field(512, ge=1)
     latent: int = Field(512, ge=1)

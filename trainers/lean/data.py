@@ -115,6 +115,21 @@ class LeanData:
         self.text_dim = self.triples.values.shape[1]
         self._most_top = int(self.top.lengths.max())
 
+    def spread(self, name: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) in float64 of the rows of `frames` or `triples` in the training split."""
+        found = self._train()
+        arrays, rows = {
+            "frames": (self.frames, found.item_rows), "triples": (self.triples, found.caption_rows)
+        }[name]  # fmt: skip
+        kept = np.unique(rows)
+        total = square = np.zeros(arrays.values.shape[1])
+        for row in kept:
+            values = arrays[row].astype(np.float64)
+            total, square = total + values.sum(0), square + np.square(values).sum(0)
+        count = arrays.lengths[kept].sum()
+        mean, variance = total / count, square / count - (total / count) ** 2
+        return torch.from_numpy(mean), torch.from_numpy(variance.clip(0) ** 0.5)
+
     def train_steps(self, world: int = 1) -> int:
         """Batches in an epoch, in which every caption comes once; the last one may be smaller."""
         return -(-len(self._train().captions) // self.config.batch_size)

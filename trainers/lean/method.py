@@ -7,10 +7,10 @@ D hidden size, Z latent size, k top frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainers import distributed
@@ -22,6 +22,7 @@ from trainers.method import Batch, Encoded, Method
 from trainers.scoring import tiles
 
 CPU_BYTES = 2**26  # pairs held at once, 64 MB: more gain nothing
+LEAST_DEVIATION = 1e-6  # of a dimension's mean; less is what rounding leaves of a constant
 
 
 class Pairs(NamedTuple):
@@ -31,6 +32,27 @@ class Pairs(NamedTuple):
     divergence: Tensor
 
 
+class Standard(nn.Module):
+    """Rows (..., D) less the mean of the training rows, over their standard deviation: kept with the weights."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+
+    def fit(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take over mean and deviation (D,); a dimension that never changes is only moved."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.where(deviation > LEAST_DEVIATION * mean.abs(), 1.0))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The rows in units of the deviation."""
+        return (rows - self.mean) / self.deviation
+
+
 class Lean(Method):
     """Classifies the hypergraph of each pair of a caption and a video as matching or not."""
 
@@ -38,10 +60,12 @@ class Lean(Method):
         super().__init__()
         self.config = config
         self.network = LeanNetwork(config, visual_dim, text_dim)
+        if config.standardise:
+            self.standard = nn.ModuleDict({"frames": Standard(visual_dim), "triples": Standard(text_dim)})
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Start values (Q, M, D) of the triples, how many (Q,) there are, and their words' characters."""
-        triples = self.network.texts(batch["triples"])
+        triples = self.network.texts(self._rows(batch, "triples"))
         kept = torch.arange(triples.shape[1], device=triples.device) < batch["count"][:, None]
         return {
             "triples": (triples * kept[..., None]).float(), "count": batch["count"], "words": batch["words"],
@@ -49,7 +73,11 @@ class Lean(Method):
 
     def encode_items(self, batch: Batch) -> Encoded:
         """Start values (V, 1 + m, D) of the video and its frames, and its top frames (V, k)."""
-        return {"nodes": self.network.videos(batch["frames"]).float(), "top": batch["top"]}
+        return {"nodes": self.network.videos(self._rows(batch, "frames")).float(), "top": batch["top"]}
+
+    def _rows(self, batch: Batch, name: str) -> Tensor:
+        """The `frames` or `triples` of a batch as the network takes them."""
+        return self.standard[name](batch[name]) if self.config.standardise else batch[name]
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Eq. 17-20 of the joint batch of all processes; each works on its own captions with all videos."""
@@ -188,8 +216,15 @@ def _order(place: Tensor) -> Tensor:
 
 
 def build(config: LeanConfig, data: LeanData) -> Lean:
-    """A freshly initialised LEAN for the feature sizes of the packed data."""
-    return Lean(config, data.visual_dim, data.text_dim)
+    """A freshly initialised LEAN for the feature sizes of the packed data.
+
+    Where there is no training split, weights that were trained are to come, and bring what standardises with them.
+    """
+    method = Lean(config, data.visual_dim, data.text_dim)
+    if config.standardise and "train" in data.splits:
+        for name in ("frames", "triples"):
+            cast(Standard, method.standard[name]).fit(*data.spread(name))
+    return method
 
 
 def optimizer(config: LeanConfig, method: Lean, total_steps: int) -> torch.optim.AdamW:
