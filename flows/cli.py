@@ -13,7 +13,7 @@ import typer
 
 from flows.commands import compare, corpus, exchange, running, service, store, triples
 from pipeline.child import ChildDied
-from pipeline.errors import TrainingError, UserError, is_full
+from pipeline.errors import ItemError, TrainingError, UserError, is_full
 
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -45,6 +45,9 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"crossreel: {error}", file=sys.stderr)
+        sys.exit(USERS_MISTAKE)
+    except ItemError as error:  # outside of the stages that record it: in the packed inputs of a method
+        print(f"crossreel: {error.item}: {error.reason}", file=sys.stderr)
         sys.exit(USERS_MISTAKE)
     except TrainingError as error:
         print(f"crossreel: training stopped: {error}", file=sys.stderr)

@@ -89,15 +89,25 @@ def save_weights(path: Path, method: nn.Module, meta: Mapping[str, Any]) -> None
 
 
 def load_weights(path: Path, method: nn.Module) -> dict[str, Any]:
-    """Fill a method with saved weights; what was said of them. Raises UserError naming the first misfit."""
+    """Fill a method with saved weights; what was said of them. Raises UserError naming the first misfit.
+
+    A part that says `passing = True` stays as it is: it belongs to the run that the weights are from.
+    """
     if not path.is_file():
         raise UserError(f"no weights at {path}")
     try:
         tensors, meta = load(path)
     except DamagedCheckpoint as error:
         raise UserError(str(error)) from None
-    fill_weights(method, tensors, str(path))
+    own = method.state_dict()
+    kept = [name for name in own if name.startswith(tuple(f"{part}." for part in _passing(method)))]
+    fill_weights(method, {**tensors, **{name: own[name] for name in kept}}, str(path))
     return meta
+
+
+def _passing(method: nn.Module) -> list[str]:
+    """The parts that hold what only the run under way needs: a resumption fills them, a new run starts them anew."""
+    return [name for name, part in method.named_modules() if getattr(part, "passing", False)]
 
 
 def fill_weights(method: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -70,7 +70,6 @@ def fit(
     folder: Path,
     device: torch.device,
     on_progress: Callable[[Progress], None] | None = None,
-    clip_norm: float | None = None,
     checkpoint_minutes: float = 5.0,
     checkpoint_steps: int | None = None,
 ) -> FitResult:
@@ -79,7 +78,7 @@ def fit(
     `validate` is called after every epoch on every process, the method in evaluation mode; the run keeps
     the weights with the strictly largest `figure` and ends after more than `recipe.patience` epochs
     in a row without a larger one. A checkpoint is written then, every `checkpoint_minutes`, and, if wanted,
-    every `checkpoint_steps` steps. `clip_norm` bounds the global norm of the gradients; an optimizer
+    every `checkpoint_steps` steps. `recipe.clip_norm` bounds the global norm of the gradients; an optimizer
     that clips for itself wants None. On the CPU a resumed run ends with the very bits of an unbroken one.
 
     Raises TrainingError for a loss term, gradient, weight or figure that is not finite. Ctrl-C and SIGTERM
@@ -94,7 +93,6 @@ def fit(
             validate=validate,
             figure=figure,
             device=device,
-            clip_norm=clip_norm,
             checkpoint_minutes=checkpoint_minutes,
             checkpoint_steps=checkpoint_steps,
             interrupts=interrupts,
@@ -114,7 +112,6 @@ class _Run:
     validate: Validate
     figure: str
     device: torch.device
-    clip_norm: float | None
     checkpoint_minutes: float
     checkpoint_steps: int | None
     interrupts: Interrupts
@@ -210,8 +207,8 @@ class _Run:
         distributed.mean_gradients(self.parameters)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         means = self._finite_means(found, norm.to(self.device), len(group))
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+        if self.recipe.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return means
@@ -370,7 +367,7 @@ class _Run:
     def _settings(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that takes it up."""
         own = {
-            "clip_norm": self.clip_norm,
+            "clip_norm": self.recipe.clip_norm,
             "figure": self.figure,
             "processes": self.world,
             "steps": self.steps,

@@ -119,7 +119,7 @@ def train(request: dict[str, Any], send: Send) -> None:
 
     result = fit(
         method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device,
-        on_progress=tell, clip_norm=config.clip_norm,
+        on_progress=tell,
     )  # fmt: skip
     summary = {
         name: getattr(result, name) for name in ("best_epoch", "epochs", "validation", "stopped_early")

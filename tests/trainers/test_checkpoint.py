@@ -173,3 +173,21 @@ def test_best_weights_stay_as_long_as_a_checkpoint_speaks_of_them(tmp_path: Path
     assert kept == ["best-0002.safetensors", "best-0003.safetensors"]
     snapshots.save(TENSORS, {}, 3)
     assert [path.name for path in tmp_path.glob("best-*")] == ["best-0003.safetensors"]
+
+
+def test_what_only_a_run_under_way_needs_is_not_taken_from_another_run(tmp_path: Path) -> None:
+    class Queue(nn.Module):
+        passing = True
+
+        def __init__(self, length: int) -> None:
+            super().__init__()
+            self.register_buffer("rows", torch.arange(length))
+
+    def made(length: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"linear": nn.Linear(2, 2), "queue": Queue(length)})
+
+    trained, fresh = made(5), made(3)
+    checkpoint.save_weights(tmp_path / "weights.safetensors", trained, {})
+    checkpoint.load_weights(tmp_path / "weights.safetensors", fresh)
+    assert torch.equal(fresh["linear"].weight, trained["linear"].weight)
+    assert fresh["queue"].rows.tolist() == [0, 1, 2]

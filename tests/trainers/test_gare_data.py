@@ -158,7 +158,7 @@ def test_training_lowers_the_loss_and_finds_the_videos(
     adam = optimizer(data.config, method, data.config.epochs * data.train_steps())
     fit(
         method, data, data.config, adam, validate=lambda _: {"R@1": float(next(later))}, figure="R@1", folder=tmp_path,
-        device=torch.device("cpu"), clip_norm=data.config.clip_norm, on_progress=lambda p: seen.append(p.loss),
+        device=torch.device("cpu"), on_progress=lambda p: seen.append(p.loss),
     )  # fmt: skip
     assert seen[-1] < seen[0]
     index = SplitIndex.read(tmp_path / "data" / "splits" / "val.json")

@@ -72,7 +72,7 @@ def train(folder: Path, name: str, method: Method, data: Any) -> None:
     config = data.config
     fit(
         method, data, config, of(name, "method").optimizer(config, method, 10), validate=lambda _: {"SumR": 1.0},
-        figure="SumR", folder=folder / "run", device=torch.device("cpu"), clip_norm=1.0,
+        figure="SumR", folder=folder / "run", device=torch.device("cpu"),
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def train(folder: Path, name: str, world: int) -> list[Trained]:
             adam = module.optimizer(config, method, config.epochs * data.train_steps(world))
             result = fit(
                 method, data, config, adam, validate=validate, figure="SumR", folder=folder / "run",
-                device=torch.device("cpu"), clip_norm=config.clip_norm,
+                device=torch.device("cpu"),
             )  # fmt: skip
             end = validation_figure(method, data, "val", index)
         said = {"start": start, "seen": seen, "end": end, "epochs": result.epochs, "best": result.best_epoch}

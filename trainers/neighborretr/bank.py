@@ -31,8 +31,12 @@ class Pairs(NamedTuple):
 
 
 class Bank(nn.Module):
-    """A queue of M pairs without gradient. It is part of the state dict, so a resumed run finds it as it was."""
+    """A queue of M pairs without gradient. It is part of the state dict, so a resumed run finds it as it was.
 
+    A run that starts from trained weights begins with an empty one, whose sizes may be others.
+    """
+
+    passing = True
     filled: Tensor  # entries there are
     epoch: Tensor  # at the last call of `begin`
 
