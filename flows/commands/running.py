@@ -33,6 +33,7 @@ from pipeline.errors import UserError
 from pipeline.execute import Report
 
 FAILURES_SHOWN = 10
+WIDE = 100  # characters of a terminal that has room for every column
 
 
 def opened(path: Path, sets: list[str], methods: list[str], display: StageDisplay) -> Project:
@@ -139,7 +140,11 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     """Three lines a method and direction: the figures, their 95 % intervals, and chance."""
     if not rows:
         return
+    sums = [row for row in rows if row["direction"] == "both"]
+    rows = [row for row in rows if row["direction"] != "both"]
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    if out.width < WIDE:
+        names = [name for name in names if name != "R@100"]  # the report has it
     lines = []
     for row in rows:
         figures = [(name, row["metrics"].get(name)) for name in names]
@@ -152,6 +157,9 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     print_table(
         f"\n{first['split']}: {first['queries']} queries, {first['gallery']} items", ["", *names], lines
     )
+    for row in sums:
+        for name, f in row["metrics"].items():
+            out.print(f"{row['method']} {name} {f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})", markup=False)
 
 
 def short(metric: str, value: float) -> str:
