@@ -11,13 +11,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 
 from pipeline.errors import ItemError, UserError, nearest
+
+T = TypeVar("T")  # of tensors: this module imports no torch
 
 METHODS = {
     "gare": "trainers.gare.verify",
@@ -139,6 +141,48 @@ def same(name: str, found: object, expected: object) -> Quantity:
 def failure(name: str, note: str) -> Quantity:
     """A quantity that fails for a reason that has no number."""
     return Quantity(name, float("inf"), 0.0, note)
+
+
+def worst(name: str, quantities: list[Quantity]) -> Iterator[Quantity]:
+    """Many alike quantities as one: the one that is nearest to failing, or fails."""
+    if quantities:
+        found = max(quantities, key=lambda q: q.error / max(q.tolerance, 1e-300))
+        note = f"worst of {len(quantities)}: {found.name} {found.note}".rstrip()
+        yield Quantity(name, found.error, found.tolerance, note)
+
+
+class Recorded(Generic[T]):
+    """The tensors of a case, which remembers what was asked for: one that nothing understands must not pass."""
+
+    def __init__(self, tensors: Mapping[str, T]) -> None:
+        self.tensors = tensors
+        self.asked: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __getitem__(self, name: str) -> T:
+        self.asked.add(name)
+        return self.tensors[name]
+
+    def get(self, name: str) -> T | None:
+        """The tensor of that name, if there is one."""
+        if name not in self:
+            return None
+        return self[name]
+
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin so, without that beginning."""
+        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
+
+    def under(self, prefix: str) -> dict[str, T]:
+        """The tensors whose name begins so, by the rest of their name."""
+        return {name: self[prefix + name] for name in self.names(prefix)}
+
+    def left(self) -> Iterator[Quantity]:
+        """A failure for each tensor that nothing asked for."""
+        for name in sorted(set(self.tensors) - self.asked):
+            yield failure(name, "this quantity is not understood")
 
 
 def _failed(path: Path, method: str, note: str) -> CaseResult:

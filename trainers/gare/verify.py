@@ -33,7 +33,7 @@ from trainers.layers.clip_towers import ClipTowers
 from trainers.layers.rand_augment import OPERATIONS
 from trainers.metrics import text_ranks
 from trainers.optim import BertAdam
-from trainers.verify import Quantity, compare, failure, same
+from trainers.verify import Quantity, Recorded, compare, failure, same
 
 VALUES, CHANGES = 1e-4, 5e-4  # of the greatest value expected: values; gradients and parameters after updates
 ABSOLUTE = 1e-5
@@ -75,37 +75,13 @@ def _is_preprocessing(case: Mapping[str, Any]) -> bool:
     return "spec" not in case and (named or bool(PREPROCESSING & set(case)))
 
 
-class Recorded:
-    """The tensors beside a case, floats as float32, which remembers what was asked for."""
-
-    def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        for file in sorted({*path.parent.glob(f"{path.stem}.*safetensors")} or _named(path, case)):
-            if not file.name.endswith((".weights.safetensors", ".state.safetensors")):
-                self.tensors |= {name: _float(value) for name, value in load_file(file).items()}
-        self.asked: set[str] = set()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.asked.add(name)
-        return self.tensors[name]
-
-    def get(self, name: str) -> Tensor | None:
-        """The tensor of that name, if there is one."""
-        if name not in self:
-            return None
-        return self[name]
-
-    def names(self, prefix: str) -> list[str]:
-        """The names that begin so, without that beginning."""
-        return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
-
-    def left(self) -> Iterator[Quantity]:
-        """A failure for each tensor that nothing asked for."""
-        for name in sorted(set(self.tensors) - self.asked):
-            yield failure(name, "this quantity is not understood")
+def _tensors(path: Path, case: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors beside a case, floats as float32."""
+    found: dict[str, Tensor] = {}
+    for file in sorted({*path.parent.glob(f"{path.stem}.*safetensors")} or _named(path, case)):
+        if not file.name.endswith((".weights.safetensors", ".state.safetensors")):
+            found |= {name: _float(value) for name, value in load_file(file).items()}
+    return found
 
 
 def _named(path: Path, case: Mapping[str, Any]) -> set[Path]:
@@ -118,7 +94,7 @@ class ModelCase:
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.path, self.case, self.spec = path, case, case["spec"]
-        self.recorded = Recorded(path, case)
+        self.recorded = Recorded(_tensors(path, case))
         stems = [s for s in (path.stem, str(case.get("case"))) if _weights(path, s).is_file()]
         if not stems:
             raise UserError(f"there is no {_weights(path, path.stem)}")
@@ -447,7 +423,7 @@ class Preprocessing:
     """Tokens, frame positions, pictures, augmentation, rank metrics, sizes of compressed videos."""
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
-        self.case, self.recorded = case, Recorded(path, case)
+        self.case, self.recorded = case, Recorded(_tensors(path, case))
 
     def quantities(self) -> Iterator[Quantity]:
         """Every quantity."""

@@ -30,7 +30,7 @@ from trainers.hlformer.model import HLFormerNetwork, LorentzAttention, MixtureEn
 from trainers.method import Batch
 from trainers.metrics import metrics, text_ranks
 from trainers.optim import BertAdam
-from trainers.verify import Quantity, compare, failure, same
+from trainers.verify import Quantity, Recorded, compare, failure, same, worst
 
 DATA_TOLERANCE = 1e-6  # absolute, of rows of length 1
 RELATIVE = 1e-5  # of gradients, and of quantities for which a case records no float32 noise
@@ -75,38 +75,12 @@ def _is_loader_case(case: Mapping[str, Any]) -> bool:
     return {"collection", "visual_feature", "map_size", "max_ctx_l", "max_desc_l"} <= set(case)
 
 
-class Recorded:
-    """The tensors of a case, which remembers what was asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.tensors = load_file(path)
-        self.asked: set[str] = set()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.asked.add(name)
-        return self.tensors[name]
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name begins so, by the rest of their name."""
-        names = [name for name in self.tensors if name.startswith(prefix)]
-        self.asked.update(names)
-        return {name.removeprefix(prefix): self.tensors[name] for name in names}
-
-    def left(self) -> Iterator[Quantity]:
-        """A failure for each tensor that nothing asked for."""
-        for name in sorted(set(self.tensors) - self.asked):
-            yield failure(name, "this quantity is not understood")
-
-
 class ModelCase:
     """A case that holds weights, a batch and everything that follows from them."""
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.path, self.case = path, case
-        self.recorded = Recorded(path.parent / case["tensors_file"])
+        self.recorded = Recorded(load_file(path.parent / case["tensors_file"]))
         self.state = self.recorded.under("state/")
         known = official.sizes(self.state)
         self.dims = known.pop("visual_dim"), known.pop("text_dim")
@@ -433,7 +407,7 @@ class LoaderCase:
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.path, self.case = path, case
-        self.recorded = Recorded(path.with_suffix(".safetensors"))
+        self.recorded = Recorded(load_file(path.with_suffix(".safetensors")))
         names = ("map_size", "max_ctx_l", "max_desc_l")
         self.config = HLFormerConfig(**{name: case[name] for name in names})
 
@@ -606,14 +580,6 @@ def _optimizers(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterat
             if key in mine
         ]
     yield from worst("export optimizer state", entries)
-
-
-def worst(name: str, quantities: list[Quantity]) -> Iterator[Quantity]:
-    """Many alike quantities as one: the one that is nearest to failing, or fails."""
-    if quantities:
-        found = max(quantities, key=lambda q: q.error / max(q.tolerance, 1e-300))
-        note = f"worst of {len(quantities)}: {found.name} {found.note}".rstrip()
-        yield Quantity(name, found.error, found.tolerance, note)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from trainers.neighborretr.method import BETAS, EPS, NeighborRetr, optimizer
 from trainers.neighborretr.model import SIDES, Summary
 from trainers.neighborretr.objective import Outputs
 from trainers.optim import BertAdam, warmup_cosine
-from trainers.verify import Quantity, compare, failure, same
+from trainers.verify import Quantity, Recorded, compare, failure, same, worst
 
 SETTINGS = {
     "Nt": "max_words",
@@ -94,32 +94,6 @@ def _is_model_case(case: Mapping[str, Any]) -> bool:
 
 def _is_misc_case(case: Mapping[str, Any]) -> bool:
     return "case" not in case and "config" not in case and bool(set(MISC) & set(case))
-
-
-class Recorded:
-    """The tensors of a file, which remembers what was asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
-        self.asked: set[str] = set()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.asked.add(name)
-        return self.tensors[name]
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name begins so, by the rest of their name."""
-        names = [name for name in self.tensors if name.startswith(prefix)]
-        self.asked.update(names)
-        return {name.removeprefix(prefix): self.tensors[name] for name in names}
-
-    def left(self) -> Iterator[Quantity]:
-        """A failure for each tensor that nothing asked for."""
-        for name in sorted(set(self.tensors) - self.asked):
-            yield failure(name, "this quantity is not understood")
 
 
 class ModelCase:
@@ -552,14 +526,6 @@ def _without_keys(name: str, value: Tensor) -> NDArray[np.float64]:
         query, _, values = np.split(array, 3)
         return np.concatenate([query, values])
     return array
-
-
-def worst(name: str, quantities: list[Quantity]) -> Iterator[Quantity]:
-    """Many alike quantities as one: the one that is nearest to failing, or fails."""
-    if quantities:
-        found = max(quantities, key=lambda q: q.error / max(q.tolerance, 1e-300))
-        note = f"worst of {len(quantities)}: {found.name} {found.note}".rstrip()
-        yield Quantity(name, found.error, found.tolerance, note)
 
 
 def misc(case: Mapping[str, Any]) -> Iterator[Quantity]:
