@@ -146,12 +146,14 @@ def test_stopping_the_worker_ends_the_run_it_has_underway(
     place.corpus("long-a", "long-b")
     experiment = place.experiment()
     said(place, sys.executable, "-c", DEPLOY)
-    said(place, "prefect", "deployment", "run", "extract/extract", "-p", f"experiment={experiment}")
+    slowly = [f"extractors.compress.{setting}" for setting in ('preset="medium"', "fps=60", "short_side=720")]
+    run = ("prefect", "deployment", "run", "extract/extract", "-p", f"experiment={experiment}")
+    said(place, *run, "-p", f"set={json.dumps(slowly)}")
     place.wait_until_at_work()
     assert said(place, sys.executable, "-c", STOP) == "True"
     place.wait_until(lambda: place.alive() == [], seconds=20)
-    (run,) = prefect_server.flow_runs(experiment)
-    assert run["state"]["type"] == "CRASHED"
+    (ended,) = prefect_server.flow_runs(experiment)
+    assert ended["state"]["type"] == "CRASHED"
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_the_text_side_takes_the_network_of_the_frames_unless_it_has_its_own(wri
         'extract = ["clip", "clip_text"]\n[extractors.clip]\nmodel = "crossreel-demo"\nweights = "seed:3"\n'
     )
     stages = build(load(write(text)), {})
-    assert stages["clip_text"].params.weights == "seed:3" and stages["clip_text"].params.tokens == "hidden"
+    assert stages["clip_text"].params.weights == "seed:3" and stages["clip_text"].params.max_tokens == 77
     stages = build(load(write(text + '[extractors.clip_text]\nweights = "seed:4"\n')), {})
     assert (
         stages["clip_text"].params.weights == "seed:4"
