@@ -219,5 +219,6 @@ def _hub_files(config: dict[str, Any]) -> tuple[str, list[str]]:
 def _not_here(model: str, weights: str, why: str) -> str:
     return (
         f"weights {weights!r} of {model} are not on this machine and {why}; "
-        "set extractors.clip.weights to a local file, or extractors.clip.download to true where there is a network"
+        "set extractors.clip.weights (of a method that trains CLIP: its backbone_weights) to a local file, "
+        "or extractors.clip.download (its backbone_download) to true where there is a network"
     )

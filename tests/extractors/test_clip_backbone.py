@@ -224,11 +224,13 @@ def test_missing_weights_are_not_fetched_unasked_and_one_sentence_says_what_to_s
     here = f"weights 'openai' of {model} are not on this machine and "
     network = torch.nn.Linear(1, 1)
     with pytest.raises(
-        UserError, match=f"{here}were not to be downloaded; set extractors.clip.weights to a local"
+        UserError,
+        match=f"{here}were not to be downloaded; set extractors.clip.weights \\(of a method .* to a local",
     ):
         weights.load(network, model, "openai")
     with pytest.raises(
-        UserError, match=f"{here}could not be downloaded; set extractors.clip.weights to a local"
+        UserError,
+        match=f"{here}could not be downloaded; set extractors.clip.weights \\(of a method .* to a local",
     ):
         weights.load(network, model, "openai", download=True)
 
