@@ -159,7 +159,9 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     )
     for row in sums:
         for name, f in row["metrics"].items():
-            out.print(f"{row['method']} {name} {f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})", markup=False)
+            out.print(
+                f"{row['method']} {name} {f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})", markup=False
+            )
 
 
 def short(metric: str, value: float) -> str:

@@ -567,7 +567,9 @@ def test_a_caption_without_an_id_never_takes_the_place_of_one_that_has_it(tmp_pa
 
 
 def test_of_a_file_plain_and_packed_the_plain_one_counts(tmp_path):
-    folder = lay(tmp_path / "x", charades() | {"charades_sta_test.txt.gz": gzip.compress(b"gone 0 1##x", mtime=0)})
+    folder = lay(
+        tmp_path / "x", charades() | {"charades_sta_test.txt.gz": gzip.compress(b"gone 0 1##x", mtime=0)}
+    )
     _, corpus = take(CHARADES, folder)
     assert [item.id for item in corpus.gallery("test")] == ["U1"]
 
