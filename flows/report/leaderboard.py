@@ -162,6 +162,7 @@ def _terms(protocol: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         ("Split", f"{protocol['split']}, digest {protocol['split_digest']}"),
         ("Size", f"{size}, {per_item}"),
         *((TITLES[name], _task(name, side, protocol)) for name, side in protocol["directions"].items()),
+        *([("Scoring", protocol["rerank"])] if "rerank" in protocol else []),
         ("Ties", protocol["ties"]),
         ("Post-processing", protocol["post_processing"]),
         ("Intervals", protocol["intervals"]),

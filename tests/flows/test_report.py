@@ -351,6 +351,16 @@ def test_page_of_an_evaluation_that_did_not_measure_hubness_does_not_speak_of_it
     assert "ubness" not in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
 
 
+def test_an_evaluation_in_two_stages_is_labelled(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a")
+    path = Path(entry["evaluate"]) / "metrics.json"
+    measured = json.loads(path.read_text())
+    exact = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    write_json(path, measured | {"protocol": measured["protocol"] | {"rerank": "two stages: the 5 best"}})
+    assert "two stages" not in exact
+    assert "two stages: the 5 best" in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+
+
 def test_a_model_that_scores_all_alike_finds_nothing_and_the_best_ranks_stand_apart(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
     data = Pairs(ITEMS, CAPTIONS, 0.0)
