@@ -150,6 +150,19 @@ def protocols(measured: Mapping[str, Mapping[str, Any]]) -> list[Protocol]:
     return [Protocol(tuple(methods), terms) for terms, methods in groups.items()]
 
 
+def contradict(some: Sequence[Protocol]) -> bool:
+    """Whether two protocols differ in more than one asking a direction that the other does not ask."""
+    told = [dict(protocol.terms) for protocol in some]
+    directions = set(TITLES.values())
+    return any(
+        one.get(name) != other.get(name)
+        for one in told
+        for other in told
+        for name in {*one, *other}
+        if name not in directions or (name in one and name in other)
+    )
+
+
 def _terms(protocol: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     each = protocol["captions_per_item"]
     size = f"{counted(protocol['items'], 'item')} and {counted(protocol['captions'], 'caption')}"

@@ -351,6 +351,16 @@ def test_page_of_an_evaluation_that_did_not_measure_hubness_does_not_speak_of_it
     assert "ubness" not in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
 
 
+def test_methods_that_ask_in_other_directions_are_compared_where_they_meet(tmp_path: Path) -> None:
+    warning = "not measured under the same protocol"
+    entries = [make_method(tmp_path, "a", ("t2v",)), make_method(tmp_path, "b", ("t2v", "v2t"))]
+    assert warning not in make_page(tmp_path, make_inputs(tmp_path, entries, None))
+    path = Path(entries[0]["evaluate"]) / "metrics.json"
+    measured = json.loads(path.read_text())
+    write_json(path, measured | {"protocol": measured["protocol"] | {"split_digest": "another"}})
+    assert warning in make_page(tmp_path, make_inputs(tmp_path, entries, None))
+
+
 def test_an_evaluation_in_two_stages_is_labelled(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
     path = Path(entry["evaluate"]) / "metrics.json"
