@@ -6,7 +6,6 @@ import math
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -480,22 +479,9 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-def on_two_processes(body: Callable[[int], object]) -> list[int]:
-    """Run the body in two processes as torchrun would start them; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        body(rank)
-
-    children = [in_child(lambda rank=rank: start(rank)) for rank in (0, 1)]
-    return [status(child) for child in children]
-
-
-def test_gathered_rows_carry_the_gradient_of_the_joint_batch(tmp_path: Path) -> None:
+def test_gathered_rows_carry_the_gradient_of_the_joint_batch(
+    tmp_path: Path, on_processes: Callable[..., list[int]]
+) -> None:
     torch.manual_seed(0)
     rows, model = torch.randn(8, 5), nn.Linear(5, 4)
     unused = nn.Parameter(torch.zeros(2))
@@ -511,7 +497,7 @@ def test_gathered_rows_carry_the_gradient_of_the_joint_batch(tmp_path: Path) -> 
             assert unused.grad is None
             checkpoint.save(tmp_path / str(rank), {n: p.grad for n, p in model.named_parameters()}, {})
 
-    assert on_two_processes(body) == [0, 0]
+    assert on_processes(2, body) == [0, 0]
     gradient(rows)
     for rank in (0, 1):
         found, _ = checkpoint.load(tmp_path / str(rank))
@@ -519,7 +505,9 @@ def test_gathered_rows_carry_the_gradient_of_the_joint_batch(tmp_path: Path) -> 
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_train_like_one_and_agree_on_stopping(tmp_path: Path) -> None:
+def test_two_processes_train_like_one_and_agree_on_stopping(
+    tmp_path: Path, on_processes: Callable[..., list[int]]
+) -> None:
     given = [5.0, 6.0, 6.0, 6.0, 7.0]
 
     def body(rank: int) -> None:
@@ -534,7 +522,7 @@ def test_two_processes_train_like_one_and_agree_on_stopping(tmp_path: Path) -> N
         )
 
     start = Towers().state_dict()
-    assert on_two_processes(body) == [0, 0]
+    assert on_processes(2, body) == [0, 0]
     alone = Towers(noise=0.0)
     alone.load_state_dict(start)
     result, _ = train(tmp_path / "one", method=alone, validate=figures(*given), patience=1, epochs=5)
@@ -546,7 +534,9 @@ def test_two_processes_train_like_one_and_agree_on_stopping(tmp_path: Path) -> N
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    tmp_path: Path, on_processes: Callable[..., list[int]]
+) -> None:
     def body(rank: int) -> None:
         method, calls = Towers(), []
 
@@ -558,7 +548,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path: 
         method.before = send
         train(tmp_path, method=method)
 
-    assert on_two_processes(body) == [143, 143]
+    assert on_processes(2, body) == [143, 143]
     tensors, meta = checkpoint.load(tmp_path / "last.safetensors")
     assert (meta["state"]["epoch"], meta["state"]["step"]) == (0, 3)
     assert {"random.0", "random.1"} <= tensors.keys()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -278,44 +276,20 @@ def test_hubness_is_of_the_directions_that_were_asked_for() -> None:
     assert list(alone.hubness) == list(alone.ranking.occurrences) == ["v2t"]
 
 
-def on_processes(count: int, body: Callable[[], object]) -> list[int]:
-    """Run the body in several processes as torchrun would start them; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int) -> int:
-        child = os.fork()
-        if child:
-            return child
-        try:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            torch.set_num_threads(1)
-            body()
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(99)
-
-    children = [start(rank) for rank in range(count)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 @pytest.mark.parametrize(
     ("count", "items", "captions"),
     [(2, ITEMS, CAPTIONS), (3, ITEMS, CAPTIONS), (3, 60, 90)],
     ids=["a batch left over", "no batch for the last process", "fewer batches than processes"],
 )
 def test_processes_share_the_encoding_and_each_has_the_evaluation_of_one_alone(
-    tmp_path: Path, count: int, items: int, captions: int
+    tmp_path: Path, count: int, items: int, captions: int, on_processes: Callable[..., list[int]]
 ) -> None:
     index = split_index(items, captions)
     alone = evaluate(Dot(), Data(items, captions), "test", index, ("t2v", "v2t"))
     figure = validation_figure(Dot(), Data(items, captions), "val", index)
 
-    def body() -> None:
-        method, rank = Dot(), distributed.rank()
+    def body(rank: int) -> None:
+        method = Dot()
         shared = evaluate(method, Data(items, captions), "test", index, ("t2v", "v2t"))
         assert shared.metrics == alone.metrics and shared.hubness == alone.hubness
         assert np.array_equal(shared.ranking.top_items, alone.ranking.top_items)
@@ -331,12 +305,14 @@ def test_processes_share_the_encoding_and_each_has_the_evaluation_of_one_alone(
     assert all(0 < done["texts"] <= most for done in encoded)
 
 
-def test_rows_without_an_index_are_put_in_the_order_of_their_batches_by_several_processes() -> None:
+def test_rows_without_an_index_are_put_in_the_order_of_their_batches_by_several_processes(
+    on_processes: Callable[..., list[int]],
+) -> None:
     class Counting(Dot):
         def encode_items(self, batch: Batch) -> Encoded:
             return {"vector": batch["x"][:, :1].to(torch.bfloat16), "real": batch["x"][:, 0] > 2}
 
-    def body() -> None:
+    def body(rank: int) -> None:
         batches = [
             {"x": torch.arange(first, last).float()[:, None]} for first, last in ((0, 4), (4, 5), (5, 9))
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,41 +21,19 @@ SHARES = {1: [6], 2: [2, 4], 4: [2, 1, 1, 2]}  # unequal on purpose
 Gradients = dict[str, Tensor]
 
 
-def on_processes(count: int, body: Callable[[], object]) -> list[int]:
-    """Run the body in several processes as torchrun would start them; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int) -> int:
-        child = os.fork()
-        if child:
-            return child
-        try:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            torch.set_num_threads(1)
-            with distributed.process_group(torch.device("cpu")):
-                body()
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(99)
-
-    children = [start(rank) for rank in range(count)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def gradients(folder: Path, world: int, **options: float) -> tuple[list[Gradients], list[float]]:
+def gradients(
+    on_processes: Callable[..., list[int]], folder: Path, world: int, **options: float
+) -> tuple[list[Gradients], list[float]]:
     """Every process's gradients and loss of the recorded batch after they have been averaged."""
     state, inputs = (load_file(FIXTURES / f"full.{part}.safetensors") for part in ("weights", "inputs"))
     tokens, pixels, masks = inputs["in/text_ids"], inputs["in/video"].float(), inputs["in/video_mask"]
 
-    def body() -> None:
+    @distributed.process_group(torch.device("cpu"))
+    def body(rank: int) -> None:
         method = Gare(config, official.network_from(state, config)).train()
-        torch.manual_seed(7 + distributed.rank())  # the others' draws must not matter
-        start = sum(SHARES[world][: distributed.rank()])
-        mine = slice(start, start + SHARES[world][distributed.rank()])
+        torch.manual_seed(7 + rank)  # the others' draws must not matter
+        start = sum(SHARES[world][:rank])
+        mine = slice(start, start + SHARES[world][rank])
         network, mask = method.network, masks[mine]
         shown, real = pixels[mine].flatten(0, 1), mask.bool().flatten()
         features = network.pixel_features(network.towers, shown, real).unflatten(0, mask.shape)
@@ -66,7 +42,7 @@ def gradients(folder: Path, world: int, **options: float) -> tuple[list[Gradient
         loss.backward()
         distributed.mean_gradients(method.parameters())
         grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-        checkpoint.save(folder / f"{world}-{distributed.rank()}", grads, {"loss": loss.item()})
+        checkpoint.save(folder / f"{world}-{rank}", grads, {"loss": loss.item()})
 
     config = GareConfig(num_hidden_layers=2, mode="frozen", **options)
     assert on_processes(world, body) == [0] * world
@@ -75,9 +51,11 @@ def gradients(folder: Path, world: int, **options: float) -> tuple[list[Gradient
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_gradients_are_the_same_however_many_processes_share_a_batch(tmp_path: Path, world: int) -> None:
-    (alone,), (loss,) = gradients(tmp_path, 1)
-    shared, losses = gradients(tmp_path, world)
+def test_gradients_are_the_same_however_many_processes_share_a_batch(
+    tmp_path: Path, world: int, on_processes: Callable[..., list[int]]
+) -> None:
+    (alone,), (loss,) = gradients(on_processes, tmp_path, 1)
+    shared, losses = gradients(on_processes, tmp_path, world)
     assert losses == pytest.approx([loss] * world, rel=1e-5)
     assert any(name.startswith("towers.clip.visual") for name in alone)
     for grads in shared:
@@ -88,8 +66,10 @@ def test_gradients_are_the_same_however_many_processes_share_a_batch(tmp_path: P
             )
 
 
-def test_share_for_the_encoders_gives_the_gradients_of_the_release(tmp_path: Path) -> None:
-    shared, _ = gradients(tmp_path, 2, encoder_grad_scale=0.5, psi_dropout=0.0)
+def test_share_for_the_encoders_gives_the_gradients_of_the_release(
+    tmp_path: Path, on_processes: Callable[..., list[int]]
+) -> None:
+    shared, _ = gradients(on_processes, tmp_path, 2, encoder_grad_scale=0.5, psi_dropout=0.0)
     recorded = load_file(FIXTURES / "full.expected.safetensors")
     own = {official.official_name(name): value for name, value in shared[1].items()}
     names = [name for name in recorded if name.startswith("ddp_w2/grad/")]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -270,27 +268,6 @@ def test_optimizer_is_adamw_at_a_constant_rate(tmp_path: Path) -> None:
     assert made.param_groups[0]["lr"] == 3e-5 and made.param_groups[0]["weight_decay"] == 0.01
 
 
-def on_two_processes(body: Callable[[int], None]) -> list[int]:
-    """Run the body in two processes as torchrun would start them; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in (0, 1):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            try:
-                body(rank)
-                os._exit(0)
-            except BaseException as error:
-                os.write(2, f"{error!r}\n".encode())
-                os._exit(99)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 def step(method: Lean, data: LeanData, batch: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
     """The terms and gradients of one batch of an epoch."""
     torch.manual_seed(7 + rank)  # as the engine: another stream in every process
@@ -303,7 +280,9 @@ def step(method: Lean, data: LeanData, batch: int, rank: int = 0, world: int = 1
 
 
 @pytest.mark.parametrize("batch", [0, 1])
-def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path: Path, batch: int) -> None:
+def test_two_processes_have_the_losses_and_gradients_of_one(
+    tmp_path: Path, batch: int, on_processes: Callable[..., list[int]]
+) -> None:
     """The second batch has a single pair, which both processes see and which counts once."""
     method, data = start(tmp_path, batch_size=79)
     assert data.train_steps() == 2
@@ -312,7 +291,7 @@ def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path: Path, batc
         with distributed.process_group(torch.device("cpu")):
             checkpoint.save(tmp_path / str(rank), step(method, data, batch, rank, 2), {})
 
-    assert on_two_processes(body) == [0, 0]
+    assert on_processes(2, body) == [0, 0]
     expected = step(method, data, batch)
     for rank in (0, 1):
         found, _ = checkpoint.load(tmp_path / str(rank))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,31 +29,6 @@ SMALL = {
 Gradients = dict[str, Tensor]
 
 
-def on_processes(count: int, body: Callable[[], object]) -> list[int]:
-    """Run the body in several processes as torchrun would start them; their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int) -> int:
-        child = os.fork()
-        if child:
-            return child
-        try:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            torch.set_num_threads(1)
-            with distributed.process_group(torch.device("cpu")):
-                body()
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(99)
-
-    children = [start(rank) for rank in range(count)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 def made(count: int, seed: int) -> dict[str, Tensor]:
     drawn = torch.Generator().manual_seed(seed)
     real = [
@@ -65,17 +38,20 @@ def made(count: int, seed: int) -> dict[str, Tensor]:
     return {"words": words, "word_mask": real[0], "frames": frames, "frame_mask": real[1]}
 
 
-def steps(folder: Path, world: int, **options: object) -> list[tuple[Gradients, dict[str, object]]]:
+def steps(
+    on_processes: Callable[..., list[int]], folder: Path, world: int, **options: object
+) -> list[tuple[Gradients, dict[str, object]]]:
     """Every process's gradients of two batches, averaged over processes, and what it says of losses and bank."""
 
-    def body() -> None:
+    @distributed.process_group(torch.device("cpu"))
+    def body(rank: int) -> None:
         torch.manual_seed(1)
         method = NeighborRetr(NeighborRetrConfig.model_validate({**SMALL, **options}), None, DIMS)
         older = made(11, 5)
         method.bank.push(Pairs(*(older[name] for name in Pairs._fields)))
-        torch.manual_seed(7 + distributed.rank())  # the others' draws must not matter
-        start = sum(SHARES[world][: distributed.rank()])
-        mine = slice(start, start + SHARES[world][distributed.rank()])
+        torch.manual_seed(7 + rank)  # the others' draws must not matter
+        start = sum(SHARES[world][:rank])
+        mine = slice(start, start + SHARES[world][rank])
         losses = []
         for step in range(2):
             batch = {name: part[mine] for name, part in made(8, step).items()}
@@ -84,18 +60,18 @@ def steps(folder: Path, world: int, **options: object) -> list[tuple[Gradients, 
             losses.append(loss.item())
         distributed.mean_gradients(method.parameters())
         grads = {name: p.grad for name, p in method.network.named_parameters() if p.grad is not None}
-        checkpoint.save(
-            folder / f"{world}-{distributed.rank()}", grads | method.bank.state_dict(), {"losses": losses}
-        )
+        checkpoint.save(folder / f"{world}-{rank}", grads | method.bank.state_dict(), {"losses": losses})
 
     assert on_processes(world, body) == [0] * world
     return [checkpoint.load(folder / f"{world}-{rank}") for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gradients, dict[str, object]]:
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, on_processes: Callable[..., list[int]]
+) -> tuple[Gradients, dict[str, object]]:
     import_open_clip()  # once, before any process starts
-    (found,) = steps(tmp_path_factory.mktemp("alone"), 1, mode="frozen")
+    (found,) = steps(on_processes, tmp_path_factory.mktemp("alone"), 1, mode="frozen")
     return found
 
 
@@ -106,10 +82,13 @@ def near(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_gradients_losses_and_bank_are_the_same_however_many_processes_share_a_batch(
-    tmp_path: Path, world: int, alone: tuple[Gradients, dict[str, object]]
+    tmp_path: Path,
+    world: int,
+    alone: tuple[Gradients, dict[str, object]],
+    on_processes: Callable[..., list[int]],
 ) -> None:
     wanted, said = alone
-    for grads, meta in steps(tmp_path, world, mode="frozen"):
+    for grads, meta in steps(on_processes, tmp_path, world, mode="frozen"):
         assert meta["losses"] == pytest.approx(said["losses"], rel=1e-5)
         assert set(grads) == set(wanted) and "temporal.frame_position_embeddings.weight" in grads
         for name, expected in wanted.items():
@@ -117,9 +96,9 @@ def test_gradients_losses_and_bank_are_the_same_however_many_processes_share_a_b
 
 
 def test_gradient_of_the_release_is_a_share_in_front_of_the_gather_and_whole_behind_it(
-    tmp_path: Path, alone: tuple[Gradients, dict[str, object]]
+    tmp_path: Path, alone: tuple[Gradients, dict[str, object]], on_processes: Callable[..., list[int]]
 ) -> None:
-    for grads, _ in steps(tmp_path, 2, mode="frozen", gather_grad="local"):
+    for grads, _ in steps(on_processes, tmp_path, 2, mode="frozen", gather_grad="local"):
         for name, expected in alone[0].items():
             share = 0.5 if name.startswith("temporal.") else 1.0
             if expected.is_floating_point():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,39 +67,15 @@ def packed(folder: Path, name: str, **options: Any) -> tuple[ClipPairConfig, Pai
     return config, methods_data.open_data(folder / "data", config)
 
 
-def on_processes(count: int, body: Callable[[], object]) -> list[int]:
-    """Run the body in several processes as torchrun would start them; their exit statuses."""
-    import_open_clip()  # once, before any process starts
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank: int) -> int:
-        child = os.fork()
-        if child:
-            return child
-        try:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            torch.set_num_threads(1)
-            body()
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(99)
-
-    children = [start(rank) for rank in range(count)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def train(folder: Path, name: str, world: int) -> list[Trained]:
+def train(on_processes: Callable[..., list[int]], folder: Path, name: str, world: int) -> list[Trained]:
     """Every process's weights after a training, and what it says of its course."""
+    import_open_clip()  # once, before any process starts
     config, data = packed(folder, name)
     module = importlib.import_module(f"trainers.{name}.method")
     index = data.splits["val"]
 
-    def body() -> None:
-        torch.manual_seed(distributed.rank())  # the initial weights are those of the first process
+    def body(rank: int) -> None:
+        torch.manual_seed(rank)  # the initial weights are those of the first process
         method = module.build(config, data)
         seen: list[float] = []
 
@@ -119,7 +93,7 @@ def train(folder: Path, name: str, world: int) -> list[Trained]:
             )  # fmt: skip
             end = validation_figure(method, data, "val", index)
         said = {"start": start, "seen": seen, "end": end, "epochs": result.epochs, "best": result.best_epoch}
-        checkpoint.save(folder / str(distributed.rank()), method.state_dict(), said)
+        checkpoint.save(folder / str(rank), method.state_dict(), said)
 
     assert on_processes(world, body) == [0] * world
     return [checkpoint.load(folder / str(rank)) for rank in range(world)]
@@ -127,8 +101,10 @@ def train(folder: Path, name: str, world: int) -> list[Trained]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_two_processes_learn_to_find_unseen_videos_and_end_alike(tmp_path: Path, name: str) -> None:
-    (first, said), (second, other) = train(tmp_path, name, 2)
+def test_two_processes_learn_to_find_unseen_videos_and_end_alike(
+    tmp_path: Path, name: str, on_processes: Callable[..., list[int]]
+) -> None:
+    (first, said), (second, other) = train(on_processes, tmp_path, name, 2)
     assert said == other
     assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
     assert len(said["seen"]) == said["epochs"] and said["end"] == said["seen"][said["best"] - 1]
@@ -138,14 +114,14 @@ def test_two_processes_learn_to_find_unseen_videos_and_end_alike(tmp_path: Path,
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_that_share_the_encoding_have_the_scores_of_one_alone(
-    tmp_path: Path, name: str, world: int
+    tmp_path: Path, name: str, world: int, on_processes: Callable[..., list[int]]
 ) -> None:
     config, data = packed(tmp_path, name)
     method = importlib.import_module(f"trainers.{name}.method").build(config, data)
     index = data.splits["val"]
     alone = evaluate(method, data, "val", index, ("t2v", "v2t"))
 
-    def body() -> None:
+    def body(rank: int) -> None:
         shared = evaluate(method, data, "val", index, ("t2v", "v2t"))
         np.testing.assert_allclose(shared.ranking.top_scores, alone.ranking.top_scores, rtol=1e-6, atol=1e-6)
         assert shared.metrics == alone.metrics and shared.hubness == alone.hubness

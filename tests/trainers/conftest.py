@@ -1,0 +1,44 @@
+"""Several processes that train together, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import torch
+
+OnProcesses = Callable[[int, Callable[[int], object]], list[int]]
+
+
+@pytest.fixture(scope="session")
+def on_processes() -> OnProcesses:
+    """`on_processes(count, body)` runs body(rank) in so many processes; their exit statuses, by rank."""
+
+    def run(count: int, body: Callable[[int], object]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [start(rank, count, port, body) for rank in range(count)]
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    return run
+
+
+def start(rank: int, count: int, port: int, body: Callable[[int], object]) -> int:
+    """Start one of the processes; its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
+        body(rank)
+        os._exit(0)
+    except SystemExit as stop:
+        os._exit(int(stop.code or 0))
+    except BaseException as error:
+        os.write(2, f"{error!r}\n".encode())
+        os._exit(99)
