@@ -10,10 +10,11 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import video
 from pipeline.errors import ItemError
 from pipeline.segments import Segment
 from pipeline.settings import Options, Params
-from pipeline.stage import Stage
+from pipeline.stage import Digests, Stage
 
 Array = NDArray[Any]
 P = TypeVar("P", bound=Params)
@@ -114,6 +115,10 @@ class FrameReader(Extractor[P]):
     needs = ("compress",)
     one_pass = True
     shard_items = 32
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """What decodes the frames."""
+        return {"decoder": video.decoder_identity()}
 
     def begin(self, unit: Unit, decoder: str) -> None:
         """The frames of a unit follow; whatever came of it before is void."""

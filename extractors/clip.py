@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 from extractors.backbones import weights
 from extractors.backbones.precision import Precision
 from extractors.base import Array, FrameExtractor, WorkOptions
-from pipeline import video
 from pipeline.settings import Params
 from pipeline.stage import Digests, Field
 
@@ -55,10 +54,7 @@ class Clip(FrameExtractor[ClipParams]):
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """The digest of the weights, and what decodes the frames."""
-        return {
-            "weights": weights.identity(self.params, known),
-            "decoder": video.decoder_identity(),
-        }
+        return {"weights": weights.identity(self.params, known), **super().identity(known)}
 
     def require(self) -> None:
         """The weights."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from pydantic import Field as Setting
 
 from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
-from pipeline import sampling, video
+from pipeline import sampling
 from pipeline.settings import Params
-from pipeline.stage import Digests, Field
+from pipeline.stage import Field
 
 
 class FramesParams(Params):
@@ -38,10 +38,6 @@ class Frames(FrameReader[FramesParams]):
         "index": Field("int64", (None,)),
         "time": Field("float32", (None,)),
     }
-
-    def identity(self, known: Digests) -> Mapping[str, Any]:
-        """What decodes the frames."""
-        return {"decoder": video.decoder_identity()}
 
     def positions(self, times: Array) -> sampling.Positions:
         """Which frames of a video with these presentation times (T,) are taken."""

@@ -7,8 +7,7 @@ a channel) to that of the frame before it; the first frame is always kept.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,8 @@ from pydantic import Field as Setting
 
 from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
-from pipeline import video
 from pipeline.settings import Params
-from pipeline.stage import Digests, Field
+from pipeline.stage import Field
 
 BINS = 32  # a channel
 
@@ -47,10 +45,6 @@ class Keyframes(FrameReader[KeyframesParams]):
         "saliency": Field("float32", (None,)),
         "top": Field("int64", (None,)),
     }
-
-    def identity(self, known: Digests) -> Mapping[str, Any]:
-        """What decodes the frames."""
-        return {"decoder": video.decoder_identity()}
 
     def begin(self, unit: Unit, decoder: str) -> None:
         """Nothing is kept but the best frames so far and the last one's histogram."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,6 +87,12 @@ class SplitIndex:
     def read(cls, path: Path) -> SplitIndex:
         """Load what `write` saved."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def stretches(count: int, size: int) -> Iterator[range]:
+    """Consecutive positions 0 to `count`, `size` at a time; the last stretch may be shorter."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
 
 
 def numbered(ids: Iterable[str]) -> dict[str, int]:

@@ -61,6 +61,11 @@ def from_first(values: Sequence[float]) -> list[float]:
     return _joint(values, lambda tensor: dist.broadcast(tensor, 0))
 
 
+def shared_seed(below: int = 2**31) -> int:
+    """A seed drawn by the first process, for what all processes must draw alike."""
+    return int(from_first([float(torch.randint(below, (), dtype=torch.int64))])[0])
+
+
 def mean(values: Sequence[float]) -> list[float]:
     """The mean of each value over all processes."""
     return [value / world() for value in _joint(values, dist.all_reduce)]

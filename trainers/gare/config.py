@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ BETA = {"event": 1e-4, "dim": 0.07}  # published with either way of reducing the
 
 class GareConfig(ClipPairConfig):
     """GARE's recipe. Names are those of the release; what it has no name for stands under "ours"."""
+
+    text_output: ClassVar[str] = "pooled"  # the vector of the whole caption
 
     agg_module: Literal["seqTransf", "seqLSTM", "None"] = "seqTransf"
     num_hidden_layers: int = Field(4, ge=1)  # of seqTransf
@@ -59,10 +61,6 @@ class GareConfig(ClipPairConfig):
                 f"kl_reduction to {other!r}, or beta to about {BETA[self.kl_reduction]:g}"
             )
         return self
-
-    def stored_text(self) -> tuple[str, str]:
-        """The vector of the whole caption."""
-        return self.text_features, "pooled" if self.text_features == "clip_text" else ""
 
 
 CONFIG: type[GareConfig] = GareConfig

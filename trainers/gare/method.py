@@ -72,8 +72,7 @@ class Gare(Method):
         rate = self.config.psi_dropout
         if not self.training or rate == 0:
             return None
-        (seed,) = distributed.from_first([float(torch.randint(2**31, ()))])
-        generator = torch.Generator(device).manual_seed(int(seed))
+        generator = torch.Generator(device).manual_seed(distributed.shared_seed())
         drawn = torch.empty(videos, texts, dims, device=device).bernoulli_(1 - rate, generator=generator)
         return drawn.transpose(0, 1)
 

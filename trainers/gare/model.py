@@ -8,7 +8,7 @@ float32 whatever the towers are.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.errors import UserError
 from trainers.gare.config import GareConfig
 from trainers.layers.clip_input import pixels
-from trainers.layers.clip_towers import MAX_LOGIT_SCALE, ClipTowers
+from trainers.layers.clip_towers import MAX_LOGIT_SCALE, ClipTowers, LogitScale
 from trainers.layers.temporal import TemporalTransformer
 
 INIT_STD = 0.02
@@ -253,24 +253,13 @@ class Folded(NamedTuple):
     gram: Tensor  # (B, F, F) of the frames
 
 
-class StoredScale(nn.Module):
+class StoredScale(LogitScale):
     """Stands where the towers do when CLIP is not trained: their logit scale alone, at CLIP's trained 100."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.clip: Any = nn.Module()
+        self.clip = nn.Module()
         self.clip.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))
-
-    @property
-    def scale(self) -> Tensor:
-        """The factor of cosines in the contrastive loss."""
-        out: Tensor = self.clip.logit_scale.exp()
-        return out
-
-    @torch.no_grad()
-    def clamp_scale_(self) -> None:
-        """Keep the factor at 100 at most."""
-        self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 class RecurrentFrames(nn.Module):

@@ -22,6 +22,7 @@ from trainers.data import (
     captions_of,
     keys_of,
     read_splits,
+    stretches,
     write_ragged,
     write_splits,
 )
@@ -151,15 +152,14 @@ class HLFormerData:
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""
-        index, size = self.splits[split], self.config.item_batch
-        for start in range(0, len(index.items), size):
-            yield self._videos(index, range(start, min(start + size, len(index.items))))
+        index = self.splits[split]
+        for places in stretches(len(index.items), self.config.item_batch):
+            yield self._videos(index, places)
 
     def text_batches(self, split: str) -> Iterator[Batch]:
         """The queries of a split, the longest of each batch first; `index` is their place in query order."""
-        index, size = self.splits[split], self.config.text_batch
-        for start in range(0, len(index.captions), size):
-            places = range(start, min(start + size, len(index.captions)))
+        index = self.splits[split]
+        for places in stretches(len(index.captions), self.config.text_batch):
             captions = sorted(places, key=lambda c: -self.tokens.lengths[index.caption_rows[c]])
             yield {**self._texts(index, captions), "index": torch.tensor(captions)}
 

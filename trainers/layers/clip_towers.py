@@ -23,7 +23,24 @@ MAX_LOGIT_SCALE = math.log(100)
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # scalars in OpenAI's archives
 
 
-class ClipTowers(nn.Module):
+class LogitScale(nn.Module):
+    """What has CLIP's logit scale, the logarithm of the factor of cosines in a contrastive loss."""
+
+    clip: Any
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor, exp(logit_scale)."""
+        out: Tensor = self.clip.logit_scale.exp()
+        return out
+
+    @torch.no_grad()
+    def clamp_scale_(self) -> None:
+        """Keep the factor at 100 at most."""
+        self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+class ClipTowers(LogitScale):
     """An open_clip network to be trained. LayerNorms compute in float32 whatever the rest does.
 
     `freeze_patches` leaves the patch convolution as it is, as CLIP4Clip and its successors do. `half` turns
@@ -34,7 +51,7 @@ class ClipTowers(nn.Module):
     def __init__(self, clip: nn.Module, freeze_patches: bool = True, half: bool = False) -> None:
         super().__init__()
         _norms_in_float32(clip)
-        self.clip: Any = clip.requires_grad_(True)
+        self.clip = clip.requires_grad_(True)
         self.half_weights = half
         if freeze_patches:
             patches = getattr(self.clip.visual, "conv1", None)
@@ -117,17 +134,6 @@ class ClipTowers(nn.Module):
         """The blocks of the text tower, in order."""
         out: nn.ModuleList = self._text.transformer.resblocks
         return out
-
-    @property
-    def scale(self) -> Tensor:
-        """The factor of cosines in a contrastive loss, exp(logit_scale)."""
-        out: Tensor = self.clip.logit_scale.exp()
-        return out
-
-    @torch.no_grad()
-    def clamp_scale_(self) -> None:
-        """Keep the factor at 100 at most."""
-        self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def image(self, pixels: Tensor) -> Tensor:
         """Projected features (N, D) float32, not normalised, of frames (N, 3, R, R) normalised as CLIP wants."""

@@ -44,6 +44,8 @@ class ClipPairConfig(MethodConfig):
         {"batch_size_val", "backbone_download", "backbone_weights"}
     )
 
+    text_output: ClassVar[str]  # of `clip_text`, that mode frozen reads
+
     mode: Literal["finetune", "frozen"] = "finetune"
 
     base_encoder: str = "ViT-B/32"  # OpenAI's name, or any model of open_clip with its own activation
@@ -82,11 +84,8 @@ class ClipPairConfig(MethodConfig):
         if self.mode == "finetune":
             return {"video": ("frames", "rgb")}
         times = {"time": (self.video_features, "time")} if self.video_features == "clip" else {}
-        return {"video": (self.video_features, ""), "text": self.stored_text(), **times}
-
-    def stored_text(self) -> tuple[str, str]:
-        """The stage and the output that mode frozen reads of a caption."""
-        return self.text_features, ""
+        text = self.text_output if self.text_features == "clip_text" else ""
+        return {"video": (self.video_features, ""), "text": (self.text_features, text), **times}
 
     def wishes(self) -> dict[str, dict[str, Any]]:
         """The method's frames, at the size that the CLIP network reads."""

@@ -24,7 +24,17 @@ from torch import Tensor
 
 from pipeline import sampling
 from pipeline.errors import ItemError, UserError, nearest
-from trainers.data import Ragged, Rows, Split, SplitIndex, keys_of, read_splits, write_ragged, write_splits
+from trainers.data import (
+    Ragged,
+    Rows,
+    Split,
+    SplitIndex,
+    keys_of,
+    read_splits,
+    stretches,
+    write_ragged,
+    write_splits,
+)
 from trainers.layers.clip_input import padded_frames, tokenise
 from trainers.layers.pair_config import ClipPairConfig
 from trainers.layers.rand_augment import RandAugment
@@ -43,20 +53,21 @@ def pack(folder: Path, config: ClipPairConfig, splits: Mapping[str, Split], read
     videos, captions = keys_of(splits)
     frozen = config.mode == "frozen"
 
-    def frames(item: str) -> NDArray:
+    kept = {}
+    for item in videos:
         rows = _checked(item, read["video"](item), FEATURES if frozen else PICTURE)
-        return rows[taken(config, len(rows), read["time"](item) if "time" in read else None)]
-
-    counts = [len(frames(item)) for item in videos]
-    write_ragged(folder, "frames", map(frames, videos), counts, np.float32 if frozen else np.uint8)
+        kept[item] = taken(config, len(rows), read["time"](item) if "time" in read else None)
+    frames = (read["video"](item)[positions] for item, positions in kept.items())
+    counts = [len(positions) for positions in kept.values()]
+    write_ragged(folder, "frames", frames, counts, np.float32 if frozen else np.uint8)
     texts = {caption: text for _, queries in splits.values() for caption, text, _ in queries}
     ids, mask = tokenise([texts[caption] for caption in captions], config.max_words)
     lengths = mask.sum(1).tolist()
     tokens = (row[:length] for row, length in zip(ids, lengths, strict=True))
     write_ragged(folder, "tokens", tokens, lengths, np.int64)
     if frozen:
-        counts = [len(_states(c, read["text"](c), config)) for c in captions]
-        states = (_states(c, read["text"](c), config) for c in captions)
+        counts = [min(len(_checked(c, read["text"](c), FEATURES)), config.max_words) for c in captions]
+        states = (_states(read["text"](c), config.max_words) for c in captions)
         write_ragged(folder, "words", states, counts, np.float32)
     write_splits(folder, splits)
 
@@ -69,12 +80,9 @@ def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling
     return sampling.select(candidates, config.max_frames, config.frame_select)
 
 
-def _states(caption: str, rows: NDArray, config: ClipPairConfig) -> NDArray:
+def _states(rows: NDArray, most: int) -> NDArray:
     """The stored states of a caption: of too many the first ones and the last, which is the end token's."""
-    rows = _checked(caption, rows, FEATURES)
-    if len(rows) <= config.max_words:
-        return rows
-    return np.concatenate([rows[: config.max_words - 1], rows[-1:]])
+    return rows if len(rows) <= most else np.concatenate([rows[: most - 1], rows[-1:]])
 
 
 def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
@@ -128,15 +136,14 @@ class PairData:
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""
-        index, size = self.splits[split], self.config.batch_size_val
-        for start in range(0, len(index.item_rows), size):
-            yield _videos([self.frames[row] for row in index.item_rows[start : start + size]], self.config)
+        rows = self.splits[split].item_rows
+        for places in stretches(len(rows), self.config.batch_size_val):
+            yield _videos([self.frames[rows[place]] for place in places], self.config)
 
     def text_batches(self, split: str) -> Iterator[Batch]:
         """The queries of a split; `index` is their place in query order."""
-        index, size = self.splits[split], self.config.batch_size_val
-        for start in range(0, len(index.caption_rows), size):
-            places = range(start, min(start + size, len(index.caption_rows)))
+        index = self.splits[split]
+        for places in stretches(len(index.captions), self.config.batch_size_val):
             yield {**self._texts(index, places), "index": torch.tensor(places)}
 
     def _training(self) -> SplitIndex:

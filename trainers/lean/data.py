@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import ItemError, UserError, nearest
-from trainers.data import Ragged, Rows, Split, SplitIndex, keys_of, read_splits, write_ragged, write_splits
+from trainers.data import (
+    Ragged,
+    Rows,
+    Split,
+    SplitIndex,
+    keys_of,
+    read_splits,
+    stretches,
+    write_ragged,
+    write_splits,
+)
 from trainers.lean import nodes
 from trainers.lean.config import LeanConfig
 from trainers.method import Batch
@@ -157,15 +167,14 @@ class LeanData:
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""
-        index, size = self.splits[split], self.config.item_batch
-        for start in range(0, len(index.items), size):
-            yield self._videos(index, range(start, min(start + size, len(index.items))))
+        index = self.splits[split]
+        for places in stretches(len(index.items), self.config.item_batch):
+            yield self._videos(index, places)
 
     def text_batches(self, split: str) -> Iterator[Batch]:
         """The queries of a split in query order; `index` is their place in it."""
-        index, size = self.splits[split], self.config.item_batch
-        for start in range(0, len(index.captions), size):
-            places = range(start, min(start + size, len(index.captions)))
+        index = self.splits[split]
+        for places in stretches(len(index.captions), self.config.item_batch):
             yield {**self._texts(index, places), "index": torch.tensor(places)}
 
     def _videos(self, index: SplitIndex, items: Sequence[int] | NDArray) -> dict[str, Tensor]:

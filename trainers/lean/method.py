@@ -102,8 +102,7 @@ class Lean(Method):
 
     def noise(self, pairs: int, like: Tensor) -> Tensor:
         """Draws (B, B, N, Z) for captions with videos, the same in every process."""
-        (seed,) = distributed.from_first([float(torch.randint(2**52, (), dtype=torch.int64))])
-        generator = torch.Generator(like.device).manual_seed(int(seed))
+        generator = torch.Generator(like.device).manual_seed(distributed.shared_seed(2**52))
         shape = pairs, pairs, like.shape[1] + self.config.max_triples, self.config.latent
         return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 

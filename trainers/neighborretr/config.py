@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -24,6 +24,8 @@ BESIDES = 3  # a batch holds a pair, its neighbours and two others at least: the
 
 class NeighborRetrConfig(ClipPairConfig):
     """NeighborRetr's recipe; a preset fills every published value of its corpus that is not set explicitly."""
+
+    text_output: ClassVar[str] = "projected"  # states of the tokens in the space of the frames
 
     preset: Preset = "msrvtt"
 
@@ -101,10 +103,6 @@ class NeighborRetrConfig(ClipPairConfig):
                 f"raise batch_size to {value + BESIDES} or lower num_neighbors to {max(batch - BESIDES, 0)}"
             )
         return value
-
-    def stored_text(self) -> tuple[str, str]:
-        """States of the tokens in the space of the frames."""
-        return self.text_features, "projected" if self.text_features == "clip_text" else ""
 
 
 CONFIG: type[NeighborRetrConfig] = NeighborRetrConfig

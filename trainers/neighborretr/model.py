@@ -6,7 +6,6 @@ published checkpoints, under `towers.`, `temporal.` and `head.`.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -110,8 +109,8 @@ class NeighborRetrHead(nn.Module):
 
 def shared_noise(shape: torch.Size, device: torch.device) -> Tensor:
     """U(0, 1e-6), the same in every process: all must cluster the joint batch alike."""
-    (seed,) = distributed.from_first([float(torch.randint(2**31, ()))])
-    return (NOISE * torch.rand(shape, generator=torch.Generator().manual_seed(int(seed)))).to(device)
+    generator = torch.Generator().manual_seed(distributed.shared_seed())
+    return (NOISE * torch.rand(shape, generator=generator)).to(device)
 
 
 class NeighborRetrNetwork(nn.Module):
@@ -125,7 +124,7 @@ class NeighborRetrNetwork(nn.Module):
         self.temporal = TemporalTransformer(dims, config.temporal_layers, max(positions, config.max_frames))
         self.head = NeighborRetrHead(config, dims)
         if towers is None:
-            self.logit_scale = nn.Parameter(torch.tensor(math.log(100)))  # where OpenAI's training ended
+            self.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))  # where OpenAI's training ended
         else:
             self.temporal.start_from(towers)
             if not config.train_token_embedding:
