@@ -46,7 +46,7 @@ def render(folder: Path, items: int = 150, seed: int = 0, progress: Progress | N
     (folder / "media").mkdir(parents=True, exist_ok=True)
     _render_all([(scene, folder / row["media"]) for scene, row in zip(scenes, rows, strict=True)], progress)
     manifest = folder / "corpus.jsonl"
-    _write(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_aside(manifest, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return manifest
 
 
@@ -65,7 +65,7 @@ def _row(index: int, scene: Scene, items: int, seed: int) -> dict[str, Any]:
         "id": item,
         "media": media,
         "kind": "video",
-        "split": _split(index, items),
+        "split": split_of(index, items),
         "captions": captions,
     }
 
@@ -78,7 +78,7 @@ def _sentences(moment: Moment, scene: Scene, rng: random.Random) -> list[str]:
     return list(found)
 
 
-def _split(index: int, items: int) -> str:
+def split_of(index: int, items: int) -> str:
     """The split of the index-th of so many items: consecutive runs, since scenes come in no order."""
     upto = 0.0
     for name, share in SPLITS:
@@ -146,7 +146,8 @@ def _encode(scene: Scene, path: Path, ffmpeg: str) -> None:
     os.replace(aside, path)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file so that a reader never sees half of it."""
     aside = path.with_name(path.name + ".part")
     aside.write_bytes(content)
     os.replace(aside, path)
