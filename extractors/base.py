@@ -113,6 +113,7 @@ class FrameReader(Extractor[P]):
     """
 
     needs = ("compress",)
+    kind = "video"
     one_pass = True
     shard_items = 32
 

@@ -29,6 +29,7 @@ class Compress(Extractor[CompressParams]):
     """A video of any kind to a small .mp4, with the presentation times of its frames."""
 
     name, version = "compress", 1
+    kind = "video"
     settings = CompressParams
     file_suffix = ".mp4"
     fields = {"time": Field("float64", (None,))}

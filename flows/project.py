@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from flows.experiment import Experiment, load
 from pipeline import plan
 from pipeline.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus import Corpus
+from pipeline.errors import UserError
 from pipeline.execute import OnProgress, Runner, Say
 from pipeline.imported import has_imports, imported_stages
 from pipeline.stage import Stage
@@ -62,9 +63,24 @@ def open_project(
     corpus = Corpus.read(experiment.corpus_path)
     fresh = not has_imports(experiment.store_path)
     if fresh:
-        graph.build(experiment, {})  # complain about settings before a store is made
+        _require_kind(corpus, graph.build(experiment, {}))  # complain before a store is made
     store = Store(experiment.store_path)
     stages = graph.build(experiment, imported_stages(store.index))
+    _require_kind(corpus, stages)
     for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
         corpus.require_queries(split)
     return Project(experiment, store, read_contents(corpus, store.index, hashed), stages)
+
+
+def _require_kind(corpus: Corpus, stages: Mapping[str, Stage[Any]]) -> None:
+    """Raise UserError for stages that read media of another kind than the corpus holds, or for a mixed corpus."""
+    kinds = {item.kind: item.id for item in corpus.items}
+    if len(kinds) > 1:
+        told = " and ".join(f"{kind} ({item})" for kind, item in sorted(kinds.items()))
+        raise UserError(f"{corpus.path} holds items of several kinds, {told}; make a manifest of each kind")
+    for stage in stages.values():
+        if stage.kind and stage.kind not in kinds:
+            raise UserError(
+                f"{stage.name} reads items of the kind {stage.kind}, {corpus.path} holds {next(iter(kinds))}; "
+                "name methods and extractors that fit"
+            )

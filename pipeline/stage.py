@@ -53,6 +53,7 @@ class Stage(Generic[P]):
 
     name: str
     method: str = ""  # that it belongs to, where it is a stage of a method
+    kind: str = ""  # of the items whose media it reads; "": it reads none, or any
     version: ClassVar[int] = 1
     over: ClassVar[Over] = "items"
     runner: ClassVar[str]
