@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import typer
 
-from flows.commands import compare, corpus, exchange, running, service, store, triples
+from flows.commands import batch, compare, corpus, exchange, running, service, store, triples
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 VERBS: tuple[Callable[..., None], ...] = (
-    running.run, running.plan, running.stage, running.status, running.why, running.report,
+    running.run, batch.batch, running.plan, running.stage, running.status, running.why, running.report,
     triples.triples, service.demo, service.verify, service.deploy, service.doctor,
 )  # fmt: skip
 for verb in VERBS:

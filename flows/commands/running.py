@@ -61,22 +61,25 @@ def run(
     Stages run as Prefect tasks, on the server that PREFECT_API_URL or prefect.toml names if it
     answers, else on one that lives as long as this command.
     """
-    display = StageDisplay(quiet=as_json)
-    results = []
-    with display:
-        for path in experiments:
-            project = opened(path, sets, methods, display)
-            redone = [name for word in redo for name in planning.choose(project.stages, word)]
-            if not redone and nothing_to_do(project, list(project.stages), retry_failed):
-                results.append(run_stages(project, list(project.stages), display))
-            else:
-                from flows.launch import run_flow  # Prefect: only a run pays for it
-
-                project.store.index.close()
-                results.append(
-                    run_flow("extract-and-train", path, methods, sets, redone, retry_failed, display)
-                )
+    with StageDisplay(quiet=as_json) as display:
+        results = [
+            bring_up_to_date(path, sets, methods, redo, retry_failed, display) for path in experiments
+        ]
     finish(results, as_json)
+
+
+def bring_up_to_date(
+    path: Path, sets: list[str], methods: list[str], redo: list[str], retry_failed: bool, display: StageDisplay
+) -> RunResult:
+    """One experiment, run as a flow; without Prefect where everything is made already."""
+    project = opened(path, sets, methods, display)
+    redone = [name for word in redo for name in planning.choose(project.stages, word)]
+    if not redone and nothing_to_do(project, list(project.stages), retry_failed):
+        return run_stages(project, list(project.stages), display)
+    from flows.launch import run_flow  # Prefect: only a run pays for it
+
+    project.store.index.close()
+    return run_flow("extract-and-train", path, methods, sets, redone, retry_failed, display)
 
 
 def stage(

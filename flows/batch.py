@@ -1,0 +1,158 @@
+"""A sweep: one experiment under many settings. What is upstream of a setting is made once, for all of them.
+
+    experiment = "experiment.toml"
+
+    [grid] # every combination of these
+    "trainers.gare.lr" = [1e-4, 5e-5]
+    "trainers.gare.seed" = [0, 1, 2]
+
+    [[points]] # and these besides, each by itself
+    "trainers.gare.num_hidden_layers" = 2
+
+Knows no Prefect. Settings of several runs that differ in seeds alone are one row with a mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from flows.project import Project
+from flows.running import leaderboard
+from pipeline.errors import UserError
+from pipeline.settings import Options, fill, read_toml
+
+MOST_RUNS = 10_000
+SEED = ".seed"  # how a key ends whose values are repetitions, not choices
+
+Settings = dict[str, Any]
+"""Values by key, as `--set key=value` takes them."""
+
+
+class Sweep(Options):
+    """A sweep file. The experiment's path is relative to it."""
+
+    experiment: str
+    methods: list[str] = Field(default_factory=list)  # instead of the experiment's
+    grid: dict[str, Any] = Field(default_factory=dict)
+    points: list[dict[str, Any]] = Field(default_factory=list)
+    path: Path = Path()
+
+    @property
+    def experiment_path(self) -> Path:
+        """The experiment that is run."""
+        return self.path.parent / self.experiment
+
+    def runs(self) -> list[Settings]:
+        """The settings of every run: all of the grid, in the order of the file, then the points.
+
+        Raises UserError for a grid whose values are no lists, and for a sweep without a run or with too many.
+        """
+        grid = dict(_flat(self.grid))
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise UserError(f"{self.path}: grid.{key} = {values!r} is not a list of values to try")
+        many = 1
+        for values in grid.values():
+            many *= len(values)
+        if many > MOST_RUNS:
+            raise UserError(f"{self.path}: the grid has {many:,} combinations, {MOST_RUNS:,} are possible")
+        combined = itertools.product(*grid.values()) if grid else ()
+        found = [dict(zip(grid, values, strict=True)) for values in combined]
+        found += [dict(_flat(point)) for point in self.points]
+        if not found:
+            raise UserError(f"{self.path}: neither grid nor points names a setting to try")
+        return found
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep file. Raises UserError naming what is wrong."""
+    return fill(Sweep, read_toml(path), "").model_copy(update={"path": path.absolute()})
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """`"a.b" = 1` and `a.b = 1` are the same setting."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def as_sets(settings: Settings) -> list[str]:
+    """Settings as `--set` takes them: JSON's values are TOML's, but for null."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method did under one run's settings; `error` where the run came to nothing."""
+
+    settings: Settings
+    method: str = ""
+    validation: float | None = None  # SumR of its best epoch, by which runs are compared
+    figures: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # direction -> metric -> value, low, high
+    split: str = ""
+    error: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(vars(self))
+
+
+def outcomes(project: Project, settings: Settings) -> list[Outcome]:
+    """The figures of every method of a finished run."""
+    states = project.survey()
+    found: dict[str, Outcome] = {}
+    for row in leaderboard(project, states):
+        method = row["method"]
+        if method not in found:
+            state = states[f"train-{method}"]
+            folder = project.store.run_folder(state.stage.name, state.fingerprint.hex)
+            trained = json.loads((folder / "config.json").read_text(encoding="utf-8"))["summary"]
+            value = trained.get("validation", {}).get("SumR")
+            found[method] = Outcome(settings, method, value, split=row["split"])
+        found[method].figures[row["direction"]] = row["metrics"]
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one method that differ in their seeds alone."""
+
+    method: str
+    settings: Settings  # without the seeds
+    outcomes: Sequence[Outcome]
+
+    def validation(self) -> float:
+        """The mean over the seeds; what was not validated comes last."""
+        values = [o.validation for o in self.outcomes if o.validation is not None]
+        return statistics.fmean(values) if values else float("-inf")
+
+    def figure(self, direction: str, metric: str) -> tuple[float, float] | None:
+        """Mean and standard deviation over the seeds (0 for one); None where it was not measured."""
+        values = [o.figures[direction][metric]["value"] for o in self.outcomes if direction in o.figures]
+        if not values:
+            return None
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def rows(found: Sequence[Outcome]) -> list[Row]:
+    """The runs by method, the best on the validation split first; the test figures choose nothing."""
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in found:
+        if not outcome.error:
+            own = {key: value for key, value in outcome.settings.items() if not key.endswith(SEED)}
+            groups.setdefault((outcome.method, json.dumps(own)), []).append(outcome)
+    out = [Row(method, json.loads(own), group) for (method, own), group in groups.items()]
+    methods = list(dict.fromkeys(row.method for row in out))
+    return sorted(out, key=lambda row: (methods.index(row.method), -row.validation()))

@@ -1,0 +1,156 @@
+"""batch: one experiment under many settings, with a leaderboard over all of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.batch import Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
+from flows.commands.running import bring_up_to_date, number
+from flows.commands.terms import AsJson, Sets, out, print_json, print_table
+from flows.console import StageDisplay
+from flows.project import open_project
+from pipeline.child import ChildDied
+from pipeline.errors import ItemError, TrainingError, UserError
+
+STOPPED = 1  # exit status: some runs came to nothing
+SHOWN = ("R@1", "R@5", "R@10", "SumR")
+LAST_WORDS = 400  # characters of a run that failed in a process of its own
+
+
+def batch(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep file.")],
+    sets: Sets = [],  # noqa: B006
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in a process of its own.")
+    ] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment under every setting of a sweep, and compare them.
+
+    Every run is an experiment as `crossreel run` makes it, in the same store: features are extracted once, and a
+    run that was made before costs nothing. Runs are ranked by the validation split. One that fails is told, and
+    the others go on.
+    """
+    asked = read_sweep(sweep)
+    runs = asked.runs()
+    _require_possible(asked, runs, sets)
+    with StageDisplay(quiet=as_json) as display:
+        found = [outcome for done in _all(asked, runs, sets, jobs, display) for outcome in done]
+    failed = [outcome for outcome in found if outcome.error]
+    if as_json:
+        print_json([outcome.as_json() for outcome in found])
+    else:
+        _print(rows(found), len(runs))
+        for outcome in failed:
+            out.print(f"failed: {_words(outcome.settings)}: {outcome.error}", markup=False)
+    if failed:
+        raise typer.Exit(STOPPED)
+
+
+def _require_possible(asked: Sweep, runs: list[Settings], sets: list[str]) -> None:
+    """Raise UserError for a setting that is unknown or impossible, before any run begins."""
+    for settings in runs:
+        try:
+            project = open_project(asked.experiment_path, [*sets, *as_sets(settings)], asked.methods)
+        except UserError as error:
+            raise UserError(f"{asked.path.name}, {_words(settings)}: {error}") from None
+        project.store.index.close()
+        if not project.experiment.methods:
+            raise UserError(f"{asked.experiment_path} names no methods, so there is nothing to compare")
+
+
+def _all(
+    asked: Sweep, runs: list[Settings], sets: list[str], jobs: int, display: StageDisplay
+) -> Iterator[list[Outcome]]:
+    """The outcomes of every run, in order. Of several at a time the first goes alone: it makes what they share."""
+
+    def told(place: int, make: Callable[[Settings], None]) -> list[Outcome]:
+        settings = runs[place]
+        display.say(f"run {place + 1} of {len(runs)}: {_words(settings)}")
+        try:
+            make(settings)
+            project = open_project(asked.experiment_path, [*sets, *as_sets(settings)], asked.methods)
+            try:
+                return outcomes(project, settings)
+            finally:
+                project.store.index.close()
+        except (UserError, TrainingError, ChildDied) as error:
+            return [Outcome(settings, error=str(error))]
+        except ItemError as error:
+            return [Outcome(settings, error=f"{error.item}: {error.reason}")]
+
+    def here(settings: Settings) -> None:
+        every = [*sets, *as_sets(settings)]
+        bring_up_to_date(asked.experiment_path, every, asked.methods, [], False, display)
+
+    def apart(settings: Settings) -> None:
+        _in_a_process(asked, [*sets, *as_sets(settings)])
+
+    yield told(0, here)
+    if jobs == 1:
+        yield from (told(place, here) for place in range(1, len(runs)))
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda place: told(place, apart), range(1, len(runs)))
+
+
+def _in_a_process(asked: Sweep, sets: list[str]) -> None:
+    """One run as a command of its own. Raises TrainingError with its last words if it fails."""
+    command = [sys.executable, "-m", "flows.cli", "run", str(asked.experiment_path), "--json"]
+    for text in sets:
+        command += ["--set", text]
+    for method in asked.methods:
+        command += ["--methods", method]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode not in (0, 3):
+        raise TrainingError(done.stderr.strip()[-LAST_WORDS:] or f"exit status {done.returncode}")
+
+
+def _words(settings: Settings) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+
+
+def _print(ranked: list[Row], runs: int) -> None:
+    """A table a method: what was tried, the validation figure that ranks it, and the test figures."""
+    for method in dict.fromkeys(row.method for row in ranked):
+        own = [row for row in ranked if row.method == method]
+        keys = list(dict.fromkeys(key for row in own for key in row.settings))
+        seeds = max(len(row.outcomes) for row in own)
+        directions = [d for d in ("t2v", "v2t") if own[0].figure(d, "R@1")]
+        columns = [*(_short(key, keys) for key in keys), *(["seeds"] if seeds > 1 else []), "val SumR"]
+        columns += [f"{d} {metric}" for d in directions for metric in SHOWN]
+        lines = [
+            [
+                *(json.dumps(row.settings[key]) if key in row.settings else "" for key in keys),
+                *([str(len(row.outcomes))] if seeds > 1 else []),
+                f"{row.validation():.1f}",
+                *(_figure(row, d, metric) for d in directions for metric in SHOWN),
+            ]
+            for row in own
+        ]
+        split = own[0].outcomes[0].split
+        print_table(f"\n{method} on {split}, {runs} runs, the best on val first", columns, lines)
+        if seeds > 1:
+            out.print("figures of several seeds are means, with the standard deviation behind")
+
+
+def _short(key: str, keys: list[str]) -> str:
+    """The last word of a key, where no other key ends like it."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+
+
+def _figure(row: Row, direction: str, metric: str) -> str:
+    found = row.figure(direction, metric)
+    if found is None:
+        return ""
+    mean, deviation = found
+    return number(metric, mean) + (f" ±{deviation:.1f}" if len(row.outcomes) > 1 else "")
