@@ -22,6 +22,7 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from flows.console import describe, position
+from flows.report.wording import short_title
 from flows.running import RunResult
 from pipeline.execute import Progress
 
@@ -61,13 +62,20 @@ def coverage(result: RunResult) -> list[dict[str, Any]]:
 def leaderboard(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a method, split and direction: each metric with its interval, for instance "23.1 [20.0, 26.3]"."""
     return [
-        {"method": row["method"], "split": row["split"], "direction": row["direction"]}
-        | {
-            name: f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
-            for name, figure in row["metrics"].items()
+        {
+            "method": row["method"],
+            "split": row["split"],
+            "direction": short_title(row["direction"], row.get("kind", "video")),
         }
+        | {name: _with_interval(name, figure) for name, figure in row["metrics"].items()}
         for row in rows
     ]
+
+
+def _with_interval(metric: str, figure: dict[str, float]) -> str:
+    digits = 3 if metric == "MRR" else 1  # it lies between 0 and 1
+    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 class ProgressBar:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ KINDS = ("video", "pointcloud")
 SPLITS = ("train", "val", "test")
 ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
 LONGEST_SECONDS = 1e9  # 30 years; it is the infinite and the mistyped that are refused
-CAPTION_KEYS = {"id", "text", "start", "end", "split", "digest"}
+CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
+SUGGESTIONS = 20  # of the nearest id; each compares with all there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class Caption:
     """One sentence about an item; of a moment, with its start and end in seconds.
 
     `split` is set where it differs from the item's (public sets exist whose val and test share
-    videos); `digest` names the caption where its text alone does not (imported features).
+    videos); `digest` names the caption where its text alone does not (imported features). `also` has the ids of other
+    items of the split that the caption describes just as well: each of them is a right answer.
     """
 
     id: str
@@ -32,6 +36,7 @@ class Caption:
     end: float | None = None
     split: str | None = None
     digest: str = ""
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -113,12 +118,21 @@ class Corpus:
         }
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
 
+    def kind(self, split: str) -> str:
+        """What the items of a split are: "pointcloud" where all are, else "video"."""
+        return "pointcloud" if {item.kind for item in self.gallery(split)} == {"pointcloud"} else "video"
+
     def split_digest(self, split: str) -> str:
         """16 hex digits of who is in a split by id, text and moment; of media, order and caption ids nothing.
 
+        Other right items of a caption count, where it has some.
+
         Two parties whose digests agree judge the same queries, however their videos are encoded.
         """
-        queries = [[item.id, c.text, c.start, c.end] for item, c in self.captions(split)]
+        queries = [
+            [item.id, c.text, c.start, c.end, *([sorted(c.also)] if c.also else [])]
+            for item, c in self.captions(split)
+        ]
         return digest_of([sorted(item.id for item in self.gallery(split)), sorted(map(json.dumps, queries))])[
             :16
         ]
@@ -192,6 +206,8 @@ def _as_json(item: Item) -> dict[str, Any]:
         for key in ("start", "end", "split"):
             if getattr(caption, key) is not None:
                 entry[key] = getattr(caption, key)
+        if caption.also:
+            entry["also"] = list(caption.also)
         if caption.digest != digest_text(caption.text):
             entry["digest"] = caption.digest
         captions.append(entry)
@@ -214,6 +230,8 @@ def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     captions_seen: dict[str, int] = {}
+    lines: list[int] = []
+    whole = True
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -221,12 +239,15 @@ def parse(path: Path) -> tuple[list[Item], list[Problem]]:
             item = _item(line)
         except _Wrong as error:
             problems.append(Problem(number, str(error)))
+            whole = False
             continue
         problems.extend(_duplicates(item, number, seen, captions_seen))
         items.append(item)
+        lines.append(number)
+    problems.extend(_others(items, lines, whole))
     if not items and not problems:
         problems.append(Problem(0, "the manifest holds no items"))
-    return items, problems
+    return items, sorted(problems, key=lambda problem: problem.line)
 
 
 class _Wrong(Exception):
@@ -244,6 +265,36 @@ def _duplicates(
             line = captions_seen[caption.id]
             yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
         captions_seen[caption.id] = number
+
+
+def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterator[Problem]:
+    """What is wrong with the other items that captions name; unknown ones only where every line could be read."""
+    naming = [(n, item, c) for n, item in zip(lines, items, strict=True) for c in item.captions if c.also]
+    if not naming:
+        return
+    galleries: dict[str, set[str]] = {}
+    for item in items:
+        for split in {item.split, *(caption.split for caption in item.captions if caption.split)}:
+            galleries.setdefault(split, set()).add(item.id)
+    known = set().union(*galleries.values())
+    hints = iter(range(SUGGESTIONS))
+    for number, item, caption in naming:
+        split = caption.split or item.split
+        for other in caption.also:
+            said = f"the caption {caption.id!r} also names {other!r}, which is"
+            if other == item.id:
+                yield Problem(number, f"{said} its own item")
+            elif other in known and other not in galleries[split]:
+                yield Problem(number, f"{said} not in its split {split!r}")
+            elif other not in known and whole:
+                near = _nearest_id(other, galleries[split]) if next(hints, None) is not None else ""
+                yield Problem(number, f"{said} no item of this corpus{near}")
+
+
+def _nearest_id(name: str, ids: Collection[str]) -> str:
+    """The end of a sentence about an unknown id; nothing where none is near, as there may be very many."""
+    close = difflib.get_close_matches(name, sorted(ids), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _item(line: str) -> Item:
@@ -295,8 +346,20 @@ def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
             raise _Wrong(f"caption {name!r} ends at {end} s, before its start at {start} s")
         if split is not None and (not isinstance(split, str) or not split):
             raise _Wrong(f"caption {name!r} has the split {split!r}, which is not a name")
-        out.append(Caption(name, text, start, end, split, str(entry.get("digest", ""))))
+        also = _also(entry.get("also", []), name)
+        out.append(Caption(name, text, start, end, split, str(entry.get("digest", "")), also))
     return tuple(out)
+
+
+def _also(raw: Any, caption: str) -> tuple[str, ...]:
+    """The other items that a caption names. Raises _Wrong."""
+    if not isinstance(raw, list):
+        raise _Wrong(f"caption {caption!r}: also is not a list of item ids")
+    ids = [_text({"id": value}, "id", f"caption {caption!r}: an entry of also") for value in raw]
+    doubled = [name for name, times in Counter(ids).items() if times > 1]
+    if doubled:
+        raise _Wrong(f"caption {caption!r} names the item {doubled[0]!r} twice in also")
+    return tuple(ids)
 
 
 def _seconds(value: Any, caption: str) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.contents import Contents
+from pipeline.corpus import Caption
 from pipeline.errors import UserError, nearest
 from pipeline.fingerprint import Fingerprint, digest_of
 from pipeline.index import Failure, Place
@@ -185,7 +186,19 @@ def _split_keys(contents: Contents, split: str) -> set[str]:
 
 
 def _split_digest(contents: Contents, split: str) -> str:
-    """What decides a split's content: digests of items and captions, in order. Names do not count."""
+    """What decides a split's content: digests of items and captions, in order. Names do not count.
+
+    A caption that describes other items also has their positions behind its own.
+    """
     position = {digest: i for i, (digest, _) in enumerate(contents.gallery(split))}
-    captions = [[position[digest], caption.digest] for digest, _, caption in contents.queries(split)]
+    captions = [
+        [position[digest], caption.digest, *_others(contents, caption, position)]
+        for digest, _, caption in contents.queries(split)
+    ]
     return digest_of([list(position), captions])
+
+
+def _others(contents: Contents, caption: Caption, position: Mapping[str, int]) -> list[int]:
+    """Positions of the readable items that a caption describes besides its own."""
+    found = {position.get(contents.digests.get(item, "")) for item in caption.also}
+    return sorted(place for place in found if place is not None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import UserError
+from trainers.metrics import Links
 
 Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
 """Item ids in gallery order, and (caption id, text, item id) in query order."""
@@ -69,7 +70,8 @@ class SplitIndex:
     """Who is in a split: gallery items, captions in query order, and the item each caption belongs to.
 
     `item_rows` and `caption_rows` say which array of the packed rows is whose; a caption's item is
-    a position in `items`.
+    a position in `items`. `caption_also` has the other items that each caption describes just as well, and is empty
+    where no caption describes another.
     """
 
     items: list[str]
@@ -78,10 +80,27 @@ class SplitIndex:
     caption_rows: list[int]
     caption_item: list[int]
     texts: list[str]
+    caption_also: list[list[int]] = field(default_factory=list)
+
+    @property
+    def positives(self) -> list[list[int]]:
+        """All right items of each caption by position, its own first."""
+        also = self.caption_also or [[]] * len(self.caption_item)
+        return [[item, *others] for item, others in zip(self.caption_item, also, strict=True)]
+
+    @property
+    def links(self) -> Links:
+        """The same as the rank metrics read it."""
+        if not self.caption_also:
+            return Links.one_each(np.asarray(self.caption_item, np.int64), len(self.items))
+        return Links.of(self.positives, len(self.items))
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        told = asdict(self)
+        if not self.caption_also:
+            del told["caption_also"]  # an index without others has the bytes it always had
+        path.write_text(json.dumps(told), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> SplitIndex:
@@ -112,6 +131,24 @@ def write_splits(folder: Path, splits: Mapping[str, Split]) -> None:
     (folder / SPLITS).mkdir()
     for name, (gallery, queries) in splits.items():
         split_index(gallery, queries, items, captions).write(folder / SPLITS / f"{name}.json")
+
+
+def write_also(folder: Path, also: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Add to packed indexes the other right items (item ids) of each caption, by split and in query order.
+
+    A method packs what each caption and item is; which of them belong together besides their own is the same for all
+    methods, and is put in afterwards. A split without any such item is left as it is.
+    """
+    for split, named in also.items():
+        if any(named):
+            path = folder / SPLITS / f"{split}.json"
+            index = SplitIndex.read(path)
+            position = {item: number for number, item in enumerate(index.items)}
+            others = [
+                sorted({position[item] for item in found} - {own})
+                for own, found in zip(index.caption_item, named, strict=True)
+            ]
+            replace(index, caption_also=others if any(others) else []).write(path)
 
 
 def read_splits(folder: Path) -> dict[str, SplitIndex]:

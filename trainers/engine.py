@@ -321,6 +321,7 @@ class _Run:
             self._refuse_bad_weights()
             self._save(self._random_states())
         if number:
+            distributed.barrier()  # a rank that ended sooner would have torchrun end the one that still writes
             self.interrupts.stop(number)
 
     def _random_states(self) -> list[Tensor]:

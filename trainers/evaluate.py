@@ -27,8 +27,10 @@ from trainers.method import Batch, Encoded, Method, MethodData
 from trainers.metrics import (
     LEVEL,
     RESAMPLES,
+    Block,
     Figure,
     ItemRanks,
+    Links,
     Positions,
     Ranks,
     chance,
@@ -47,9 +49,6 @@ EXPLAINED = 256  # captions at most whose matches are explained, spread over all
 EXPLAINED_PLACES = 3  # of their rankings; the right item follows
 BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
 
-Block = tuple[slice, NDArray[np.float32]]
-"""Consecutive captions and their scores (q, V) against all items."""
-
 Figures = dict[str, dict[str, Figure]]
 """Direction, then metric; RSUM, which is of two directions, stands under `both`."""
 
@@ -58,12 +57,14 @@ Figures = dict[str, dict[str, Figure]]
 class Ranking:
     """Where every query found its answer. The ranks of `v2t` are those of `asked`, the items with a caption.
 
-    top_items, top_scores: (Q, K), best first, equal scores in gallery order. occurrences: of each member of a
-    direction's gallery, how many queries have it in their first PLACES.
+    right: (Q,), the item whose rank a caption has, the best of its right ones. top_items, top_scores: (Q, K), best
+    first, equal scores in gallery order. occurrences: of each member of a direction's gallery, how many queries have it
+    in their first PLACES.
     """
 
     ranks: dict[str, Ranks]
     asked: Positions
+    right: Positions
     top_items: Positions
     top_scores: NDArray[np.float32]
     occurrences: dict[str, NDArray[np.int64]]
@@ -97,10 +98,13 @@ class Evaluation:
             "protocol": self.protocol,
             "hubness": {direction: asdict(found) for direction, found in self.hubness.items()},
         }
-        queries = {name: getattr(self.index, name) for name in ("items", "captions", "caption_item", "texts")}
+        names = ["items", "captions", "caption_item", "texts"]
+        if self.index.caption_also:
+            names.append("caption_also")
+        queries = {name: getattr(self.index, name) for name in names}
         (folder / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         (folder / "queries.json").write_text(json.dumps(queries) + "\n", encoding="utf-8")
-        save_file(_arrays(self.ranking), folder / "ranking.safetensors")
+        save_file(_arrays(self.ranking, bool(self.index.caption_also)), folder / "ranking.safetensors")
         if self.explanation:
             save_file(self.explanation, folder / "explanation.safetensors")
 
@@ -116,12 +120,15 @@ def evaluate(
     seed: int = 0,
     corpus: Mapping[str, Any] | None = None,
     rerank: int = 0,
+    kind: str = "video",
+    queries: int | None = None,
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
     The encodings of the split, which several processes share the work of and all get, stay on the host; the
-    blocks of scores, and what is scored at once, keep under `memory_mb`. `seed` draws the bootstrap. `corpus` is
-    quoted in the protocol (`Corpus.protocol`).
+    blocks of scores, and what is scored at once, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
+    quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of so many `queries` of
+    the corpus were dropped, because they failed or no item that is right for them is left.
     With `rerank`, only so many items of each caption are truly scored, the best by the method's cheap scores; the
     protocol says so. Raises UserError if the method has none.
     """
@@ -129,16 +136,17 @@ def evaluate(
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
-    ranking = _rank(rows, index, directions)
+    links = index.links
+    ranking = _rank(rows, links, directions)
     tied = any(ranks.differ for ranks in ranking.ranks.values())
     strict = {direction: ranks.strict for direction, ranks in ranking.ranks.items()}
     mean = {direction: ranks.mean for direction, ranks in ranking.ranks.items()}
     return Evaluation(
         index,
         ranking,
-        metrics=_figures(strict, index, seed),
-        mean_ties=_figures(mean, index, seed) if tied else {},
-        protocol=_protocol(split, index, directions, seed)
+        metrics=_figures(strict, links, seed),
+        mean_ties=_figures(mean, links, seed) if tied else {},
+        protocol={"kind": kind, **_protocol(split, index, directions, seed, queries)}
         | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
         | ({"corpus": dict(corpus)} if corpus else {}),
         hubness={
@@ -162,9 +170,9 @@ def validation_figure(
     It takes the mean rank of ties: a model collapsed to one score for everything has strict rank 1
     everywhere, and would be kept as the best.
     """
-    item = _caption_item(index)
+    links = index.links
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
-    return metrics(join([text_ranks(scores, item[where]) for where, scores in rows]).mean)["SumR"]
+    return metrics(join([text_ranks(scores, links[where]) for where, scores in rows]).mean)["SumR"]
 
 
 class ScoreRows:
@@ -345,55 +353,62 @@ def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
     }
 
 
-def _rank(rows: ScoreRows, index: SplitIndex, directions: Sequence[str]) -> Ranking:
+def _rank(rows: ScoreRows, links: Links, directions: Sequence[str]) -> Ranking:
     """Ranks in every direction and the top places of each caption."""
-    item, both = _caption_item(index), "v2t" in directions
-    found, places, items = [], [], ItemRanks(len(index.items))
-    best = ColumnTop(len(index.items))
+    both = "v2t" in directions
+    found, right, places, items = [], [], [], ItemRanks(links.items)
+    best = ColumnTop(links.items)
     # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
     blocks: Iterable[Block] = list(rows) if both and rows.fit else rows
     for where, scores in blocks:
-        found.append(text_ranks(scores, item[where]))
+        linked = links[where]
+        found.append(text_ranks(scores, linked))
+        right.append(linked.best(scores))
         places.append(top(scores, TOP))
         if both:
-            items.find(scores, item[where])
+            items.find(scores, linked)
             best.add(scores)
     ranks = {"t2v": join(found)}
     if both:
         for where, scores in blocks:
-            items.count(scores, item[where])
+            items.count(scores, links[where])
         ranks["v2t"] = items.ranks()
-    asked, top_items = np.unique(item), np.concatenate([positions for positions, _ in places])
-    held = {"t2v": (top_items[:, :PLACES], len(index.items))}
+    top_items = np.concatenate([positions for positions, _ in places])
+    held = {"t2v": (top_items[:, :PLACES], links.items)}
     if both:
-        held["v2t"] = best.positions[asked], len(item)
+        held["v2t"] = best.positions[links.asked], links.captions
     wanted = [direction for direction in DIRECTIONS if direction in directions]
     return Ranking(
         {direction: ranks[direction] for direction in wanted},
-        asked=asked,
+        asked=links.asked,
+        right=np.concatenate(right),
         top_items=top_items,
         top_scores=np.concatenate([scores for _, scores in places]),
         occurrences={direction: occurrences(*held[direction]) for direction in wanted},
     )
 
 
-def _figures(ranks: Mapping[str, NDArray[Any]], index: SplitIndex, seed: int) -> Figures:
+def _figures(ranks: Mapping[str, NDArray[Any]], links: Links, seed: int) -> Figures:
     """Every metric with its interval, from ranks of one kind by direction."""
     out = {direction: intervals(values, seed) for direction, values in ranks.items()}
     if len(ranks) == len(DIRECTIONS):
-        out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], _caption_item(index), seed)}
+        out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], links, seed)}
     return out
 
 
-def _protocol(split: str, index: SplitIndex, directions: Sequence[str], seed: int) -> dict[str, Any]:
+def _protocol(
+    split: str, index: SplitIndex, directions: Sequence[str], seed: int, queries: int | None
+) -> dict[str, Any]:
     """What another party needs in order to compare its numbers with these."""
-    captions = np.bincount(index.caption_item, minlength=len(index.items))
+    links = index.links
+    right = np.bincount(links.caption, minlength=links.captions)
+    captions = np.bincount(links.item, minlength=links.items)
     asked = captions[captions > 0]
     sides = {
         "t2v": {
             "queries": len(index.captions),
             "gallery": len(index.items),
-            "chance": chance(len(index.items), np.ones(1, np.int64)),
+            "chance": chance(len(index.items), right),
         },
         "v2t": {
             "queries": len(asked),
@@ -401,22 +416,30 @@ def _protocol(split: str, index: SplitIndex, directions: Sequence[str], seed: in
             "chance": chance(len(index.captions), asked),
         },
     }
+    several = {
+        "items_per_caption": _spread(right),
+        "t2v_rank": "the best rank among a caption's right items",
+        "v2t_rank": "the best rank among the captions that describe the item",
+        "ties": "mean rank: 1 + larger scores + t / (m + 1) with t wrong answers and m right ones at the best right "
+        "score; the best rank of ties stands beside",
+    }
     return {
         "split": split,
         "split_digest": split_digest(index),
         "items": len(index.items),
         "captions": len(index.captions),
-        "captions_per_item": {
-            "min": int(captions.min()),
-            "mean": float(captions.mean()),
-            "max": int(captions.max()),
-        },
+        "dropped": 0 if queries is None else queries - len(index.captions),
+        "captions_per_item": _spread(captions),
         "directions": {direction: sides[direction] for direction in DIRECTIONS if direction in directions},
         "ties": "mean rank: 1 + larger scores + half of the equal ones; the best rank of ties stands beside",
         "v2t_rank": "best rank among the item's captions",
         "post_processing": "none",
         "intervals": f"{LEVEL:.0%} percentile bootstrap over queries, {RESAMPLES} resamples, seed {seed}",
-    }
+    } | (several if links.several else {})
+
+
+def _spread(counts: NDArray[np.int64]) -> dict[str, float]:
+    return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}
 
 
 def _two_stages(rerank: int) -> str:
@@ -428,8 +451,10 @@ def _two_stages(rerank: int) -> str:
 
 
 def split_digest(index: SplitIndex) -> str:
-    """16 hex digits of who is in a split: item and caption ids in order, texts, and the item of each."""
-    members = [index.items, index.captions, index.caption_item, index.texts]
+    """16 hex digits of who is in a split: item and caption ids in order, texts, and the right items of each."""
+    members: list[Any] = [index.items, index.captions, index.caption_item, index.texts]
+    if index.caption_also:
+        members.append(index.caption_also)
     return hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16]
 
 
@@ -473,11 +498,13 @@ def _plain(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _arrays(ranking: Ranking) -> dict[str, NDArray[Any]]:
-    """The tensors of ranking.safetensors."""
+def _arrays(ranking: Ranking, several: bool) -> dict[str, NDArray[Any]]:
+    """The tensors of ranking.safetensors; which right item has a caption's rank is told where it has several."""
     arrays: dict[str, NDArray[Any]] = {"top.items": ranking.top_items, "top.scores": ranking.top_scores}
     for direction, ranks in ranking.ranks.items():
         arrays |= {f"{direction}.rank": ranks.strict, f"{direction}.mean_rank": ranks.mean}
+    if "t2v" in ranking.ranks and several:
+        arrays["t2v.item"] = ranking.right
     if "v2t" in ranking.ranks:
         arrays["v2t.item"] = ranking.asked
     arrays |= {f"{direction}.occurrences": counts for direction, counts in ranking.occurrences.items()}

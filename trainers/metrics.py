@@ -1,16 +1,17 @@
 """Rank metrics with bootstrap intervals, in both directions; knows scores and ranks, no model and no torch.
 
-A score is higher-is-more-alike, rows texts, columns items. Axes: Q captions of a block, V items,
-U distinct rank values, B bootstrap samples. Recalls are percentages, MRR lies in (0, 1].
+A score is higher-is-more-alike, rows texts, columns items. Axes: Q captions of a block, V items, L pairs of a
+caption and an item that is right for it, U distinct rank values, B bootstrap samples. Recalls are percentages, MRR
+lies in (0, 1].
 
 Ranks come from blocks of rows that hold all V columns, so the whole score matrix never has to exist.
-The score of the correct item is read out of the block it competes in, never computed a second time:
+The score of a right item is read out of the block it competes in, never computed a second time:
 a matrix product of another shape may round its last bit differently, and a tie would not be one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,65 @@ SAMPLE_ENTRIES = 2**22  # counts held at once while bootstrapping: 32 MB
 
 Scores = NDArray[Any]  # float16, float32 or float64: compared in the type they come in
 Positions = NDArray[np.int64]
+
+Block = tuple[slice, Scores]
+"""Consecutive captions and their scores (Q, V) against all items."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """Which items are right for which captions: L pairs by position, in order of the captions, none twice.
+
+    caption, item: (L,); of several items of a caption, its own stands first. captions, items: how many there are of
+    either, with those that no pair names: such a caption or item asks nothing, and others still compete with it.
+    """
+
+    caption: Positions
+    item: Positions
+    captions: int
+    items: int
+
+    @classmethod
+    def of(cls, right: Sequence[Sequence[int]], items: int) -> Links:
+        """From the right items of each caption; one that stands twice counts once."""
+        kept = [list(dict.fromkeys(found)) for found in right]
+        caption = np.repeat(np.arange(len(kept)), [len(found) for found in kept])
+        item = np.array([place for found in kept for place in found], np.int64)
+        return cls(caption.astype(np.int64), item, len(kept), items)
+
+    @classmethod
+    def one_each(cls, item: Positions, items: int) -> Links:
+        """From the one right item (Q,) of each caption."""
+        return cls(np.arange(len(item)), np.asarray(item, np.int64), len(item), items)
+
+    def __getitem__(self, where: slice) -> Links:
+        """The pairs of consecutive captions, who are then counted from 0."""
+        start, stop, _ = where.indices(self.captions)
+        first, last = np.searchsorted(self.caption, (start, stop))
+        return Links(self.caption[first:last] - start, self.item[first:last], stop - start, self.items)
+
+    @property
+    def several(self) -> bool:
+        """Whether any caption has more than one right item."""
+        return len(self.answered) < len(self.caption)
+
+    @property
+    def answered(self) -> Positions:
+        """The captions with a right item, in order."""
+        return np.unique(self.caption)
+
+    @property
+    def asked(self) -> Positions:
+        """The items with a caption, in gallery order."""
+        return np.unique(self.item)
+
+    def best(self, scores: Scores) -> Positions:
+        """Of each answered caption, the right item with the highest score; of equal ones the first. scores: (Q, V)."""
+        own, starts = scores[self.caption, self.item], np.unique(self.caption, return_index=True)[1]
+        order = np.lexsort(
+            (-own, self.caption)
+        )  # stable: captions keep their place, and the best comes first
+        return self.item[order][starts]
 
 
 @dataclass(frozen=True)
@@ -48,17 +108,28 @@ class Ranks:
         return bool((self.strict != self.mean).any())
 
 
-def text_ranks(scores: Scores, item: Positions) -> Ranks:
-    """Ranks (Q,) of the correct item of each caption among all items.
+def text_ranks(scores: Scores, right: Positions | Links) -> Ranks:
+    """Ranks of the right item of each caption among all items: of several, the best rank.
 
-    strict = 1 + #{v: s[q, v] > s[q, item[q]]}; mean = strict + t / 2 with t other items of equal score.
-    scores: (Q, V), all items; item: (Q,), the column that is correct.
+    With b the highest score of a caption's right items, which none of them exceeds, strict = 1 + #{v: s[v] > b}. With
+    t other items and m right ones at b, the first right one of a random order stands at mean = strict + t / (m + 1),
+    which is t / 2 for one. scores: (Q, V), all items; right: the column (Q,) that is right, or links of Q captions, of
+    whom those without a right item have no rank.
     """
     require_finite(scores)
-    own = scores[np.arange(len(item)), item][:, None]
-    larger = np.count_nonzero(scores > own, axis=1)
-    ties = np.count_nonzero(scores == own, axis=1) - 1
-    return Ranks(1 + larger, 1 + larger + ties / 2)
+    links = _links(right, scores.shape[1])
+    own = scores[links.caption, links.item]
+    answered, starts, counts = np.unique(links.caption, return_index=True, return_counts=True)
+    best = np.maximum.reduceat(own, starts) if len(starts) else own
+    level = np.bincount(links.caption[own == np.repeat(best, counts)], minlength=len(scores))[answered]
+    rows = scores if len(answered) == len(scores) else scores[answered]
+    larger = np.count_nonzero(rows > best[:, None], axis=1)
+    ties = np.count_nonzero(rows == best[:, None], axis=1) - level
+    return Ranks(1 + larger, 1 + larger + ties / (level + 1))
+
+
+def _links(right: Positions | Links, items: int) -> Links:
+    return right if isinstance(right, Links) else Links.one_each(right, items)
 
 
 def join(parts: Sequence[Ranks]) -> Ranks:
@@ -67,30 +138,32 @@ def join(parts: Sequence[Ranks]) -> Ranks:
 
 
 class ItemRanks:
-    """Ranks of items looking for their captions, an item's rank being the best among its captions.
+    """Ranks of items looking for their captions, an item's rank being the best among the captions it is right for.
 
     The best of an item's captions is the one with the highest score, b[v] = max over its captions q
     of s[q, v], so strict = 1 + #{other captions q: s[q, v] > b[v]}. With t other captions and m own
     ones at b[v], the first own one of a random order stands at mean = strict + t / (m + 1), which is
     t / 2 for one caption. b must be known before anything is counted: pass every block to `find`,
-    then every block, with the same scores, to `count`.
+    then every block, with the same scores, to `count`. `right` is as in `text_ranks`.
     """
 
     def __init__(self, items: int) -> None:
         self.larger, self.ties, self.own_ties = np.zeros((3, items), np.int64)
         self.best = np.full(items, -np.inf)
 
-    def find(self, scores: Scores, item: Positions) -> None:
+    def find(self, scores: Scores, right: Positions | Links) -> None:
         """First pass over rows (Q, V): the best own score of each item."""
         require_finite(scores)
-        np.maximum.at(self.best, item, scores[np.arange(len(item)), item])
+        links = _links(right, scores.shape[1])
+        np.maximum.at(self.best, links.item, scores[links.caption, links.item])
 
-    def count(self, scores: Scores, item: Positions) -> None:
+    def count(self, scores: Scores, right: Positions | Links) -> None:
         """Second pass over the same rows (Q, V): the captions of other items that reach the best own one."""
+        links = _links(right, scores.shape[1])
         best = self.best.astype(scores.dtype)  # exact, the scores came from this type
         self.larger += np.count_nonzero(scores > best, axis=0)
         self.ties += np.count_nonzero(scores == best, axis=0)
-        own_ties = item[scores[np.arange(len(item)), item] == best[item]]
+        own_ties = links.item[scores[links.caption, links.item] == best[links.item]]
         np.add.at(self.ties, own_ties, -1)
         np.add.at(self.own_ties, own_ties, 1)
 
@@ -99,6 +172,22 @@ class ItemRanks:
         asked = np.isfinite(self.best)
         strict = 1 + self.larger[asked]
         return Ranks(strict, strict + self.ties[asked] / (self.own_ties[asked] + 1))
+
+
+def link_ranks(blocks: Iterable[Block], links: Links) -> tuple[Ranks, Ranks]:
+    """Ranks of the captions with a right item, and of the items with a caption, each in their order.
+
+    blocks: all captions in order, so many at a time; read twice, which is why an iterator will not do.
+    """
+    if iter(blocks) is blocks:
+        raise ValueError("blocks are read twice: pass a list, or what can be iterated again")
+    texts, items = [], ItemRanks(links.items)
+    for where, scores in blocks:
+        texts.append(text_ranks(scores, links[where]))
+        items.find(scores, links[where])
+    for where, scores in blocks:
+        items.count(scores, links[where])
+    return join(texts), items.ranks()
 
 
 def top(scores: Scores, count: int) -> tuple[Positions, Scores]:
@@ -159,27 +248,42 @@ def intervals(ranks: NDArray[Any], seed: int, resamples: int = RESAMPLES) -> dic
 
 
 def rsum(
-    text: NDArray[Any], item: NDArray[Any], caption_item: Positions, seed: int, resamples: int = RESAMPLES
+    text: NDArray[Any], item: NDArray[Any], links: Links, seed: int, resamples: int = RESAMPLES
 ) -> Figure:
     """RSUM, the sum of R@1/5/10 of both directions, with its 95 % percentile interval.
 
     Items are resampled together with all their captions: the two directions judge the same pairs, and
-    resampling them apart would make the interval too narrow. text: ranks (N,) of the captions; item:
-    ranks of the items that have one, in gallery order; caption_item: (N,), the item of each caption.
+    resampling them apart would make the interval too narrow. text: ranks of the captions that have a right item, and
+    item: ranks of the items that have a caption, as `link_ranks` gives them.
     """
-    asked, unit = np.unique(caption_item, return_inverse=True)
-    columns: list[NDArray[Any]] = [np.bincount(unit)]
-    columns += [np.bincount(unit, weights=text <= cutoff) for cutoff in RSUM_CUTOFFS]
-    columns += [item <= cutoff for cutoff in RSUM_CUTOFFS]
+    of_text, of_item = _units(links)
+    columns: list[NDArray[Any]] = [np.bincount(of_text)]
+    columns += [np.bincount(of_text, weights=text <= cutoff) for cutoff in RSUM_CUTOFFS]
+    columns += [np.bincount(of_item)]
+    columns += [np.bincount(of_item, weights=item <= cutoff) for cutoff in RSUM_CUTOFFS]
     kinds, counts = np.unique(np.column_stack(columns), axis=0, return_counts=True)  # items alike in all hits
 
     def value(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-        totals = drawn @ kinds
-        split = 1 + len(RSUM_CUTOFFS)
-        return 100 * (totals[:, 1:split].sum(1) / totals[:, 0] + totals[:, split:].sum(1) / len(asked))
+        texts, items = np.split(drawn @ kinds, 2, axis=1)
+        return 100 * (texts[:, 1:].sum(1) / texts[:, 0] + items[:, 1:].sum(1) / items[:, 0])
 
     samples = [value(drawn) for drawn in _resampled(counts, seed, resamples)]
     return _figure(float(value(counts[None])[0]), np.concatenate(samples))
+
+
+def _units(links: Links) -> tuple[Positions, Positions]:
+    """What is resampled as one: the unit of each answered caption, and of each item with a caption.
+
+    A unit is an item with the captions whose own it is. An item that is nobody's own goes with the caption that names
+    it first, so that no unit is without a caption. Everything that is linked would be too much: links of many to many
+    may hang together all, and one unit has no spread.
+    """
+    answered, first = np.unique(links.caption, return_index=True)
+    own = links.item[first]
+    asked, named = np.unique(links.item, return_index=True)
+    home = np.where(np.isin(asked, own), asked, own[np.searchsorted(answered, links.caption[named])])
+    units, of_item = np.unique(home, return_inverse=True)
+    return np.searchsorted(units, own), of_item
 
 
 def chance(gallery: int, correct: NDArray[Any]) -> dict[str, float]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.child import Send
 from pipeline.store import FeatureReader, write_json
-from trainers import checkpoint, distributed
+from trainers import checkpoint, distributed, torchrun
 from trainers.config import MethodConfig
-from trainers.data import Rows, SplitIndex
+from trainers.data import Rows, SplitIndex, write_also
 from trainers.engine import fit
 from trainers.evaluate import evaluate as measure
 from trainers.evaluate import validation_figure
@@ -57,6 +57,8 @@ def pack(request: dict[str, Any], send: Send) -> None:
         for name, split in inputs["splits"].items()
     }
     declared.data.pack(folder, config, splits, read)
+    also = {name: [c["also"] for c in split["captions"]] for name, split in inputs["splits"].items()}
+    write_also(folder, also)
     counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
     send({"record": {"splits": counts}}, {})
 
@@ -87,7 +89,13 @@ class Source:
 
 
 def train(request: dict[str, Any], send: Send) -> None:
-    """Train a method on its packed inputs, going on where a killed predecessor stopped."""
+    """Train a method on its packed inputs, going on where a killed predecessor stopped.
+
+    Where several processes are asked for, this one starts them and waits; each of them comes here again.
+    """
+    if torchrun.wanted(request):
+        torchrun.launch(request, send)
+        return
     declared = Declared(request["method"])
     config = declared.config(request["params"])
     folder = Path(request["folder"])
@@ -133,7 +141,10 @@ def _finish(
     """Leave the weights and settings in the folder, and none of what only a resumption needs.
 
     The settings are written after the weights and before anything goes: a folder that has them is finished.
+    Of several processes the first does it.
     """
+    if distributed.rank():
+        return
     checkpoint.save_weights(folder / WEIGHTS, method, {"method": name})
     summary = summary | {"parameters": sum(p.numel() for p in method.parameters())}
     settings = config.model_dump(mode="json")
@@ -143,6 +154,8 @@ def _finish(
 
 def _close(folder: Path, send: Send) -> None:
     """Clear a finished folder of the optimizer and of older weights, and report what it says of itself."""
+    if distributed.rank():
+        return
     for path in folder.glob("*.safetensors"):
         if path.name != WEIGHTS:
             path.unlink()
@@ -165,7 +178,7 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
     told = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(
         method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
-        corpus=told.get("corpus"), rerank=params.rerank,
+        rerank=params.rerank, **told,
     )  # fmt: skip
     result.write(_emptied(Path(request["folder"])))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}

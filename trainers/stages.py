@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.briefing import Briefing
+from pipeline.contents import Contents
+from pipeline.corpus import Caption
 from pipeline.errors import UserError
 from pipeline.plan import left_out
 from pipeline.settings import Params
@@ -55,13 +57,18 @@ class Pack(Stage[MethodConfig]):
             contents.corpus.require_queries(split)
             items = {digest for digest, _ in contents.gallery(split)} - out
             captions = [
-                {"key": caption.digest, "item": digest, "text": caption.text}
+                {
+                    "key": caption.digest,
+                    "item": digest,
+                    "text": caption.text,
+                    "also": _also(contents, caption, items),
+                }
                 for digest, _, caption in contents.queries(split)
                 if digest in items and caption.digest not in out
             ]
             if not captions:
                 raise UserError(
-                    f"no caption of the split {split!r} is left: every video or caption of it failed; "
+                    f"no caption of the split {split!r} is left: every item or caption of it failed; "
                     "`crossreel status` lists them with their reasons"
                 )
             order = [digest for digest, _ in contents.gallery(split) if digest in items]
@@ -71,6 +78,11 @@ class Pack(Stage[MethodConfig]):
     def decisive(self) -> Mapping[str, Any]:
         """Only the settings that shape the arrays: another learning rate packs nothing again."""
         return {name: value for name, value in super().decisive().items() if name in self.params.packing}
+
+
+def _also(contents: Contents, caption: Caption, items: Collection[str]) -> list[str]:
+    """The digests of a caption's other right items, of those that are in the gallery."""
+    return [key for item in caption.also if (key := contents.digests.get(item, "")) in items]
 
 
 class Train(Stage[MethodConfig]):
@@ -118,9 +130,14 @@ class Evaluate(Stage[EvaluateParams]):
         self.name, self.method, self.needs = f"evaluate-{method}", method, (f"train-{method}", packed)
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
-        """The published protocol, to quote. It is no part of the fingerprint: the splits' content is."""
-        protocol = briefing.contents.corpus.protocol(self.params.split)
-        return {"corpus": protocol} if protocol else {}
+        """What the protocol quotes: the kind of items, the captions before any failed, the published protocol.
+
+        It is no part of the fingerprint: the splits' content is.
+        """
+        corpus, split = briefing.contents.corpus, self.params.split
+        told = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
+        protocol = corpus.protocol(split)
+        return told | ({"corpus": protocol} if protocol else {})
 
 
 def stages_of(method: str, config: MethodConfig, evaluate: EvaluateParams) -> list[Stage[Any]]:

@@ -26,6 +26,8 @@ from flows.commands.terms import (
 from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
 from flows.project import Project, open_project
+from flows.report.leaderboard import label, shown_metrics
+from flows.report.wording import member, short_title
 from flows.running import RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain
 from pipeline import plan as planning
@@ -62,14 +64,17 @@ def run(
     answers, else on one that lives as long as this command.
     """
     with StageDisplay(quiet=as_json) as display:
-        results = [
-            bring_up_to_date(path, sets, methods, redo, retry_failed, display) for path in experiments
-        ]
+        results = [bring_up_to_date(path, sets, methods, redo, retry_failed, display) for path in experiments]
     finish(results, as_json)
 
 
 def bring_up_to_date(
-    path: Path, sets: list[str], methods: list[str], redo: list[str], retry_failed: bool, display: StageDisplay
+    path: Path,
+    sets: list[str],
+    methods: list[str],
+    redo: list[str],
+    retry_failed: bool,
+    display: StageDisplay,
 ) -> RunResult:
     """One experiment, run as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
@@ -143,28 +148,29 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     """Three lines a method and direction: the figures, their 95 % intervals, and chance."""
     if not rows:
         return
+    kind = rows[0].get("kind", "video")
     sums = [row for row in rows if row["direction"] == "both"]
     rows = [row for row in rows if row["direction"] != "both"]
-    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    names = shown_metrics((name for row in rows for name in row["metrics"]), kind)
     if out.width < WIDE:
-        names = [name for name in names if name != "R@100"]  # the report has it
+        names = tuple(name for name in names if name != "R@100")  # the report has it
     lines = []
     for row in rows:
         figures = [(name, row["metrics"].get(name)) for name in names]
         values = [number(name, f["value"]) if f else "" for name, f in figures]
         intervals = [f"{short(n, f['low'])}-{short(n, f['high'])}" if f else "" for n, f in figures]
-        lines += [[f"{row['method']} {row['direction']}", *values], ["  95 %", *intervals]]
+        method = f"{row['method']} {short_title(row['direction'], kind)}"
+        lines += [[method, *values], ["  95 %", *intervals]]
         if row["chance"]:
             lines.append(["  chance", *(number(n, row["chance"].get(n)) for n in names)])
     first = rows[0]
-    print_table(
-        f"\n{first['split']}: {first['queries']} queries, {first['gallery']} items", ["", *names], lines
-    )
+    ranked = f"{member(kind)}s" if first["direction"] == "t2v" else "captions"
+    title = f"\n{first['split']}: {first['queries']} queries, {first['gallery']} {ranked}"
+    print_table(title, ["", *names], lines)
     for row in sums:
         for name, f in row["metrics"].items():
-            out.print(
-                f"{row['method']} {name} {f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})", markup=False
-            )
+            figure = f"{f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})"
+            out.print(f"{row['method']} {label(name, kind)} {figure}", markup=False)
 
 
 def short(metric: str, value: float) -> str:

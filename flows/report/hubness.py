@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.report.leaderboard import TITLES
+from flows.report.leaderboard import DIRECTIONS
+from flows.report.wording import kind_of, titles
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,21 @@ class HubnessTable:
 def hubness_tables(measured: Mapping[str, Mapping[str, Any]]) -> list[HubnessTable]:
     """A table for each k there is, directions one after the other; measured: metrics.json by method."""
     found = [
-        (method, direction, report["hubness"][direction])
-        for direction in TITLES
+        (method, titles(kind_of(report["protocol"]))[direction], report["hubness"][direction])
+        for direction in DIRECTIONS
         for method, report in measured.items()
         if direction in report.get("hubness", {})
     ]
     return [
-        HubnessTable(k, tuple(_row(method, direction, told) for method, direction, told in found if told["k"] == k))
+        HubnessTable(k, tuple(_row(method, title, told) for method, title, told in found if told["k"] == k))
         for k in sorted({told["k"] for _, _, told in found}, reverse=True)
     ]  # fmt: skip
 
 
-def _row(method: str, direction: str, told: Mapping[str, float]) -> HubnessRow:
+def _row(method: str, title: str, told: Mapping[str, float]) -> HubnessRow:
     return HubnessRow(
         method,
-        TITLES[direction],
+        title,
         skewness=f"{told['skewness']:.2f}",
         anti_hubs=f"{100 * told['anti_hub_share']:.1f} %",
         most=f"{told['most']:,} (mean {told['mean']:.1f})",

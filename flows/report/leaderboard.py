@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.report.wording import counted, listed
+from flows.report.wording import NOUNS, counted, kind_of, listed, member, titles
 
-TITLES = {"t2v": "Caption to item", "v2t": "Item to caption", "both": "Both directions"}
+DIRECTIONS = ("t2v", "v2t", "both")
+CLOUD_METRICS = ("R@1", "R@5", "R@10", "MnR", "MRR", "RSUM")  # what papers on point clouds give
 LOWER_IS_BETTER = ("MdR", "MnR")
 
 
@@ -74,7 +75,7 @@ def strict_boards(measured: Mapping[str, Mapping[str, Any]]) -> list[Board]:
 def _boards(found: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, Any]]) -> list[Board]:
     return [
         _board(direction, {m: figure[direction] for m, figure in found.items() if direction in figure}, measured)
-        for direction in TITLES
+        for direction in DIRECTIONS
         if any(direction in figure for figure in found.values())
     ]  # fmt: skip
 
@@ -92,7 +93,8 @@ def look_alike(some: Sequence[Board], others: Sequence[Board]) -> bool:
 def _board(
     direction: str, found: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, Any]]
 ) -> Board:
-    names = tuple(dict.fromkeys(name for figures in found.values() for name in figures))
+    kind = kind_of(next(iter(measured.values()))["protocol"])
+    names = shown_metrics((name for figures in found.values() for name in figures), kind)
     sides = {method: measured[method]["protocol"]["directions"].get(direction, {}) for method in found}
     chance = {method: side.get("chance", {}) for method, side in sides.items()}
     ends = {name: _end(name, found, chance) for name in names}
@@ -105,9 +107,25 @@ def _board(
         rows.append((method, tuple(cells)))
     first = next(iter(chance.values()))
     return Board(
-        direction, TITLES[direction], names, tuple(rows),
+        direction, titles(kind)[direction], tuple(label(name, kind) for name in names), tuple(rows),
         tuple(printed(name, first[name]) if name in first else "" for name in names),
     )  # fmt: skip
+
+
+def shown_metrics(names: Iterable[str], kind: str) -> tuple[str, ...]:
+    """The metrics that tables of a kind of items show, of those there are."""
+    there = dict.fromkeys(names)
+    return tuple(name for name in there if kind != "pointcloud" or name in CLOUD_METRICS)
+
+
+def in_percent(kind: str) -> str:
+    """The metrics that are percentages, as a list in a sentence."""
+    return listed(["R@K", *(label(n, kind) for n in shown_metrics(("SumR", "RSUM"), kind))])
+
+
+def label(name: str, kind: str) -> str:
+    """What a table calls a metric: papers on point clouds write Rsum."""
+    return "Rsum" if name == "RSUM" and kind == "pointcloud" else name
 
 
 def _end(
@@ -153,7 +171,7 @@ def protocols(measured: Mapping[str, Mapping[str, Any]]) -> list[Protocol]:
 def contradict(some: Sequence[Protocol]) -> bool:
     """Whether two protocols differ in more than one asking a direction that the other does not ask."""
     told = [dict(protocol.terms) for protocol in some]
-    directions = set(TITLES.values())
+    directions = {title for kind in NOUNS for title in titles(kind).values()}
     return any(
         one.get(name) != other.get(name)
         for one in told
@@ -165,16 +183,19 @@ def contradict(some: Sequence[Protocol]) -> bool:
 
 def _terms(protocol: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     each = protocol["captions_per_item"]
-    size = f"{counted(protocol['items'], 'item')} and {counted(protocol['captions'], 'caption')}"
-    per_item = f"{each['min']} to {each['max']} an item, {each['mean']:.2f} on average"
+    kind = kind_of(protocol)
+    size = f"{counted(protocol['items'], member(kind))} and {counted(protocol['captions'], 'caption')}"
+    per_item = f"{each['min']} to {each['max']} for each, {each['mean']:.2f} on average"
     if each["min"] == each["max"]:
-        per_item = f"{each['min']} an item"
-    corpus = protocol.get("corpus")
+        per_item = f"{each['min']} for each"
+    corpus, title = protocol.get("corpus"), titles(kind)
+    dropped = protocol.get("dropped", 0)
     return [
         *([("Corpus", f"{corpus['sentence']} (digest {corpus['digest']})")] if corpus else []),
         ("Split", f"{protocol['split']}, digest {protocol['split_digest']}"),
         ("Size", f"{size}, {per_item}"),
-        *((TITLES[name], _task(name, side, protocol)) for name, side in protocol["directions"].items()),
+        *([("Dropped", f"{counted(dropped, 'caption')} without a right {member(kind)}")] if dropped else []),
+        *((title[name], _task(name, side, protocol)) for name, side in protocol["directions"].items()),
         *([("Scoring", protocol["rerank"])] if "rerank" in protocol else []),
         ("Ties", protocol["ties"]),
         ("Post-processing", protocol["post_processing"]),
@@ -184,10 +205,16 @@ def _terms(protocol: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
 
 def _task(direction: str, side: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
     """What a query of a direction asks, and how often a random order answers it."""
-    gallery = f"{side['gallery']:,}"
+    gallery, noun = f"{side['gallery']:,}", member(kind_of(protocol))
+    right = "one of them is right"
+    if several := protocol.get("items_per_caption"):
+        right = (
+            f"{several['min']} to {several['max']} of them are right ({several['mean']:.2f} on average); "
+            f"{protocol['t2v_rank']} counts"
+        )
     asks = {
-        "t2v": f"each caption ranks all {gallery} items, and one of them is right",
-        "v2t": f"each item ranks all {gallery} captions; {protocol['v2t_rank']} counts",
+        "t2v": f"each caption ranks all {gallery} {noun}s, and {right}",
+        "v2t": f"each {noun} ranks all {gallery} captions; {protocol['v2t_rank']} counts",
     }[direction]
     chance = [f"{printed(name, side['chance'][name])} % for {name}" for name in ("R@1", "R@10")]
     return f"{counted(side['queries'], 'query')}: {asks}. Chance: {listed(chance)}"

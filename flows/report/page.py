@@ -21,7 +21,7 @@ from flows.report.frames import Frames
 from flows.report.hubness import hubness_tables
 from flows.report.queries import Queries, read_queries
 from flows.report.stage import ReportParams
-from flows.report.wording import counted, duration, without_places
+from flows.report.wording import counted, duration, kind_of, without_places
 from pipeline.child import Send
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -50,6 +50,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
     }
     boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
     failures = activity.failures(public)
+    kind = kind_of(next(iter(measured.values()))["protocol"]) if measured else "video"
     return {
         "name": public["experiment"].get("name") or "experiment",
         "file": Path(inputs["experiment"].get("path", "")).name,
@@ -58,6 +59,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "splits": activity.splits(public["corpus"]["splits"]),
         "boards": boards,
         "strict": strict,
+        "in_percent": leaderboard.in_percent(kind),
         "ties_matter": not leaderboard.look_alike(strict, boards),
         "hubness": hubness_tables(measured),
         "protocols": (protocols := leaderboard.protocols(measured)),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from flows.report.frames import Frames, Moments, Strip
-from flows.report.wording import counted
+from flows.report.wording import counted, kind_of, member
 from pipeline.sampling import uniform_positions
 
 PLACES = 3  # results shown of a query; the right item follows where it is not among them
@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Result:
-    """One item in the ranking of a query. The moments of the caption are known of the right item alone."""
+    """One item in the ranking of a query. The moments of the caption are known of its own item alone."""
 
     rank: str
     item: str
@@ -61,20 +61,26 @@ def _span(left: float, right: float) -> Span:
 
 @dataclass(frozen=True)
 class Query:
-    """A caption and the beginning of its ranking."""
+    """A caption and the beginning of its ranking; `right` names all its right items, its own first."""
 
     text: str
     caption: str
     found: bool
     verdict: str
+    right: tuple[str, ...]
     results: tuple[Result, ...]
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What is shown of one method, and how many there are of either kind."""
+    """What is shown of one method, how many there are of either kind, and what is ranked ("item", "cloud").
+
+    several: whether any caption has more than one right item.
+    """
 
     method: str
+    noun: str
+    several: bool
     shown: tuple[Query, ...]
     found: int
     missed: int
@@ -88,10 +94,14 @@ def read_queries(
     if "t2v.rank" not in ranking:
         return None
     asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
-    teller = _Teller(ranking, asked, inputs, frames)
+    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    noun = member(kind_of(measured["protocol"]))
+    teller = _Teller(ranking, asked, inputs, frames, noun)
     found = ranking["t2v.mean_rank"] == 1
     chosen = choose(ranking["t2v.mean_rank"], np.asarray(asked["caption_item"]), count)
-    return Queries(method, tuple(teller.query(int(q)) for q in chosen), int(found.sum()), int((~found).sum()))
+    shown = tuple(teller.query(int(q)) for q in chosen)
+    several = "caption_also" in asked
+    return Queries(method, noun, several, shown, int(found.sum()), int((~found).sum()))
 
 
 def choose(mean_rank: NDArray[np.float64], item: Positions, count: int) -> Positions:
@@ -121,12 +131,13 @@ class _Teller:
     asked: Mapping[str, Any]
     inputs: Mapping[str, Any]
     frames: Frames
+    noun: str
 
     def query(self, q: int) -> Query:
         rank, mean = int(self.ranking["t2v.rank"][q]), float(self.ranking["t2v.mean_rank"][q])
-        right = self.asked["caption_item"][q]
-        caption = self.asked["captions"][q]
-        known = self.inputs["captions"].get(caption, {}).get(self.asked["items"][right], {})
+        own, caption = self.asked["caption_item"][q], self.asked["captions"][q]
+        right = [own, *(self.asked["caption_also"][q] if "caption_also" in self.asked else [])]
+        known = self.inputs["captions"].get(caption, {}).get(self.asked["items"][own], {})
         moments = tuple((start, end) for start, end in known.get("moments", []))
         scores = self.ranking["top.scores"][q].tolist()
         # position in the gallery -> place in the ranking and score
@@ -134,25 +145,36 @@ class _Teller:
             int(position): (place, f"{scores[place - 1]:.3f}")
             for place, position in enumerate(self.ranking["top.items"][q], start=1)
         }
-        shown = list(dict.fromkeys([*list(places)[:PLACES], right]))
+        best = int(self.ranking["t2v.item"][q]) if "t2v.item" in self.ranking else own
+        shown = list(dict.fromkeys([*list(places)[:PLACES], best]))
         results = tuple(
-            self._result(p, *places.get(p, (rank, "")), right=p == right, moments=moments if p == right else ())
+            self._result(p, *places.get(p, (rank, "")), right=p in right, moments=moments if p == own else ())
             for p in shown
-        )  # fmt: skip
-        verdict = _verdict(rank, mean, len(self.asked["items"]))
-        return Query(self.asked["texts"][q], known.get("id", caption), mean == 1, verdict, results)
+        )
+        verdict = _verdict(rank, mean, len(self.asked["items"]), self.noun, len(right))
+        names = tuple(self._item(p)["id"] for p in right)
+        return Query(self.asked["texts"][q], known.get("id", caption), mean == 1, verdict, names, results)
+
+    def _item(self, position: int) -> dict[str, Any]:
+        digest = self.asked["items"][position]
+        item: dict[str, Any] = self.inputs["items"].get(digest, {"id": digest, "video": None})
+        return item
 
     def _result(self, position: int, place: int, score: str, right: bool, moments: Moments) -> Result:
-        digest = self.asked["items"][position]
-        item = self.inputs["items"].get(digest, {"id": digest, "video": None})
-        strip = self.frames.strip(item["video"], moments)
+        item = self._item(position)
+        strip = Strip() if self.noun == "cloud" else self.frames.strip(item["video"], moments)
         return Result(f"{place:,}", item["id"], score, right, strip, moments)
 
 
-def _verdict(rank: int, mean: float, gallery: int) -> str:
-    """Where the right item stands; mean = rank + half the number of other items of equal score."""
+def _verdict(rank: int, mean: float, gallery: int, noun: str, right: int) -> str:
+    """Where the best right item stands; mean = rank + half the number of other items of equal score.
+
+    Of several right ones, how many share the score is not known, and so not how many others do.
+    """
     ties = round(2 * (mean - rank))
-    if rank == 1 and not ties:
+    if mean == 1:
         return "Found first"
-    tied = f", tied with {counted(ties, 'other')}" if ties else ""
-    return f"Right item at rank {rank:,} of {gallery:,}{tied}"
+    others = counted(ties, "other") if right == 1 else "others"
+    tied = f", tied with {others}" if mean > rank else ""
+    best = "Right" if right == 1 else f"Best of {right} right"
+    return f"{best} {noun}{'' if right == 1 else 's'} at rank {rank:,} of {gallery:,}{tied}"

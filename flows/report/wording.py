@@ -1,9 +1,33 @@
-"""How the page says numbers, times and places; knows no section."""
+"""How reports and tables say numbers, times, places and what is ranked; knows no section."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+NOUNS = {"video": "video", "pointcloud": "cloud"}  # what is ranked, by the kind of the corpus
+
+
+def kind_of(protocol: Mapping[str, Any]) -> str:
+    """The kind of the items that were ranked; evaluations that do not tell it were of videos."""
+    return str(protocol.get("kind", "video"))
+
+
+def titles(kind: str) -> dict[str, str]:
+    """What a table calls each direction, for instance "Text to cloud"."""
+    noun = NOUNS[kind]
+    return {"t2v": f"Text to {noun}", "v2t": f"{noun.capitalize()} to text", "both": "Both directions"}
+
+
+def member(kind: str) -> str:
+    """What one of those that are ranked is called: an item, or a cloud."""
+    return "cloud" if kind == "pointcloud" else "item"
+
+
+def short_title(direction: str, kind: str) -> str:
+    """A direction in three letters: "t2v", or "t2c" where clouds are ranked."""
+    return direction.replace("v", NOUNS[kind][0]) if direction != "both" else direction
 
 
 def counted(number: int, noun: str) -> str:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from flows.commands.running import print_leaderboard
 from flows.report import leaderboard, page
 from flows.report.frames import FRAMES, Frames, wanted_seconds
-from flows.report.queries import choose
+from flows.report.queries import choose, read_queries
 from flows.report.stage import Report, ReportParams
 from flows.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
 from pipeline.briefing import Briefing
@@ -93,7 +95,7 @@ def split_index(data: Pairs) -> SplitIndex:
 
 def make_method(
     folder: Path, name: str, directions: tuple[str, ...] = ("t2v", "v2t"), items: int = ITEMS,
-    captions: int = CAPTIONS, epochs: int = 4, noise: float = 0.5,
+    captions: int = CAPTIONS, epochs: int = 4, noise: float = 0.5, kind: str = "video", several: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """A method trained and evaluated by the product's own code, as the report's inputs name it."""
     trained, measured = folder / f"train-{name}", folder / f"evaluate-{name}"
@@ -110,7 +112,11 @@ def make_method(
         {"best_epoch": result.best_epoch, "epochs": result.epochs, "parameters": 112,
          "stopped_early": result.stopped_early, "seconds": 95.0},
     )  # fmt: skip
-    evaluate(method, data, "test", split_index(data), directions).write(measured)
+    index = split_index(data)
+    if several:  # every second caption describes the next two items as well
+        also = [[(v + 1) % items, (v + 2) % items] if q % 2 else [] for q, v in enumerate(index.caption_item)]
+        index = replace(index, caption_also=also)
+    evaluate(method, data, "test", index, directions, kind=kind, queries=captions + 3).write(measured)
     return {"method": name, "train": str(trained), "evaluate": str(measured)}
 
 
@@ -314,7 +320,7 @@ def test_page_of_several_methods_in_one_direction_marks_the_best_of_each_metric(
     noises = {"good": 0.0, "poor": 9.0}
     methods = [make_method(tmp_path, name, ("t2v",), noise=noise) for name, noise in noises.items()]
     text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
-    assert "Caption to item" in text and "Item to caption" not in text
+    assert "Text to video" in text and "Video to text" not in text
     board = text.split("</table>")[0]
     rows = {m: r for m, r in re.findall(r'<th scope="row">(good|poor)</th>(.*?)</tr>', board, re.S)}
     assert 'class="best"' in rows["good"] and 'class="best"' not in rows["poor"].split("</td>")[0]
@@ -336,12 +342,133 @@ def test_hubness_has_a_row_for_each_method_and_direction_with_what_was_measured(
     )
     told = json.loads((Path(methods[0]["evaluate"]) / "metrics.json").read_text())["hubness"]["v2t"]
     assert [row[:2] for row in rows] == [
-        ("a", "Caption to item"), ("b", "Caption to item"), ("a", "Item to caption"),
+        ("a", "Text to video"), ("b", "Text to video"), ("a", "Video to text"),
     ]  # fmt: skip
     assert rows[2][2:] == (
         f"{told['skewness']:.2f}", f"{100 * told['anti_hub_share']:.1f} %", f"{told['most']} (mean 4.0)",
     )  # fmt: skip
     assert "among the first 10" in section and Tree(text).open == []
+
+
+def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_give(tmp_path: Path) -> None:
+    entries = [make_method(tmp_path, name, kind="pointcloud") for name in ("a", "b")]
+    text = make_page(tmp_path, make_inputs(tmp_path, entries, str(make_video(tmp_path / "v.mp4"))))
+    told = Tree(text).text
+    assert "Text to cloud" in told and "Cloud to text" in told and "24 clouds and 60 captions" in told
+    assert (
+        "found the right cloud first" in told
+        and f"ranks all {ITEMS} clouds, and one of them is right" in told
+    )
+    for word in (
+        "Text to video",
+        "Video to text",
+        "Caption to item",
+        "right item",
+        "RSUM",
+        "SumR",
+        "No frames",
+    ):
+        assert word not in told.replace("validation SumR", "")
+    assert not Tree(text).all("img")
+    tables = re.findall(r"<thead><tr><th scope=\"col\">Method</th>(.*?)</tr>", text)
+    columns = [[re.sub("<.*?>|↓", "", name).strip() for name in head.split("</th>")[:-1]] for head in tables]
+    assert columns[:3] == [["R@1", "R@5", "R@10", "MnR", "MRR"]] * 2 + [["Rsum"]]
+    metrics = json.loads((Path(entries[0]["evaluate"]) / "metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"t2v", "v2t", "both"} and {"MdR", "R@100"} <= set(metrics["t2v"])
+    shown = [float(str(a["value"])) for a in Tree(text).all("data")]
+    assert metrics["both"]["RSUM"]["value"] in shown and metrics["v2t"]["MRR"]["value"] in shown
+
+
+def test_dropped_captions_are_told_where_there_are_some(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a")
+    assert "3 captions without a right item" in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    path = Path(entry["evaluate"]) / "metrics.json"
+    measured = json.loads(path.read_text())
+    former = {k: v for k, v in measured["protocol"].items() if k not in ("kind", "dropped")}
+    write_json(path, measured | {"protocol": former})  # as evaluations were written before
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    assert "without a right item" not in text and "Text to video" in text
+
+
+def test_query_with_several_right_items_names_them_all_and_shows_the_best(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a", noise=4.0, several=True, kind="pointcloud")
+    folder = Path(entry["evaluate"])
+    inputs = make_inputs(tmp_path, [entry], None)
+    text = Tree(make_page(tmp_path, inputs)).text
+    assert "found a right cloud first" in text and "further down, the best right one" in text
+    assert "1 to 3 of them are right (2.00 on average); the best rank among a caption's right items" in text
+    shown = read_queries("a", folder, inputs, Frames(0), 40)
+    assert shown is not None and shown.several
+    ranks, asked = (
+        load_file(folder / "ranking.safetensors"),
+        json.loads((folder / "queries.json").read_text()),
+    )
+    names = [entry["id"] for entry in inputs["items"].values()]
+    by_caption = {f"cap#{q}": q for q in range(CAPTIONS)}
+    several = 0
+    for query in shown.shown:
+        q = by_caption[query.caption]
+        right = [asked["caption_item"][q], *asked["caption_also"][q]]
+        assert query.right == tuple(names[v] for v in right)
+        marked = {result.item for result in query.results if result.right}
+        assert names[ranks["t2v.item"][q]] in marked <= set(query.right)
+        if len(right) > 1:
+            several += 1
+            best = f"Best of 3 right clouds at rank {ranks['t2v.rank'][q]} of {ITEMS}"
+            assert query.verdict == ("Found first" if query.found else best)
+        else:
+            assert query.verdict.startswith(("Found first", "Right cloud at rank"))
+    assert 0 < several < len(shown.shown)
+    on_page = read_queries("a", folder, inputs, Frames(0), 6)
+    assert on_page is not None
+    told = [f"Right clouds: {', '.join(query.right)}" for query in on_page.shown if len(query.right) > 1]
+    assert told and all(line in text for line in told) and text.count("Right clouds:") == len(told)
+
+
+def test_tied_query_with_several_right_items_does_not_say_with_how_many_others(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a", several=True)
+    data = Pairs(ITEMS, CAPTIONS, 0.0)
+    index = replace(
+        split_index(data), caption_also=[[(v + 1) % ITEMS] for v in split_index(data).caption_item]
+    )
+    method = Towers()
+    nn.init.zeros_(method.item.weight)
+    evaluate(method, data, "test", index).write(Path(entry["evaluate"]))
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    assert f"Best of 2 right items at rank 1 of {ITEMS}, tied with others" in text
+    assert f"0 of {CAPTIONS} queries found a right item first" in text
+
+
+def leaderboard_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """What a run knows of an evaluated method."""
+    entry = make_method(folder, "a", kind=kind)
+    measured = json.loads((Path(entry["evaluate"]) / "metrics.json").read_text())
+    sides = measured["protocol"]["directions"]
+    return [
+        {"method": "a", "split": "test", "kind": kind, "direction": way, "metrics": figures,
+         **{name: sides.get(way, {}).get(name) for name in ("queries", "gallery", "chance")}}
+        for way, figures in measured["metrics"].items()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "rows", "ranked", "total"),
+    [
+        ("video", ["R@1", "R@5", "R@10", "R@100", "SumR", "MdR", "MnR", "MRR"], ("a t2v", "a v2t"), "items", "RSUM"),
+        ("pointcloud", ["R@1", "R@5", "R@10", "MnR", "MRR"], ("a t2c", "a c2t"), "clouds", "Rsum"),
+    ],
+)  # fmt: skip
+def test_leaderboard_on_the_command_line_speaks_of_the_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    kind: str, columns: list[str], rows: tuple[str, str], ranked: str, total: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("flows.commands.running.out.width", 200)
+    print_leaderboard(leaderboard_rows(tmp_path, kind))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"test: {CAPTIONS} queries, {ITEMS} {ranked}" in lines
+    assert any(line.split() == columns for line in lines)
+    assert all(any(line.startswith(row) for line in lines) for row in rows)
+    assert any(line.startswith(f"a {total} ") for line in lines)
 
 
 def test_page_of_an_evaluation_that_did_not_measure_hubness_does_not_speak_of_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import Caption, Corpus, Item, parse, write_manifest
+from pipeline.corpus import SUGGESTIONS, Caption, Corpus, Item, parse, write_manifest
 from pipeline.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1)
@@ -164,3 +165,109 @@ def test_a_split_without_queries_is_named_with_those_that_have_some() -> None:
     items = (Item("a", "train", (Caption("a#0", "x"),), "a"), Item("b", "val", (), "b"))
     with pytest.raises(UserError, match=r"the split 'val' has no captions.*splits with captions: train"):
         Corpus(Path("c.jsonl"), items).require_queries("val")
+
+
+@st.composite
+def corpora_with_others(draw: st.DrawFn) -> list[Item]:
+    """Items of which some captions name others of their split."""
+    splits = draw(st.lists(SPLIT, min_size=2, max_size=6))
+    items = []
+    for n, split in enumerate(splits):
+        others = [f"i{k}" for k, other in enumerate(splits) if other == split and k != n]
+        named = draw(st.lists(st.sampled_from(others), unique=True)) if others else []
+        said = (Caption(f"c{n}", f"text {n}", also=tuple(named)), Caption(f"d{n}", "plain"))
+        items.append(Item(f"i{n}", split, said, "a.ply", "pointcloud"))
+    return items
+
+
+@settings(max_examples=40, deadline=None)
+@given(items=corpora_with_others())
+def test_other_items_of_captions_are_written_and_read_back_and_count_in_the_digest_where_there_are_some(
+    items: list[Item], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("manifest") / "corpus.jsonl"
+    write_manifest(path, items)
+    corpus = Corpus.read(path)
+    assert list(corpus.items) == items
+    plain = tuple(replace(i, captions=tuple(replace(c, also=()) for c in i.captions)) for i in items)
+    for split in corpus.splits:
+        named = any(caption.also for _, caption in corpus.captions(split))
+        assert (corpus.split_digest(split) == Corpus(path, plain).split_digest(split)) == (not named)
+        turned = tuple(
+            replace(i, captions=tuple(replace(c, also=c.also[::-1]) for c in i.captions)) for i in items
+        )
+        assert corpus.split_digest(split) == Corpus(path, turned).split_digest(split)
+    write_manifest(path, plain)
+    assert "also" not in path.read_text()
+
+
+def test_digest_of_a_split_without_other_items_is_what_it_always_was() -> None:
+    items = (Item("a", "test", (Caption("c", "x", 1.0, 2.0), Caption("d", "y")), "a.mp4"),)
+    assert Corpus(Path("c.jsonl"), items).split_digest("test") == "94ac249da7946371"
+
+
+@pytest.mark.parametrize(
+    ("also", "sentence"),
+    [
+        (["aple"], "line 1: the caption 'q' also names 'aple', which is no item of this corpus; did you mean 'apple'?"),
+        (["xyz"], "line 1: the caption 'q' also names 'xyz', which is no item of this corpus"),
+        (["a"], "line 1: the caption 'q' also names 'a', which is its own item"),
+        (["pear"], "line 1: the caption 'q' also names 'pear', which is not in its split 'train'"),
+        (["apple", "apple"], "line 1: caption 'q' names the item 'apple' twice in also"),
+        ("apple", "line 1: caption 'q': also is not a list of item ids"),
+        ([["apple"]], "line 1: caption 'q': an entry of also has no id"),
+        ([None], "line 1: caption 'q': an entry of also has no id"),
+    ],
+)  # fmt: skip
+def test_a_wrong_other_item_is_told_with_its_line(also: Any, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        line(captions=[{"id": "q", "text": "x", "also": also}]),
+        line(id="apple", captions=[]),
+        line(id="pear", split="val", captions=[]),
+    ]
+    path.write_text("\n".join(rows))
+    assert [str(problem) for problem in parse(path)[1]] == [sentence]
+
+
+def test_another_item_may_be_one_that_only_lends_the_split_a_caption_and_an_id_may_be_a_number(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        line(id="a", split="val", captions=[{"text": "x", "also": [7, "lender"]}]),
+        line(id=7, split="val", captions=[]),
+        line(id="lender", split="test", captions=[{"text": "y", "split": "val"}]),
+    ]
+    path.write_text("\n".join(rows))
+    assert Corpus.read(path).items[0].captions[0].also == ("7", "lender")
+
+
+def test_unknown_other_items_are_not_told_while_lines_cannot_be_read_and_problems_are_in_order(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    rows = [
+        line(captions=[{"id": "q", "text": "x", "also": ["b", "a"]}]),
+        "{",
+        line(id="c", captions=[{"id": "q", "text": "y"}]),
+    ]
+    path.write_text("\n".join(rows))
+    assert [problem.line for problem in parse(path)[1]] == [1, 2, 3]
+
+
+def test_only_so_many_unknown_other_items_are_compared_with_all_others(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    rows = [line(id="chair", captions=[])]
+    rows += [line(id=f"i{n}", captions=[{"text": "x", "also": [f"chai{n}"]}]) for n in range(SUGGESTIONS + 5)]
+    path.write_text("\n".join(rows))
+    problems = parse(path)[1]
+    assert len(problems) == SUGGESTIONS + 5
+    assert sum("did you mean 'chair'?" in problem.sentence for problem in problems) == SUGGESTIONS
+
+
+def test_kind_of_a_split_is_pointcloud_where_all_its_items_are() -> None:
+    cloud, video = Item("a", "train", (), "a", "pointcloud"), Item("b", "test", (), "b")
+    mixed = Item("c", "test", (), "c", "pointcloud")
+    corpus = Corpus(Path("c.jsonl"), (cloud, video, mixed))
+    assert (corpus.kind("train"), corpus.kind("test")) == ("pointcloud", "video")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,17 @@ def split_index(items: int = ITEMS, captions: int = CAPTIONS) -> SplitIndex:
         caption_item=owner,
         texts=[f"caption {i}" for i in range(captions)],
     )
+
+
+def several_right(items: int = ITEMS, captions: int = CAPTIONS) -> SplitIndex:
+    """The same, every third caption with up to three other right items."""
+    random = np.random.default_rng(5)
+    base = split_index(items, captions)
+    also = [
+        sorted({*random.integers(0, items, random.integers(0, 4)).tolist()} - {own}) if q % 3 == 0 else []
+        for q, own in enumerate(base.caption_item)
+    ]
+    return replace(base, caption_also=also)
 
 
 def full_matrix(method: Dot, data: Data) -> np.ndarray:
@@ -207,12 +219,85 @@ def test_protocol_says_what_was_judged() -> None:
     assert protocol["post_processing"] == "none"
 
 
+@pytest.mark.parametrize("memory_mb", [1, 1024])
+def test_several_right_items_are_ranked_by_the_best_of_them_in_both_directions(memory_mb: int) -> None:
+    method, data, index = Dot(), Data(), several_right()
+    scores, right = full_matrix(method, data), index.positives
+    result = evaluate(method, data, "test", index, ("t2v", "v2t"), memory_mb=memory_mb)
+    ranking = result.ranking
+    strict = [
+        min(1 + int((row > row[v]).sum()) for v in found) for row, found in zip(scores, right, strict=True)
+    ]
+    assert ranking.ranks["t2v"].strict.tolist() == strict
+    captions = {v: [q for q, found in enumerate(right) if v in found] for v in range(ITEMS)}
+    asked = [v for v in range(ITEMS) if captions[v]]
+    assert ranking.asked.tolist() == asked and len(asked) > len(set(index.caption_item))
+    columns = [min(1 + int((scores[:, v] > scores[q, v]).sum()) for q in captions[v]) for v in asked]
+    assert ranking.ranks["v2t"].strict.tolist() == columns
+    assert [row[v] for row, v in zip(scores, ranking.right, strict=True)] == [
+        max(row[v] for v in found) for row, found in zip(scores, right, strict=True)
+    ]
+    assert len(ranking.occurrences["v2t"]) == CAPTIONS and ranking.occurrences["v2t"].sum() == 10 * len(asked)
+    recalls = [result.metrics[way][f"R@{k}"].value for way in ("t2v", "v2t") for k in (1, 5, 10)]
+    assert result.metrics["both"]["RSUM"].value == pytest.approx(sum(recalls))
+
+
+def test_validation_counts_the_best_of_several_right_items() -> None:
+    method, data, index = Dot(), Data(), several_right()
+    result = evaluate(method, data, "val", index)
+    assert validation_figure(method, data, "val", index) == result.mean_ties["t2v"]["SumR"].value
+    assert validation_figure(method, data, "val", index) > validation_figure(
+        method, data, "val", split_index()
+    )
+
+
+def test_protocol_tells_the_right_items_of_a_caption_and_their_chance_where_there_are_several() -> None:
+    index = several_right()
+    protocol = evaluate(Dot(), Data(), "test", index, ("t2v", "v2t")).protocol
+    right = np.array([len(found) for found in index.positives])
+    assert protocol["items_per_caption"] == {"min": 1, "mean": right.mean(), "max": right.max()}
+    assert protocol["captions_per_item"]["mean"] == pytest.approx(right.sum() / ITEMS)
+    assert protocol["directions"]["t2v"]["chance"]["R@1"] == pytest.approx(100 * right.mean() / ITEMS)
+    assert protocol["directions"]["v2t"]["chance"]["R@1"] == pytest.approx(
+        100 * right.sum() / len({v for found in index.positives for v in found}) / CAPTIONS
+    )
+    assert "right items" in protocol["t2v_rank"] and "m right ones" in protocol["ties"]
+    plain = evaluate(Dot(), Data(), "test", split_index(), ("t2v", "v2t")).protocol
+    assert not {"items_per_caption", "t2v_rank"} & set(plain) and "half of the equal ones" in plain["ties"]
+
+
+def test_protocol_tells_the_kind_and_how_many_queries_were_dropped() -> None:
+    protocol = evaluate(Dot(), Data(), "test", split_index()).protocol
+    assert (protocol["kind"], protocol["dropped"]) == ("video", 0)
+    told = evaluate(
+        Dot(), Data(), "test", split_index(), ("t2v", "v2t"), kind="pointcloud", queries=CAPTIONS + 7
+    )
+    assert (told.protocol["kind"], told.protocol["dropped"]) == ("pointcloud", 7)
+    assert set(told.metrics) == {"t2v", "v2t", "both"}  # the keys on disk stay
+
+
+def test_written_folder_names_all_right_items_and_the_best_one_where_there_are_several(
+    tmp_path: Path,
+) -> None:
+    for name, index in (("one", split_index()), ("several", several_right())):
+        (tmp_path / name).mkdir()
+        evaluate(Dot(), Data(), "test", index, ("t2v", "v2t")).write(tmp_path / name)
+    one, several = (json.loads((tmp_path / name / "queries.json").read_text()) for name in ("one", "several"))
+    assert "caption_also" not in one and several["caption_also"] == several_right().caption_also
+    arrays = load_file(tmp_path / "several" / "ranking.safetensors")
+    assert "t2v.item" not in load_file(tmp_path / "one" / "ranking.safetensors")
+    assert all(v in found for v, found in zip(arrays["t2v.item"], several_right().positives, strict=True))
+
+
 def test_split_digest_changes_with_who_is_in_it_and_not_with_where_it_is_stored() -> None:
     base = split_index(5, 4)
     moved = SplitIndex(**{**vars(base), "item_rows": [9] * 5, "caption_rows": [9] * 4})
     assert split_digest(moved) == split_digest(base)
     for name, value in {"caption_item": [0, 0, 0, 4], "texts": ["a"] * 4, "items": list("abcde")}.items():
         assert split_digest(SplitIndex(**{**vars(base), name: value})) != split_digest(base)
+    others = [replace(base, caption_also=[[v], [], [], []]) for v in (3, 4)]
+    assert len({split_digest(index) for index in (base, *others)}) == 3
+    assert split_digest(base) == "3d1ce23854bc0ad8"
 
 
 def test_split_without_captions_or_items_and_an_unknown_direction_are_the_users_to_mend() -> None:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
 from pipeline.errors import TrainingError
 from trainers.metrics import (
     ItemRanks,
+    Links,
     Ranks,
     chance,
     intervals,
     join,
+    link_ranks,
     metrics,
     rsum,
     text_ranks,
@@ -28,6 +33,7 @@ from trainers.metrics import (
 )
 
 seeds = st.integers(0, 2**32 - 1)
+SHARED = Path(__file__).parents[3] / "shared" / "golden" / "h2arn" / "evaluation_a.json"
 
 
 def scores_with_ties(seed: int, queries: int = 9, items: int = 6, levels: int = 4) -> tuple[NDArray, NDArray]:
@@ -215,7 +221,7 @@ def test_rsum_is_the_sum_of_the_recalls_of_both_directions() -> None:
     text, items = some_ranks(9, 120), some_ranks(10, 40)
     t2v, v2t = metrics(text), metrics(items)
     expected = sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10))
-    assert rsum(text, items, item, seed=0).value == pytest.approx(expected)
+    assert rsum(text, items, Links.one_each(item, 40), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_one() -> None:
@@ -229,7 +235,8 @@ def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_o
         units = random.integers(0, 80, 80)
         t2v, v2t = metrics(text[np.concatenate([captions[v] for v in units])]), metrics(items[units])
         drawn.append(sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10)))
-    figure, (low, high) = rsum(text, items, item, seed=0, resamples=3000), np.quantile(drawn, [0.025, 0.975])
+    figure = rsum(text, items, Links.one_each(item, 80), seed=0, resamples=3000)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 
 
@@ -245,3 +252,169 @@ def test_chance_of_queries_with_different_numbers_of_answers_is_their_average() 
     mixed = chance(30, np.array([1, 1, 4]))
     one, four = chance(30, np.array([1])), chance(30, np.array([4]))
     assert mixed == pytest.approx({name: (2 * one[name] + four[name]) / 3 for name in one})
+
+
+Right = list[list[int]]
+
+
+def linked(seed: int, queries: int = 6, items: int = 5, levels: int = 2) -> tuple[NDArray, Right]:
+    """Scores (Q, V) of few levels, and right items: of some captions none, of some items no caption."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(-levels, levels, (queries, items)).astype(np.float32)
+    share = random.choice([0.1, 0.3, 0.7])
+    return scores, [random.permutation(np.flatnonzero(random.random(items) < share)).tolist() for _ in scores]
+
+
+def ranked(scores: NDArray, right: Right, *cuts: int) -> tuple[Ranks, Ranks]:
+    """What `link_ranks` says of a matrix that is cut at the given rows."""
+    blocks = [(slice(a, b), scores[a:b]) for a, b in itertools.pairwise((0, *cuts, len(scores)))]
+    return link_ranks(blocks, Links.of(right, scores.shape[1]))
+
+
+def slow_ranks(scores: NDArray, right: Right) -> list[tuple[int, float]]:
+    """Of each row with a right column the best rank, and its average over all orders of equal scores."""
+    out = []
+    for row, columns in zip(scores.tolist(), right, strict=True):
+        if columns:
+            strict = min(1 + sum(score > row[v] for score in row) for v in columns)
+            first = []
+            for order in itertools.permutations(range(len(row))):
+                ranking = sorted(order, key=lambda v: -row[v])
+                first.append(1 + min(ranking.index(v) for v in columns))
+            out.append((strict, statistics.mean(first)))
+    return out
+
+
+def transposed(right: Right, items: int) -> Right:
+    return [[q for q, columns in enumerate(right) if v in columns] for v in range(items)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_ranks_under_any_links_are_those_of_all_orders_of_equal_scores_in_both_directions(seed: int) -> None:
+    scores, right = linked(seed)
+    twins = slow_ranks(scores, right), slow_ranks(scores.T, transposed(right, 5))
+    for found, twin in zip(ranked(scores, right), twins, strict=True):
+        assert found.strict.tolist() == [strict for strict, _ in twin]
+        assert found.mean.tolist() == pytest.approx([mean for _, mean in twin])
+
+
+@given(seeds)
+def test_one_link_a_caption_gives_what_the_item_of_each_caption_gives(seed: int) -> None:
+    scores, item = scores_with_ties(seed)
+    texts, items = ranked(scores, [[v] for v in item.tolist()])
+    for found, expected in ((texts, text_ranks(scores, item)), (items, item_ranks(scores, item))):
+        assert np.array_equal(found.strict, expected.strict) and np.array_equal(found.mean, expected.mean)
+
+
+@given(seeds)
+def test_permuted_captions_and_items_permute_the_ranks_of_links(seed: int) -> None:
+    scores, right = linked(seed, 12, 9)
+    random = np.random.default_rng(seed + 1)
+    rows, columns = random.permutation(12), random.permutation(9)
+    place = np.argsort(columns)
+    moved = [[int(place[v]) for v in right[q]] for q in rows]
+    shuffled = ranked(scores[rows][:, columns], moved)
+    before, after = Links.of(right, 9), Links.of(moved, 9)
+    names = (before.answered, rows[after.answered]), (before.asked, columns[after.asked])
+    for (old, new), one, other in zip(names, ranked(scores, right), shuffled, strict=True):
+        assert dict(zip(old.tolist(), one.mean, strict=True)) == dict(
+            zip(new.tolist(), other.mean, strict=True)
+        )
+
+
+@given(seeds, st.sets(st.integers(1, 11), max_size=4))
+def test_ranks_of_links_depend_on_neither_cuts_nor_doubled_nor_reordered_right_items(
+    seed: int, cuts: set[int]
+) -> None:
+    scores, right = linked(seed, 12, 9)
+    doubled = [[*columns[::-1], *columns] for columns in right]
+    for one, other in zip(ranked(scores, right), ranked(scores, doubled, *sorted(cuts)), strict=True):
+        assert np.array_equal(one.strict, other.strict) and np.array_equal(one.mean, other.mean)
+
+
+@given(seeds)
+def test_another_right_item_never_worsens_a_rank(seed: int) -> None:
+    scores, item = scores_with_ties(seed)
+    more = [[v, other] for v, other in zip(item.tolist(), np.roll(item, 1).tolist(), strict=True)]
+    texts, items = ranked(scores, more)
+    assert (texts.strict <= text_ranks(scores, item).strict).all()
+    assert (texts.mean <= text_ranks(scores, item).mean).all()
+    assert (items.strict <= item_ranks(scores, item).strict).all()
+
+
+@given(seeds)
+def test_the_best_right_item_is_the_one_that_has_the_rank(seed: int) -> None:
+    scores, right = linked(seed, 12, 9)
+    links = Links.of(right, 9)
+    best = links.best(scores)
+    rows = scores[links.answered]
+    assert np.array_equal(text_ranks(scores, links).strict, text_ranks(rows, best).strict)
+    assert all(v in right[q] for q, v in zip(links.answered, best, strict=True))
+
+
+def test_captions_and_items_without_links_have_no_rank_and_still_compete() -> None:
+    scores = np.array([[1, 9, 5], [2, 2, 8]], np.float32)
+    texts, items = ranked(scores, [[2], []])
+    assert texts.strict.tolist() == [2] and items.strict.tolist() == [2]
+    empty = ranked(scores, [[], []])
+    assert [found.strict.tolist() for found in empty] == [[], []]
+
+
+def test_blocks_that_can_be_read_once_only_are_refused() -> None:
+    with pytest.raises(ValueError, match="read twice"):
+        link_ranks(iter([(slice(0, 1), np.zeros((1, 2), np.float32))]), Links.of([[0]], 2))
+
+
+def test_rsum_of_links_is_the_sum_of_the_recalls_of_both_directions() -> None:
+    scores, right = np.random.default_rng(0).normal(size=(60, 40)), linked(3, 60, 40)[1]
+    texts, items = (metrics(found.strict) for found in ranked(scores, right))
+    expected = sum(side[f"R@{k}"] for side in (texts, items) for k in (1, 5, 10))
+    text, item = (found.strict for found in ranked(scores, right))
+    assert rsum(text, item, Links.of(right, 40), seed=0).value == pytest.approx(expected)
+
+
+def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_captions_and_with_lent_items() -> (
+    None
+):
+    random = np.random.default_rng(13)
+    own = np.repeat(np.arange(60), random.integers(1, 4, 60))
+    lent = {q: 60 + int(v) for q, v in enumerate(random.integers(0, 20, len(own))) if q % 4 == 0}
+    right = [[int(v), *([lent[q]] if q in lent else [])] for q, v in enumerate(own)]
+    text, item = (found.strict for found in ranked(random.normal(size=(len(own), 80)), right))
+    asked = Links.of(right, 80).asked
+    home = {int(v): int(v) for v in own} | {v: int(own[q]) for q, v in reversed(lent.items())}
+    captions = [np.flatnonzero(own == v) for v in range(60)]
+    members = [[place for place, v in enumerate(asked) if home[int(v)] == unit] for unit in range(60)]
+    drawn = []
+    for _ in range(3000):
+        units = random.integers(0, 60, 60)
+        sides = (
+            metrics(text[np.concatenate([captions[v] for v in units])]),
+            metrics(item[np.concatenate([members[v] for v in units]).astype(int)]),
+        )
+        drawn.append(sum(side[f"R@{k}"] for side in sides for k in (1, 5, 10)))
+    figure = rsum(text, item, Links.of(right, 80), seed=0, resamples=3000)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"needs the recorded rankings, {SHARED}")
+def test_recorded_rankings_of_many_to_many_links_have_the_recorded_ranks_and_figures() -> None:
+    arrays, cases = load_file(SHARED.with_suffix(".safetensors")), json.loads(SHARED.read_text())["cases"]
+    for case in cases:
+        scores: NDArray = arrays[f"{case['tag']}.sims"]
+        right: Right = [[] for _ in scores]
+        for q, v in arrays[f"{case['tag']}.link"].tolist():
+            right[q].append(v)
+        both = ranked(scores, right, *range(7, len(scores), 7))
+        for way, found in zip(("t2c", "c2t"), both, strict=True):
+            assert found.strict.tolist() == arrays[f"{case['tag']}.{way}.ranks"].tolist()
+            ours, told = metrics(found.strict), case[way]
+            assert [ours[f"R@{k}"] / 100 for k in (1, 5, 10)] == pytest.approx(
+                [told[f"R@{k}"] for k in (1, 5, 10)], abs=1e-6
+            )
+            assert ours["MRR"] == pytest.approx(told["MRR"], abs=1e-6)
+            assert float(np.float32(ours["MnR"])) == pytest.approx(
+                told["MR"], abs=1e-6
+            )  # recorded in float32
