@@ -18,7 +18,7 @@ from pipeline.stage import Digests, Field
 class BertParams(Params):
     """Which network, which of its states, and how they are stored."""
 
-    model: str = "bert-base-uncased"  # any encoder's name on the hub, a local folder, or crossreel-demo
+    model: str = "bert-base-uncased"  # any encoder's or CLIP's name on the hub, a folder, or crossreel-demo
     weights: str = "pretrained"  # the model's own, or seed:N (random, for tests)
     layers: tuple[int, ...] = Bounded(
         (-1,), min_length=1
@@ -45,7 +45,7 @@ class Bert(TextExtractor[BertParams]):
 
     Characters are those of the caption as given, a word's without the space before it. A token that
     stands for none ([CLS], [SEP], padding) has the place (0, 0). With `pad`, L is `max_tokens` for every
-    caption.
+    caption. Of a CLIP model these are the states of its text side after the final norm, before the projection.
     """
 
     name, version = "bert", 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import Field as Setting
+from pydantic import model_validator
 
 from extractors.backbones import weights
 from extractors.base import Array, TextExtractor, WorkOptions
@@ -18,13 +19,27 @@ class ClipTextParams(ClipNetworkParams):
 
     max_tokens: int = Setting(77, ge=3)  # start and end token included; never more than the network's own
     pad: bool = False  # keep the states of the padding up to max_tokens too, as NeighborRetr reads them
+    padding: Literal["open", "masked"] = "open"  # with pad: zeros, or the end token as H2ARN reads it
+
+    @model_validator(mode="after")
+    def _padding_is_kept(self) -> Self:
+        if self.padding != "open" and not self.pad:
+            raise ValueError(f"padding = {self.padding!r} is kept with pad = true alone")
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """What was made before `padding` existed keeps its fingerprint."""
+        own = super().decisive()
+        return own if self.padding != "open" else {key: own[key] for key in own if key != "padding"}
 
 
 class ClipText(TextExtractor[ClipTextParams]):
     """Captions to token states (L, W), start to end token, the same projected (L, D), and a pooled vector (1, D).
 
-    Padding is left out; with `pad`, L is `max_tokens` for every caption. Projected states live in the space
-    of the frames' vectors.
+    Padding is left out; with `pad`, L is `max_tokens` for every caption, and `padding` says what stands there:
+    "open" zeros as open_clip's tokenizer has them, "masked" the end token as Hugging Face's has it. Either way
+    the states behind the end see the real tokens alone, and those up to it are the same. Projected states
+    live in the space of the frames' vectors.
     """
 
     name, version = "clip_text", 2
@@ -54,7 +69,7 @@ class ClipText(TextExtractor[ClipTextParams]):
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
         """The outputs of each caption."""
-        found = self.network.text_tokens(texts, self.params.max_tokens, self.params.pad)
+        found = self.network.text_tokens(texts, self.params.max_tokens, self.params.pad, self.params.padding)
         return [
             {"token": states, "projected": projected, "pooled": pooled[None]}
             for states, projected, pooled in zip(*found, strict=True)

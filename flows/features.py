@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from flows.project import Project
 from pipeline.datasets.feature_files import INDEX, Entry, no_numbers
+from pipeline.datasets.h2arn_files import export_h2arn
 from pipeline.errors import ItemError, UserError, nearest
 from pipeline.exporting import Exported, Output, export_ms_sl
 from pipeline.imported import imported_stages
@@ -94,22 +95,37 @@ def export(project: Project, stage: str, target: Path, layout: str) -> int:
     return len(state.places)
 
 
-def export_collection(project: Project, stage: str, text_stage: str, field: str, target: Path) -> Exported:
-    """Write a video stage and a text stage in the MS-SL layout; the text stage is found where it is not named.
+def export_collection(
+    project: Project, stage: str, text_stage: str, field: str, target: Path, layout: str = "ms-sl",
+    subset: str = "",
+) -> Exported:  # fmt: skip
+    """Write a stage of items and one of captions in the layout ms-sl or h2arn; the latter is found if not named.
 
-    Raises UserError where some are still to be made, and for what the layout cannot express.
+    `subset` names the data set in h2arn's files; else it is called as the manifest is. Raises UserError where
+    some are still to be made, and for what the layout cannot express.
     """
     text_stage = text_stage or _text_stage(project, stage)
-    outputs = []
+    outputs = {}
     for name, over, chosen in ((stage, "items", field), (text_stage, "captions", "")):
         state = _whole(project, name)
         if state.stage.over != over:
             raise UserError(
-                f"{name} is of {state.stage.over}; ms-sl needs one stage of items, one of captions"
+                f"{name} is of {state.stage.over}; {layout} needs one stage of items, one of captions"
             )
         reader = project.store.reader(name, state.fingerprint.hex)
-        outputs.append(Output(name, _field(state, chosen), reader))
-    return export_ms_sl(target, project.contents, *outputs)
+        outputs[over] = Output(name, _field(state, chosen), reader)
+    if layout == "h2arn":
+        subset = subset or project.contents.corpus.path.stem
+        return export_h2arn(
+            target, project.contents, subset, outputs["items"], outputs["captions"], _save_tensor
+        )
+    return export_ms_sl(target, project.contents, outputs["items"], outputs["captions"])
+
+
+def _save_tensor(path: Path, array: Array) -> None:
+    import torch  # only what asks for .pt files pays for it
+
+    torch.save(torch.from_numpy(array), path)
 
 
 def _whole(project: Project, stage: str) -> State:
@@ -125,8 +141,8 @@ def _whole(project: Project, stage: str) -> State:
 def _text_stage(project: Project, stage: str) -> str:
     """The text features that a method reads beside this stage, or else `clip_text`."""
     methods = [s.params for s in project.stages.values() if isinstance(s.params, MethodConfig)]
-    pairs = {(config.video_features, config.text_features) for config in methods}
-    beside = {text for video, text in pairs if video == stage} or {text for _, text in pairs}
+    beside = {config.text_features for config in methods if stage in config.features()}
+    beside = beside or {config.text_features for config in methods}
     return beside.pop() if len(beside) == 1 else "clip_text"
 
 

@@ -73,11 +73,8 @@ def open_project(
 
 
 def _require_kind(corpus: Corpus, stages: Mapping[str, Stage[Any]]) -> None:
-    """Raise UserError for stages that read media of another kind than the corpus holds, or for a mixed corpus."""
-    kinds = {item.kind: item.id for item in corpus.items}
-    if len(kinds) > 1:
-        told = " and ".join(f"{kind} ({item})" for kind, item in sorted(kinds.items()))
-        raise UserError(f"{corpus.path} holds items of several kinds, {told}; make a manifest of each kind")
+    """Raise UserError for stages that read media of another kind than the corpus holds."""
+    kinds = {item.kind for item in corpus.items}
     for stage in stages.values():
         if stage.kind and stage.kind not in kinds:
             raise UserError(

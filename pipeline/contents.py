@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.corpus import Caption, Corpus, Item
+from pipeline.errors import UserError
 from pipeline.fingerprint import digest_file
 from pipeline.index import Index
 
@@ -59,7 +61,11 @@ class Contents:
 def read_contents(
     corpus: Corpus, index: Index, hashed: Callable[[int, int], None] = lambda n, of: None
 ) -> Contents:
-    """The contents of a corpus; only files that are new or changed are read, `hashed` counts them."""
+    """The contents of a corpus; only files that are new or changed are read, `hashed` counts them.
+
+    Raises UserError for a corpus of several kinds.
+    """
+    _require_one_kind(corpus)
     known = index.known_files()
     digests: dict[str, str] = {}
     unreadable: dict[str, str] = {}
@@ -82,6 +88,14 @@ def read_contents(
             unknown.append((item, path, status.st_size, status.st_mtime_ns))
     _hash(unknown, index, digests, unreadable, hashed)
     return Contents(corpus, digests, unreadable)
+
+
+def _require_one_kind(corpus: Corpus) -> None:
+    """Raise UserError where videos and point clouds stand in one manifest: no stage could read all items."""
+    counts = Counter(item.kind for item in corpus.items)
+    if len(counts) > 1:
+        found = " and ".join(f"{count} of kind {kind}" for kind, count in sorted(counts.items()))
+        raise UserError(f"{corpus.path} holds items of several kinds, {found}; make one manifest a kind")
 
 
 def _hash(

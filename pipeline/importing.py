@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from pipeline.contents import Contents, RememberedDigests, read_contents
-from pipeline.corpus import Caption, Corpus, Item, write_manifest
+from pipeline.corpus import Caption, Corpus, Item, Protocol, write_manifest
 from pipeline.datasets.feature_files import FeatureFiles, as_rows, match
+from pipeline.datasets.h2arn_files import H2arnFiles, stage_words
 from pipeline.datasets.ms_sl import MsSl
+from pipeline.datasets.published import HELD_OUT, PAPERS, held_out
 from pipeline.errors import ItemError, UserError
 from pipeline.fingerprint import Fingerprint, digest_of
 from pipeline.imported import PREFIX, Imported, ImportedParams
@@ -34,11 +36,13 @@ class ImportReport:
     """What came in: the manifest, the stages that hold the features, and the counts."""
 
     manifest: Path
-    video_stage: str
+    video_stage: str  # of the items, whatever their kind
     text_stage: str
     items: int
     captions: int
-    failed: dict[str, str] = field(default_factory=dict)  # video or caption -> reason
+    failed: dict[str, str] = field(default_factory=dict)  # item or caption -> reason
+    unlinked: int = 0  # captions that belong to no item, and were left out
+    validated: str = ""  # on what, where the source has no such split
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,112 @@ def import_ms_sl(
             failed |= _fill(store, stage, keys, read, seen)
     write_manifest(manifest, items)
     return ImportReport(manifest, names[0], names[1], len(videos), len(captions), failed)
+
+
+def import_h2arn(
+    store: Store,
+    source: H2arnFiles,
+    manifest: Path,
+    seen: Seen = lambda stage, done, total: None,
+    val: str = "",
+) -> ImportReport:
+    """Bring a subset of H2ARN's feature files into a store, and write the manifest of its corpus.
+
+    An item or caption is known by its split, its row and who belongs to whom, so that other features of the
+    same rows (BERT beside CLIP) are of the same corpus. A text that is linked to several clouds is a caption of
+    the first; the others stand in its `also`. Clouds without texts stay in the gallery, texts without clouds
+    are left out and counted. Validation clouds are a tenth of the training ones, or `val` of them, or with
+    "papers" those of the test split. Raises UserError for another `val`.
+    """
+    known = RememberedDigests(store.index)
+    linked = _linked_items(source)
+    items, validated = _with_validation(linked, val)
+    captions = {c.digest: c.id for item in linked for c in item.captions}
+    clouds = {item.digest: item.id for item in linked}
+    kept: tuple[tuple[Literal["items", "captions"], str, dict[str, str], tuple[Path, ...]], ...] = (
+        ("items", source.cloud_name, clouds, source.cloud_files),
+        ("captions", source.text_name, captions, source.text_files),
+    )
+    failed: dict[str, str] = {}
+    names = []
+    for of, name, keys, files in kept:
+        digest = digest_of([[str(path.relative_to(source.folder)), known.file(path)] for path in files])
+        arrays = {
+            split: part.clouds if of == "items" else part.texts for split, part in source.splits.items()
+        }
+
+        def read(name: str, arrays: Mapping[str, Array] = arrays) -> Array:
+            split, *_, row = name.split("/")
+            return arrays[split][int(row)]
+
+        dims = next(iter(arrays.values())).shape[2]
+        stage = Imported(
+            _stage_name(stage_words(source.subset, name)),
+            ImportedParams(layout="h2arn", source=digest, of=of, dims=dims),
+        )
+        failed |= _fill(store, stage, keys, read, seen)
+        names.append(stage.name)
+    protocol = f"train and test as {source.folder.name} gives them; {validated or 'nothing to validate on'}"
+    write_manifest(manifest, items, Protocol(f"H2ARN's features of {source.subset}", protocol))
+    unlinked = sum(len(part.texts) - len(part.clouds_of()) for part in source.splits.values())
+    return ImportReport(manifest, names[0], names[1], len(clouds), len(captions), failed, unlinked, validated)
+
+
+def _linked_items(source: H2arnFiles) -> list[Item]:
+    """One item a cloud, `train/3`, with its texts, `train/text/7`, whose words nobody published."""
+    links = [[split, *part.links] for split, part in source.splits.items()]
+    digest = digest_of(["h2arn", source.subset, *links])
+    items = []
+    for split, part in source.splits.items():
+        captions: dict[int, list[Caption]] = {}
+        for text, (first, *others) in part.clouds_of().items():
+            name = f"{split}/text/{text}"
+            words = f"(text {text} of {source.subset} {split}; its words were not published)"
+            also = tuple(f"{split}/{cloud}" for cloud in others)
+            caption = Caption(name, words, digest=digest_of([name, digest]), also=also)
+            captions.setdefault(first, []).append(caption)
+        for cloud in range(len(part.clouds)):
+            name = f"{split}/{cloud}"
+            key = digest_of([name, digest])
+            items.append(Item(name, split, tuple(captions.get(cloud, ())), kind="pointcloud", digest=key))
+    return items
+
+
+def _with_validation(items: list[Item], val: str) -> tuple[list[Item], str]:
+    """The items with some for validation, and in words which.
+
+    What shares a caption with another item stays with it in the training split.
+    """
+    if any(item.split == "val" for item in items):
+        if val:
+            raise UserError(
+                f"--val {val}: the features have a validation split of their own; leave --val out"
+            )
+        return items, "validated on a split of their own"
+    if val == PAPERS:
+        lending = {item.id for item in items if item.split == "test" and item.captions}
+        return [_lending(item, lending) if item.id in lending else item for item in items], (
+            "validated on the test split, as the papers do"
+        )
+    shared = {name for item in items for c in item.captions if c.also for name in (item.id, *c.also)}
+    queried = [i.id for i in items if i.split == "train" and i.captions and i.id not in shared]
+    if not val and 1 < len(queried) < 10:
+        val = "1"  # a tenth would be none, and a run without validation cannot choose its best epoch
+    held = held_out(queried, val, HELD_OUT, "clouds")
+    chosen = [replace(item, split="val") if item.id in held else item for item in items]
+    return (
+        chosen,
+        f"validated on {len(held)} training clouds held out by a digest of their rows" if held else "",
+    )
+
+
+def _lending(item: Item, lending: set[str]) -> Item:
+    """An item of the test split that lends its captions to validation."""
+    again = (
+        replace(c, id=f"{c.id}@val", split="val", also=tuple(name for name in c.also if name in lending))
+        for c in item.captions
+    )
+    return replace(item, captions=(*item.captions, *again))
 
 
 def import_files(

@@ -1,5 +1,7 @@
 """Encoders of the Hugging Face hub as networks: captions to token states. Knows nothing of stages.
 
+Of a CLIP model the text side is read; its states are those after the final norm, before the projection.
+
 Axes: N captions, L tokens of a caption, D state size.
 """
 
@@ -58,15 +60,12 @@ class BertBackbone:
         A caption longer than `max_tokens` loses its tail, not its end token. What shares the batch
         changes nothing: padding stands on the right and is masked.
         """
-        batch = self._tokenizer(
-            list(texts), padding="max_length" if self.pad else "longest", truncation=True,
-            max_length=self.max_tokens, return_offsets_mapping=True, return_special_tokens_mask=True,
-            return_tensors="pt",
-        )  # fmt: skip
+        batch = self.tokenized(texts)
         offsets = batch.pop("offset_mapping").numpy().astype(np.int32)
         special = batch.pop("special_tokens_mask").numpy().astype(bool)
         with autocast(self.precision, self.device):
-            hidden = self.network(**batch.to(self.device), output_hidden_states=True).hidden_states
+            out = self.network(**batch.to(self.device), output_hidden_states=True)
+        hidden = (*out.hidden_states[:-1], out.last_hidden_state)  # CLIP norms its last, outside the layers
         states = torch.stack([hidden[layer].float() for layer in self._layers]).mean(dim=0)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         rows = zip(texts, states.cpu().numpy(), offsets, special, lengths, strict=True)
@@ -74,6 +73,17 @@ class BertBackbone:
             _cut(text, Tokens(*parts), self.max_tokens if self.pad else length)
             for text, *parts, length in rows
         ]
+
+    def tokenized(self, texts: Sequence[str]) -> Any:
+        """What the network is given, a table of (N, L): `input_ids`, `attention_mask` (0 of padding), ...
+
+        Also `offset_mapping` (N, L, 2) and `special_tokens_mask`, which describe it.
+        """
+        return self._tokenizer(
+            list(texts), padding="max_length" if self.pad else "longest", truncation=True,
+            max_length=self.max_tokens, return_offsets_mapping=True, return_special_tokens_mask=True,
+            return_tensors="pt",
+        )  # fmt: skip
 
 
 def _cut(text: str, tokens: Tokens, length: int) -> Tokens:
@@ -119,6 +129,7 @@ def _network(folder: Path, wanted: weight_files.Wanted) -> Any:
     seed = weight_files.seed_of(wanted.weights)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = _text_side(config)
         _require_encoder(config, wanted.model)
         with torch.random.fork_rng(devices=[]), weight_files.fitting(folder, wanted.model):
             if seed is not None:
@@ -135,6 +146,11 @@ def _network(folder: Path, wanted: weight_files.Wanted) -> Any:
     if missing:
         raise UserError(f"the weights of {wanted.model!r} lack {missing[0]} and {len(missing) - 1} others")
     return network
+
+
+def _text_side(config: Any) -> Any:
+    """The description of a CLIP model's text side; of any other model its own."""
+    return config.text_config if config.model_type == "clip" else config
 
 
 def _require_encoder(config: Any, model: str) -> None:
@@ -154,7 +170,8 @@ def _chosen(layers: Sequence[int], count: int, model: str) -> list[int]:
 
 def _require_room(max_tokens: int, network: Any, tokenizer: Any, model: str) -> None:
     """Raise UserError for more tokens than the network has positions (RoBERTa reserves its first two)."""
-    positions = getattr(getattr(network, "embeddings", None), "position_embeddings", None)
+    embeddings = getattr(network, "embeddings", None)
+    positions = getattr(embeddings, "position_embeddings", getattr(embeddings, "position_embedding", None))
     limits = [tokenizer.model_max_length] if tokenizer.model_max_length < UNKNOWN_LENGTH else []
     if positions is not None:
         reserved = positions.padding_idx

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
 Floats = NDArray[np.float32]
+Padding = Literal["open", "masked"]
+"""What stands behind a caption's end: zeros as open_clip pads, or the end token as Hugging Face pads."""
+
 CONTEXT_LENGTH = 77  # of every network that does not say otherwise
 WHITEN = "whiten_when_seeded"  # a key of our own in a network's file, beside those of open_clip
 
@@ -103,7 +106,11 @@ class ClipBackbone:
 
     @torch.inference_mode()
     def text_tokens(
-        self, texts: Sequence[str], max_tokens: int | None = None, pad: bool = False
+        self,
+        texts: Sequence[str],
+        max_tokens: int | None = None,
+        pad: bool = False,
+        padding: Padding = "open",
     ) -> tuple[list[Floats], list[Floats], Floats]:
         """Token states (t, width) and projected ones (t, D), an array a caption, and their ends (N, D).
 
@@ -113,11 +120,15 @@ class ClipBackbone:
         context length where it is None) lose the tokens before their end token, as in open_clip.
 
         With `pad` every caption has all `max_tokens` states. Those behind its end see the real tokens
-        alone, unlike open_clip's own (NeighborRetr page, section 3.1).
+        alone, unlike open_clip's own (NeighborRetr page, section 3.1). They are the states of zeros, or with
+        `padding` "masked" of the end token, as Hugging Face's CLIP has them (H2ARN page, section 4).
         """
         longest = min(max_tokens or self.context_length, self.context_length)
         tokens = self._tokenize(list(texts), context_length=longest).to(self.device)
         ends = tokens.argmax(dim=-1)  # the end token is the highest number there is
+        if padding == "masked":
+            behind = torch.arange(longest, device=self.device) > ends[:, None]
+            tokens = tokens.masked_fill(behind, self._tokenize.eot_token_id)
         with self._autocast():
             hidden = self._text_states(tokens, ends, pad)
             projected = self._project(hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from flows.console import StageDisplay
 from pipeline.checking import Finding
 from pipeline.checking import check as find
 from pipeline.contents import read_contents
-from pipeline.corpus import SPLITS, Corpus, parse, protocol_path, write_manifest
+from pipeline.corpus import KINDS, SPLITS, Corpus, parse, protocol_path, write_manifest
 from pipeline.datasets.activitynet import ACTIVITYNET
 from pipeline.datasets.charades import CHARADES
 from pipeline.datasets.didemo import DIDEMO
@@ -22,14 +23,17 @@ from pipeline.datasets.msrvtt import MSRVTT
 from pipeline.datasets.msvd import MSVD
 from pipeline.datasets.published import Choice, read_published
 from pipeline.datasets.qvhighlights import QVHIGHLIGHTS
+from pipeline.datasets.t3dr_hit import SUBSETS, read_t3dr_hit
 from pipeline.datasets.table import Imported, read_csv, read_jsonl, read_parquet
 from pipeline.datasets.tvr import TVR
 from pipeline.errors import UserError, nearest
 from pipeline.execute import cores
 from pipeline.index import Index
 
-OWN = {"folder": read_folder, "csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
-PUBLIC = {
+TABLES = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
+OWN = ("folder", *TABLES)
+T3DR_HIT = "t3dr-hit"  # the one public corpus that is not made of videos
+VIDEOS = {
     "msrvtt": MSRVTT,
     "msvd": MSVD,
     "activitynet": ACTIVITYNET,
@@ -38,6 +42,7 @@ PUBLIC = {
     "tvr": TVR,
     "qvhighlights": QVHIGHLIGHTS,
 }
+PUBLIC = (*VIDEOS, T3DR_HIT)
 SHOWN = 20  # of what was left out, and of what is worth knowing
 
 app = typer.Typer(help="Make a corpus manifest, and check one before hours are spent.", no_args_is_help=True)
@@ -57,10 +62,10 @@ def import_(
     ),
     media: Annotated[
         Path | None,
-        typer.Option(help="The folder of a public corpus' videos, searched in depth; else SOURCE."),
+        typer.Option(help="The folder of a public corpus' media, searched in depth; else SOURCE."),
     ] = None,
     no_media: Annotated[
-        bool, typer.Option("--no-media", help="Take the annotations of a public corpus without its videos.")
+        bool, typer.Option("--no-media", help="Take the annotations of a public corpus without its media.")
     ] = False,
     protocol: Annotated[
         str,
@@ -79,6 +84,10 @@ def import_(
         ),
     ] = "",
     split: Annotated[list[str], typer.Option(help="Import this split alone; may be repeated.")] = [],  # noqa: B006
+    kind: Annotated[
+        str, typer.Option(help=f"Of a folder or table, what its media are: {' or '.join(KINDS)}.")
+    ] = "",
+    subset: Annotated[str, typer.Option(help=f"Of t3dr-hit: {' or '.join(SUBSETS)}.")] = "",
 ) -> None:
     """Write a manifest from media with captions beside them, a table of captions, or a public corpus.
 
@@ -94,12 +103,19 @@ def import_(
         raise UserError("--media and --no-media exclude each other")
     if layout in OWN:
         given = {"--media": media, "--no-media": no_media, "--protocol": protocol, "--captions": captions,
-                 "--val": val, "--split": split}  # fmt: skip
-        _refuse(layout, given)
-        found = OWN[layout](source, target.parent)
+                 "--val": val, "--split": split, "--subset": subset}  # fmt: skip
+        _refuse(layout, given, f"public corpora ({', '.join(PUBLIC)})")
+        found = _own(layout, source, target.parent, kind or KINDS[0])
     else:
+        _refuse(layout, {"--kind": kind}, f"the user's own media ({', '.join(OWN)})")
         choice = Choice(protocol, captions, val, tuple(split) or SPLITS, media, no_media)
-        found = read_published(PUBLIC[layout], source, target.parent, choice)
+        if layout == T3DR_HIT:
+            given = {"--protocol": protocol, "--captions": captions}
+            _refuse(layout, given, f"corpora of videos ({', '.join(VIDEOS)})")
+            found = read_t3dr_hit(subset, source, target.parent, choice)
+        else:
+            _refuse(layout, {"--subset": subset}, T3DR_HIT)
+            found = read_published(VIDEOS[layout], source, target.parent, choice)
     if not found.items:
         raise UserError(f"{source} gives no items; {found.left_out[0] if found.left_out else 'it is empty'}")
     write_manifest(target, found.items, found.protocol)
@@ -108,11 +124,21 @@ def import_(
         raise typer.Exit(FAILED_ITEMS)
 
 
-def _refuse(layout: str, given: Mapping[str, object]) -> None:
-    """Raise UserError for an option that only public corpora have."""
+def _own(layout: str, source: Path, relative_to: Path, kind: str) -> Imported:
+    """The items of the user's own folder or table, of one kind. Raises UserError."""
+    if kind not in KINDS:
+        raise UserError(f"unknown --kind {kind!r}; {nearest(kind, KINDS)}")
+    if layout == "folder":
+        return read_folder(source, relative_to, kind)
+    found = TABLES[layout](source, relative_to)
+    return replace(found, items=[replace(item, kind=kind) for item in found.items])
+
+
+def _refuse(layout: str, given: Mapping[str, object], having: str) -> None:
+    """Raise UserError for an option that only other layouts have, which `having` names."""
     for option, value in given.items():
         if value:
-            raise UserError(f"{option} is for public corpora ({', '.join(PUBLIC)}), not for {layout}")
+            raise UserError(f"{option} is for {having}, not for {layout}")
 
 
 def _tell(corpus: Corpus, found: Imported) -> None:

@@ -17,9 +17,10 @@ from flows.features import export, export_collection, open_tensors
 from flows.graph import METHODS
 from flows.project import open_project
 from pipeline.datasets.feature_files import SUFFIXES, FeatureFiles
+from pipeline.datasets.h2arn_files import H2arnFiles
 from pipeline.errors import UserError, nearest
 from pipeline.execute import Progress
-from pipeline.importing import import_files, import_ms_sl, require_layout
+from pipeline.importing import ImportReport, import_files, import_h2arn, import_ms_sl, require_layout
 from pipeline.store import Store
 
 importing = typer.Typer(help="Bring in published features or an authors' checkpoint.", no_args_is_help=True)
@@ -29,8 +30,9 @@ MethodName = Annotated[str, typer.Option("--method", help="The method it belongs
 StoreFolder = Annotated[
     Path, typer.Option("--store", help="The store to fill; an experiment names it as `store`.")
 ]
-FORMATS = ("npz", "safetensors", "ms-sl")
-SOURCES = ("ms-sl", *SUFFIXES)
+COLLECTIONS = ("ms-sl", "h2arn")  # they bring their corpus with them
+FORMATS = ("npz", "safetensors", *COLLECTIONS)
+SOURCES = (*COLLECTIONS, *SUFFIXES)
 SHOWN = 20
 
 
@@ -41,47 +43,83 @@ def import_features(
     ],
     layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(SOURCES)}.")] = "ms-sl",
     store: StoreFolder = Path("store"),
-    manifest: Annotated[Path, typer.Option("--out", "-o", help="The manifest to write (ms-sl).")] = Path(
-        "corpus.jsonl"
-    ),
+    manifest: Annotated[
+        Path, typer.Option("--out", "-o", help="The manifest to write (ms-sl, h2arn).")
+    ] = Path("corpus.jsonl"),
     visual_feature: Annotated[
-        str | None, typer.Option(help="Which folder of FeatureData, if several (ms-sl).")
+        str | None,
+        typer.Option(
+            help="Which folder of FeatureData (ms-sl), NAME of pc_features_NAME.pt (h2arn), if several."
+        ),
     ] = None,
     text_file: Annotated[
-        str | None, typer.Option(help="Which HDF5 file of TextData, if several (ms-sl).")
+        str | None,
+        typer.Option(
+            help="Which HDF5 file of TextData (ms-sl), NAME of txt_features_NAME.pt (h2arn), if several."
+        ),
     ] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", help="Which data set, as Elephant or S3DIS, if several (h2arn).")
+    ] = None,
+    val: Annotated[
+        str,
+        typer.Option("--val", help="papers, or how many training clouds to hold out; else a tenth (h2arn)."),
+    ] = "",
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="The manifest whose items they are of; not for ms-sl.")
+        Path | None,
+        typer.Option("--corpus", help="The manifest whose items they are of; not for collections."),
     ] = None,
-    of: Annotated[str, typer.Option("--of", help="items or captions; not for ms-sl.")] = "items",
-    name: Annotated[str, typer.Option("--name", help="NAME of the stage import-NAME; not for ms-sl.")] = "",
+    of: Annotated[str, typer.Option("--of", help="items or captions; not for collections.")] = "items",
+    name: Annotated[
+        str, typer.Option("--name", help="NAME of the stage import-NAME; not for collections.")
+    ] = "",
     array: Annotated[str, typer.Option("--array", help="Which array of each file, if several.")] = "",
     dataset: Annotated[str, typer.Option("--dataset", help="Which dataset of each group (hdf5).")] = "",
 ) -> None:
-    """Bring published features into a store: a whole collection (ms-sl), or arrays for a corpus of yours.
+    """Bring published features into a store: a whole collection (ms-sl, h2arn), or arrays for a corpus of yours.
 
-    ms-sl brings captions with it, and writes the manifest. Arrays of the other layouts are named by item or
+    A collection brings its corpus with it, and writes the manifest. Arrays of the other layouts are named by item or
     caption id, and become a stage of the corpus that --corpus names.
     """
     require_layout(layout, SOURCES)
     if not source.exists():
         raise UserError(f"{source} does not exist")
-    if layout != "ms-sl":
+    if (subset or val) and layout != "h2arn":
+        raise UserError(f"--{'subset' if subset else 'val'} is for h2arn")
+    if layout not in COLLECTIONS:
         _import_files(source, layout, store, corpus, of, name, _array(layout, array, dataset))
         return
     if corpus or name or array or dataset or of != "items":
         raise UserError(
-            "ms-sl brings its own corpus: it takes none of --corpus, --of, --name, --array, --dataset"
+            f"{layout} brings its own corpus: it takes none of --corpus, --of, --name, --array, --dataset"
         )
     with StageDisplay() as display:
-        result = import_ms_sl(
-            Store(store), source, manifest, visual_feature, text_file,
-            lambda stage, done, total: display.progress(Progress(stage, done, total)),
-        )  # fmt: skip
-    out.print(f"{result.items} videos, {result.captions} captions; manifest: {result.manifest}", markup=False)
+
+        def seen(stage: str, done: int, total: int) -> None:
+            display.progress(Progress(stage, done, total))
+
+        if layout == "h2arn":
+            files = H2arnFiles.open(source, open_tensors, subset, text_file, visual_feature)
+            result = import_h2arn(Store(store), files, manifest, seen, val)
+        else:
+            result = import_ms_sl(Store(store), source, manifest, visual_feature, text_file, seen)
+    _tell(
+        result, store, *("clouds", "h2arn", "cloud") if layout == "h2arn" else ("videos", "hlformer", "video")
+    )
+
+
+def _tell(result: ImportReport, store: Path, items: str, method: str, side: str) -> None:
+    """What a collection brought, and the lines of an experiment that train a method on it."""
+    unlinked = f" ({result.unlinked} texts that belong to none were left out)" if result.unlinked else ""
+    out.print(
+        f"{result.items} {items}, {result.captions} captions{unlinked}; manifest: {result.manifest}",
+        markup=False,
+    )
+    if result.validated:
+        out.print(result.validated, markup=False)
     out.print("to train on them, set in the experiment file:\n", markup=False)
-    out.print(f'corpus = "{result.manifest}"\nstore = "{store}"\nmethods = ["hlformer"]\n', markup=False)
-    out.print(f'[trainers.hlformer]\nvideo_features = "{result.video_stage}"', markup=False)
+    out.print(f'corpus = "{result.manifest}"\nstore = "{store}"\nmethods = ["{method}"]\n', markup=False)
+    out.print(f'[trainers.{method}]\n{side}_features = "{result.video_stage}"', markup=False)
     out.print(f'text_features = "{result.text_stage}"', markup=False)
     _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
     if result.failed:
@@ -184,27 +222,39 @@ def export_features(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(FORMATS)}.")] = "npz",
     text_stage: Annotated[
-        str, typer.Option("--text-stage", help="The captions' features; else those its method reads (ms-sl).")
+        str,
+        typer.Option(
+            "--text-stage", help="The captions' features; else those its method reads (collections)."
+        ),
     ] = "",
     field: Annotated[
-        str, typer.Option("--field", help="Which output of the stage; else its first (ms-sl).")
+        str, typer.Option("--field", help="Which output of the stage; else its first (collections).")
+    ] = "",
+    subset: Annotated[
+        str, typer.Option("--subset", help="What the data set is called there; else as the manifest (h2arn).")
     ] = "",
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write a stage's features: a file an item or caption with an index of names, or a whole ms-sl collection."""
+    """Write a stage's features: a file an item or caption with an index of names, or a whole collection."""
     require_layout(layout, FORMATS)
     project = open_project(experiment, sets)
-    if layout == "ms-sl":
-        report = export_collection(project, stage, text_stage, field, target)
+    if subset and layout != "h2arn":
+        raise UserError("--subset is for h2arn")
+    if layout in COLLECTIONS:
+        report = export_collection(project, stage, text_stage, field, target, layout, subset)
+        items = "clouds" if layout == "h2arn" else "videos"
         out.print(
-            f"{target}: {report.videos} videos ({report.rows} rows), {report.captions} captions", markup=False
+            f"{target}: {report.videos} {items} ({report.rows} rows), {report.captions} captions",
+            markup=False,
         )
         _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
         if report.left_out:
             raise typer.Exit(FAILED_ITEMS)
         return
     if text_stage or field:
-        raise UserError(f"--text-stage and --field are for ms-sl; {layout} holds every output of one stage")
+        raise UserError(
+            f"--text-stage and --field are for {' and '.join(COLLECTIONS)}; {layout} holds every output of one stage"
+        )
     count = export(project, stage, target, layout)
     out.print(f"{target}: {count} files of {stage}, names in index.json", markup=False)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.report.wording import counted
 from pipeline.child import Child, ChildDied, ChildError, Send
 from pipeline.errors import ItemError
 from pipeline.video import probe
@@ -18,6 +19,7 @@ from pipeline.video import probe
 FRAMES = 4  # of a strip
 HEIGHT_PIXELS, MOST_WIDTH_PIXELS = 112, 240
 JPEG_QUALITY = 62
+LEFT_OUT = "left out to keep this page small"
 LIMIT_SECONDS = 10.0  # for one frame
 MEMORY_BYTES = 4 << 30
 
@@ -37,11 +39,22 @@ class Frame:
 
 @dataclass(frozen=True)
 class Strip:
-    """Frames in order of time and the length of the video; or the reason why there are none."""
+    """Frames in order of time and the length of the video; or the reason why there are none.
+
+    Of a point cloud they are views from around it, and what counts for a frame's seconds are degrees.
+    """
 
     frames: tuple[Frame, ...] = ()
     seconds: float = 0.0
     reason: str = ""
+    views: bool = False
+
+    def described(self, item: str) -> str:
+        """What it shows, in words: "4 frames of a, at 0.5, 1.5, 2.5, 3.5 seconds"."""
+        places = ", ".join(f"{frame.seconds:.{0 if self.views else 1}f}" for frame in self.frames)
+        if self.views:
+            return f"{counted(len(self.frames), 'view')} of {item}, from {places} degrees around it"
+        return f"{counted(len(self.frames), 'frame')} of {item}, at {places} seconds"
 
 
 class Frames:
@@ -65,7 +78,7 @@ class Frames:
         strip = self._known[path, moments]
         size = sum(len(frame.source) for frame in strip.frames)
         if size > self._left:
-            return Strip(reason="left out to keep this page small")
+            return Strip(reason=LEFT_OUT)
         self._left -= size
         return strip
 
@@ -73,9 +86,8 @@ class Frames:
         frames, seconds = [], 0.0
         try:
             for header, arrays in self._child.call({"path": path, "moments": moments}, LIMIT_SECONDS):
-                source = "data:image/jpeg;base64," + base64.b64encode(arrays["jpeg"].tobytes()).decode()
                 width, height = header["size"]
-                frames.append(Frame(source, width, height, header["seconds"]))
+                frames.append(Frame(as_data_uri(arrays["jpeg"].tobytes()), width, height, header["seconds"]))
                 seconds = header["duration"]
         except ItemError as error:
             return Strip(reason=error.reason)
@@ -84,6 +96,11 @@ class Frames:
         except ChildDied as error:
             return Strip(reason=f"decoding failed: {error}")
         return Strip(tuple(frames), seconds)
+
+
+def as_data_uri(jpeg: bytes) -> str:
+    """A picture as it stands in a page."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def serve_strip(request: dict[str, Any], send: Send) -> None:

@@ -17,8 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.report import activity, leaderboard, training
 from flows.report.environment import environment
-from flows.report.frames import Frames
 from flows.report.hubness import hubness_tables
+from flows.report.pictures import Pictures
 from flows.report.queries import Queries, read_queries
 from flows.report.stage import ReportParams
 from flows.report.wording import counted, duration, kind_of, without_places
@@ -86,9 +86,9 @@ def _queries(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) 
     """The queries shown of each method; every method gets the same share of the page."""
     out = []
     for entry in inputs["methods"]:
-        with closing(Frames(frame_bytes // len(inputs["methods"]))) as frames:
+        with closing(Pictures(frame_bytes // len(inputs["methods"]))) as pictures:
             shown = read_queries(
-                entry["method"], Path(entry["evaluate"]), inputs, frames, params.queries_shown
+                entry["method"], Path(entry["evaluate"]), inputs, pictures, params.queries_shown
             )
         if shown is not None:
             out.append(shown)

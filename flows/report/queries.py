@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from flows.report.frames import Frames, Moments, Strip
+from flows.report.frames import Moments, Strip
+from flows.report.pictures import Pictures
 from flows.report.wording import counted, kind_of, member
 from pipeline.sampling import uniform_positions
 
@@ -87,7 +88,7 @@ class Queries:
 
 
 def read_queries(
-    method: str, folder: Path, inputs: Mapping[str, Any], frames: Frames, count: int
+    method: str, folder: Path, inputs: Mapping[str, Any], pictures: Pictures, count: int
 ) -> Queries | None:
     """So many queries of an evaluation, half of them found; None where captions did not rank items."""
     ranking = load_file(folder / "ranking.safetensors")
@@ -96,7 +97,7 @@ def read_queries(
     asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
     measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     noun = member(kind_of(measured["protocol"]))
-    teller = _Teller(ranking, asked, inputs, frames, noun)
+    teller = _Teller(ranking, asked, inputs, pictures, noun)
     found = ranking["t2v.mean_rank"] == 1
     chosen = choose(ranking["t2v.mean_rank"], np.asarray(asked["caption_item"]), count)
     shown = tuple(teller.query(int(q)) for q in chosen)
@@ -130,7 +131,7 @@ class _Teller:
     ranking: Mapping[str, NDArray[Any]]
     asked: Mapping[str, Any]
     inputs: Mapping[str, Any]
-    frames: Frames
+    pictures: Pictures
     noun: str
 
     def query(self, q: int) -> Query:
@@ -162,7 +163,8 @@ class _Teller:
 
     def _result(self, position: int, place: int, score: str, right: bool, moments: Moments) -> Result:
         item = self._item(position)
-        strip = Strip() if self.noun == "cloud" else self.frames.strip(item["video"], moments)
+        unseen = self.noun == "cloud" and not item.get("points")  # its features were imported
+        strip = Strip() if unseen else self.pictures.strip(item, moments)
         return Result(f"{place:,}", item["id"], score, right, strip, moments)
 
 

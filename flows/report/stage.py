@@ -42,6 +42,7 @@ class Report(Stage[ReportParams]):
                 key: str(briefing.store.item_file("compress", fp, key, suffix))
                 for key in states["compress"].places
             }
+        points = briefing.where("points")["where"] if "points" in states else {}
         return {
             "experiment": dict(briefing.about),
             "corpus": {
@@ -67,7 +68,8 @@ class Report(Stage[ReportParams]):
                 for method in self.params.methods
             ],
             "items": {
-                key: {"id": item.id, "video": videos.get(key)} for key, item in contents.items().items()
+                key: {"id": item.id, "video": videos.get(key), "points": points.get(key)}
+                for key, item in contents.items().items()
             },
             "captions": _captions(contents),
         }

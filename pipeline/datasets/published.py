@@ -121,16 +121,7 @@ def _validated(captions: dict[str, list[Annotation]], val: str) -> tuple[dict[st
         again = [replace(caption, id=f"{caption.id}@val") for caption in captions["test"]]
         return captions | {"val": again}, "validated on the test split, as the papers do"
     train = captions.get("train", [])
-    videos = sorted({caption.video for caption in train}, key=digest_text)
-    if not val:
-        count = min(HELD_OUT, len(videos) // 10)
-    elif val.isdecimal() and (int(val) < len(videos) or not videos):
-        count = int(val)
-    else:
-        raise UserError(
-            f"--val {val}: possible are {PAPERS} and a number of the {len(videos)} training videos to hold out"
-        )
-    held = set(videos[:count])
+    held = held_out({caption.video for caption in train}, val, HELD_OUT, "videos")
     if not held:
         return captions, ""
     parts = {
@@ -138,6 +129,21 @@ def _validated(captions: dict[str, list[Annotation]], val: str) -> tuple[dict[st
         "val": [caption for caption in train if caption.video in held],
     }
     return captions | parts, f"validated on {len(held)} training videos held out by a digest of their ids"
+
+
+def held_out(ids: Iterable[str], val: str, most: int, what: str) -> set[str]:
+    """Which of the training ids are held out, by a digest of each: a tenth and at most so many, or `val`.
+
+    Raises UserError for a `val` that is no such number.
+    """
+    ordered = sorted(ids, key=digest_text)
+    if not val:
+        return set(ordered[: min(most, len(ordered) // 10)])
+    if val.isdecimal() and (int(val) < len(ordered) or not ordered):
+        return set(ordered[: int(val)])
+    raise UserError(
+        f"--val {val}: possible are {PAPERS} and a number of the {len(ordered)} training {what} to hold out"
+    )
 
 
 def _usable(

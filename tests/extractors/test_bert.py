@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from extractors.backbones import torchvision_ops
+from extractors.backbones import torchvision_ops, weights
 from extractors.backbones.bert import BertBackbone
+from extractors.backbones.clip import ClipBackbone
 from extractors.base import Output, Unit, WorkOptions
 from extractors.bert import Bert, BertParams
+from extractors.clip_text import ClipText, ClipTextParams
 from pipeline.errors import UserError
 from pipeline.settings import fill
 
@@ -77,7 +81,38 @@ def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["crossreel-demo", "bert", "roberta"])
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP as Hugging Face publishes it, with the vocabulary of OpenAI's."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    words = weights.import_open_clip().SimpleTokenizer()
+    special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {special.get(word, word): number for word, number in words.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = [" ".join(pair) for pair in words.bpe_ranks]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    end = "<|endoftext|>"
+    told = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    told |= {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    text = {
+        "vocab_size": 49408, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 256,
+        "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    network = transformers.CLIPModel(config)
+    for name, values in network.named_parameters():  # as it is made, its biases and norms tell nothing
+        values.data.add_(torch.randn_like(values) * (0.3 if name.startswith("text") else 0))
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["crossreel-demo", "bert", "roberta", "clip"])
 def params(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings of a seeded network and of two read from folders."""
     if request.param == "crossreel-demo":
@@ -134,6 +169,7 @@ def test_padded_states_are_those_of_a_plain_padded_call(params):
             transformers.AutoModel.from_pretrained(params["model"], local_files_only=True).eval(),
             params["model"],
         )
+    network = getattr(network, "text_model", network)  # of a CLIP model
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for text, arrays in encoded(**params, pad=True).items():
         tokens = tokenizer(text, return_tensors="pt", padding="max_length", truncation=True, max_length=77)
@@ -222,6 +258,80 @@ def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is():
     again, other = encoded(**DEMO), encoded(**(DEMO | {"weights": "seed:1"}))
     np.testing.assert_array_equal(one["hello"]["token"], again["hello"]["token"])
     assert not np.allclose(one["hello"]["token"], other["hello"]["token"])
+
+
+def test_a_clip_s_states_are_those_of_its_text_side_before_and_after_the_final_norm(clip_folder):
+    network = transformers.CLIPTextModel.from_pretrained(clip_folder, local_files_only=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder, local_files_only=True)
+    tokens = tokenizer(TEXTS[0], return_tensors="pt", padding="max_length", max_length=77)
+    with torch.inference_mode():
+        out = network(**tokens, output_hidden_states=True)
+    for layers, wanted in (
+        ((-1,), out.last_hidden_state),
+        ((2,), out.last_hidden_state),
+        ((1,), out.hidden_states[1]),
+    ):
+        found = encoded(model=str(clip_folder), dtype="float32", pad=True, layers=layers)[TEXTS[0]]["token"]
+        np.testing.assert_allclose(found, wanted[0].numpy(), atol=1e-6)
+    assert not torch.allclose(
+        out.hidden_states[2], out.last_hidden_state, atol=0.1
+    )  # the norm does something
+    with pytest.raises(UserError, match=r"max_tokens = 78 is not possible: .* takes at most 77"):
+        BertBackbone(BertParams(model=str(clip_folder)), max_tokens=78)
+
+
+def open_clip_weights(folder: Path, target: Path) -> dict[str, str]:
+    """The same weights in open_clip's names, and the model's description: settings of the stage `clip_text`."""
+    theirs = load_file(folder / "model.safetensors")
+    prefix = "text_model."
+    state = {
+        "token_embedding.weight": theirs[f"{prefix}embeddings.token_embedding.weight"],
+        "positional_embedding": theirs[f"{prefix}embeddings.position_embedding.weight"],
+        "text_projection": theirs["text_projection.weight"].T.contiguous(),
+        "logit_scale": theirs["logit_scale"],
+    }
+    names = {
+        "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+    }  # fmt: skip
+    for kind in ("weight", "bias"):
+        state[f"ln_final.{kind}"] = theirs[f"{prefix}final_layer_norm.{kind}"]
+        for layer in range(2):
+            at, to = f"{prefix}encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+            state |= {f"{to}.{ours}.{kind}": theirs[f"{at}.{name}.{kind}"] for name, ours in names.items()}
+            parts = [theirs[f"{at}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            state[f"{to}.attn.in_proj_{kind}"] = torch.cat(parts)
+    config = {
+        "embed_dim": 8, "quick_gelu": True, "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }  # fmt: skip
+    (target / "tiny.json").write_text(json.dumps(config))
+    images = ClipBackbone(str(target / "tiny.json"), "seed:0").network.state_dict()
+    state |= {name: values for name, values in images.items() if name.startswith("visual.")}
+    save_file({name: values.contiguous() for name, values in state.items()}, target / "tiny.safetensors")
+    return {"model": str(target / "tiny.json"), "weights": str(target / "tiny.safetensors")}
+
+
+def test_a_clip_of_the_hub_and_the_same_weights_in_clip_text_give_the_same_states(clip_folder, tmp_path):
+    """H2ARN's text features either way: 77 positions, the end token behind the end, masked."""
+    stage = ClipText(
+        ClipTextParams(
+            **open_clip_weights(clip_folder, tmp_path),
+            pad=True,
+            padding="masked",
+            dtype="float32",
+            precision="fp32",
+        )
+    )
+    stage.load(WorkOptions(device="cpu"))
+    plain = [
+        text for text in TEXTS if text.isascii()
+    ]  # of odd characters open_clip mends more than Hugging Face
+    other = encoded(model=str(clip_folder), dtype="float32", precision="fp32", pad=True)
+    assert len(plain) == 5
+    for text, found in zip(plain, stage.encode(plain), strict=True):
+        assert found["token"].shape == (77, 16)
+        np.testing.assert_allclose(found["token"], other[text]["token"], atol=1e-5)
 
 
 def test_a_folder_s_network_can_be_drawn_from_a_seed(bert_folder):

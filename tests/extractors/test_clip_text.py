@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from extractors.backbones.clip import ClipBackbone
 from extractors.base import Output, Unit, WorkOptions
 from extractors.clip_text import ClipText, ClipTextParams
+from pipeline.errors import UserError
+from pipeline.settings import fill
 
 DEMO = {"model": "crossreel-demo", "weights": "seed:0", "dtype": "float32"}
 TEXTS = [
@@ -72,3 +75,58 @@ def test_padding_is_kept_on_request_and_sees_the_real_tokens_alone(network, batc
         np.testing.assert_allclose(padded[text].arrays["pooled"], plain[text].arrays["pooled"], atol=2e-5)
     behind = padded["a"].arrays["token"][3:]
     assert np.ptp(behind, axis=0).max() > 1e-3  # positions differ, what they see does not
+
+
+def test_masked_padding_is_the_end_token_that_sees_the_real_tokens_alone(network):
+    """A slow twin: each caption by itself, all positions filled with the end token, mask written out."""
+    stage = ClipText(ClipTextParams(**DEMO, pad=True, padding="masked", max_tokens=12))
+    stage.network, tower = network, network.network
+    for text, found in zip(TEXTS, stage.encode(TEXTS), strict=True):
+        tokens = network._tokenize([text], context_length=12)
+        end = int((tokens[0] == 49407).nonzero()[0])
+        tokens[0, end:] = 49407
+        states = tower.token_embedding(tokens) + tower.positional_embedding[:12]
+        mask = torch.full((12, 12), -torch.inf)
+        for query in range(12):
+            mask[query, : min(query, end) + 1] = 0
+        with torch.inference_mode():
+            twin = tower.ln_final(tower.transformer(states, attn_mask=mask))[0].numpy()
+        np.testing.assert_allclose(found["token"], twin, atol=2e-5)
+
+
+def test_masked_padding_is_the_same_in_a_batch_and_alone(network):
+    together = network.text_tokens(TEXTS, 12, pad=True, padding="masked")[0]
+    for text, states in zip(TEXTS, together, strict=True):
+        ((alone,), _, _) = network.text_tokens([text], 12, pad=True, padding="masked")
+        np.testing.assert_allclose(states, alone, atol=1e-5)
+
+
+def test_masked_and_open_padding_differ_behind_the_end_token_alone(network):
+    real, _, ends = network.text_tokens(TEXTS, 12)
+    zeros, masked = (network.text_tokens(TEXTS, 12, pad=True, padding=how) for how in ("open", "masked"))
+    for states, one, other in zip(real, zeros[0], masked[0], strict=True):
+        length = len(states)
+        np.testing.assert_allclose(one[:length], other[:length], atol=2e-5)
+        assert length == 12 or np.abs(one[length:] - other[length:]).max() > 1e-2
+    for _, _, found in (zeros, masked):
+        np.testing.assert_allclose(found, ends, atol=2e-5)
+
+
+def test_the_default_padding_is_not_in_a_fingerprint_and_another_is():
+    plain, padded = ClipTextParams(**DEMO), ClipTextParams(**DEMO, pad=True)
+    assert set(plain.decisive()) == {
+        "model",
+        "dtype",
+        "precision",
+        "max_tokens",
+        "pad",
+    }  # as before it existed
+    masked = ClipTextParams(**DEMO, pad=True, padding="masked")
+    assert masked.decisive() == padded.decisive() | {"padding": "masked"}
+
+
+def test_padding_that_is_not_kept_is_refused():
+    with pytest.raises(UserError, match="padding = 'masked' is kept with pad = true alone"):
+        fill(ClipTextParams, {"padding": "masked"}, "extractors.clip_text")
+    with pytest.raises(UserError, match=r"extractors\.clip_text\.padding = 'zero' is not possible"):
+        fill(ClipTextParams, {"pad": True, "padding": "zero"}, "extractors.clip_text")

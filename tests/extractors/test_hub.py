@@ -240,7 +240,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder):
     ("config", "said"),
     [
         ({"model_type": "t5"}, "(t5) is not a text encoder; possible are those such as bert-base-uncased"),
-        ({"model_type": "clip"}, "(clip) is not a text encoder"),
+        ({"model_type": "siglip"}, "(siglip) is not a text encoder"),
         ({"model_type": "no-such-thing"}, "cannot be read"),
     ],
 )

@@ -83,6 +83,16 @@ def test_annotations_alone_make_a_manifest_that_says_it_has_no_media(charades, t
         (("folder", ".", "--protocol", "9k"), "--protocol is for public corpora (msrvtt, msvd,"),
         (("csv", ".", "--split", "test"), "--split is for public corpora"),
         (("jsonl", ".", "--no-media"), "--no-media is for public corpora"),
+        (("folder", ".", "--subset", "s3dis"), "--subset is for public corpora"),
+        (("folder", ".", "--kind", "cloud"), "unknown --kind 'cloud'; did you mean 'pointcloud'?"),
+        (("csv", ".", "--kind", "clouds"), "unknown --kind 'clouds'"),
+        (("t3dr-hit", "."), "t3dr-hit needs --subset; possible: elephant, s3dis"),
+        (
+            ("t3dr-hit", ".", "--kind", "video"),
+            "--kind is for the user's own media (folder, csv, jsonl, parquet)",
+        ),
+        (("t3dr-hit", ".", "--protocol", "v2"), "--protocol is for corpora of videos (msrvtt, msvd,"),
+        (("msvd", ".", "--subset", "s3dis"), "--subset is for t3dr-hit, not for msvd"),
         (("charades", "annotations"), "holds none of the 12 videos"),
         (("tvr", "annotations", "--split", "tset"), "TVR has no split 'tset'; did you mean 'test'?"),
     ],
@@ -97,11 +107,21 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
 
 
 def test_help_names_every_layout_and_imports_no_pyarrow():
-    code = "import sys; import flows.commands.corpus; sys.exit('pyarrow' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, flows.commands.corpus; sys.exit(len({'pyarrow', 'torch', 'trimesh'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     command = [sys.executable, "-m", "flows.cli", "corpus", "import", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for layout in ("parquet", "msrvtt", "msvd", "activitynet", "didemo", "charades", "tvr", "qvhighlights"):
+    for layout in (
+        "parquet",
+        "msrvtt",
+        "msvd",
+        "activitynet",
+        "didemo",
+        "charades",
+        "tvr",
+        "qvhighlights",
+        "t3dr-hit",
+    ):
         assert layout in told
 
 
@@ -187,3 +207,59 @@ def test_figures_quote_the_protocol_of_an_imported_corpus(made):
         "name": "TVR prvr", "sentence": "trained on train, tested on val",
     }  # fmt: skip
     assert protocol["corpus"]["queries"] == protocol["captions"]
+
+
+ROW = "0.1 0.2 0.3 9 8 %d\n1 2 3 4 5 6\n"
+
+
+def test_a_folder_and_a_table_of_point_clouds_are_imported_and_checked(tmp_path, crossreel):
+    (tmp_path / "clouds").mkdir()
+    for n in range(6):
+        (tmp_path / f"clouds/room{n}.txt").write_text(ROW % n)
+        (tmp_path / f"clouds/room{n}.captions.txt").write_text(f"room {n}\n")
+    rows = "".join(f"clouds/room{n}.txt,room {n}\n" for n in range(6))
+    (tmp_path / "captions.csv").write_text("media,caption\n" + rows)
+    for layout, source in (("folder", "clouds"), ("csv", "captions.csv")):
+        manifest = tmp_path / f"{layout}.jsonl"
+        ended = crossreel(
+            "corpus", "import", layout, tmp_path / source, "--kind", "pointcloud", "-o", manifest
+        )
+        assert ended.code == 0, ended.err
+        assert {item.kind for item in Corpus.read(manifest).items} == {"pointcloud"}
+        assert "6 items, 0 errors, 0 warnings" in crossreel("corpus", "check", manifest).out
+
+
+def test_t3dr_hit_is_imported_told_and_checked(tmp_path, crossreel):
+    for split, names in (("train", [f"cup{n}" for n in range(11)]), ("test", ["vase", "tile", "ghost"])):
+        for n, name in enumerate(names):
+            file = tmp_path / f"data/Elephant/pcd_normalize_{split}/{name}/model.txt"
+            file.parent.mkdir(parents=True)
+            file.write_text(ROW % (n + 100 * (split == "test")))
+        said = {name: [f"this is {name}"] for name in names if name != "tile"} | (
+            {"tile": []} if n < 9 else {}
+        )
+        (tmp_path / f"data/Elephant/Elephant_caption_{split}.json").write_text(json.dumps({"result": said}))
+    file.unlink()
+    manifest = tmp_path / "c.jsonl"
+    ended = crossreel(
+        "corpus", "import", "t3dr-hit", tmp_path / "data", "--subset", "elephant", "-o", manifest
+    )
+    assert ended.code == 3, ended.err
+    corpus = Corpus.read(manifest)
+    assert ended.out.splitlines() == [
+        f"{manifest}: 13 items (train 10, val 1, test 2), 12 captions",
+        "protocol: T3DR-HIT v2 elephant: train and test as its caption files give them, a caption is one sentence; "
+        "validated on 1 training objects held out by a digest of their names; 1 of 14 objects are skipped",
+        *(f"{split}: {queries} queries, gallery {items}, digest {corpus.split_digest(split)}"
+          for split, queries, items in (("train", 10, 10), ("val", 1, 1), ("test", 1, 2))),
+        f"left out: ghost: there is no pcd_normalize_test/ghost/model.txt in {tmp_path}/data/Elephant; it is skipped "
+        "with its 1 captions",
+    ]  # fmt: skip
+    assert "13 items, 0 errors" in crossreel("corpus", "check", manifest).out
+
+
+def test_a_manifest_of_two_kinds_is_one_sentence(tmp_path, crossreel):
+    items = [Item("a", "train", (), "a.mp4"), Item("b", "train", (), "b.ply", "pointcloud")]
+    write_manifest(tmp_path / "c.jsonl", items)
+    ended = crossreel("corpus", "check", tmp_path / "c.jsonl")
+    assert ended.code == 2 and "make one manifest a kind" in ended.err

@@ -152,10 +152,3 @@ def test_stages_that_read_another_kind_of_media_are_refused_before_anything_is_m
     with pytest.raises(UserError, match=r"compress reads items of the kind video, .* holds pointcloud"):
         open_project(write('extract = ["compress"]\n'))
     assert not (tmp_path / "store").exists()
-
-
-def test_a_manifest_of_videos_and_clouds_is_refused_with_an_item_of_each(write, tmp_path):
-    items = [Item("a", "train", (), "a.ply", kind="pointcloud"), Item("b", "train", (), "b.mp4")]
-    write_manifest(tmp_path / "corpus.jsonl", items)
-    with pytest.raises(UserError, match=r"pointcloud \(a\) and video \(b\); make a manifest of each"):
-        open_project(write('extract = ["compress"]\n'))

@@ -187,12 +187,28 @@ def test_an_exported_collection_is_the_imported_one(folder, tmp_path):
 def test_options_that_a_layout_does_not_know_are_refused(folder, tmp_path):
     export = ("export", "features", "import-i3d_toy", tmp_path, folder / "experiment.toml")
     for words, sentence in (
-        ((*export, "--field", "row"), "--text-stage and --field are for ms-sl; npz holds"),
-        ((*export, "--layout", "csv"), "unknown layout 'csv'; possible: npz, safetensors, ms-sl"),
+        ((*export, "--field", "row"), "--text-stage and --field are for ms-sl and h2arn; npz holds"),
+        ((*export, "--layout", "csv"), "unknown layout 'csv'; possible: npz, safetensors, ms-sl, h2arn"),
         ((*export, "--layout", "ms-sl", "--field", "rwo"), "has no output 'rwo'; did you mean 'row'"),
         ((*export, "--layout", "ms-sl", "--text-stage", "clip_text"), "'clip_text' has no features in"),
         ((*export, "--layout", "ms-sl", "--text-stage", "import-i3d_toy"), "is of items; ms-sl needs one"),
-        (("import", "features", TINY, "--name", "x"), "it takes none of --corpus"),
+        ((*export, "--subset", "Elephant"), "--subset is for h2arn"),
+        ((*export, "--layout", "h2arn", "--text-stage", "import-i3d_toy"), "is of items; h2arn needs one"),
+        (
+            (*export, "--layout", "h2arn"),
+            "has the shape .* for the first; h2arn holds as many tokens for all",
+        ),
+        (
+            ("import", "features", TINY, "--name", "x"),
+            "ms-sl brings its own corpus: it takes none of --corpus",
+        ),
+        (
+            ("import", "features", TINY, "--layout", "h2arn", "--name", "x"),
+            "h2arn brings its own corpus: it takes",
+        ),
+        (("import", "features", TINY, "--layout", "h2arn"), "is no folder of H2ARN's: it holds no save/"),
+        (("import", "features", TINY, "--subset", "x"), "--subset is for h2arn"),
+        (("import", "features", TINY, "--val", "9"), "--val is for h2arn"),
         (("import", "features", TINY, "--layout", "npz"), "name the manifest of their corpus with --corpus"),
         (("import", "features", TINY, "--layout", "npy", "--dataset", "x"), "--dataset is for hdf5"),
         (("import", "features", TINY, "--layout", "hdf5", "--array", "x"), "--array is for files of arrays"),
@@ -300,3 +316,90 @@ def test_groups_without_a_dataset_named_are_answered_with_what_to_write(tmp_path
             "import", "features", tmp_path / "all.h5", "--layout", "hdf5", "--store", tmp_path / "store",
             "--corpus", tmp_path / "corpus.jsonl",
         )  # fmt: skip
+
+
+LINKED = [(0, 0), (1, 0), (2, 1), (2, 3), (4, 3), (5, 2)]  # text, cloud: text 3 belongs to none
+
+
+@pytest.fixture
+def clouds(tmp_path: Path) -> Path:
+    """A subset as H2ARN's authors publish it."""
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        place = tmp_path / "theirs/feature/Elephant" / split
+        place.mkdir(parents=True)
+        (tmp_path / "theirs/save").mkdir(exist_ok=True)
+        torch.save(torch.randn(6, 7, 8, generator=generator), place / "txt_features_CLIP.pt")
+        torch.save(torch.randn(4, 5, 8, generator=generator), place / "pc_features_DGCNN.pt")
+        entries = [[["t.pt", text], ["c.pt", cloud]] for text, cloud in LINKED]
+        (tmp_path / f"theirs/save/Elephant_link_{split}.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def brought(folder: Path, val: str = "0") -> str:
+    common = ("--layout", "h2arn", "--store", folder / "store", "--out", folder / "corpus.jsonl")
+    return call("import", "features", folder / "theirs", *common, "--val", val)
+
+
+def test_cloud_features_come_in_with_the_lines_to_train_on_them(clouds):
+    told = brought(clouds)
+    assert "8 clouds, 10 captions (2 texts that belong to none were left out)" in told
+    lines = (
+        '[trainers.h2arn]\ncloud_features = "import-elephant-dgcnn"\ntext_features = "import-elephant-clip"'
+    )
+    assert lines in told and 'methods = ["h2arn"]' in told
+
+
+EXPERIMENT = """
+corpus = "corpus.jsonl"
+store = "store"
+methods = ["h2arn"]
+[run]
+workers = 1
+[trainers.h2arn]
+cloud_features = "import-elephant-dgcnn"
+text_features = "import-elephant-clip"
+d_model = 8
+nhead = 2
+num_layers = 1
+epochs = 1
+"""
+
+
+def test_cloud_features_go_out_in_the_authors_layout_with_the_values_that_came_in(clouds):
+    brought(clouds, "papers")
+    (clouds / "experiment.toml").write_text(EXPERIMENT)
+    call(
+        "export", "features", "import-elephant-dgcnn", clouds / "ours", clouds / "experiment.toml", "--layout", "h2arn",
+        "--subset", "Elephant",
+    )  # fmt: skip
+    for split in ("train", "test"):
+        texts, rows = (
+            [
+                torch.load(clouds / folder / "feature/Elephant" / split / f"{name}.pt", weights_only=True)
+                for folder in ("theirs", "ours")
+            ]
+            for name in ("txt_features_CLIP", "pc_features_DGCNN")
+        )
+        assert rows[1].dtype == torch.float32 and torch.equal(*rows)
+        entries = json.loads((clouds / f"ours/save/Elephant_link_{split}.json").read_text())
+        assert entries[0][0][0] == f"feature/Elephant/{split}/txt_features_CLIP.pt"
+        found = {(texts[1][text].numpy().tobytes(), cloud) for (_, text), (_, cloud) in entries}
+        assert found == {(texts[0][text].numpy().tobytes(), cloud) for text, cloud in LINKED}
+        assert len(texts[1]) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("val", ["1", "papers"])
+def test_h2arn_trains_on_imported_features(clouds, val):
+    assert "validated on" in brought(clouds, val)
+    (clouds / "experiment.toml").write_text(EXPERIMENT)
+    ran = json.loads(call("stage", "evaluate", clouds / "experiment.toml", "--json"))
+    assert ran["leaderboard"][0]["method"] == "h2arn" and ran["leaderboard"][0]["metrics"]
+
+
+def test_a_pt_file_of_clouds_that_holds_more_than_tensors_is_refused(clouds):
+    torch.save({"rows": np.ones((4, 5, 8))}, clouds / "theirs/feature/Elephant/train/pc_features_DGCNN.pt")
+    with pytest.raises(UserError, match=r"pc_features_DGCNN\.pt: .*nothing else is unpickled"):
+        brought(clouds)
+    assert not (clouds / "corpus.jsonl").exists()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flows.commands.running import print_leaderboard
 from flows.report import leaderboard, page
 from flows.report.frames import FRAMES, Frames, wanted_seconds
+from flows.report.pictures import Pictures
 from flows.report.queries import choose, read_queries
 from flows.report.stage import Report, ReportParams
 from flows.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
@@ -397,7 +398,7 @@ def test_query_with_several_right_items_names_them_all_and_shows_the_best(tmp_pa
     text = Tree(make_page(tmp_path, inputs)).text
     assert "found a right cloud first" in text and "further down, the best right one" in text
     assert "1 to 3 of them are right (2.00 on average); the best rank among a caption's right items" in text
-    shown = read_queries("a", folder, inputs, Frames(0), 40)
+    shown = read_queries("a", folder, inputs, Pictures(0), 40)
     assert shown is not None and shown.several
     ranks, asked = (
         load_file(folder / "ranking.safetensors"),
@@ -419,7 +420,7 @@ def test_query_with_several_right_items_names_them_all_and_shows_the_best(tmp_pa
         else:
             assert query.verdict.startswith(("Found first", "Right cloud at rank"))
     assert 0 < several < len(shown.shown)
-    on_page = read_queries("a", folder, inputs, Frames(0), 6)
+    on_page = read_queries("a", folder, inputs, Pictures(0), 6)
     assert on_page is not None
     told = [f"Right clouds: {', '.join(query.right)}" for query in on_page.shown if len(query.right) > 1]
     assert told and all(line in text for line in told) and text.count("Right clouds:") == len(told)
@@ -605,7 +606,7 @@ def test_brief_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> No
         "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
         "digest-b": {"id": "b#0", "moments": []},
     }
-    assert brief["items"]["digest-a"] == {"id": "a", "video": None}
+    assert brief["items"]["digest-a"] == {"id": "a", "video": None, "points": None}
 
 
 def test_worker_of_the_report_imports_neither_torch_nor_prefect() -> None:

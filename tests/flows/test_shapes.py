@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.report.pictures import Pictures
 from flows.report.shapes import (
     AZIMUTHS,
     ELEVATION,
@@ -18,6 +19,8 @@ from flows.report.shapes import (
     shown_colours,
     views,
 )
+from pipeline.segments import SegmentWriter
+from pipeline.stage import Field
 
 CENTRE = SIDE_PIXELS * OVERSAMPLING // 2
 RED, BLUE = (255.0, 0.0, 0.0), (0.0, 0.0, 255.0)
@@ -75,3 +78,32 @@ def test_a_cloud_without_colours_is_shown_by_height() -> None:
     points = np.array([[0.0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
     low, high = shown_colours(points)
     assert low.tolist() != high.tolist()
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Where the prepared points of a ball lie."""
+    fields = {"points": Field("float32", (None, 9))}
+    with SegmentWriter(tmp_path / "segments", tmp_path / "work", "points", "f", {}, fields) as writer:
+        writer.append("key", "a ball", {"points": np.tile(ball(), 3).astype(np.float32)}, {})
+        path = writer.finish()
+    return [str(path), 0]
+
+
+def test_a_cloud_is_shown_from_around_it_with_words_that_say_so(stored) -> None:
+    strip = Pictures(10**6).strip({"points": stored})
+    assert [frame.seconds for frame in strip.frames] == list(AZIMUTHS)
+    assert strip.described("a ball") == "4 views of a ball, from 30, 120, 210, 300 degrees around it"
+    assert strip.seconds == 0 and not strip.reason
+
+
+def test_pictures_of_clouds_stop_where_the_page_is_full(stored) -> None:
+    pictures = Pictures(10**4 // 2)
+    assert pictures.strip({"points": stored}).reason == "left out to keep this page small"
+
+
+def test_a_damaged_segment_costs_its_pictures_alone(stored) -> None:
+    with open(stored[0], "r+b") as file:
+        file.truncate(100)
+    strip = Pictures(10**6).strip({"points": stored})
+    assert not strip.frames and strip.reason

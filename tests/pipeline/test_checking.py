@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 
 from pipeline.checking import check
 from pipeline.contents import read_contents
 from pipeline.corpus import Caption, Corpus, Item
+from pipeline.errors import UserError
 from pipeline.index import Index
 
 
@@ -81,3 +83,80 @@ def test_imported_items_have_nothing_to_open(findings):
     said = (Caption("c", "x"),)
     found = findings(*(Item(split, split, said, digest=split) for split in ("train", "val", "test")))
     assert found["error"] == []
+
+
+# point clouds --------------------------------------------------------------------------------------
+
+ROWS = np.random.default_rng(0).uniform(0, 1, (20, 6))
+BYTES = ROWS * [1, 1, 1, 255, 255, 255]
+ALONG = np.array([1, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """`cloud(name, rows)` writes a table and gives its item."""
+
+    def make(name: str, rows: np.ndarray, split: str = "train") -> Item:
+        np.savetxt(tmp_path / f"{name}.txt", rows)
+        return Item(name, split, (Caption(f"{name}#0", f"{name} said"),), f"{name}.txt", "pointcloud")
+
+    return make
+
+
+def test_good_clouds_have_no_findings(findings, cloud):
+    items = [cloud(split, BYTES + n * ALONG, split) for n, split in enumerate(("train", "val", "test"))]
+    assert findings(*items) == {"error": [], "warning": []}
+
+
+def test_a_cloud_that_cannot_be_used_is_an_error_with_its_reason(findings, cloud, tmp_path):
+    items = [
+        cloud("good", BYTES),
+        cloud("narrow", BYTES[:, :5]),
+        cloud("nan", BYTES * np.nan),
+        cloud("empty", BYTES),
+    ]
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "cut.ply").write_bytes(b"ply\nformat")
+    errors = findings(*items, Item("cut", "train", (), "cut.ply", "pointcloud"))["error"]
+    assert sorted(errors) == [
+        "cut: it is no .ply file: its header does not end",
+        "empty: the file is empty (0 bytes)",
+        "nan: none of its 20 points is finite",
+        "narrow: it has 5 columns; x y z r g b needs 6, x y z alone 3 (the setting columns says which they are)",
+    ]
+
+
+def test_what_may_mislead_in_clouds_is_a_warning(findings, cloud):
+    dropped = BYTES.copy()
+    dropped[3] = np.nan
+    items = [
+        cloud("dropped", dropped), cloud("bytes", BYTES[::-1]), cloud("unit", ROWS), cloud("bare", ROWS[:, :3]),
+        cloud("far", BYTES + 4.5e6 * ALONG), cloud("dot", BYTES[[0, 0]]),
+        cloud("black", ROWS * [1, 1, 1, 0, 0, 0]),
+    ]  # fmt: skip
+    warnings = findings(*items)["warning"][:5]
+    assert warnings[:3] == [
+        "dropped: 1 of 20 points are NaN or infinite and are left out",
+        "far: it measures 0.983 and lies 4.5e+06 from the origin, where float32 has steps of 0.5; move it to the "
+        "origin",
+        "dot: all its points are one",
+    ]
+    assert warnings[3] == "1 of 7 point clouds have no colours, for instance bare; 0 is taken"
+    assert warnings[4] == (
+        "two scales of colours in one corpus: 1 point clouds reach no more than 1, for instance unit, and 4 reach "
+        "more, for instance dropped"
+    )
+
+
+def test_the_same_cloud_in_two_splits_is_an_error(findings, cloud):
+    found = findings(cloud("a", BYTES), cloud("b", BYTES, "test"))["error"]
+    assert "the same bytes in several splits: a (train), b (test)" in found
+
+
+def test_two_kinds_in_one_manifest_are_one_sentence(findings, cloud):
+    with pytest.raises(UserError) as raised:
+        findings(cloud("a", BYTES), item("b"), item("c"))
+    assert (
+        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest a kind"
+        in str(raised.value)
+    )

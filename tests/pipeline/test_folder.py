@@ -30,8 +30,8 @@ def add(folder: Path, name: str, captions: object = "a caption") -> None:
         media.with_suffix(".json").write_text(json.dumps(captions))
 
 
-def read(folder: Path) -> Imported:
-    found = read_folder(folder, folder.parent)
+def read(folder: Path, kind: str = "video") -> Imported:
+    found = read_folder(folder, folder.parent, kind)
     write_manifest(folder.parent / "corpus.jsonl", found.items)
     corpus = Corpus.read(folder.parent / "corpus.jsonl")
     assert list(corpus.items) == found.items
@@ -124,3 +124,78 @@ def test_a_folder_without_videos_is_one_sentence(folder):
     add(folder, "a.mp4", None)
     with pytest.raises(UserError, match=r"holds no video with captions; a\.mp4: no captions beside it"):
         read_folder(folder, folder)
+
+
+# point clouds --------------------------------------------------------------------------------------
+
+
+def put(folder: Path, name: str, text: str = "1 2 3 4 5 6") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def said(found: Imported) -> dict[str, list[str]]:
+    assert {item.kind for item in found.items} == {"pointcloud"}
+    return {item.id: [caption.text for caption in item.captions] for item in found.items}
+
+
+def test_a_text_is_a_cloud_unless_its_name_or_its_neighbour_says_otherwise(folder):
+    put(folder, "train/Area_1_office_1.txt")
+    put(folder, "train/Area_1_office_1.captions.txt", "an office\n\nwith a desk\n")
+    put(folder, "bunny.ply")
+    put(folder, "bunny.txt", "a bunny")
+    put(folder, "chair.OFF")
+    put(folder, "chair.json", '["a chair"]')
+    put(folder, "scan.npy")
+    put(folder, "scan.txt", "not its captions, since these come first")
+    put(folder, "scan.captions.txt", "a scan")
+    put(folder, "clip.mp4", "no cloud")
+    found = read(folder, "pointcloud")
+    assert said(found) == {
+        "bunny": ["a bunny"], "chair": ["a chair"], "scan": ["a scan"],
+        "train/Area_1_office_1": ["an office", "with a desk"],
+    }  # fmt: skip
+    assert found.left_out == [] and [i.split for i in found.items if i.id.startswith("train")] == ["train"]
+
+
+@pytest.mark.parametrize("under", [False, True])
+def test_captions_of_many_clouds_stand_in_one_file(folder, under):
+    for name in ("a.txt", "deep/b.xyz", "deep/c.pcd", "none.txt"):
+        put(folder, name)
+    put(folder, "deep/c.captions.txt", "its own")
+    shared = {"a": ["one", "two"], "deep/b": ["by path"], "c": ["not its own"], "elsewhere": ["nobody's"]}
+    put(folder, "captions.json", json.dumps({"result": shared} if under else shared))
+    found = read(folder, "pointcloud")
+    assert said(found) == {"a": ["one", "two"], "deep/b": ["by path"], "deep/c": ["its own"]}
+    assert found.left_out == [
+        "none.txt: no captions beside it (none.captions.txt or none.json; or captions.json of the folder)"
+    ]
+
+
+def test_a_cloud_whose_captions_are_none_stays_in_the_gallery(folder):
+    for name in ("a.txt", "b.ply", "c.ply"):
+        put(folder, name)
+    put(folder, "captions.json", json.dumps({"a": ["a caption"], "b": []}))
+    found = read(folder, "pointcloud")
+    assert said(found) == {"a": ["a caption"], "b": []}
+    assert found.left_out[0].startswith("c.ply: no captions beside it (c.captions.txt, c.txt or c.json;")
+
+
+def test_shared_captions_that_are_wrong_are_one_sentence_and_a_wrong_entry_costs_one_cloud(folder):
+    put(folder, "a.txt")
+    put(folder, "b.txt")
+    put(folder, "captions.json", json.dumps({"a": "no list", "b": ["b"]}))
+    found = read(folder, "pointcloud")
+    assert said(found) == {"b": ["b"]} and found.left_out == [
+        "a.txt: captions.json holds no list of captions"
+    ]
+    for text, words in (("{", "cannot be read as JSON"), ("[]", "holds no object of captions by the names")):
+        put(folder, "captions.json", text)
+        with pytest.raises(UserError, match=words):
+            read_folder(folder, folder, "pointcloud")
+
+
+def test_a_folder_without_clouds_is_one_sentence(folder):
+    add(folder, "a.mp4")
+    with pytest.raises(UserError, match=r"holds no point cloud with captions; a\.txt: no captions beside it"):
+        read_folder(folder, folder, "pointcloud")

@@ -1,0 +1,1 @@
+"""Point clouds: files of many kinds to coordinates and colours, and which points are taken."""
