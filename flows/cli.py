@@ -8,6 +8,8 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -17,14 +19,32 @@ from pipeline.errors import ItemError, TrainingError, UserError, is_full
 
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
+HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
+
 app = typer.Typer(
     name="crossreel",
-    help="From a raw corpus of videos with captions to trained, compared, searchable retrieval models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crossreel {metadata.version('crossreel')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself; `_tell_version` has answered the only one."""
+
+
 VERBS: tuple[Callable[..., None], ...] = (
     running.run, batch.batch, running.plan, running.stage, running.status, running.why, running.report,
     triples.triples, service.demo, service.verify, service.deploy, service.doctor,

@@ -2,32 +2,39 @@
 
 `prefect server start --background`, `crossreel deploy`, and `prefect deployment run extract-and-train`
 work one after the other in one terminal: the worker goes on in the background, in a session of its
-own. A server knows one deployment of a name, so the folder deployed last is the one that runs.
+own. In a container it stays in the foreground. A server knows one deployment of a name, so the folder
+deployed last is the one that runs; machines of another kind, such as those with a GPU, have a pool of
+their own, whose deployments carry its name.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NoReturn
+from types import FrameType
+from typing import IO
 
 import httpx
 
 from flows.launch import FLOWS
 from flows.server import LOOPBACK, QUIET, START_SECONDS, answers, configured_url, prefect_home
+from pipeline.child import die_with_parent
 from pipeline.errors import UserError
 
 POOL = "local"
 STOP_SECONDS = 90.0  # a training writes its checkpoint before it ends
+POLL_ENDED_SECONDS = 1.0  # between looks whether a worker in the foreground has ended
 POLL_SECONDS = "2"  # between looks for runs to start; Prefect's 15 are meant for many workers
 
 SETTINGS = """\
@@ -64,53 +71,80 @@ class Deployed:
     log: Path
 
 
-def deploy(folder: Path, serve: bool = True) -> Deployed:
+def deploy(folder: Path, serve: bool = True, pool: str = POOL) -> Deployed:
     """Make the flows known to the running server, for experiments in `folder`, and have a worker run them.
 
-    Safe to repeat. `serve=False` leaves the work to other workers of the pool. Raises UserError if no
-    server answers.
+    Safe to repeat. `serve=False` leaves the work to other workers of the pool. A deployment is called as
+    its flow, in any pool but the usual one as the pool. Raises UserError if no server answers.
     """
     folder = folder.absolute()
     url = _url(folder)
     if not (folder / "prefect.toml").exists():
-        (folder / "prefect.toml").write_text(SETTINGS.format(url=url), encoding="utf-8")
+        with suppress(OSError):  # a read-only folder, as in a container, where PREFECT_API_URL says all
+            (folder / "prefect.toml").write_text(SETTINGS.format(url=url), encoding="utf-8")
     _require_server(url)
     os.environ.update(QUIET | {"PREFECT_API_URL": url})
     try:
-        _register(folder)
+        names = _register(folder, pool)
     except httpx.TransportError as error:
         raise UserError(
             f"the Prefect server at {url} stopped answering ({error}); start it in {folder}, whose prefect.toml "
             "keeps it alive without a network: prefect server start --background"
         ) from None
-    worker = _start_worker(folder, url) if serve else None
-    return Deployed(url, tuple(FLOWS), worker, _state(folder) / "worker.log")
+    worker = _start_worker(folder, url, pool) if serve else None
+    return Deployed(url, names, worker, _state(folder, pool, "log"))
 
 
-def serve_in_foreground(folder: Path) -> NoReturn:
-    """Become the worker, in this terminal, after `deploy(folder, serve=False)`."""
-    os.execve(sys.executable, _command(), _environment(_url(folder.absolute())))
+def serve_in_foreground(folder: Path, pool: str = POOL, health: bool = False) -> int:
+    """Run a worker in this terminal, after `deploy(folder, serve=False)`, until it ends; its exit status.
+
+    SIGTERM, Ctrl-C and `docker stop` end it as `stop` does. `health` has it answer /health on
+    PREFECT_WORKER_WEBSERVER_HOST and _PORT, 8080 if not set, for the check of a container.
+    """
+    command = [*_command(pool), *(["--with-healthcheck"] if health else [])]
+    worker = subprocess.Popen(
+        command, cwd=folder, env=_environment(_url(folder.absolute())), start_new_session=True,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 -- one system call
+    )  # fmt: skip
+
+    leaving = threading.Event()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        leaving.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    while worker.poll() is None and not leaving.wait(POLL_ENDED_SECONDS):
+        pass
+    if leaving.is_set():
+        _end(worker.pid, lambda: worker.poll() is not None)
+    return worker.wait()
 
 
-def stop(folder: Path) -> bool:
-    """End the folder's background worker, and the runs it has underway; whether there was one.
+def stop(folder: Path, pool: str = POOL) -> bool:
+    """End the folder's background worker, and the runs it has underway; whether there was one."""
+    folder = folder.absolute()
+    with _lock(folder, pool) as lock:
+        if _free(lock):
+            return False
+        _end(int(_state(folder, pool, "pid").read_text()), lambda: _free(lock))
+    return True
+
+
+def _end(worker: int, over: Callable[[], bool]) -> None:
+    """End a worker that leads a session, and its runs, until it is over.
 
     The runs are ended first and report that themselves: those that a worker takes down with it stay
     "Running" on the server for ever.
     """
-    folder = folder.absolute()
-    with _lock(folder) as lock:
-        if _free(lock):
-            return False
-        worker = int((_state(folder) / "worker.pid").read_text())
-        for run in _children(worker):
-            with suppress(ProcessLookupError):
-                os.kill(run, signal.SIGTERM)
-        _wait(lambda: not _children(worker))
+    for run in _children(worker):
+        with suppress(ProcessLookupError):
+            os.kill(run, signal.SIGTERM)
+    _wait(lambda: not _children(worker))
+    with suppress(ProcessLookupError):
         os.kill(worker, signal.SIGTERM)
-        if not _wait(lambda: _free(lock)):
-            os.killpg(worker, signal.SIGKILL)
-    return True
+    if not _wait(over):
+        os.killpg(worker, signal.SIGKILL)
 
 
 def _children(pid: int) -> list[int]:
@@ -154,8 +188,8 @@ def _starting() -> bool:
     return True
 
 
-def _register(folder: Path) -> None:
-    """Create the pool if it is not there, and the three deployments or their new versions.
+def _register(folder: Path, pool: str) -> tuple[str, ...]:
+    """Create the pool if it is not there, and the three deployments or their new versions; their names.
 
     The pull step matters: without one, Prefect's process worker copies the folder it was started in,
     media and all, to where it runs a flow.
@@ -168,67 +202,69 @@ def _register(folder: Path) -> None:
 
     with get_client(sync_client=True) as client:
         try:
-            kind = client.read_work_pool(POOL).type
+            kind = client.read_work_pool(pool).type
         except ObjectNotFound:
             template = ProcessWorker.get_default_base_job_template()
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
             kind = "process"
         if kind != "process":
             raise UserError(
-                f"the server's work pool {POOL!r} is of type {kind}, not process; rename or delete it"
+                f"the server's work pool {pool!r} is of type {kind}, not process; rename or delete it"
             )
         for name, where in FLOWS.items():
             module, _, function = where.rpartition(".")
             flow = getattr(importlib.import_module(module), function)
             client.create_deployment(
-                client.create_flow(flow), name, entrypoint=where, work_pool_name=POOL,
+                client.create_flow(flow), name if pool == POOL else pool, entrypoint=where, work_pool_name=pool,
                 description=flow.description, enforce_parameter_schema=True,
                 parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
                 pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}],
             )  # fmt: skip
+    return tuple(FLOWS) if pool == POOL else tuple(f"{name}/{pool}" for name in FLOWS)
 
 
-def _start_worker(folder: Path, url: str) -> int:
+def _start_worker(folder: Path, url: str, pool: str) -> int:
     """The pid of the folder's worker, started if it does not run.
 
     It holds a lock as long as it lives. SIGINT is given its default back first: a worker started by a
     shell in the background would inherit it ignored, and Prefect's workers end by SIGINT alone.
     """
-    state = _state(folder)
-    with _lock(folder) as lock:
+    pid = _state(folder, pool, "pid")
+    with _lock(folder, pool) as lock:
         if not _free(lock):
-            return int((state / "worker.pid").read_text())
+            return int(pid.read_text())
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with (state / "worker.log").open("ab") as log:
+            with _state(folder, pool, "log").open("ab") as log:
                 worker = subprocess.Popen(
-                    _command(), cwd=folder, env=_environment(url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    _command(pool), cwd=folder, env=_environment(url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     start_new_session=True, pass_fds=(lock.fileno(),),
                 )  # fmt: skip
         finally:
             signal.signal(signal.SIGINT, before)
-        (state / "worker.pid").write_text(str(worker.pid))
+        pid.write_text(str(worker.pid))
     return worker.pid
 
 
-def _command() -> list[str]:
-    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+def _command(pool: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
 
 
 def _environment(url: str) -> dict[str, str]:
     return os.environ | QUIET | {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": POLL_SECONDS}
 
 
-def _state(folder: Path) -> Path:
-    state = folder / ".prefect"
-    state.mkdir(exist_ok=True)
-    return state
+def _state(folder: Path, pool: str, kind: str) -> Path:
+    """A file about the folder's worker of a pool."""
+    return folder / ".prefect" / f"{'worker' if pool == POOL else f'worker-{pool}'}.{kind}"
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[IO[str]]:
+def _lock(folder: Path, pool: str) -> Iterator[IO[str]]:
     """The open lock file of the folder's worker."""
-    with (_state(folder) / "worker.lock").open("w") as lock:
+    path = _state(folder, pool, "lock")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as lock:
         yield lock
 
 

@@ -7,18 +7,19 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.parameters import ExperimentFile, Methods, Retries, Settings, Stages
 from flows.project import Project
-from flows.tasks import Wish, Words, bring_up_to_date
+from flows.tasks import Wish, bring_up_to_date
 
 
 @flow(name="extract", persist_result=False)
 def extract(
-    experiment: str = "experiment.toml",
-    methods: Words = None,
-    set: Words = None,
+    experiment: ExperimentFile = "experiment.toml",
+    methods: Methods = None,
+    set: Settings = None,
     retry_failed: bool = False,
-    redo: Words = None,
-    retries: int = 0,
+    redo: Stages = None,
+    retries: Retries = 0,
 ) -> State[Any]:
     """Bring the extraction stages of an experiment up to date.
 

@@ -7,17 +7,18 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.tasks import Wish, Words, bring_up_to_date
+from flows.parameters import ExperimentFile, Methods, Retries, Settings, Stages
+from flows.tasks import Wish, bring_up_to_date
 
 
 @flow(name="extract-and-train", persist_result=False)
 def extract_and_train(
-    experiment: str = "experiment.toml",
-    methods: Words = None,
-    set: Words = None,
+    experiment: ExperimentFile = "experiment.toml",
+    methods: Methods = None,
+    set: Settings = None,
     retry_failed: bool = False,
-    redo: Words = None,
-    retries: int = 0,
+    redo: Stages = None,
+    retries: Retries = 0,
 ) -> State[Any]:
     """Bring every stage of an experiment up to date: whatever is missing, and nothing else.
 

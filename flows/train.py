@@ -7,19 +7,20 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.parameters import ExperimentFile, Methods, Retries, Settings, Stages
 from flows.project import Project
-from flows.tasks import Wish, Words, bring_up_to_date
+from flows.tasks import Wish, bring_up_to_date
 from pipeline.errors import UserError
 
 
 @flow(name="train", persist_result=False)
 def train(
-    experiment: str = "experiment.toml",
-    methods: Words = None,
-    set: Words = None,
+    experiment: ExperimentFile = "experiment.toml",
+    methods: Methods = None,
+    set: Settings = None,
     retry_failed: bool = False,
-    redo: Words = None,
-    retries: int = 0,
+    redo: Stages = None,
+    retries: Retries = 0,
 ) -> State[Any]:
     """Bring the methods of an experiment up to date, from their features to the report.
 

@@ -70,8 +70,15 @@ def verify(
 
 def deploy(
     folder: Annotated[Path, typer.Argument(help="The project's folder, where runs will start.")] = Path(),
+    pool: Annotated[
+        str,
+        typer.Option(help="The work pool; deployments of another one than `local` are called as the pool."),
+    ] = "local",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Keep the worker in this terminal.")
+    ] = False,
+    health: Annotated[
+        bool, typer.Option("--health", help="With --foreground: answer /health on port 8080.")
     ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the worker that was started here.")] = False,
 ) -> None:
@@ -82,18 +89,18 @@ def deploy(
     from flows import deploy as deploying  # Prefect: only this verb pays for it
 
     if stop:
-        out.print(
-            "the worker has ended" if deploying.stop(folder) else f"no worker runs for {folder.absolute()}"
-        )
+        ended = deploying.stop(folder, pool)
+        out.print("the worker has ended" if ended else f"no worker runs for {folder.absolute()}")
         return
-    deployed = deploying.deploy(folder, serve=not foreground)
-    out.print(f"extract, train and extract-and-train are deployments of {deployed.url}", markup=False)
+    deployed = deploying.deploy(folder, serve=not foreground, pool=pool)
+    extract, train, everything = deployed.names
+    out.print(f"{extract}, {train} and {everything} are deployments of {deployed.url}", markup=False)
     if foreground:
-        deploying.serve_in_foreground(folder)
+        raise typer.Exit(deploying.serve_in_foreground(folder, pool, health))
     out.print(
         f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", markup=False
     )
-    out.print("prefect deployment run extract-and-train -p experiment=experiment.toml --watch", markup=False)
+    out.print(f"prefect deployment run {everything} -p experiment=experiment.toml --watch", markup=False)
 
 
 def doctor(

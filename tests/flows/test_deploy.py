@@ -50,13 +50,16 @@ def test_prefect_yaml_is_what_prefect_reads_without_a_key_it_does_not_know() -> 
         assert set(deployment) <= set(DeploymentConfig.model_fields)
 
 
-def test_prefect_yaml_deploys_every_flow_by_module_under_its_own_name() -> None:
-    assert {d["name"]: d["entrypoint"] for d in deployments()} == FLOWS
+def test_prefect_yaml_deploys_every_flow_by_module_to_every_pool() -> None:
+    pools = {name: "local" for name in FLOWS} | {"docker": "docker", "kubernetes": "kubernetes"}
+    made = [(d["entrypoint"], d["name"]) for d in deployments()]
+    wanted = [(where, n) for name, where in FLOWS.items() for n in (name, "docker", "kubernetes")]
+    assert sorted(made) == sorted(wanted)
     for deployment in deployments():
-        flow = flow_of(deployment["name"])
-        assert flow.name == deployment["name"]
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), function)
         assert set(deployment["parameters"]) <= set(inspect.signature(flow.fn).parameters)
-        assert deployment["work_pool"] == {"name": "local"}
+        assert deployment["work_pool"]["name"] == pools[deployment["name"]]
 
 
 def test_the_flows_take_a_word_a_list_or_nothing() -> None:
@@ -157,12 +160,13 @@ def test_stopping_the_worker_ends_the_run_it_has_underway(
 
 
 @pytest.mark.slow
-def test_prefect_yaml_deploys_all_with_the_folder_they_are_deployed_from(
+def test_prefect_yaml_deploys_to_the_pools_there_are_with_the_folder_of_whoever_deploys(
     served: Place, prefect_server: PrefectServer
 ) -> None:
     (served.folder / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
     said(served, "prefect", "work-pool", "create", "local", "--type", "process", "--overwrite")
-    said(served, "prefect", "--no-prompt", "deploy", "--all")
+    names = [part for name in FLOWS for part in ("-n", name)]
+    said(served, "prefect", "--no-prompt", "deploy", *names)
     made = {deployment["name"]: deployment for deployment in prefect_server.deployments()}
     assert {name: made[name]["entrypoint"] for name in FLOWS} == FLOWS
     for name in FLOWS:

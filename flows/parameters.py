@@ -1,0 +1,40 @@
+"""The types of the flows' parameters: what a form offers, and what a server refuses before a run is made.
+
+They describe and do not convert: a value arrives at the flow as it was given, and what is wrong with it
+is said there, in a sentence that names the nearest possible value. A single word may stand for a list of
+one, as `-p methods=hlformer` gives it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from flows.graph import EXTRACTORS, METHODS
+
+GROUPS = ("pack", "train", "evaluate")  # of stages, one of each a method
+MOST_RETRIES = 10
+
+ExperimentFile = Annotated[str, Field(min_length=1, json_schema_extra={"examples": ["experiment.toml"]})]
+"""An experiment file, as text: the worker's machine has it, not the one that asks."""
+
+Methods = list[Annotated[str, Field(json_schema_extra={"enum": list(METHODS)})]] | str | None
+"""Methods of `flows.graph`: a form offers them one by one."""
+
+Settings = (
+    list[Annotated[str, Field(json_schema_extra={"examples": ["trainers.hlformer.lr=1e-4"]})]] | str | None
+)
+"""Settings, each `name.of.key=value`."""
+
+Stages = (
+    list[
+        Annotated[str, Field(json_schema_extra={"examples": [*(kind.name for kind in EXTRACTORS), *GROUPS]})]
+    ]
+    | str
+    | None
+)
+"""Stages, or groups of them; any name is possible, as an imported feature is a stage too."""
+
+Retries = Annotated[int, Field(ge=0, le=MOST_RETRIES)]
+"""How often a stage is tried again."""
