@@ -1,7 +1,8 @@
 """The whole pipeline on one page: a table of extractors, a table of methods, and how they are chained.
 
-    media -> compress -> clip, frames, keyframes -> vgg16 -\\
-    captions -> clip_text, bert, triples -----------------> pack-<method> -> train-<method> -> evaluate-<method>
+    videos -> compress -> clip, frames, keyframes -> vgg16 -\\
+    point clouds -> points -> dgcnn, pointnet, pointnet2 --->
+    captions -> clip_text, bert, triples ------------------> pack-<method> -> train-<method> -> evaluate-<method>
                                                                                                  -> report
 
 A new extractor is one line in EXTRACTORS, a new method one line in METHODS. Importing this page
@@ -18,8 +19,12 @@ from extractors.bert import Bert
 from extractors.clip import Clip
 from extractors.clip_text import ClipText
 from extractors.compress import Compress
+from extractors.dgcnn import Dgcnn
 from extractors.frames import Frames
 from extractors.keyframes import Keyframes
+from extractors.pointnet import Pointnet
+from extractors.pointnet2 import Pointnet2
+from extractors.points import Points
 from extractors.triples import Triples
 from extractors.vgg16 import Vgg16
 from flows.experiment import Experiment
@@ -30,6 +35,7 @@ from pipeline.settings import Params, fill, located
 from pipeline.stage import Stage
 from trainers.config import MethodConfig
 from trainers.gare.config import GareConfig
+from trainers.h2arn.config import H2arnConfig
 from trainers.hlformer.config import HLFormerConfig
 from trainers.lean.config import LeanConfig
 from trainers.neighborretr.config import NeighborRetrConfig
@@ -41,6 +47,10 @@ EXTRACTORS: tuple[type[Extractor[Any]], ...] = (
     Frames,
     Keyframes,
     Vgg16,
+    Points,
+    Dgcnn,
+    Pointnet,
+    Pointnet2,
     ClipText,
     Bert,
     Triples,
@@ -51,6 +61,7 @@ METHODS: dict[str, type[MethodConfig]] = {
     "neighborretr": NeighborRetrConfig,
     "gare": GareConfig,
     "lean": LeanConfig,
+    "h2arn": H2arnConfig,
 }
 
 INHERITS = {

@@ -27,22 +27,22 @@ class Recipe(Params):
 class MethodConfig(Recipe):
     """Base of every method's config: which stages it reads, and what the settings of its inputs are.
 
-    `packing` names the settings that shape the packed inputs; `directions` is what its task asks.
-    A method's `config.py` names its class `CONFIG`.
+    `kind` is that of the items it ranks. `packing` names the settings that shape the packed inputs; `directions`
+    is what its task asks. A method's `config.py` names its class `CONFIG`.
     """
 
-    video_features: str = "clip"  # the stage whose rows are the frames of a video
     text_features: str = "clip_text"  # the stage whose rows are the tokens of a caption
 
     weights: str = ""  # a folder that `crossreel import checkpoint` wrote, to start from; else random
 
-    packing: ClassVar[frozenset[str]] = frozenset({"video_features", "text_features"})
+    kind: ClassVar[str] = "video"
+    packing: ClassVar[frozenset[str]] = frozenset({"text_features"})
     places: ClassVar[frozenset[str]] = frozenset({"weights"})
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """What it reads, by the name it has for it: the extraction stage, and the output ("": the stage's first)."""
-        return {"video": (self.video_features, ""), "text": (self.text_features, "")}
+        return {"text": (self.text_features, "")}
 
     def features(self) -> tuple[str, ...]:
         """The extraction stages whose outputs it reads."""
@@ -62,3 +62,15 @@ class MethodConfig(Recipe):
     def to_be_filled(self) -> Self:
         """The settings of a network whose weights will all be replaced by trained ones."""
         return self
+
+
+class VideoMethodConfig(MethodConfig):
+    """Base of the configs of methods that rank videos."""
+
+    video_features: str = "clip"  # the stage whose rows are the frames of a video
+
+    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {"video_features"}
+
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Rows of videos and of captions."""
+        return {"video": (self.video_features, ""), **super().inputs()}

@@ -1,7 +1,7 @@
-"""BertAdam, the optimizer of the published methods, with its warm-up schedules and its two groups of parameters.
+"""The optimizers of the published methods, with their warm-up schedules and groups of parameters.
 
-Adam without bias correction, eps outside the root, weight decay added to the update, every tensor's gradient
-clipped by itself. The learning rate is a function of the count of updates, which travels in the state.
+BertAdam is Adam without bias correction, eps outside the root, weight decay added to the update, every tensor's
+gradient clipped by itself. The learning rate is a function of the count of updates, which travels in the state.
 """
 
 from __future__ import annotations
@@ -162,6 +162,46 @@ class BertAdam(Optimizer):
             if not self.state[p]:
                 self.state[p] = {"first": torch.zeros_like(p), "second": torch.zeros_like(p)}
         return [self.state[p]["first"] for p in params], [self.state[p]["second"] for p in params]
+
+
+class WarmupAdamW(torch.optim.AdamW):
+    """AdamW whose rate rises in a line from 0 over the first updates, then falls in a line to 0 at the last.
+
+    Rate of update t, from 0: lr t / warmup_steps, then lr (total_steps - t) / (total_steps - warmup_steps).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        lr: float,
+        total_steps: int,
+        warmup_steps: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+    ) -> None:
+        if not 0 <= warmup_steps < max(1, total_steps):
+            raise ValueError(f"warmup_steps = {warmup_steps} of {total_steps} updates: some must follow")
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
+        for group in self.param_groups:
+            group |= {"peak": lr, "total_steps": total_steps, "warmup_steps": warmup_steps, "updates": 0}
+
+    def learning_rates(self) -> list[float]:
+        """The learning rate that each group's next update will have."""
+        return [_linear_rate(group) for group in self.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        for group, rate in zip(self.param_groups, self.learning_rates(), strict=True):
+            group["lr"] = rate
+            group["updates"] += 1
+        return super().step(closure)
+
+
+def _linear_rate(group: dict[str, Any]) -> float:
+    done, warmup, total = group["updates"], group["warmup_steps"], group["total_steps"]
+    if done < warmup:
+        return group["peak"] * done / warmup
+    return group["peak"] * max(0, total - done) / max(1, total - warmup)
 
 
 def _rate(group: dict[str, Any]) -> float:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,12 +23,11 @@ T = TypeVar("T")  # of tensors: this module imports no torch
 
 METHODS = {
     "gare": "trainers.gare.verify",
+    "h2arn": "trainers.h2arn.verify",
     "hlformer": "trainers.hlformer.verify",
     "lean": "trainers.lean.verify",
     "neighborretr": "trainers.neighborretr.verify",
 }
-FOLDERS = ("gare", "h2arn", "hlformer", "lean", "neighborretr")
-"""Names of methods: a folder so named holds cases of that method."""
 
 BROKEN = (UserError, ItemError, OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError)
 """What a case that is damaged or does not fit can raise while it is run."""
@@ -42,6 +41,7 @@ class Quantity:
     error: float
     tolerance: float
     note: str = ""
+    skipped: bool = False
 
     @property
     def ok(self) -> bool:
@@ -49,7 +49,7 @@ class Quantity:
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else "FAIL"
+        verdict = ("skip" if self.skipped else "ok") if self.ok else "FAIL"
         note = f"  {self.note}" if self.note else ""
         return f"{verdict:4}  {self.name:60}  {self.error:9.2e}  (allowed {self.tolerance:.2e}){note}"
 
@@ -80,6 +80,15 @@ class MethodVerify(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsFolders(Protocol):
+    """What a method's `verify` module also offers where its cases bring data that are .json files themselves."""
+
+    def data(self, path: Path, case: Mapping[str, Any]) -> Collection[Path]:
+        """The folders of a case's data; what is in them and below is no case."""
+        ...
+
+
 def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
     """The result of each case in and below a folder, in the order of their paths.
 
@@ -93,6 +102,7 @@ def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
         for path in sorted(folder.rglob("*.json"))
         if method is None or not _of_another(path, folder, method)
     ]
+    paths = _without_data(paths, method)
     if not paths:
         raise UserError(f"there is no .json file in {folder} or below, so there is no case to run")
     for path in paths:
@@ -105,7 +115,7 @@ def run_case(path: Path, method: str | None = None) -> CaseResult:
         case = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return _failed(path, method or "?", f"cannot be read: {error}")
-    name = next((m for m in ([method] if method else METHODS) if _understood(m, case)), None)
+    name = _method_of(case, method)
     if name is None:
         return _failed(path, method or "?", "is no case that is understood here")
     quantities: list[Quantity] = []
@@ -136,6 +146,11 @@ def same(name: str, found: object, expected: object) -> Quantity:
     if found == expected:
         return Quantity(name, 0.0, 0.0)
     return failure(name, f"{str(found)[:80]} instead of {str(expected)[:80]}")
+
+
+def skipped(name: str, note: str) -> Quantity:
+    """A quantity that cannot be compared here and is no failure, for a file that the case does not hold."""
+    return Quantity(name, 0.0, 0.0, f"skipped: {note}", skipped=True)
 
 
 def failure(name: str, note: str) -> Quantity:
@@ -189,6 +204,28 @@ def _failed(path: Path, method: str, note: str) -> CaseResult:
     return CaseResult(path, method, [failure("case", note)])
 
 
+def _without_data(paths: list[Path], method: str | None) -> list[Path]:
+    """The .json files that are no data of a case beside them; a case among the data stays one."""
+    folders: set[Path] = set()
+    cases = set()
+    for path in paths:
+        try:
+            case = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # it is told when it is run
+        name = _method_of(case, method)
+        if name is not None:
+            cases.add(path)
+            module = _module(name)
+            folders.update(module.data(path, case) if isinstance(module, ReadsFolders) else ())
+    return [path for path in paths if path in cases or not folders.intersection(path.parents)]
+
+
+def _method_of(case: Any, method: str | None) -> str | None:
+    """The method that understands a case, the one named alone if one is."""
+    return next((m for m in ([method] if method else METHODS) if _understood(m, case)), None)
+
+
 def _understood(method: str, case: Any) -> bool:
     return isinstance(case, dict) and _module(method).understands(case)
 
@@ -200,4 +237,4 @@ def _module(method: str) -> MethodVerify:
 def _of_another(path: Path, folder: Path, method: str) -> bool:
     """Whether a file lies, below the folder, in one named like another method."""
     parts = path.relative_to(folder).parts[:-1]
-    return method not in parts and any(part in FOLDERS for part in parts)
+    return method not in parts and any(part in METHODS for part in parts)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 PICTURES = 1024
 FLOOR = 0.03  # of the largest standard deviation: directions that vary less are not blown up to full size
+LINEAR_FLOOR = 0.1  # the same behind convolutions, whose borders weigh otherwise in larger pictures
+AROUND = 0.2  # what is left of a convolution's weights beside its middle: they blur and carry borders
 
 
 def initialise(network: nn.Module, seed: int) -> None:
@@ -56,21 +58,57 @@ def whiten(visual: Any, mean: Tensor, std: Tensor, seed: int) -> None:
 
 @torch.no_grad()
 def standardise(network: nn.Sequential, inputs: Tensor) -> None:
-    """Give every layer's outputs mean 0 a channel and deviation 1 over the inputs, (n, ...), by bias and scale.
+    """Keep a random network nearly linear, and make its last layer's outputs white over the inputs, (n, ...).
 
-    Under ReLU, which cuts all means off below, random layers bring what they are given nearer and nearer
-    to one direction: after the fifteen of the demo's VGG16 the mean cosine of two random pictures'
-    features is 0.88 to 0.95, and 0.4 to 0.6 this way. Layers without weights pass their inputs on as they do in use.
+    Random layers under ReLU bring what they are given nearer and nearer to one direction, and lose what is faint:
+    of fifteen that only have mean 0 and deviation 1, a linear probe finds a background's pattern and tone in the
+    demo's key frames with AUC 0.61 and 0.84; this way with 0.83 and 1.00. Convolutions look mostly at their middle;
+    outputs get deviation 1 and a mean of 1 a channel, so that ReLU cuts off few; the last layer's get mean 0. Layers
+    without weights pass their inputs on as they do in use. The last layer with weights is a linear one.
     """
+    layers = [layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            _look_at_the_middle(layer.weight)
         inputs = layer(inputs)
         if isinstance(layer, nn.Conv2d | nn.Linear):
+            bias = layer.get_parameter("bias")
             centre = inputs.transpose(0, 1).flatten(1).mean(dim=1)  # (channels,)
             inputs = inputs - centre.view(1, -1, *[1] * (inputs.ndim - 2))
-            scale = inputs.std()
-            inputs /= scale
+            bias.sub_(centre)
+            if layer is layers[-1]:
+                inputs = _whiten_rows(layer, inputs)
+            scale, mean = inputs.std(), float(layer is not layers[-1])
+            inputs = inputs / scale + mean
             layer.weight /= scale
-            layer.get_parameter("bias").sub_(centre).div_(scale)
+            bias.div_(scale).add_(mean)
+
+
+def _look_at_the_middle(weight: Tensor) -> None:
+    """Shrink all of a convolution's weights (out, in, h, w) but those of its middle."""
+    height, width = (size // 2 for size in weight.shape[2:])
+    middle = weight[:, :, height, width].clone()
+    weight *= AROUND
+    weight[:, :, height, width] = middle
+
+
+def _whiten_rows(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Change a linear layer so that its outputs, (n, channels) of mean 0, are white, and give them as they are then.
+
+    There may be more channels than rows: directions in which nothing varies are treated as those under the floor.
+    """
+    _, spread, axes = torch.linalg.svd(rows.double() / len(rows) ** 0.5, full_matrices=False)
+    floor = LINEAR_FLOOR * spread[0]
+    scales = (spread**2 + floor**2).rsqrt() * floor  # 1 where nothing varies
+
+    def whitened(columns: Tensor) -> Tensor:
+        """Columns (channels, ...) in whitened axes, turned back into the old ones."""
+        return columns + (axes.T * (scales - 1) @ (axes @ columns.double())).to(columns.dtype)
+
+    for name in ("weight", "bias"):
+        parameter = layer.get_parameter(name)
+        parameter.copy_(whitened(parameter))
+    return whitened(rows.T).T
 
 
 def pictures(count: int, size_pixels: int, seed: int) -> NDArray[np.uint8]:

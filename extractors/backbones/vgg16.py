@@ -23,7 +23,7 @@ AFTER_RELU: dict[Layer, int] = {"fc6": 2, "fc7": 5}  # how many of torchvision's
 NARROWED = {"vgg16": 1, "crossreel-demo": 8}  # the demo's network has an eighth of the width everywhere
 SMALLEST_PIXELS = 32  # five poolings halve a side; the adaptive one behind them takes whatever is left
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what the published weights want
-PICTURES, PICTURE_PIXELS = 64, 64  # that seeded weights are standardised on
+PICTURES, PICTURE_PIXELS = 256, 64  # that seeded weights are standardised on
 
 
 class Vgg16Backbone:
@@ -38,7 +38,8 @@ class Vgg16Backbone:
         seed = weight_files.seed_of(weights)
         network = _build(NARROWED[model])
         unused = set(network.state_dict())
-        network.classifier = network.classifier[: AFTER_RELU[layer]]
+        # A seed's network is one whatever layer is read: it is made up to fc7, whose outputs become white.
+        network.classifier = network.classifier[: AFTER_RELU[layer if seed is None else "fc7"]]
         network.to_empty(device="cpu").eval()
         if seed is None:
             _load(network, hub.vgg16_file(model, weights), model, unused)
@@ -46,6 +47,7 @@ class Vgg16Backbone:
             seeded.initialise(network, seed)
             pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
             seeded.standardise(_layers(network), self._normalised(pictures))
+            network.classifier = network.classifier[: AFTER_RELU[layer]]
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         self.network: Any = network.to(self.device).requires_grad_(False)
 

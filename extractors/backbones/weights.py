@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
-DRAWING = 2  # raise it when a seed comes to stand for other weights, in seeded.py or in a file of models/
+DRAWING = 3  # raise it when a seed comes to stand for other weights, in seeded.py or in a file of models/
 
 
 class Wanted(Protocol):

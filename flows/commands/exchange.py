@@ -16,6 +16,7 @@ from flows.console import StageDisplay
 from flows.features import export, export_collection, open_tensors
 from flows.graph import METHODS
 from flows.project import open_project
+from pipeline.corpus import Corpus
 from pipeline.datasets.feature_files import SUFFIXES, FeatureFiles
 from pipeline.datasets.h2arn_files import H2arnFiles
 from pipeline.errors import UserError, nearest
@@ -154,9 +155,11 @@ def _import_files(
         f"{len(result.missing)} are not; {result.unused} features are of none of them",
         markup=False,
     )
-    side = "video" if of == "items" else "text"
+    clouds = {item.kind for item in Corpus.read(corpus).items} == {"pointcloud"}
+    side = "text" if of == "captions" else "cloud" if clouds else "video"
     out.print("to train on them, set in the experiment file:\n", markup=False)
-    out.print(f'[trainers.hlformer]\n{side}_features = "{result.stage}"', markup=False)
+    method = "h2arn" if clouds else "hlformer"
+    out.print(f'[trainers.{method}]\n{side}_features = "{result.stage}"', markup=False)
     _list("not in the features", result.missing)
     _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
     if result.unreadable:

@@ -119,6 +119,13 @@ def test_seeded_features_are_neither_dead_nor_all_alike(backbone, size):
     assert (found.max(axis=0) <= 0).mean() < 0.1
 
 
+def test_seeded_features_vary_in_many_directions(backbone):
+    """Layers that only have mean 0 and deviation 1 leave 4 of 512, and 45 as they are made white at the end."""
+    found = backbone.features(seeded.pictures(64, 64, seed=7))
+    variances = np.linalg.svd(found - found.mean(axis=0), compute_uv=False) ** 2
+    assert variances.sum() ** 2 / (variances**2).sum() > 20
+
+
 def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is(backbone):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.geometry import lorentz
-from trainers.geometry.cone import exterior_angle, half_aperture
+from trainers.geometry.cone import CLAMPED, MERU, Bounds, angle_at, exterior_angle, half_aperture
 
 CURVATURES = (0.1, 1.0, 7.3)
 
@@ -34,6 +34,37 @@ def test_pairwise_products_are_those_of_a_loop_over_pairs() -> None:
             for j in range(5):
                 expected = -x[n, i, 0] * y[n, j, 0] + sum(x[n, i, k] * y[n, j, k] for k in range(1, 4))
                 torch.testing.assert_close(found[n, i, j], expected)
+
+
+def test_products_of_one_with_one_are_the_diagonal_of_those_of_all() -> None:
+    x, y = spaces(2, 3, 4), spaces(2, 3, 4, seed=1)
+    found = lorentz.inner(x, y)
+    torch.testing.assert_close(found, lorentz.pairwise_inner(x, y).diagonal(dim1=-2, dim2=-1))
+    torch.testing.assert_close(lorentz.inner(x[:, :1], y), lorentz.pairwise_inner(x[:, :1], y).squeeze(1))
+
+
+@pytest.mark.parametrize("c", CURVATURES)
+def test_distance_is_symmetric_obeys_the_triangle_and_adds_up_along_a_ray(c: float) -> None:
+    x, y, z = (lorentz.lift(spaces(9, 3, seed=seed), c) for seed in range(3))
+    xy, yz, xz = (lorentz.distance(lorentz.inner(a, b), c) for a, b in ((x, y), (y, z), (x, z)))
+    torch.testing.assert_close(xy, lorentz.distance(lorentz.inner(y, x), c))
+    assert (xz <= xy + yz).all() and xy.min() > 0
+    ray = 0.2 * spaces(1, 3) * torch.tensor([[1.0], [2.5]], dtype=torch.float64)
+    ends = lorentz.lift(lorentz.exp_origin(ray, c), c)
+    found = lorentz.distance(lorentz.inner(ends[0], ends[1]), c)
+    assert found.item() == pytest.approx(1.5 * ray[0].norm().item())
+
+
+def test_distance_of_a_point_from_itself_is_that_of_its_bound_without_a_gradient() -> None:
+    space = spaces(4, 3).float().requires_grad_()
+    points = lorentz.lift(space, 1.0)
+    product = torch.full((4,), -1.0, requires_grad=True)
+    distance = lorentz.distance(product, 1.0)
+    assert distance.tolist() == pytest.approx([math.acosh(1 + 2**-23)] * 4, rel=1e-3)
+    distance.sum().backward()
+    assert product.grad is not None and product.grad.tolist() == [0] * 4
+    near = lorentz.distance(lorentz.inner(points, points), 1.0)
+    assert near.max() < 5e-3 and near.isfinite().all()
 
 
 def test_logarithm_undoes_the_exponential_map_at_the_origin() -> None:
@@ -107,3 +138,22 @@ def test_gradients_of_collinear_points_are_finite_in_float32() -> None:
     (exterior_angle(apex, space, 1.0) - half_aperture(apex, 1.0)).sum().backward()
     for tensor in (apex, space):
         assert tensor.grad is not None and tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bounds", [MERU, CLAMPED])
+def test_bounds_do_not_matter_away_from_where_they_bind(bounds: Bounds) -> None:
+    apex, space = spaces(8, 3), spaces(8, 3, seed=1)
+    free = Bounds(lambda below: below, cut=0.0, slope_cut=0.0)
+    for found, expected in (
+        (half_aperture(apex, 2.0, bounds=bounds), half_aperture(apex, 2.0, bounds=free)),
+        (exterior_angle(apex, space, 2.0, bounds), exterior_angle(apex, space, 2.0, free)),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_angle_from_a_product_of_matrices_is_that_of_the_pair() -> None:
+    apex, space, c = spaces(4, 3), spaces(5, 3, seed=1), 0.7
+    x, y = lorentz.lift(apex, c), lorentz.lift(space, c)
+    found = angle_at(apex.norm(dim=1)[:, None], x[:, :1], y[:, 0], lorentz.pairwise_inner(x, y), c, CLAMPED)
+    expected = torch.stack([exterior_angle(one.expand(5, 3), space, c, CLAMPED) for one in apex])
+    torch.testing.assert_close(found, expected)

@@ -15,11 +15,28 @@ from torch import Tensor
 
 MAX_SINH = math.asinh(2**15)  # MERU: beyond it sinh of the tangent norm leaves half precision
 MIN_NORM = 1e-8
+MIN_EXCESS = 1e-7  # acosh has an infinite slope at 1
 
 
 def pairwise_inner(x: Tensor, y: Tensor) -> Tensor:
     """Lorentz products <x_i, y_j> = -x_t y_t + x_s . y_s of points (..., N, 1+D) and (..., M, 1+D): (..., N, M)."""
     return flip_time(x) @ y.transpose(-1, -2)
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Lorentz products <x, y> (...) of points (..., 1+D), one with one, the sum over space rounded by itself.
+
+    Of points near each other that is what float32 keeps most of; `pairwise_inner` is for many with many.
+    """
+    return (x[..., 1:] * y[..., 1:]).sum(-1) - x[..., 0] * y[..., 0]
+
+
+def distance(product: Tensor, c: Tensor | float, min_excess: float = MIN_EXCESS) -> Tensor:
+    """Geodesic distances (...) of points with Lorentz products (...), at most -1/c: acosh(-c <x, y>) / sqrt(c).
+
+    -c <x, y> is bounded from below by 1 + `min_excess`; where it is less, the gradient is 0.
+    """
+    return torch.acosh((-c * product).clamp_min(1 + min_excess)) / c**0.5
 
 
 def flip_time(x: Tensor) -> Tensor:

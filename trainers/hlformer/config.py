@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from trainers.config import MethodConfig
+from trainers.config import VideoMethodConfig
 
 Preset = Literal["tvr", "act", "cha"]
 
@@ -51,10 +51,10 @@ PRESETS: dict[str, dict[str, float]] = {
 }
 
 
-class HLFormerConfig(MethodConfig):
+class HLFormerConfig(VideoMethodConfig):
     """HLFormer's recipe; a preset fills every published value of its corpus that is not set explicitly."""
 
-    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {"map_size", "max_ctx_l", "max_desc_l"}
+    packing: ClassVar[frozenset[str]] = VideoMethodConfig.packing | {"map_size", "max_ctx_l", "max_desc_l"}
     directions: ClassVar[tuple[str, ...]] = ("t2v",)  # the task asks which video holds a moment
     speed_only: ClassVar[frozenset[str]] = frozenset({"item_batch", "text_batch"})
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from extractors.backbones import clip_configs, weights
 from pipeline.stage import Digests
-from trainers.config import MethodConfig
+from trainers.config import VideoMethodConfig
 
 OPENAI = {
     "ViT-B/32": "ViT-B-32-quickgelu",
@@ -29,17 +29,17 @@ class Backbone:
     download: bool
 
 
-class ClipPairConfig(MethodConfig):
+class ClipPairConfig(VideoMethodConfig):
     """What GARE and NeighborRetr have in common; names are those of their releases.
 
     Mode `finetune` trains CLIP's towers from the pictures of the stage `frames`; mode `frozen` trains what stands
     behind them on the stored features of `clip` and `clip_text`: minutes on a CPU instead of hours on GPUs.
     """
 
-    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {
+    packing: ClassVar[frozenset[str]] = VideoMethodConfig.packing | {
         "mode", "max_words", "max_frames", "video_framerate", "frame_select",
     }  # fmt: skip
-    places: ClassVar[frozenset[str]] = MethodConfig.places | {"base_encoder", "backbone_weights"}
+    places: ClassVar[frozenset[str]] = VideoMethodConfig.places | {"base_encoder", "backbone_weights"}
     speed_only: ClassVar[frozenset[str]] = frozenset(
         {"batch_size_val", "backbone_download", "backbone_weights"}
     )

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from trainers.config import MethodConfig
+from trainers.config import VideoMethodConfig
 
 Nodes = Literal["triples", "entities", "sentence"]
 Edge = Literal["global", "visual", "text", "cross"]
@@ -14,10 +14,10 @@ Edge = Literal["global", "visual", "text", "cross"]
 IMPORTED = "import-"  # how the stages of imported features are called
 
 
-class LeanConfig(MethodConfig):
+class LeanConfig(VideoMethodConfig):
     """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
 
-    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {
+    packing: ClassVar[frozenset[str]] = VideoMethodConfig.packing | {
         "keyframes", "triples", "nodes", "frames", "top", "max_triples",
     }  # fmt: skip
     speed_only: ClassVar[frozenset[str]] = frozenset({"item_batch"})

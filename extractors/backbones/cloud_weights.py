@@ -1,0 +1,167 @@
+"""Where the weights of the encoders of point clouds come from, and how a file of them fills a network.
+
+A reference is the path of a local file or "seed:N", random weights for tests and the demo. A path may hold
+`{area}`: scenes of S3DIS, called `Area_<n>_<room>`, each take the file of their own area, whose weights were trained
+without that area. Files are safetensors or what torch reads without unpickling objects. Finding them imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extractors.backbones import weights as weight_files
+from pipeline.errors import ItemError, UserError
+from pipeline.stage import Digests
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from extractors.backbones.grouped import CloudNetwork
+
+AREA = "{area}"
+SUFFIXES = (*weight_files.SUFFIXES, ".t7")
+NESTED = ("state_dict", "model_state_dict")  # where a checkpoint keeps its weights
+COUNTERS = "num_batches_tracked"  # of batch norms in training: changes nothing of a frozen one
+
+
+def identity(weights: str, stage: str, known: Digests) -> str | dict[str, str]:
+    """What a fingerprint says of these weights: the seed, the file's digest, or those of all areas' files."""
+    if weight_files.seed_of(weights) is not None:
+        return weight_files.seed_name(weights)
+    digests = {area: known.file(path) for area, path in files(weights, stage).items()}
+    return digests if AREA in weights else digests[""]
+
+
+def require(weights: str, stage: str) -> None:
+    """Raise UserError unless the weights are on this machine."""
+    if weight_files.seed_of(weights) is None:
+        files(weights, stage)
+
+
+def files(weights: str, stage: str) -> dict[str, Path]:
+    """The file of each area, or the only one under "". Raises UserError if there is none."""
+    if not weights:
+        raise UserError(
+            f"extractors.{stage}.weights is not set; give the path of a weights file, which may hold {AREA} "
+            "for scenes of S3DIS, or seed:N (random, to try things)"
+        )
+    if not weights.endswith(SUFFIXES):
+        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
+    if AREA in weights:
+        found = _of_areas(weights)
+    else:
+        found = {"": Path(weights)} if Path(weights).is_file() else {}
+    if not found:
+        raise UserError(f"no weights file {weights}" + (", whatever the area" if AREA in weights else ""))
+    return found
+
+
+def file_for(weights: str, stage: str, item: str) -> Path:
+    """The weights file for an item. Raises ItemError if it has no area, or there is no file for its area."""
+    found = files(weights, stage)
+    if AREA not in weights:
+        return found[""]
+    area = re.search(r"(?<![A-Za-z0-9])Area_(\d+)_", item)
+    if area is None:
+        raise ItemError(item, f"its id names no area, as Area_<n>_..., to choose the weights {weights} by")
+    if area[1] not in found:
+        raise ItemError(item, f"no weights file {weights.replace(AREA, area[1])} for its area {area[1]}")
+    return found[area[1]]
+
+
+def fill(network: CloudNetwork, path: Path, model: str) -> None:
+    """Fill a network from a file. Raises UserError if the file does not fit, to the last key."""
+    with weight_files.fitting(path, model):
+        state = _tensors(path)
+    put(network, state, f"the weights in {path} do not fit {model}")
+
+
+def put(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> None:
+    """Fill a network from tensors by name, as our own or the authors' files name them.
+
+    A leading `module.` is stripped, layers that the network does not use are dropped. Raises UserError, which
+    begins with `misfit`, for a key that is missing, unknown or of another shape, for a tensor that is held twice
+    with different values, and for one that is not finite.
+    """
+    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith(COUNTERS)}
+    found = _named(network, state, misfit)
+    complaint = _complaint(found, wanted)
+    if complaint:
+        raise UserError(f"{misfit}: {complaint}")
+    network.load_state_dict(found, strict=False)  # the counters are missing
+
+
+def draw(network: CloudNetwork, seed: int, run: Callable[[Tensor], Any]) -> None:
+    """Fill a network with random weights; `run` gives it a cloud (N, 9)."""
+    from extractors.backbones import seeded, seeded_clouds
+
+    seeded.initialise(network, seed)
+    seeded_clouds.settle(network, seed, run)
+
+
+def _of_areas(weights: str) -> dict[str, Path]:
+    """The files that a path with {area} stands for, by area; it may hold {area} more than once."""
+    first, *rest = (re.escape(part) for part in weights.split(AREA))
+    pattern = re.compile(first + r"(?P<area>\d+)" + r"(?P=area)".join(rest))
+    paths = glob.glob("*".join(glob.escape(part) for part in weights.split(AREA)))
+    matches = {path: pattern.fullmatch(path) for path in sorted(paths) if Path(path).is_file()}
+    return {match["area"]: Path(path) for path, match in matches.items() if match}
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file, also of a checkpoint that holds them among other things."""
+    import torch
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise TypeError("it is not a table of tensors by name")
+    return state
+
+
+def _named(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> dict[str, Tensor]:
+    """The tensors that count, under the network's own names."""
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        if name.split(".")[0] in network.unused or name.endswith(COUNTERS):
+            continue
+        start = next((alias for alias in network.aliases if name.startswith(alias)), "")
+        own = network.aliases.get(start, "") + name.removeprefix(start)
+        if own in out and not (out[own].shape == value.shape and bool((out[own] == value).all())):
+            raise UserError(f"{misfit}: {name} and its other name hold different values")
+        out[own] = value
+    return out
+
+
+def _complaint(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What keeps tensors from being the wanted ones, "" if nothing does."""
+    for problem, keys in (
+        ("missing", sorted(set(wanted) - set(found))),
+        ("not known", sorted(set(found) - set(wanted))),
+        (
+            "of another shape",
+            sorted(k for k in set(found) & set(wanted) if found[k].shape != wanted[k].shape),
+        ),
+        ("not finite", sorted(k for k, v in found.items() if not v.isfinite().all())),
+    ):
+        if not keys:
+            continue
+        words = f"{keys[0]} is {problem}"
+        if problem == "of another shape":
+            words = f"{keys[0]} is {_shape(found[keys[0]])} where {_shape(wanted[keys[0]])} is needed"
+        return words + (f", and so are {len(keys) - 1} more" if len(keys) > 1 else "")
+    return ""
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape))

@@ -1,0 +1,129 @@
+"""PointNet++ with multi-scale grouping as a network: a point cloud to 100 tokens. Knows nothing of files or stages.
+
+Four levels, each of which samples points, and describes the points around each sample at two scales.
+
+Axes: N points of a level, S samples of it, C channels, k members of a group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from extractors.backbones.grouped import TOKENS, CloudNetwork, Layer, folded, grouped_max
+from extractors.backbones.neighbours import ball
+from pipeline.clouds.sampling import farthest_points
+
+COLUMNS = 9  # x y z r g b, then x y z normalised to [0, 1]
+SAMPLES = (2048, 512, 256, TOKENS)
+RADII = ((0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.8))  # in the units of the file
+MEMBERS = (16, 32)
+WIDTHS = (
+    ((16, 16, 32), (32, 32, 64)),
+    ((64, 64, 128), (64, 96, 128)),
+    ((128, 196, 256), (128, 196, 256)),
+    ((256, 256, 256), (256, 256, 256)),
+)
+
+
+class Sampled(NamedTuple):
+    """A level: coordinates (S, 3), features (S, C), which points were sampled (S,), the groups (S, k) a scale."""
+
+    xyz: Tensor
+    features: Tensor
+    samples: Tensor
+    groups: list[Tensor]
+
+
+class PointNet2(CloudNetwork):
+    """A frozen PointNet++."""
+
+    settling_points = SAMPLES[0]  # of fewer the first level would repeat one point
+    colours = {f"sa1.conv_blocks.{scale}.0.weight": (3, 4, 5) for scale in range(len(MEMBERS))}
+
+    def __init__(self, columns: int = COLUMNS) -> None:
+        super().__init__()
+        width = columns
+        for level, (count, radii, widths) in enumerate(zip(SAMPLES, RADII, WIDTHS, strict=True), 1):
+            self.add_module(f"sa{level}", SetAbstraction(count, radii, width, widths))
+            width = sum(scale[-1] for scale in widths)
+
+    @torch.inference_mode()
+    def forward(self, points: Tensor, starts: Sequence[int]) -> list[Sampled]:
+        """The levels of one cloud, points (N, 9); the features of the last are its tokens (100, 512).
+
+        `starts` has the index of the point that each level samples first. The authors draw them at random;
+        `starts_of` draws them so that they are the same again.
+        """
+        levels, xyz, features = [], points[:, :3], points
+        for level, start in zip(self.children(), starts, strict=True):
+            levels.append(level(xyz, features, start))
+            xyz, features = levels[-1].xyz, levels[-1].features
+        return levels
+
+    def steps(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each batch norm and what follows it, in order."""
+        return [step for level in self.children() for step in level.steps()]  # type: ignore[operator]
+
+
+class SetAbstraction(nn.Module):
+    """A level: `count` samples of the points it is given, each with the greatest features around it."""
+
+    def __init__(
+        self, count: int, radii: Sequence[float], width: int, widths: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__()
+        self.count, self.radii = count, radii
+        sizes = [list(zip((width + 3, *scale), scale, strict=False)) for scale in widths]
+        self.conv_blocks = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(before, after, 1) for before, after in scale) for scale in sizes
+        )
+        self.bn_blocks = nn.ModuleList(
+            nn.ModuleList(nn.BatchNorm2d(after) for _, after in scale) for scale in sizes
+        )
+        self.after_blocks = nn.ModuleList(
+            nn.ModuleList(nn.ReLU(inplace=True) for _ in scale) for scale in sizes
+        )
+
+    def forward(self, xyz: Tensor, features: Tensor, start: int) -> Sampled:
+        """The level of points xyz (N, 3) with features (N, C), sampled from the point `start` on.
+
+        A member j of the group of i is [features_j, xyz_j - xyz_i]; its first layer is applied to points.
+        """
+        points = xyz.cpu().numpy()
+        samples = farthest_points(points, self.count, start)
+        centres = xyz[torch.from_numpy(samples).to(xyz.device)]
+        middle = xyz.mean(0)  # so that coordinates far from the origin keep their digits
+        groups, scales = [], []
+        for scale, (radius, members) in enumerate(zip(self.radii, MEMBERS, strict=True)):
+            found = ball(points, points[samples], radius, members)
+            groups.append(torch.from_numpy(found).to(xyz.device))
+            layers = self.layers(scale)
+            by_feature, by_place = layers[0].weight.split([features.shape[1], 3], 1)
+            near = features @ by_feature.T + (xyz - middle) @ by_place.T
+            own = (middle - centres) @ by_place.T
+            scales.append(grouped_max(near, own, groups[-1], layers))
+        return Sampled(centres, torch.cat(scales, 1), torch.from_numpy(samples), groups)
+
+    def layers(self, scale: int) -> list[Layer]:
+        """The layers of a scale."""
+        return [folded(*parts) for parts in self._parts(scale)]
+
+    def steps(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each batch norm and what follows it, in order."""
+        return [(norm, after) for scale in range(len(self.radii)) for _, norm, after in self._parts(scale)]
+
+    def _parts(self, scale: int) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
+        blocks = (self.conv_blocks, self.bn_blocks, self.after_blocks)
+        return list(zip(*(block[scale].children() for block in blocks), strict=True))
+
+
+def starts_of(points: int, seed: int, key: str) -> list[int]:
+    """Where the sampling of each level begins, for a cloud of so many points: by a seed and the cloud's digest."""
+    sizes = (points, *SAMPLES[:-1])
+    digests = (hashlib.sha256(f"{seed} {key} {level}".encode()).digest() for level in range(len(sizes)))
+    return [int.from_bytes(digest[:8], "big") % size for digest, size in zip(digests, sizes, strict=True)]

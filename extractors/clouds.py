@@ -1,0 +1,96 @@
+"""What the encoders of point clouds have in common as stages: 100 tokens a cloud, from its prepared points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+
+from extractors.backbones import cloud_weights
+from extractors.backbones import weights as weight_files
+from extractors.base import Extractor, Output, Unit, WorkOptions
+from pipeline.errors import ItemError
+from pipeline.settings import Params
+from pipeline.stage import Digests, Field
+
+if TYPE_CHECKING:
+    import torch
+
+    from extractors.backbones.grouped import CloudNetwork
+
+
+class CloudParams(Params):
+    """With which weights, stored how."""
+
+    weights: str = ""  # a local file, for S3DIS with {area} in its path, or seed:N (random, for tests)
+    dtype: Literal["float32", "float16"] = "float32"  # as H2ARN stores them
+    precision: Literal["fp32"] = "fp32"  # only: in fewer bits a point has other neighbours
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"weights"})  # the weights' digest counts
+    places: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+
+P = TypeVar("P", bound=CloudParams)
+
+
+class CloudEncoder(Extractor[P]):
+    """Prepared points (N, 9) of a cloud to tokens (100, D), in the order of the points."""
+
+    kind = "pointcloud"
+    needs = ("points",)
+    worker_kind = "model"
+    shard_items = 32
+    least_points: int = 1
+
+    @property
+    def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
+        """100 tokens a cloud."""
+        return {"token": Field(self.params.dtype, (None, None))}
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The digest of the weights, with `{area}` of those of every area."""
+        return {"weights": cloud_weights.identity(self.params.weights, self.name, known)}
+
+    def require(self) -> None:
+        """The weights."""
+        cloud_weights.require(self.params.weights, self.name)
+
+    def load(self, options: WorkOptions) -> None:
+        """Networks are read when the first cloud wants them: which one may depend on the cloud."""
+        super().load(options)
+        self._networks: dict[Path | None, CloudNetwork] = {}
+
+    def extract(self, unit: Unit, work: Path) -> Output:
+        """The features of one cloud. Raises ItemError for too few points, and where there are no weights."""
+        import torch
+
+        points = unit.inputs("points")["points"]
+        if len(points) < self.least_points:
+            raise ItemError(unit.name, f"{len(points)} points are too few: {self.least_points} are needed")
+        on_device = torch.from_numpy(np.array(points, np.float32)).to(self.options.device)  # may be read-only
+        found = self.encode(self._network(unit), on_device, unit.key)
+        return Output({name: value.cpu().numpy().astype(self.params.dtype) for name, value in found.items()})
+
+    def build(self) -> CloudNetwork:
+        """The network, without weights."""
+        raise NotImplementedError
+
+    def encode(self, network: Any, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
+        """What the network says of a cloud (N, 9) with the digest `key`, by field."""
+        raise NotImplementedError
+
+    def _network(self, unit: Unit) -> CloudNetwork:
+        """The network with the unit's weights, read once."""
+        weights = self.params.weights
+        seed = weight_files.seed_of(weights)
+        path = cloud_weights.file_for(weights, self.name, unit.name) if seed is None else None
+        if path not in self._networks:
+            network = self.build().eval().requires_grad_(False)
+            if path is not None:
+                cloud_weights.fill(network, path, self.name)
+            elif seed is not None:
+                cloud_weights.draw(network, seed, lambda cloud: self.encode(network, cloud, ""))
+            self._networks[path] = network.to(self.options.device)
+        return self._networks[path]

@@ -1,0 +1,41 @@
+"""PointNet++ features of point clouds, as H2ARN's predecessor used them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field as Bounded
+
+from extractors.clouds import CloudEncoder, CloudParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from extractors.backbones.pointnet2 import PointNet2 as Network
+
+
+class Pointnet2Params(CloudParams):
+    """Where sampling begins, besides."""
+
+    seed: int = Bounded(
+        0, ge=0
+    )  # with a cloud's digest: its first sample of each level, which H2ARN leaves to chance
+
+
+class Pointnet2(CloudEncoder[Pointnet2Params]):
+    """Prepared points (N, 9) to tokens (100, 512), each of the surroundings of a sampled point."""
+
+    name, version = "pointnet2", 1
+    settings = Pointnet2Params
+
+    def build(self) -> Network:
+        """The network, without weights."""
+        from extractors.backbones.pointnet2 import PointNet2 as Network  # torch: only a run pays for it
+
+        return Network()
+
+    def encode(self, network: Network, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
+        """Tokens, sampled from starts that are the same again for the same cloud."""
+        from extractors.backbones.pointnet2 import starts_of
+
+        return {"token": network(points, starts_of(len(points), self.params.seed, key))[-1].features}

@@ -1,0 +1,95 @@
+"""Settings of H2ARN, with the published values. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from trainers.config import MethodConfig
+
+TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special ones
+
+
+class H2arnConfig(MethodConfig):
+    """H2ARN's recipe. Names are those of the release; what it has no name for stands under "ours"."""
+
+    kind: ClassVar[str] = "pointcloud"
+    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {"cloud_features", "mask_padding"}
+    speed_only: ClassVar[frozenset[str]] = frozenset({"eval_batch"})
+
+    cloud_features: str = (
+        "dgcnn"  # the stage whose rows are the tokens of a cloud: pointnet, pointnet2, import-...
+    )
+
+    d_model: int = Field(512, ge=1)
+    nhead: int = Field(64, ge=1, validate_default=True)
+    num_layers: int = Field(6, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    hyperbolic_c: float = Field(1.0, gt=0)  # c at the start; what is used stays in [0.1, 10]
+    loss_temp: float = Field(0.07, gt=0)  # of the contrastive loss, never learned
+    loss_lambda: float = Field(0.2, ge=0)  # weight of the entailment; 0: ablation without it
+    K: float = Field(0.1, gt=0)  # a caption nearer to the origin than about 2K has a half space for a cone
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)  # share of all updates; the rate then falls in a line to 0
+
+    epochs: int = Field(100, ge=0)
+    batch_size: int = Field(256, ge=1)  # captions a step, each with its cloud
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)  # on every parameter, scalars and norms too, as released
+    clip_norm: float | None = Field(1.0, gt=0)  # of all gradients together
+    patience: int = Field(100, ge=0)  # all epochs are trained, and the best one is kept
+
+    # ours
+    geometry: Literal["lorentz", "euclidean"] = (
+        "lorentz"  # euclidean: ablation, cosines instead of Lorentz products
+    )
+    lift: Literal["time", "exponential"] = "time"  # released, or the paper's map at the origin
+    similarity: Literal["inner", "distance"] = "inner"  # released, or the paper's negative distance
+    aggregation: Literal["contribution", "mean"] = "contribution"  # mean: ablation
+    temperature: Literal["learnable", "none"] = (
+        "learnable"  # of the aggregation: released, or as the paper prints it
+    )
+    mask_padding: bool = False  # released: the padding of a caption takes part in everything
+    eval_batch: int = Field(64, ge=1)  # captions or clouds encoded at a time in evaluation
+
+    def inputs(self) -> dict[str, tuple[str, str]]:
+        """Tokens of clouds and of captions."""
+        return {"cloud": (self.cloud_features, ""), **super().inputs()}
+
+    def wishes(self) -> dict[str, dict[str, Any]]:
+        """Captions of 77 positions with their padding, which CLIP masks; only the real ones if padding is masked."""
+        pad = not self.mask_padding
+        if self.text_features == "clip_text":
+            masked = {"padding": "masked"} if pad else {}
+            return {"clip_text": {"pad": pad, "max_tokens": TOKENS, **masked}}
+        if self.text_features == "bert":
+            return {"bert": {"pad": pad, "max_tokens": TOKENS}}
+        return {}
+
+    @field_validator("nhead")
+    @classmethod
+    def _divides_the_width(cls, value: int, info: ValidationInfo) -> int:
+        width = info.data.get("d_model", 0)
+        if width % value:
+            raise ValueError(f"d_model, {width}, must be divisible by it")
+        return value
+
+    @field_validator("geometry")
+    @classmethod
+    def _has_cones(cls, value: str, info: ValidationInfo) -> str:
+        if value == "euclidean" and info.data.get("loss_lambda", 0) > 0:
+            raise ValueError(
+                "there are no cones of entailment without hyperbolic space: set loss_lambda to 0"
+            )
+        return value
+
+    @field_validator("similarity", "lift")
+    @classmethod
+    def _is_of_the_geometry(cls, value: str, info: ValidationInfo) -> str:
+        usual = cls.model_fields[str(info.field_name)].default
+        if info.data.get("geometry") == "euclidean" and value != usual:
+            raise ValueError(f"it is a choice of geometry = 'lorentz' alone; possible here: {usual!r}")
+        return value
+
+
+CONFIG: type[H2arnConfig] = H2arnConfig

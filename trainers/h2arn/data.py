@@ -1,0 +1,162 @@
+"""What H2ARN reads: token features of captions and of clouds, packed as they are stored, then batches.
+
+Packing knows no store: it is handed the splits and functions that give an output of a cloud or caption.
+Axes: B pairs of a joint batch, b captions and u clouds of one process, L tokens of a caption, P of a cloud, W and W'
+their widths.
+
+A training batch: `text` (b, L, W) and `text_place` (b,), which places of the joint batch they have; `cloud` (u, P, W')
+and `cloud_place` (u,), places among the distinct clouds of the joint batch; `owner` (B,), the cloud of each pair;
+`positive` (B, B), whether the caption of a row describes the cloud of a column. With `mask_padding`, `text_padding`
+(b, L) is true where a caption has no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import ItemError, UserError, nearest
+from trainers.data import (
+    Ragged,
+    Rows,
+    Split,
+    SplitIndex,
+    keys_of,
+    read_splits,
+    stretches,
+    write_ragged,
+    write_splits,
+)
+from trainers.h2arn.config import TOKENS, H2arnConfig
+from trainers.method import Batch
+
+
+def pack(folder: Path, config: H2arnConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
+    """Write the tokens and one index per split into a folder; `read` gives the inputs `cloud` and `text`.
+
+    Every cloud must have as many tokens as the others, and every caption too, unless padding is masked. A cloud or
+    caption of several splits is stored once. Sources are read twice, so that memory holds one array at a time.
+    """
+    clouds, captions = keys_of(splits)
+    _write(folder, "clouds", list(clouds), read["cloud"], equal=True)
+    _write(folder, "texts", list(captions), read["text"], equal=not config.mask_padding)
+    write_splits(folder, splits)
+
+
+def _write(folder: Path, name: str, keys: Sequence[str], read: Rows, *, equal: bool) -> None:
+    """Write the rows of every key in the type they come in."""
+    first = _checked(keys[0], read(keys[0])) if keys else np.zeros((0, 0))
+    lengths = []
+    for key in keys:
+        rows = _checked(key, read(key))
+        if rows.shape[1] != first.shape[1]:
+            raise ItemError(
+                key, f"its tokens have {rows.shape[1]} features, those of {keys[0]} {first.shape[1]}"
+            )
+        if equal and len(rows) != len(first):
+            raise ItemError(key, f"it has {len(rows)} tokens and {keys[0]} {len(first)}: {_remedy(name)}")
+        lengths.append(len(rows))
+    kind = first.dtype if first.dtype == np.float16 else np.float32
+    write_ragged(folder, name, (read(key) for key in keys), lengths, kind)
+
+
+def _remedy(name: str) -> str:
+    if name == "clouds":
+        return "all clouds need the same number"
+    return f"H2ARN reads captions padded to {TOKENS} (pad = true of their stage), or set mask_padding = true"
+
+
+def _checked(name: str, rows: NDArray) -> NDArray:
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
+    if not np.isfinite(rows).all():
+        raise ItemError(name, "its features are not all finite")
+    return rows
+
+
+class H2arnData:
+    """Packed arrays as batches: training on captions with their clouds, evaluation on either alone."""
+
+    def __init__(self, folder: Path, config: H2arnConfig) -> None:
+        self.config = config
+        self.clouds, self.texts = Ragged.open(folder, "clouds"), Ragged.open(folder, "texts")
+        self.splits = read_splits(folder)
+        self.cloud_dim: int = self.clouds.values.shape[1]
+        self.text_dim: int = self.texts.values.shape[1]
+        self._slots = int(self.texts.lengths.max())
+
+    def train_steps(self, world: int = 1) -> int:
+        """Batches in an epoch, in which every caption comes once; the last one may be smaller, as released."""
+        return -(-len(self._train().captions) // self.config.batch_size)
+
+    def _train(self) -> SplitIndex:
+        if "train" not in self.splits:
+            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self.splits)}")
+        return self.splits["train"]
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled by (seed, epoch).
+
+        Of a joint batch a process takes every world-th caption and every world-th of the distinct clouds: a cloud that
+        comes several times is read and encoded once.
+        """
+        index, size = self._train(), self.config.batch_size
+        described = index.positives
+        order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
+        for start in range(0, len(order), size):
+            captions = order[start : start + size].tolist()
+            items = [index.caption_item[caption] for caption in captions]
+            clouds = {item: place for place, item in enumerate(dict.fromkeys(items))}
+            right = [set(described[caption]) for caption in captions]
+            mine, ours = _share(len(captions), rank, world), _share(len(clouds), rank, world)
+            yield {
+                **self._texts(index, [captions[place] for place in mine]),
+                **self._clouds(index, [list(clouds)[place] for place in ours]),
+                "text_place": torch.tensor(mine),
+                "cloud_place": torch.tensor(ours),
+                "owner": torch.tensor([clouds[item] for item in items]),
+                "positive": torch.tensor([[item in found for item in items] for found in right]),
+            }
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        """The gallery of a split, in gallery order."""
+        index = self.splits[split]
+        for places in stretches(len(index.items), self.config.eval_batch):
+            yield self._clouds(index, places)
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        """The queries of a split in query order; `index` is their place in it."""
+        index = self.splits[split]
+        for places in stretches(len(index.captions), self.config.eval_batch):
+            yield {**self._texts(index, places), "index": torch.tensor(places)}
+
+    def _clouds(self, index: SplitIndex, items: Sequence[int]) -> dict[str, Tensor]:
+        rows = [self.clouds[index.item_rows[item]] for item in items]
+        return {"cloud": torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))}
+
+    def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, Tensor]:
+        """Tokens in as many slots as the longest caption of the packed splits has, zeros behind."""
+        rows = [index.caption_rows[caption] for caption in captions]
+        if not self.config.mask_padding:
+            tokens = np.stack([self.texts[row] for row in rows]).astype(np.float32, copy=False)
+            return {"text": torch.from_numpy(tokens)}
+        tokens = np.zeros((len(rows), self._slots, self.text_dim), np.float32)
+        for place, row in zip(tokens, rows, strict=True):
+            place[: self.texts.lengths[row]] = self.texts[row]
+        padding = np.arange(self._slots) >= self.texts.lengths[rows][:, None]
+        return {"text": torch.from_numpy(tokens), "text_padding": torch.from_numpy(padding)}
+
+
+def _share(count: int, rank: int, world: int) -> list[int]:
+    """Places 0 to `count` that a process takes. All take part in every step: where they run out, one is seen twice."""
+    return list(range(rank, count, world)) or [0]
+
+
+def open_data(folder: Path, config: H2arnConfig) -> H2arnData:
+    """The data that `pack` wrote into a folder."""
+    return H2arnData(folder, config)

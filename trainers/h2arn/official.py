@@ -1,0 +1,124 @@
+"""H2ARN's checkpoints in the format of its authors, both ways, read without executing anything in them.
+
+Their best files are bare state dicts; the checkpoints they write every 25 epochs hold one under `model_state_dict`
+beside the states of optimizer and schedule, which are not taken over. Our tensors have the same names. How many heads
+the attention has is in no tensor, and has to be told.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.errors import UserError, nearest
+from pipeline.store import write_json
+from trainers.checkpoint import fill_weights, save_weights
+from trainers.checkpoint import load as load_tensors
+from trainers.h2arn.config import H2arnConfig
+from trainers.h2arn.method import H2arn
+from trainers.stages import WEIGHTS
+
+INNER = "model_state_dict"
+PREFIX = "module."  # of a model that was trained on several devices
+ENCODERS = ("text_encoder", "pcd_encoder")
+BLOCK = re.compile(r"(text_encoder|pcd_encoder)\.(\d+)\.")
+
+State = dict[str, Tensor]
+
+
+def read(path: Path) -> State:
+    """The state dict of a best file or of a checkpoint, as float32."""
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    if isinstance(found, Mapping) and INNER in found:
+        found = found[INNER]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(
+            f"{path} has neither a state dict nor one under {INNER!r}: it is not one of H2ARN's authors"
+        )
+    return {name.removeprefix(PREFIX): value.float() for name, value in found.items()}
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """d_model, num_layers, d_txt and d_pcd, which names and shapes decide. Raises UserError if they cannot."""
+    first = "text_encoder.0.encoder_layer.linear2.bias"
+    if first not in state:
+        raise UserError(f"the tensor {first} is missing: these are no weights of H2ARN's authors")
+    width = len(state[first])
+    blocks = [int(found[2]) for found in map(BLOCK.match, state) if found]
+    inputs = {}
+    for name, encoder in zip(("d_txt", "d_pcd"), ENCODERS, strict=True):
+        projection = state.get(f"{encoder}.0.input_proj.weight")
+        inputs[name] = width if projection is None else projection.shape[1]
+    return {"d_model": width, "num_layers": 1 + max(blocks), **inputs}
+
+
+def config_of(state: Mapping[str, Tensor], **settings: Any) -> H2arnConfig:
+    """Settings that fit a state dict. Unless told, there are the published 64 heads, or as many as divide the width."""
+    known = sizes(state)
+    width: int = known["d_model"]
+    heads = next(count for count in (64, 32, 16, 8, 4, 2, 1) if width % count == 0)
+    sized = {"d_model": width, "nhead": heads, "num_layers": known["num_layers"]}
+    return H2arnConfig(**{**sized, **settings})
+
+
+def method_from(state: Mapping[str, Tensor], config: H2arnConfig) -> H2arn:
+    """A method with the weights of a state dict. Raises UserError naming what is missing, unknown or misshapen."""
+    known = sizes(state)
+    method = H2arn(config, known["d_txt"], known["d_pcd"])
+    have = method.network.state_dict()
+    for name in have:
+        if name not in state:
+            raise UserError(f"the tensor {name} is missing: the weights do not fit")
+    for name in state:
+        if name not in have:
+            raise UserError(f"the tensor {name} is not known: the weights do not fit; {nearest(name, have)}")
+        if have[name].shape != state[name].shape:
+            shapes = tuple(state[name].shape), tuple(have[name].shape)
+            raise UserError(f"the tensor {name} is {shapes[0]}, {shapes[1]} is needed")
+    method.network.load_state_dict(dict(state))
+    return method
+
+
+def state_of(method: H2arn) -> State:
+    """The authors' state dict of a method."""
+    return {name: value.detach().cpu() for name, value in method.network.state_dict().items()}
+
+
+def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings to use them with."""
+    state = read(file)
+    config = config_of(state)
+    method = method_from(state, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, method, {"method": "h2arn"})
+    write_json(folder / "config.json", {"method": "h2arn", "config": config.model_dump(mode="json")})
+    return {name: getattr(config, name) for name in ("d_model", "nhead", "num_layers")}
+
+
+def export_checkpoint(trained: Path, file: Path) -> None:
+    """Write a trained method's folder as a bare state dict, which the authors' inference reads."""
+    config = H2arnConfig(**json.loads((trained / "config.json").read_text(encoding="utf-8"))["config"])
+    tensors, _ = load_tensors(trained / WEIGHTS)
+    own = {name.removeprefix("network."): value for name, value in tensors.items()}
+    known = sizes(own)
+    method = H2arn(config, known["d_txt"], known["d_pcd"])
+    fill_weights(method, tensors, str(trained))
+    torch.save(state_of(method), file)
