@@ -96,6 +96,7 @@ def run_stages(
         status = "interrupted" if is_interrupt(error) else "failed"
         raise
     finally:
+        runner.close()
         index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
     seconds, states = time.monotonic() - started, project.survey()
     unreadable = dict(project.contents.unreadable)
@@ -135,7 +136,8 @@ def _figures(stage: Stage[Any], folder: Path) -> list[dict[str, Any]]:
     measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     protocol = measured["protocol"]
     return [
-        {"method": stage.method, "split": protocol["split"], "direction": direction, "metrics": figures,
+        {"method": stage.method, "split": protocol["split"], "kind": protocol.get("kind", "video"),
+         "direction": direction, "metrics": figures,
          "chance": protocol["directions"].get(direction, {}).get("chance", {}),
          "queries": protocol["directions"].get(direction, {}).get("queries"),
          "gallery": protocol["directions"].get(direction, {}).get("gallery")}

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 from pipeline.corpus import Caption, Corpus, Item
 from pipeline.errors import UserError
 from pipeline.fingerprint import digest_file
 from pipeline.index import Index
+from pipeline.memory import no_collection
 
 HASHING_THREADS = 4  # hashing releases the interpreter lock; more threads only seek more
 REMEMBER_EVERY = 512
@@ -24,6 +26,7 @@ class Contents:
     corpus: Corpus
     digests: Mapping[str, str]  # item id -> digest
     unreadable: Mapping[str, str] = field(default_factory=dict)  # item id -> reason
+    split_digests: dict[str, str] = field(default_factory=dict, compare=False)  # filled as they are asked for
 
     def items(self) -> dict[str, Item]:
         """Digest -> item, in manifest order; of items with the same bytes, the first."""
@@ -66,6 +69,11 @@ def read_contents(
     Raises UserError for a corpus of several kinds.
     """
     _require_one_kind(corpus)
+    with no_collection():
+        return _read(corpus, index, hashed)
+
+
+def _read(corpus: Corpus, index: Index, hashed: Callable[[int, int], None]) -> Contents:
     known = index.known_files()
     digests: dict[str, str] = {}
     unreadable: dict[str, str] = {}
@@ -80,7 +88,7 @@ def read_contents(
         except (OSError, ValueError) as error:
             unreadable[item.id] = _reason(error)
             continue
-        if not path.is_file():
+        if not S_ISREG(status.st_mode):
             unreadable[item.id] = f"{path} is not a file"
         elif (entry := known.get(str(path))) and entry[:2] == (status.st_size, status.st_mtime_ns):
             digests[item.id] = entry[2]

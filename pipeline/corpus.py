@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from typing import Any
 
 from pipeline.errors import UserError, nearest
 from pipeline.fingerprint import digest_of, digest_text
+from pipeline.memory import no_collection
 
 KINDS = ("video", "pointcloud")
 SPLITS = ("train", "val", "test")
 ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
 LONGEST_SECONDS = 1e9  # 30 years; it is the infinite and the mistyped that are refused
 CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
+PLAIN = {"id", "text"}  # keys of a caption that says nothing more
+NO_META: dict[str, Any] = {}  # of every item without any
 SUGGESTIONS = 20  # of the nearest id; each compares with all there are
 
 
@@ -219,32 +223,31 @@ def _as_json(item: Item) -> dict[str, Any]:
 def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="\n") as file, no_collection():
+            return _parse(file)
     except FileNotFoundError:
         raise UserError(f"no corpus manifest {path}; `crossreel corpus import` writes one") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"{path} is not a corpus manifest (JSON Lines, one item a line)") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _parse(lines: Iterable[str]) -> tuple[list[Item], list[Problem]]:
     items: list[Item] = []
     problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    captions_seen: dict[str, int] = {}
-    lines: list[int] = []
-    whole = True
-    for number, line in enumerate(text.split("\n"), start=1):
+    numbers: list[int] = []
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            item = _item(line)
+            items.append(_item(line))
+            numbers.append(number)
         except _Wrong as error:
             problems.append(Problem(number, str(error)))
-            whole = False
-            continue
-        problems.extend(_duplicates(item, number, seen, captions_seen))
-        items.append(item)
-        lines.append(number)
-    problems.extend(_others(items, lines, whole))
+    whole = not problems
+    problems.extend(_duplicates(items, numbers))
+    problems.extend(_others(items, numbers, whole))
     if not items and not problems:
         problems.append(Problem(0, "the manifest holds no items"))
     return items, sorted(problems, key=lambda problem: problem.line)
@@ -254,17 +257,21 @@ class _Wrong(Exception):
     """A line of the manifest is wrong, in one sentence."""
 
 
-def _duplicates(
-    item: Item, number: int, seen: dict[str, int], captions_seen: dict[str, int]
-) -> Iterator[Problem]:
+def _duplicates(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Problem]:
     """Ids that stand on an earlier line, which then become known as this line's."""
-    if (line := seen.setdefault(item.id, number)) != number:
-        yield Problem(number, f"the item id {item.id!r} stands already on line {line}")
-    for caption in item.captions:
-        if caption.id in captions_seen:
-            line = captions_seen[caption.id]
-            yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
-        captions_seen[caption.id] = number
+    of_items, of_captions = (item.id for item in items), (c.id for item in items for c in item.captions)
+    if len(set(of_items)) == len(items) and len(set(of_captions)) == sum(len(i.captions) for i in items):
+        return
+    seen: dict[str, int] = {}
+    captions_seen: dict[str, int] = {}
+    for item, number in zip(items, numbers, strict=True):
+        if (line := seen.setdefault(item.id, number)) != number:
+            yield Problem(number, f"the item id {item.id!r} stands already on line {line}")
+        for caption in item.captions:
+            if caption.id in captions_seen:
+                line = captions_seen[caption.id]
+                yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
+            captions_seen[caption.id] = number
 
 
 def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterator[Problem]:
@@ -307,9 +314,10 @@ def _item(line: str) -> Item:
         raise _Wrong(f"not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise _Wrong("not a JSON object")
-    if "\\ud" in line.lower():
+    if "\\ud" in line or "\\uD" in line:
         _require_text(raw)
-    _known(raw, ITEM_KEYS, "an item")
+    if not raw.keys() <= ITEM_KEYS:
+        _require_known(raw, ITEM_KEYS, "an item")
     name = _text(raw, "id", "the item")
     split = _text(raw, "split", f"item {name!r}")
     kind = raw.get("kind", "video")
@@ -324,31 +332,44 @@ def _item(line: str) -> Item:
     captions = raw.get("captions", [])
     if not isinstance(captions, list):
         raise _Wrong(f"item {name!r}: captions is not a list")
-    meta = raw.get("meta") or {}
+    meta = raw.get("meta") or NO_META
     if not isinstance(meta, dict):
         raise _Wrong(f"item {name!r}: meta is not an object")
-    return Item(name, split, _captions(captions, name), media, kind, meta, str(digest))
+    return Item(name, sys.intern(split), _captions(captions, name), media, sys.intern(kind), meta, str(digest))
 
 
 def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
     """The captions of an item. Raises _Wrong."""
-    out = []
-    for index, entry in enumerate(raw):
-        if not isinstance(entry, dict):
-            raise _Wrong(f"caption {index} of item {item!r} is not an object")
-        _known(entry, CAPTION_KEYS, "a caption")
-        name = _text(entry, "id", f"caption {index} of item {item!r}") if "id" in entry else f"{item}#{index}"
-        text, split = entry.get("text"), entry.get("split")
-        if not isinstance(text, str) or not text.strip():
-            raise _Wrong(f"caption {name!r} of item {item!r} is empty")
-        start, end = (_seconds(entry.get(key), name) for key in ("start", "end"))
-        if start is not None and end is not None and end < start:
-            raise _Wrong(f"caption {name!r} ends at {end} s, before its start at {start} s")
-        if split is not None and (not isinstance(split, str) or not split):
-            raise _Wrong(f"caption {name!r} has the split {split!r}, which is not a name")
-        also = _also(entry.get("also", []), name)
-        out.append(Caption(name, text, start, end, split, str(entry.get("digest", "")), also))
-    return tuple(out)
+    return tuple([_plain(entry) or _caption(entry, index, item) for index, entry in enumerate(raw)])
+
+
+def _plain(entry: Any) -> Caption | None:
+    """A caption that is an id and a text, as nearly all are, without further ado; None for any other."""
+    if type(entry) is not dict or entry.keys() != PLAIN:
+        return None
+    name, text = entry["id"], entry["text"]
+    if type(name) is not str or type(text) is not str or not name or not text or text.isspace():
+        return None
+    return Caption(name, text)
+
+
+def _caption(entry: Any, index: int, item: str) -> Caption:
+    """A caption with whatever else it says. Raises _Wrong."""
+    if not isinstance(entry, dict):
+        raise _Wrong(f"caption {index} of item {item!r} is not an object")
+    if not entry.keys() <= CAPTION_KEYS:
+        _require_known(entry, CAPTION_KEYS, "a caption")
+    name = _text(entry, "id", f"caption {index} of item {item!r}") if "id" in entry else f"{item}#{index}"
+    text, split = entry.get("text"), entry.get("split")
+    if not isinstance(text, str) or not text.strip():
+        raise _Wrong(f"caption {name!r} of item {item!r} is empty")
+    start, end = _seconds(entry.get("start"), name), _seconds(entry.get("end"), name)
+    if start is not None and end is not None and end < start:
+        raise _Wrong(f"caption {name!r} ends at {end} s, before its start at {start} s")
+    if split is not None and (not isinstance(split, str) or not split):
+        raise _Wrong(f"caption {name!r} has the split {split!r}, which is not a name")
+    also = _also(entry["also"], name) if "also" in entry else ()
+    return Caption(name, text, start, end, split and sys.intern(split), str(entry.get("digest", "")), also)
 
 
 def _also(raw: Any, caption: str) -> tuple[str, ...]:
@@ -388,7 +409,7 @@ def _require_text(value: Any) -> None:
         raise _Wrong(f"it holds {error.object[error.start : error.end]!a}, half a character") from None
 
 
-def _known(raw: dict[str, Any], keys: set[str], what: str) -> None:
-    unknown = [key for key in raw if key not in keys]
-    if unknown:
-        raise _Wrong(f"unknown key {unknown[0]!r} of {what}; {nearest(unknown[0], keys)}")
+def _require_known(raw: dict[str, Any], keys: set[str], what: str) -> None:
+    """Raise _Wrong for a key that means nothing."""
+    unknown = next(key for key in raw if key not in keys)
+    raise _Wrong(f"unknown key {unknown!r} of {what}; {nearest(unknown, keys)}")

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-from pydantic import Field as Setting
 
 from pipeline import plan
 from pipeline.briefing import Briefing
-from pipeline.child import Child, ChildDied, is_interrupt
+from pipeline.child import ChildDied
 from pipeline.contents import Contents
+from pipeline.engines.choice import engine_for
+from pipeline.engines.corpus_process import CorpusProcess
+from pipeline.engines.gpu_slots import gpu_slots
+from pipeline.engines.local import local_workers
+from pipeline.engines.machine import cores, gpu_numbers, gpus, threads, visible_gpus
+from pipeline.engines.options import RunOptions
+from pipeline.engines.work import Engine, Work
 from pipeline.errors import UserError
-from pipeline.pool import Killed, run_shards
-from pipeline.settings import Options
+from pipeline.pool import Killed
 from pipeline.shards import cut
 from pipeline.stage import Digests, Stage
 from pipeline.store import Store, write_json
-
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-# Large arrays go back to the system when they are freed: glibc's own rule let a worker grow by 600 MB over an
-# hour of video, in holes between small ones.
-STOP_SECONDS = 60.0  # a training stage writes its checkpoint before it ends
-
-
-class RunOptions(Options):
-    """Where and how wide to run. Never part of a fingerprint."""
-
-    workers: int = Setting(0, ge=0)  # worker processes; 0: one a core, or one a GPU for networks
-    device: str = Setting("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: GPUs where there are any
-    batch_size: int = Setting(64, ge=1)  # of frozen networks
-    item_seconds: float = Setting(300.0, gt=0)  # without progress on one item
-    stall_seconds: float = Setting(1800.0, gt=0)  # without any sign of life of a worker
-    decoder_bytes: int = Setting(4 << 30, ge=1 << 30)  # address space of a decoding process
 
 
 @dataclass(frozen=True)
@@ -90,8 +75,15 @@ class Runner:
         self.store, self.known = store, known
         self.on_progress, self.say, self.about = on_progress, say, about or {}
         self.reports: list[dict[str, Any]] = []
+        self.engine: Engine = engine_for(options, say)
+        self._corpus_process = CorpusProcess()
         self._states: dict[str, plan.State] = {}
         self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
+
+    def close(self) -> None:
+        """End what was kept from stage to stage."""
+        self._corpus_process.close()
+        self.engine.close()
 
     def survey(self) -> dict[str, plan.State]:
         """The state of every stage."""
@@ -219,40 +211,28 @@ class Runner:
                 "manifest that the import wrote"
             )
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
-        workers, device = placement(model, self.options)
-        threads_each = max(1, cores() // workers)
         wanted = {state.stage.name: set(state.missing) for state in group}
         units = {key: unit for state in group for key, unit in self._units(state, states).items()}
-        options = {
-            "device": device, "batch_size": self.options.batch_size, "item_seconds": self.options.item_seconds,
-            "decoder_bytes": self.options.decoder_bytes, "threads": threads_each,
-        }  # fmt: skip
         if len(group) > 1:
             names = ", ".join(state.stage.name for state in group)
             self.say(f"one pass over {len(units)} {leader.over} for {names}")
 
-        def request(shard: list[str], number: int) -> dict[str, Any]:
-            return {
-                "store": str(self.store.root), "units": [units[key] for key in shard],
-                "options": json.dumps(options | {"device": device.replace("{n}", str(number))}),
-                "stages": [
-                    {
-                        "entry": state.stage.entry, "params": state.stage.params.model_dump_json(),
-                        "fingerprint": state.fingerprint.hex, "components": dict(state.fingerprint.components),
-                        "keys": [key for key in shard if key in wanted[state.stage.name]],
-                    }
-                    for state in group
-                ],
-            }  # fmt: skip
-
-        shards = cut(group[0].keys, leader.shard_items, set(units))
-        work = run_shards(
-            leader.runner, shards, request, workers, self.options.stall_seconds,
-            threads(threads_each) | RETURN_MEMORY,
-        )  # fmt: skip
+        work = Work(
+            entry=leader.runner,
+            shards=cut(group[0].keys, leader.shard_items, set(units)),
+            store=str(self.store.root),
+            units=units,
+            stages=[_told_of(state) for state in group],
+            lacking={
+                key: [n for n, state in enumerate(group) if key in wanted[state.stage.name]] for key in units
+            },
+            options=self.options.model_dump(include={"batch_size", "item_seconds", "decoder_bytes"}),
+            network=model.worker_kind == "model",
+        )
+        self._corpus_process.close()  # its memory is the workers' now
         tally = _Tally(leader.name, sum(len(keys) for keys in wanted.values()), self.on_progress)
-        with contextlib.closing(work):  # type: ignore[type-var]  # a generator: closing kills the workers
-            for event in work:
+        with contextlib.closing(self.engine.run(work)) as events:  # closing kills the workers
+            for event in events:
                 if isinstance(event, Killed):
                     for state in group:
                         if event.key in wanted[state.stage.name]:
@@ -292,7 +272,7 @@ class Runner:
             if media is None and not state.stage.needs:
                 raise UserError(
                     f"{items[key].id} of {self.contents.corpus.path} has no media to make {state.stage.name} of; "
-                    "set trainers.<method>.video_features to the imported stage"
+                    "name the imported stage where trainers.<method> says which features it reads"
                 )
             out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
             out[key] |= self._upstream(key, state.stage, states)
@@ -317,38 +297,97 @@ class Runner:
             return
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
-        request = {
-            "stage": stage.name, "method": stage.method, "params": stage.params.model_dump_json(),
-            "folder": str(folder), "fingerprint": fp.hex,
-            "device": placement(stage, self.options)[1].replace("{n}", "0"),
-            "needs": {n: str(self.store.run_folder(n, states[n].fingerprint.hex)) for n in stage.needs},
-        }  # fmt: skip
+        request = self._request(state, states)
         brief = stage.brief(Briefing(self.contents, self.store, states, self.reports, self.about))
         inputs = self.store.root / "work" / f"{stage.name}-{fp.hex}.inputs.json"
         if brief:
             write_json(inputs, brief)
             request["inputs"] = str(inputs)
-        started = time.monotonic()
-        self.on_progress(Progress(stage.name, 0, 1))
-        child = Child(stage.runner, env=threads(cores()))
-        replies = child.call(request)  # kept: closing it would kill the child before it can be asked to stop
-        extra: dict[str, Any] = {}
-        try:
-            for header, _ in replies:
-                if "progress" in header:
-                    self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
-                extra |= header.get("record", {})
-        except ChildDied as death:
-            raise ChildDied(f"{stage.name}: its process died: {death}") from None
-        except BaseException as error:
-            if is_interrupt(error):
-                child.terminate(STOP_SECONDS)
-            raise
-        finally:
-            child.kill()
+        with self._place(stage) as (place, env):
+            started = time.monotonic()
+            self.on_progress(Progress(stage.name, 0, 1))
+            extra = self._told_by(stage, request | place, env)
         self.store.publish(stage.name, fp, time.monotonic() - started, extra)
         inputs.unlink(missing_ok=True)
         self.on_progress(Progress(stage.name, 1, 1))
+
+    def _request(self, state: plan.State, states: Mapping[str, plan.State]) -> dict[str, Any]:
+        """What the process of a stage over the corpus is asked."""
+        stage, fp = state.stage, state.fingerprint
+        return {
+            "stage": stage.name, "method": stage.method, "params": stage.params.model_dump_json(),
+            "folder": str(self.store.work_folder(stage.name, fp.hex)), "fingerprint": fp.hex,
+            "needs": {n: str(self.store.run_folder(n, states[n].fingerprint.hex)) for n in stage.needs},
+        }  # fmt: skip
+
+    def join(self, name: str) -> None:
+        """Take part, until it ends, in a training that a run on another machine of the same store leads.
+
+        Raises UserError where nothing is to be done or to be met.
+        """
+        states = self.survey()
+        state = states[name]
+        if not state.stage.several or self.options.nodes == 1:
+            raise UserError(f"{name} cannot be joined: only a training with run.nodes above 1 can")
+        if state.complete:
+            raise UserError(f"{name} is done already")
+        for need in state.stage.needs:
+            if not states[need].complete:
+                raise UserError(f"{need} is not done yet; the run that leads makes it first")
+        with self._place(state.stage) as (place, env):
+            self._told_by(state.stage, self._request(state, states) | place, env)
+
+    @contextlib.contextmanager
+    def _place(self, stage: Stage[Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+        """Where a stage over the corpus works, on this machine whatever the engine, and its environment.
+
+        Where it can use a GPU it sees one alone, that no other run uses; on several processes, one each.
+        """
+        options, env = self.options, threads(cores())
+        numbers = gpu_numbers(options.device) if stage.worker_kind == "model" else []
+        count = (options.processes or len(numbers) or 1) if stage.several else 1
+        place: dict[str, Any] = {"device": "cpu"}
+        if stage.several:
+            place |= {"processes": count, "nodes": options.nodes, "rendezvous": options.rendezvous}
+        if not numbers:
+            yield place, env
+            return
+        if count > len(numbers):
+            raise UserError(
+                f"run.processes = {count} is not possible: {len(numbers)} GPUs are visible here; "
+                'device = "cpu" trains without'
+            )
+        with contextlib.ExitStack() as held:
+            if not options.share_gpu:
+                numbers = held.enter_context(gpu_slots(numbers, count, count, self.say))
+            visible = ",".join(visible_gpus()[number] for number in numbers[:count])
+            yield place | {"device": "cuda:0"}, env | {"CUDA_VISIBLE_DEVICES": visible}
+
+    def _told_by(self, stage: Stage[Any], request: Mapping[str, Any], env: dict[str, str]) -> dict[str, Any]:
+        """What the process that makes a stage over the corpus says for the record of it."""
+        extra: dict[str, Any] = {}
+
+        def hear(header: dict[str, Any]) -> None:
+            if "progress" in header:
+                self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
+            if "log" in header:
+                self.say(header["log"])
+            extra.update(header.get("record", {}))
+
+        keep = request["device"] == "cpu"  # CUDA gives memory back with its process alone
+        try:
+            self._corpus_process.run(stage.runner, request, env, keep, hear)
+        except ChildDied as death:
+            raise ChildDied(f"{stage.name}: its process died: {death}") from None
+        return extra
+
+
+def _told_of(state: plan.State) -> dict[str, Any]:
+    """What a worker is told of a stage."""
+    return {
+        "entry": state.stage.entry, "params": state.stage.params.model_dump_json(),
+        "fingerprint": state.fingerprint.hex, "components": dict(state.fingerprint.components),
+    }  # fmt: skip
 
 
 class _Tally:
@@ -364,34 +403,12 @@ class _Tally:
         self.on_progress(Progress(self.stage, self.done, self.total))
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def threads(count: int) -> dict[str, str]:
-    """The environment that gives a worker so many threads.
-
-    Idle threads sleep: spinning ones, OpenMP's default, made a training step up to ten times slower on
-    a machine whose cores had other work too, and were no faster on a quiet one.
-    """
-    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def gpus() -> int:
-    """NVIDIA GPUs of this machine that are visible to this process, without asking torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
 def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:
-    """How many workers a stage gets, and the device of each (`{n}` stands for the worker's number)."""
-    if stage.worker_kind == "model" and options.device in ("auto", "cuda") and gpus():
-        return options.workers or gpus(), "cuda:{n}"
-    device = "cpu" if options.device == "auto" else options.device
-    return options.workers or cores(), device
+    """How many workers a stage gets on this machine, and the device of each (`{n}` stands for a GPU's number)."""
+    wants_gpu = options.device.startswith("cuda") or (options.device == "auto" and gpus() > 0)
+    if stage.worker_kind == "model" and wants_gpu:
+        return local_workers(options, gpus()), "cuda:{n}"
+    return local_workers(options, 0), "cpu"
 
 
 def summary(reports: Iterable[Report]) -> dict[str, int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 CONTENT_BYTES = 16  # of items and captions: two of 10^9 items collide with a chance of 10^-21
 STAGE_BYTES = 10
+JSON_ENTRIES = 10_000  # made into text at a time
 
 
 def digest_text(text: str) -> str:
@@ -27,6 +29,29 @@ def digest_file(path: Path) -> str:
 def digest_of(value: Any) -> str:
     """Digest of plain data (numbers, texts, lists, tables), independent of the order of keys."""
     return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def digest_of_lists(*lists: Iterable[Any]) -> str:
+    """`digest_of([[...], [...], ...])` of lists that need not be in memory."""
+    digest = hashlib.blake2b(digest_size=CONTENT_BYTES)
+    before = "["
+    for values in lists:
+        digest.update(f"{before}[".encode())
+        before, comma = ",", ""
+        for part in batched(values, JSON_ENTRIES):
+            text = json.dumps(part, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            digest.update((comma + text[1:-1]).encode("utf-8"))
+            comma = ","
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Consecutive values, `size` at a time."""
+    every = iter(values)
+    while part := list(islice(every, size)):
+        yield part
 
 
 @dataclass(frozen=True)

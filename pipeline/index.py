@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.places import Place, Places, Units
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INT, mtime_ns INT, digest TEXT) WITHOUT ROWID;
@@ -31,15 +32,6 @@ CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, started REAL, ended REAL, e
                                 summary TEXT) WITHOUT ROWID;
 """
 BUSY_SECONDS = 60.0  # two runs on one store write in turns
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an item's output is: a row of a segment; with the size of its file, if it has one."""
-
-    segment: str
-    row: int
-    file_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +146,11 @@ class Index:
         """Where every item's output of a fingerprint is."""
         rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
         return {item: Place(segment, row, size) for item, segment, row, size in rows}
+
+    def places_of(self, fp: str, units: Units) -> Places:
+        """Where the outputs of these units are, in as little memory as millions of them leave."""
+        rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
+        return Places.of(units, rows)
 
     def forget_segment(self, segment: str) -> int:
         """Drop a segment, which makes its items missing work; returns how many items that are."""

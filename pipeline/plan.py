@@ -9,8 +9,10 @@ from typing import Any
 from pipeline.contents import Contents
 from pipeline.corpus import Caption
 from pipeline.errors import UserError, nearest
-from pipeline.fingerprint import Fingerprint, digest_of
-from pipeline.index import Failure, Place
+from pipeline.fingerprint import Fingerprint, digest_of, digest_of_lists
+from pipeline.index import Failure
+from pipeline.memory import no_collection
+from pipeline.places import Place, Units
 from pipeline.stage import Digests, Stage
 from pipeline.store import Store
 
@@ -115,14 +117,19 @@ class State:
 
 def survey(stages: Stages, contents: Contents, store: Store, known: Digests) -> dict[str, State]:
     """The state of every stage, in order, from the index and a look at file sizes."""
-    units = {"items": list(contents.items()), "captions": list(contents.captions()), "corpus": [WHOLE]}
-    states: dict[str, State] = {}
-    for name in order(stages):
-        stage = stages[name]
-        mapped = stage.over != "corpus"
-        states[name] = (_mapped if mapped else _whole)(
-            stage, units[stage.over], states, contents, store, known
-        )
+    with no_collection():
+        units = {
+            "items": Units(contents.items()),
+            "captions": Units(contents.captions()),
+            "corpus": Units([WHOLE]),
+        }
+        states: dict[str, State] = {}
+        for name in order(stages):
+            stage = stages[name]
+            mapped = stage.over != "corpus"
+            states[name] = (_mapped if mapped else _whole)(
+                stage, units[stage.over], states, contents, store, known
+            )
     return states
 
 
@@ -138,32 +145,33 @@ def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -
 
 
 def _mapped(
-    stage: Stage[Any], keys: Sequence[str], states: Mapping[str, State], contents: Contents, store: Store,
+    stage: Stage[Any], keys: Units, states: Mapping[str, State], contents: Contents, store: Store,
     known: Digests,
 ) -> State:  # fmt: skip
     fingerprint = Fingerprint.of(components(stage, states, known))
-    places = store.places(stage.name, fingerprint.hex, stage.file_suffix)
-    places = {key: places[key] for key in keys if key in places}
-    upstream = [states[need] for need in stage.needs]
-    stopped = {key for state in upstream for key in (*state.failed, *state.blocked)}
-    blocked = frozenset(key for key in keys if key in stopped and key not in places)
+    places = store.places_of(stage.name, fingerprint.hex, keys, stage.file_suffix)
+    missing = ~places.there
+    stopped = {key for need in stage.needs for key in (*states[need].failed, *states[need].blocked)}
+    blocked = frozenset(key for key in stopped if key in keys and key not in places)
     failures = store.index.failures(fingerprint.hex)
     failed = {
-        key: failures[key] for key in keys if key in failures and key not in places and key not in blocked
-    }
-    missing = [key for key in keys if key not in places and key not in failed and key not in blocked]
-    return State(stage, fingerprint, keys, places, failed, blocked, missing)
+        key: failure for key, failure in failures.items()
+        if key in keys and key not in places and key not in blocked
+    }  # fmt: skip
+    missing[[keys.position[key] for key in (*blocked, *failed)]] = False
+    return State(stage, fingerprint, keys, places, failed, blocked, keys.chosen(missing))
 
 
 def _whole(
-    stage: Stage[Any], keys: Sequence[str], states: Mapping[str, State], contents: Contents, store: Store,
+    stage: Stage[Any], keys: Units, states: Mapping[str, State], contents: Contents, store: Store,
     known: Digests,
 ) -> State:  # fmt: skip
     parts = components(stage, states, known)
     if stage.splits():
         parts["corpus"] = {split: _split_digest(contents, split) for split in stage.splits()}
-        concerned = {key for split in stage.splits() for key in _split_keys(contents, split)}
-        out = left_out([states[need] for need in stage.needs]) & concerned
+        out = left_out([states[need] for need in stage.needs])
+        if out:
+            out &= {key for split in stage.splits() for key in _split_keys(contents, split)}
         if out:
             parts["left_out"] = digest_of(sorted(out))
     fingerprint = Fingerprint.of(parts)
@@ -190,15 +198,19 @@ def _split_digest(contents: Contents, split: str) -> str:
 
     A caption that describes other items also has their positions behind its own.
     """
-    position = {digest: i for i, (digest, _) in enumerate(contents.gallery(split))}
-    captions = [
-        [position[digest], caption.digest, *_others(contents, caption, position)]
-        for digest, _, caption in contents.queries(split)
-    ]
-    return digest_of([list(position), captions])
+    if split not in contents.split_digests:
+        position = {digest: i for i, (digest, _) in enumerate(contents.gallery(split))}
+        captions = (
+            [position[digest], caption.digest, *_others(contents, caption, position)]
+            for digest, _, caption in contents.queries(split)
+        )
+        contents.split_digests[split] = digest_of_lists(position, captions)
+    return contents.split_digests[split]
 
 
 def _others(contents: Contents, caption: Caption, position: Mapping[str, int]) -> list[int]:
     """Positions of the readable items that a caption describes besides its own."""
+    if not caption.also:
+        return []
     found = {position.get(contents.digests.get(item, "")) for item in caption.also}
     return sorted(place for place in found if place is not None)

@@ -59,6 +59,7 @@ class Stage(Generic[P]):
     runner: ClassVar[str]
     worker_kind: ClassVar[Literal["cpu", "model"]] = "cpu"
     one_pass: ClassVar[bool] = False
+    several: ClassVar[bool] = False  # a stage over the corpus that can work on several processes at once
     shard_items: ClassVar[int] = 16  # at most; a killed run loses no more than the shards in flight
     fields: ClassVar[Mapping[str, Field]] = {}
     file_suffix: ClassVar[str | None] = None  # of the file it makes of each item, if it makes one

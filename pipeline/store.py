@@ -24,7 +24,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.fingerprint import Fingerprint, digest_file
-from pipeline.index import Index, Place
+from pipeline.index import Index
+from pipeline.places import Place, Places, Units
 from pipeline.segments import Array, Damaged, Segment, SegmentWriter
 from pipeline.stage import Field
 
@@ -119,11 +120,7 @@ class Store:
 
         With a suffix, each item's file must be there too, in its recorded size.
         """
-        bad = {
-            segment
-            for segment, size in self.index.segments(fp).items()
-            if _size(self.segment_path(stage, fp, segment)) != size
-        }
+        bad = self._bad_segments(stage, fp)
         places = self.index.places(fp)
         if bad:
             places = {item: place for item, place in places.items() if place.segment not in bad}
@@ -131,6 +128,24 @@ class Store:
             sizes = {i: _size(self.item_file(stage, fp, i, suffix)) for i in places}
             places = {i: place for i, place in places.items() if sizes[i] == place.file_bytes}
         return places
+
+    def places_of(self, stage: str, fp: str, units: Units, suffix: str | None = None) -> Places:
+        """As `places`, of the units of a corpus, however many they are."""
+        places = self.index.places_of(fp, units)
+        if bad := self._bad_segments(stage, fp):
+            places = places.without(bad)
+        if suffix is None:
+            return places
+        folder = f"{self.root}/files/{stage}/{fp}"
+        return places.with_files(lambda item: _size(f"{folder}/{item[:2]}/{item}{suffix}"))
+
+    def _bad_segments(self, stage: str, fp: str) -> set[str]:
+        """Recorded segments that are gone or cut short."""
+        return {
+            segment
+            for segment, size in self.index.segments(fp).items()
+            if _size(self.segment_path(stage, fp, segment)) != size
+        }
 
     def reader(self, stage: str, fp: str) -> FeatureReader:
         """The features of a fingerprint, by item."""
@@ -387,8 +402,8 @@ def tree_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def _size(path: Path) -> int | None:
+def _size(path: Path | str) -> int | None:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError:
         return None

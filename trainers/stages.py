@@ -91,6 +91,7 @@ class Train(Stage[MethodConfig]):
     over = "corpus"
     runner = "trainers.run:train"
     worker_kind = "model"
+    several = True
 
     def __init__(self, method: str, config: MethodConfig) -> None:
         super().__init__(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,14 +94,27 @@ def stage(
     sets: Sets = [],  # noqa: B006
     redo: Annotated[bool, typer.Option("--redo", help="Make it again even where it is done.")] = False,
     retry_failed: RetryFailed = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Take part in this training, which another machine's run leads.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring one stage, and what it needs, up to date, here and without Prefect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
         names = planning.choose(project.stages, name)
+        if join:
+            _join(project, names, display)
+            return
         result = run_stages(project, names, display, redo=names if redo else (), retry_failed=retry_failed)
     finish([result], as_json)
+
+
+def _join(project: Project, names: list[str], display: StageDisplay) -> None:
+    if len(names) != 1:
+        raise UserError(f"name one training to join: {', '.join(names)}")
+    with closing(project.runner(display.progress, display.say)) as runner:
+        runner.join(names[0])
 
 
 def finish(results: list[RunResult], as_json: bool) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.child import ChildError
-from pipeline.pool import Killed, Message, run_shards
+from pipeline.engines.local import Process
+from pipeline.pool import TRIES, Killed, Message, run_shards
 
 WORKER = """
 import os, signal, time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 def work(request, send):
     folder = Path(request["folder"])
+    with open(folder / "began", "a") as file:
+        print(",".join(request["keys"]), file=file)
     for key in request["keys"]:
         if key == "bug":
             raise ZeroDivisionError("ours")
@@ -40,7 +43,8 @@ def pool(tmp_path: Path):
             return {"keys": shard, "folder": str(tmp_path)}
 
         env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-        return list(run_shards("worker_of_test:work", shards, request, workers, stall_seconds, env))
+        processes = [Process("worker_of_test:work", env=env) for _ in range(workers)]
+        return list(run_shards(processes, shards, request, stall_seconds))
 
     return run
 
@@ -72,6 +76,29 @@ def test_units_that_kill_their_worker_are_isolated_and_the_rest_succeeds(pool):
     assert all("SIGKILL" in reason for reason in killed.values())
 
 
+def test_a_shard_is_tried_three_times_whole_and_then_in_halves(pool, tmp_path):
+    events = pool([["a", "b", "deadly", "c"]], workers=1)
+    began = (tmp_path / "began").read_text().split()
+    assert began == ["a,b,deadly,c"] * TRIES + ["a,b", "deadly,c", "deadly", "c"] and TRIES == 3
+    assert finished(events) == ["a", "b", "c"]
+
+
+class NeverReady(Process):
+    """A worker for which there is no room."""
+
+    def ready(self, seconds: float) -> bool:
+        return False
+
+
+def test_a_worker_without_a_place_holds_no_shard_up(tmp_path):
+    (tmp_path / "worker_of_test.py").write_text(WORKER)
+    workers = [
+        kind("worker_of_test:work", env={"PYTHONPATH": str(tmp_path)}) for kind in (NeverReady, Process)
+    ]
+    events = run_shards(workers, [["a"], ["b"]], lambda s, n: {"keys": s, "folder": str(tmp_path)}, 60)
+    assert finished(list(events)) == ["a", "b"]
+
+
 def test_an_error_of_the_code_stops_everything(pool):
     with pytest.raises(ChildError, match="ZeroDivisionError: ours"):
         pool([["a"], ["bug"], ["b"]])
@@ -82,7 +109,8 @@ def test_stopping_early_leaves_no_worker(pool, tmp_path):
         "import os, time\ndef work(request, send):\n    send({'pid': os.getpid()}, {})\n    time.sleep(600)\n"
     )
     env = {"PYTHONPATH": str(tmp_path)}
-    events = run_shards("sleeper_of_test:work", [["a"], ["b"]], lambda s, n: {}, 2, 60, env)
+    workers = [Process("sleeper_of_test:work", env=env) for _ in range(2)]
+    events = run_shards(workers, [["a"], ["b"]], lambda s, n: {}, 60)
     pids = [next(events).header["pid"] for _ in range(2)]
     events.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

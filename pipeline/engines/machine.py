@@ -1,0 +1,60 @@
+"""What this machine has to work with: its cores and GPUs, and the environment of a worker that gets a share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+# Large arrays go back to the system when they are freed: glibc's own rule let a worker grow by 600 MB over an
+# hour of video, in holes between small ones.
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, by the names CUDA_VISIBLE_DEVICES gives, without asking torch.
+
+    `cuda:n` is the n-th of them.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return [name for name in names if name not in ("", "-1")]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def gpus() -> int:
+    """How many GPUs this process may use."""
+    return len(visible_gpus())
+
+
+def gpu_numbers(device: str) -> list[int]:
+    """The GPUs that `[run] device` allows, as `cuda:n` counts them; none of them for "cpu".
+
+    Raises UserError where it asks for one that is not there.
+    """
+    there = list(range(gpus()))
+    if device == "auto":
+        return there
+    if not device.startswith("cuda"):
+        return []
+    _, _, number = device.partition(":")
+    wanted = [int(number)] if number else there
+    if not wanted or wanted[-1] not in there:
+        raise UserError(f"run.device = {device!r} is not possible: {len(there)} GPUs are visible here")
+    return wanted
+
+
+def threads(count: int) -> dict[str, str]:
+    """The environment that gives a worker so many threads.
+
+    Idle threads sleep: spinning ones, OpenMP's default, made a training step up to ten times slower on
+    a machine whose cores had other work too, and were no faster on a quiet one.
+    """
+    return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
