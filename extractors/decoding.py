@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -63,7 +65,9 @@ class Failed(Generic[U]):
 Event = Begin[U] | Chunk | End[U] | Failed[U]
 
 
-def decode_ahead(decoder: Child, sources: Sequence[Source[U]], limit_seconds: float) -> Iterator[Event[U]]:
+def decode_ahead(
+    decoder: Child, sources: Sequence[Source[U]], limit_seconds: float
+) -> Generator[Event[U], None, None]:
     """The frames of each source in turn, decoded a few chunks ahead of the caller.
 
     The child is asked from a thread; stopping early ends both at once.
@@ -107,6 +111,29 @@ def decode_ahead(decoder: Child, sources: Sequence[Source[U]], limit_seconds: fl
         if not ended:
             decoder.kill()  # it may be stuck on a file, and the thread with it
         thread.join()
+
+
+def decode_with(
+    decoders: Sequence[Child], sources: Sequence[Source[U]], limit_seconds: float
+) -> Iterator[Event[U]]:
+    """The frames of each source in turn, from several decoders that each work ahead on a source of its own.
+
+    What comes, and in which order, is what one decoder gives.
+    """
+    with contextlib.ExitStack() as ends:
+        streams = []
+        for number, decoder in enumerate(decoders):
+            stream = decode_ahead(decoder, sources[number :: len(decoders)], limit_seconds)
+            ends.enter_context(contextlib.closing(stream))
+            first = next(stream, None)  # it is at work from now on
+            streams.append(itertools.chain(() if first is None else (first,), stream))
+        for number, _ in enumerate(sources):
+            for event in streams[number % len(streams)]:
+                yield event
+                if isinstance(event, (End, Failed)):
+                    break
+        for rest in streams:
+            next(rest, None)  # its end; closed before that, it would end its decoder
 
 
 def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator[Event[U]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extractors.base import FrameReader, Result, Unit, WorkOptions
-from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_ahead
+from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_with
 from pipeline.child import Child
 from pipeline.errors import ItemError
 
@@ -38,8 +38,8 @@ def read_together(
     `began` is called for each decode that is begun: one a unit, two where the first decoder failed.
     """
     sources = [source_of(unit) for unit in units]
-    decoder = _decoder(options.decoder_bytes)
-    for event in decode_ahead(decoder, sources, options.item_seconds):
+    decoders = _decoders(options.decoder_bytes, options.decoders)
+    for event in decode_with(decoders, sources, options.item_seconds):
         if isinstance(event, Begin):
             unit = event.unit
             began()
@@ -89,5 +89,5 @@ def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None
 
 
 @functools.lru_cache(maxsize=1)  # one a worker process; it is killed and started anew by those who use it
-def _decoder(memory_bytes: int) -> Child:
-    return Child("pipeline.video:serve_decode", memory_bytes=memory_bytes)
+def _decoders(memory_bytes: int, count: int) -> list[Child]:
+    return [Child("pipeline.video:serve_decode", memory_bytes=memory_bytes) for _ in range(count)]

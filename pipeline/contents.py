@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -79,21 +80,21 @@ def _read(corpus: Corpus, index: Index, hashed: Callable[[int, int], None]) -> C
     unreadable: dict[str, str] = {}
     unknown: list[tuple[Item, Path, int, int]] = []
     for item in corpus.items:
-        path = corpus.media_path(item)
-        if path is None:
+        place = corpus.media_place(item)
+        if place is None:
             digests[item.id] = item.digest
             continue
         try:
-            status = path.stat()
+            status = os.stat(place)
         except (OSError, ValueError) as error:
             unreadable[item.id] = _reason(error)
             continue
         if not S_ISREG(status.st_mode):
-            unreadable[item.id] = f"{path} is not a file"
-        elif (entry := known.get(str(path))) and entry[:2] == (status.st_size, status.st_mtime_ns):
+            unreadable[item.id] = f"{place} is not a file"
+        elif (entry := known.get(place)) and entry[:2] == (status.st_size, status.st_mtime_ns):
             digests[item.id] = entry[2]
         else:
-            unknown.append((item, path, status.st_size, status.st_mtime_ns))
+            unknown.append((item, Path(place), status.st_size, status.st_mtime_ns))
     _hash(unknown, index, digests, unreadable, hashed)
     return Contents(corpus, digests, unreadable)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import sys
 from collections import Counter
@@ -98,6 +99,18 @@ class Corpus:
     def media_path(self, item: Item) -> Path | None:
         """Where the item's media file should be; None where its features were imported."""
         return None if item.media is None else self.path.parent / item.media
+
+    def media_place(self, item: Item) -> str | None:
+        """`media_path` as text; plain names, as nearly all are, without taking them apart."""
+        name = item.media
+        if name is None or "//" in name or "./" in name or name[-1] in "/." or name[0] == "/":
+            path = self.media_path(item)
+            return None if path is None else str(path)
+        return f"{self._folder}/{name}" if self._folder != "." else name
+
+    @functools.cached_property
+    def _folder(self) -> str:
+        return str(self.path.parent)
 
     def captions(self, split: str) -> Iterator[tuple[Item, Caption]]:
         """The queries of a split, in manifest order, each with its item."""
@@ -335,7 +348,9 @@ def _item(line: str) -> Item:
     meta = raw.get("meta") or NO_META
     if not isinstance(meta, dict):
         raise _Wrong(f"item {name!r}: meta is not an object")
-    return Item(name, sys.intern(split), _captions(captions, name), media, sys.intern(kind), meta, str(digest))
+    return Item(
+        name, sys.intern(split), _captions(captions, name), media, sys.intern(kind), meta, str(digest)
+    )
 
 
 def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:

@@ -226,7 +226,9 @@ class Runner:
             lacking={
                 key: [n for n, state in enumerate(group) if key in wanted[state.stage.name]] for key in units
             },
-            options=self.options.model_dump(include={"batch_size", "item_seconds", "decoder_bytes"}),
+            options=self.options.model_dump(
+                include={"batch_size", "item_seconds", "decoder_bytes", "decoders"}
+            ),
             network=model.worker_kind == "model",
         )
         self._corpus_process.close()  # its memory is the workers' now

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fingerprint import CONTENT_BYTES, batched
+
 NOWHERE = -1
 NO_FILE = -1
+ROWS = 20_000
+DIGITS = 2 * CONTENT_BYTES
+HEX = re.compile("[0-9a-f]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,37 @@ class Units(Sequence[str]):
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._keys = list(keys)
-        self.position = {key: number for number, key in enumerate(self._keys)}
+
+    @functools.cached_property
+    def position(self) -> dict[str, int]:
+        """The position of each key."""
+        return {key: number for number, key in enumerate(self._keys)}
+
+    def positions(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """The position (n,) of each of these keys, NOWHERE of one that is none of ours."""
+        wanted = _as_numbers(keys)
+        if wanted is None or self._sorted is None or not len(self):
+            return np.array([self.position.get(key, NOWHERE) for key in keys], np.int64)
+        first, second, order = self._sorted
+        at = np.searchsorted(first, wanted[:, 0]).clip(max=len(first) - 1)
+        alike = first[at] == wanted[:, 0]
+        same = alike & (second[at] == wanted[:, 1])
+        found = np.where(same, order[at], NOWHERE)
+        for number in np.flatnonzero(alike & ~same):  # half of the digits are alike by chance
+            found[number] = self.position.get(keys[int(number)], NOWHERE)
+        return found
+
+    @functools.cached_property
+    def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]] | None:
+        """Both halves of the digests in ascending order, and where each stands; None of other keys than digests.
+
+        Looking up keys in their order here is five times as fast as in a table whose keys are all over the memory.
+        """
+        numbers = _as_numbers(self._keys)
+        if numbers is None:
+            return None
+        order = np.lexsort((numbers[:, 1], numbers[:, 0]))
+        return numbers[order, 0], numbers[order, 1], order
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -43,6 +80,14 @@ class Units(Sequence[str]):
     def chosen(self, mask: NDArray[np.bool_]) -> list[str]:
         """The keys where the mask (n,) is set."""
         return [self._keys[number] for number in np.flatnonzero(mask)]
+
+
+def _as_numbers(keys: Sequence[str]) -> NDArray[np.uint64] | None:
+    """Digests as two numbers each, (n, 2); None where any key is something else than 32 hex digits."""
+    joined = "".join(keys)
+    if any(len(key) != DIGITS for key in keys) or not HEX.fullmatch(joined):
+        return None
+    return np.frombuffer(bytes.fromhex(joined), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 class Places(Mapping[str, Place]):
@@ -62,15 +107,16 @@ class Places(Mapping[str, Place]):
         segment = np.full(len(units), NOWHERE, np.int32)
         row = np.zeros(len(units), np.int32)
         file_bytes = np.full(len(units), NO_FILE, np.int64)
-        position = units.position
-        for key, name, number, size in rows:
-            at = position.get(key)
-            if at is None:
-                continue
-            segment[at] = names.setdefault(name, len(names))
-            row[at] = number
-            if size is not None:
-                file_bytes[at] = size
+        for part in batched(rows, ROWS):  # a list at a time is three times as fast as a row at a time
+            keys, of_segments, numbers, sizes = zip(*part, strict=True)
+            at = units.positions(keys)
+            for name in dict.fromkeys(of_segments):
+                names.setdefault(name, len(names))
+            ours = at != NOWHERE
+            segment[at[ours]] = np.array([names[name] for name in of_segments], np.int32)[ours]
+            row[at[ours]] = np.array(numbers, np.int32)[ours]
+            known = [NO_FILE if size is None else size for size in sizes]
+            file_bytes[at[ours]] = np.array(known, np.int64)[ours]
         return cls(units, list(names), segment, row, file_bytes)
 
     @property

@@ -14,7 +14,11 @@ from flows.doctor import examine
 from pipeline.errors import UserError
 from pipeline.execute import Progress
 
-DEMO_TEXT = Path(__file__).parents[1] / "demo.toml"
+DEMO_FILES = Path(__file__).parents[1]
+DEMOS = {
+    "experiment.toml": "demo.toml",
+    "clouds.toml": "demo-clouds.toml",
+}  # file made -> file of the package
 
 
 def demo(
@@ -24,18 +28,29 @@ def demo(
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Render a small corpus of moving shapes and run the whole pipeline on it, offline, in minutes.
+    """Render a small corpus of moving shapes and one of point clouds, and run the whole pipeline on both, offline.
 
     Networks are small and seeded, so the figures say that everything works, not how good a method is.
     """
+    from pipeline.datasets.demo.clouds import scan
     from pipeline.datasets.demo.corpus import render
 
     with StageDisplay(quiet=as_json) as display:
-        render(folder, progress=lambda done, total: display.progress(Progress("render", done, total)))
-        experiment = folder / "experiment.toml"
-        if not experiment.exists():
-            experiment.write_text(DEMO_TEXT.read_text(encoding="utf-8"), encoding="utf-8")
-    running.run([experiment], sets=sets, methods=[], redo=[], retry_failed=False, as_json=as_json)
+
+        def drawn(done: int, total: int) -> None:
+            display.progress(Progress("render", done, total))
+
+        render(folder, progress=drawn)
+        scan(folder, progress=drawn)
+        experiments = [_kept(folder / name, DEMO_FILES / text) for name, text in DEMOS.items()]
+    running.run(experiments, sets=sets, methods=[], redo=[], retry_failed=False, as_json=as_json)
+
+
+def _kept(path: Path, text: Path) -> Path:
+    """An experiment file; one that is there already is somebody's own."""
+    if not path.exists():
+        path.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
+    return path
 
 
 def verify(

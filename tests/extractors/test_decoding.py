@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, Source, decode_ahead
+from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, Source, decode_ahead, decode_with
 from pipeline.child import Child
 from pipeline.errors import UserError
 
@@ -161,3 +161,42 @@ def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, t
     assert sum(len(event.frames) for event in events if isinstance(event, Chunk)) == 50
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert failed.unit == "text" and "decord" in failed.reason and "PyAV" in failed.reason
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp_path, count):
+    names = ["good", "item", "none", "half_die-decord", "good2", "ours"]
+    alone = decoded(*names)
+    others = [Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)}) for _ in range(count)]
+    try:
+        for _ in range(2):  # the decoders are kept from one shard to the next
+            sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in names]
+            order, frames, reasons = [], {}, {}
+            for event in decode_with(others, sources, 30.0):
+                if isinstance(event, Begin):
+                    order.append(event.unit)
+                    frames[event.unit] = 0
+                elif isinstance(event, Chunk):
+                    frames[order[-1]] += len(event.frames)
+                elif isinstance(event, Failed):
+                    reasons[event.unit] = event.reason
+            assert list(dict.fromkeys(order)) == names
+            for name in names:
+                if isinstance(alone[name], str):
+                    assert reasons[name] == alone[name]
+                else:
+                    assert frames[name] == len(alone[name][2])
+    finally:
+        for child in others:
+            child.kill()
+
+
+def test_several_decoders_end_at_once_where_their_caller_stops(decoder, tmp_path):
+    others = [Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)}) for _ in range(2)]
+    sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in ("good", "good_hang", "good3")]
+    events = decode_with(others, sources, 30.0)
+    next(events)
+    started = time.monotonic()
+    events.close()
+    assert time.monotonic() - started < 5
+    assert all(child.pid is None for child in others)
