@@ -1,4 +1,4 @@
-"""store ls, du, verify, gc: what is in a store, how large it is, whether it is whole, what can go."""
+"""store ls, du, verify, gc, push, pull: what is in a store, whether it is whole, what can go, copies elsewhere."""
 
 from __future__ import annotations
 
@@ -7,14 +7,34 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.terms import AsJson, human_bytes, out, print_json, print_table
+from flows.commands.terms import FAILED_ITEMS, AsJson, human_bytes, out, print_json, print_table
+from flows.console import StageDisplay
 from flows.project import open_project
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
+from pipeline.execute import Progress
 from pipeline.store import Store, tree_bytes
+from pipeline.transfer.pull import pull as fetch
+from pipeline.transfer.push import Wanted
+from pipeline.transfer.push import push as publish
+from pipeline.transfer.remote import Remote
+from pipeline.transfer.work import How, OnMoved, Outcome
 
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.")]
 DEFAULT_STORE = Path("store")
 YOUNG_SECONDS = 3600.0  # what is younger may belong to a run that has not locked it yet
+SHOWN = 20
+MB = 10**6
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="s3://BUCKET/PATH, gs://..., file:// or a folder.")]
+OfStore = Annotated[
+    Path | None, typer.Option("--store", help="The store's folder; `store` if none is named.")
+]
+OfExperiment = Annotated[
+    Path | None, typer.Option("--experiment", help="Only what this experiment needs, with its store.")
+]
+OfStages = Annotated[list[str], typer.Option("--stage", metavar="STAGE", help="Only this stage; repeatable.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Files moved at once.")]
+EndpointUrl = Annotated[str | None, typer.Option(help="An S3 server of your own (s3:// alone).")]
 
 app = typer.Typer(help="Look after a store.", no_args_is_help=True)
 
@@ -108,3 +128,100 @@ def gc(
         out.print(f"{human_bytes(size):>10}  {path.relative_to(store.root)}", markup=False)
     total = human_bytes(sum(size for _, size in removed))
     out.print(f"{len(removed)} {'would go' if dry_run else 'removed'}, {total}")
+
+
+@app.command()
+def push(
+    url: Url,
+    folder: OfStore = None,
+    experiment: OfExperiment = None,
+    stages: OfStages = [],  # noqa: B006
+    jobs: Jobs = 4,
+    endpoint_url: EndpointUrl = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Upload even what is there; mends what was damaged there.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish segments, items' files and finished folders below a URL, for other stores to pull.
+
+    What is there already is skipped; an interrupted push is gone on with by the same command. Failures of items
+    are not published: they are this store's own.
+    """
+    store, wanted = _asked(folder, experiment)
+    remote = _elsewhere(url, endpoint_url, store)
+    known = {stage for stage, _ in store.index.fingerprints().values()}
+    _require_stages(stages, known, store.root)
+    with StageDisplay() as display:
+        outcome = publish(store, remote, stages, wanted, How(jobs, dry_run, again), _moving(display, "push"))
+    _tell(outcome, "would be sent" if dry_run else "sent", as_json)
+
+
+@app.command()
+def pull(
+    url: Url,
+    folder: OfStore = None,
+    experiment: OfExperiment = None,
+    stages: OfStages = [],  # noqa: B006
+    jobs: Jobs = 4,
+    endpoint_url: EndpointUrl = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch what was published below a URL and is not in this store, check it, and record it.
+
+    With an experiment, only what it needs and lacks. An interrupted pull is gone on with by the same command, inside
+    the file it had reached.
+    """
+    store, wanted = _asked(folder, experiment, make=True)
+    remote = _elsewhere(url, endpoint_url, store)
+    _require_stages(stages, {where.stage for where in remote.entries()} if stages else set(), url)
+    with StageDisplay() as display:
+        moving = _moving(display, "pull")
+        outcome = fetch(store, remote, stages, wanted, How(jobs, dry_run), moving, display.say)
+    _tell(outcome, "would be fetched" if dry_run else "fetched", as_json)
+
+
+def _asked(folder: Path | None, experiment: Path | None, make: bool = False) -> tuple[Store, Wanted | None]:
+    """The store that is meant, and the units of every fingerprint an experiment needs; None for everything."""
+    if experiment is None:
+        place = folder or DEFAULT_STORE
+        return (Store(place) if make else _open(place)), None
+    if folder is not None:
+        raise UserError(f"{experiment} names its store; give --store or --experiment, not both")
+    project = open_project(experiment)
+    return project.store, {s.fingerprint.hex: frozenset(s.keys) for s in project.survey().values()}
+
+
+def _elsewhere(url: str, endpoint_url: str | None, store: Store) -> Remote:
+    remote = Remote.open(url, endpoint_url)
+    if remote.protocol == "file" and Path(remote.root).resolve().is_relative_to(store.root.resolve()):
+        raise UserError(f"{url} lies in the store itself; name a place outside of {store.root}")
+    return remote
+
+
+def _require_stages(stages: list[str], known: set[str], where: Path | str) -> None:
+    for stage in stages:
+        if stage not in known:
+            raise UserError(f"{where} has nothing of a stage {stage!r}; {nearest(stage, known)}")
+
+
+def _moving(display: StageDisplay, verb: str) -> OnMoved:
+    return lambda moved, total: display.progress(Progress(f"{verb}, MB", moved // MB, -(-total // MB)))
+
+
+def _tell(outcome: Outcome, verb: str, as_json: bool) -> None:
+    """What went over, what was there, what failed."""
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        for name, reason in outcome.failed[:SHOWN]:
+            out.print(f"failed: {name}: {reason}", markup=False)
+        if len(outcome.failed) > SHOWN:
+            out.print(f"... and {len(outcome.failed) - SHOWN} more")
+        whole = f"{outcome.segments} segments, {outcome.folders} folders, {human_bytes(outcome.bytes)} {verb}"
+        failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+        out.print(f"{whole}, {outcome.already} were there already{failed}")
+    if outcome.failed:
+        raise typer.Exit(FAILED_ITEMS)

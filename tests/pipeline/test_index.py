@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pipeline.errors import UserError
-from pipeline.index import Index, Place
+from pipeline.index import Index, Place, is_remote
 
 ITEMS = st.sampled_from(list("abcdef"))
 FPS = st.sampled_from(["one", "two"])
@@ -146,3 +146,37 @@ def test_several_processes_write_one_new_index_at_once(tmp_path):
     writers = [subprocess.Popen([*command, str(n)], stderr=subprocess.PIPE) for n in range(4)]
     assert [writer.communicate()[1] for writer in writers] == [b""] * 4
     assert len(Index(path).places("fp")) == 4 * 40 * 5
+
+
+MOUNTINFO = """22 28 0:20 / /proc rw - proc proc rw
+28 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 28 0:44 / /mnt/lab rw shared:2 - nfs4 server:/lab rw
+41 40 8:2 / /mnt/lab/disk rw - xfs /dev/sdb rw
+42 28 0:45 / /mnt/with\\040space rw - fuse.sshfs host:/ rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "remote"),
+    [
+        ("/home/a/index.sqlite", False),
+        ("/mnt/lab/store/index.sqlite", True),
+        ("/mnt/lab/disk/store/index.sqlite", False),
+        ("/mnt/laboratory/index.sqlite", False),
+        ("/mnt/with space/index.sqlite", True),
+    ],
+)
+def test_a_file_system_of_several_hosts_is_known_by_its_mount(tmp_path, path, remote):
+    (tmp_path / "mountinfo").write_text(MOUNTINFO)
+    assert is_remote(Path(path), tmp_path / "mountinfo") is remote
+    assert is_remote(Path(path), tmp_path / "none") is False
+
+
+def test_an_index_that_several_hosts_share_keeps_no_memory_between_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.index.is_remote", lambda path: True)
+    index = Index(tmp_path / "index.sqlite")
+    assert index.db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    index.add_fingerprint("f", "made", {})
+    index.close()
+    monkeypatch.setattr("pipeline.index.is_remote", lambda path: False)
+    assert set(Index(tmp_path / "index.sqlite").fingerprints()) == {"f"}
