@@ -1,4 +1,4 @@
-"""compare: are two sets of features the same thing?"""
+"""compare: evaluated runs against each other (the first word names one), or two sets of features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
+from typer.core import TyperGroup
 
+from flows.commands.compare_runs import runs
 from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.features import StageFeatures, open_tensors
@@ -25,7 +27,26 @@ from pipeline.segments import Array
 
 WORST = 20
 
-app = typer.Typer(help="Say whether two things are the same, and how they differ.", no_args_is_help=True)
+RUNS = "runs"  # the verb that is meant where the first word is none
+
+
+class RunsUnlessNamed(TyperGroup):
+    """`compare A B` is `compare runs A B`: what is compared most needs no verb."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the verb first, unless one stands there or only help is asked for."""
+        if args and args[0] not in {*self.commands, *self.get_help_option_names(ctx)}:
+            args = [RUNS, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunsUnlessNamed,
+    help="Compare evaluated runs on the same queries: `crossreel compare A B` is `compare runs A B`. "
+    "`compare features A B` says whether two sets of features are the same.",
+    no_args_is_help=True,
+)
+app.command(RUNS)(runs)
 
 
 class Side(Protocol):

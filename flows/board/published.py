@@ -1,0 +1,118 @@
+"""Published figures: one TOML file a method, each row with its source and the protocol it was measured under."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.errors import UserError, nearest
+from pipeline.settings import Options, fill, read_toml
+
+FOLDER = Path(__file__).parent
+METRICS = ("R@1", "R@5", "R@10", "R@50", "R@100", "SumR", "RSUM", "MdR", "MnR", "MRR")
+
+Direction = Literal["t2v", "v2t", "both"]
+Figures = dict[str, float]
+
+
+class Protocol(Options):
+    """What was measured on what. Protocols of one data set and one name share a table, whichever file they are in."""
+
+    dataset: str
+    name: str
+    words: str
+    names: list[str] = Field(
+        default_factory=list
+    )  # protocols of our corpora under which the same is measured
+    says: list[str] = Field(default_factory=list)  # what the corpus's sentence must say besides
+    caution: str = ""  # why its figures are not quite comparable with any others
+
+
+class Row(Options):
+    """A line of a table as it is printed; a table's text and cloud directions are t2v and v2t."""
+
+    system: str
+    protocol: str
+    origin: Literal["paper", "repository", "secondary"]
+    table: str  # where it stands
+    backbone: str = ""
+    variant: str = ""  # an ablation or other settings; empty: what is proposed
+    decimals: int = Field(1, ge=0)  # that recalls are printed with
+    note: str = ""
+    t2v: Figures = Field(default_factory=dict)
+    v2t: Figures = Field(default_factory=dict)
+    both: Figures = Field(default_factory=dict)
+
+    @field_validator("t2v", "v2t", "both")
+    @classmethod
+    def _known(cls, value: Figures) -> Figures:
+        for name in value:
+            if name not in METRICS:
+                raise ValueError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
+        return value
+
+    def figures(self) -> Iterator[tuple[Direction, Figures]]:
+        """The directions it has figures of."""
+        sides: tuple[tuple[Direction, Figures], ...] = (
+            ("t2v", self.t2v),
+            ("v2t", self.v2t),
+            ("both", self.both),
+        )
+        yield from ((direction, side) for direction, side in sides if side)
+
+
+class Known(Options):
+    """A contradiction of the source, not of the transcription: the linter's words, and what we make of it."""
+
+    problem: str
+    note: str
+
+
+class Published(Options):
+    """The published figures of a method, and of others that stand beside it in its tables."""
+
+    method: str
+    paper: str
+    venue: str
+    arxiv: str
+    protocols: dict[str, Protocol]
+    rows: list[Row]
+    known: list[Known] = Field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """For instance "ICCV 2025, arXiv 2507.17402"."""
+        return f"{self.venue}, arXiv {self.arxiv}"
+
+
+def read_published(folder: Path = FOLDER) -> dict[str, Published]:
+    """The files of a folder by method. Raises UserError naming the file and what is wrong with it."""
+    files = sorted(folder.glob("*.toml"))
+    if not files:
+        raise UserError(f"there is no published table (.toml) in {folder}")
+    out: dict[str, Published] = {}
+    for path in files:
+        try:
+            found = fill(Published, read_toml(path), "")
+        except UserError as error:
+            raise UserError(f"{path.name}: {error}") from None
+        for row in found.rows:
+            if row.protocol not in found.protocols:
+                possible = nearest(row.protocol, found.protocols)
+                raise UserError(f"{path.name}: {row.system} has the protocol {row.protocol!r}; {possible}")
+        if found.method in out:
+            raise UserError(f"{path.name}: the method {found.method} has a file already")
+        out[found.method] = found
+    return out
+
+
+def fitting(published: Mapping[str, Published], corpus: Mapping[str, object]) -> Iterator[Protocol]:
+    """The published protocols that a corpus was imported under; corpus: `Corpus.protocol`."""
+    name, sentence = str(corpus.get("name")), str(corpus.get("sentence"))
+    for one in published.values():
+        for protocol in one.protocols.values():
+            if name in protocol.names and all(words in sentence for words in protocol.says):
+                yield protocol

@@ -1,0 +1,197 @@
+"""compare runs: evaluated methods on the same queries, what differs between them and whether it means anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.running import opened
+from flows.commands.terms import AsJson, Sets, out, print_json, print_table
+from flows.comparison import ALPHA, Matched, Pair, ahead, compare, matched, meaning, smallest
+from flows.console import StageDisplay
+from flows.measured import DIRECTIONS, METRICS, read_measured
+from flows.report.leaderboard import label, printed, shown_metrics
+from flows.report.wording import counted, kind_of, member, short_title
+from pipeline.errors import UserError, nearest
+
+LEAST_P = 0.001  # smaller ones are told as smaller
+
+
+def runs(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B...", help="EXPERIMENT:METHOD, EXPERIMENT, METHOD or the folder of a run."
+        ),
+    ],
+    experiment: Annotated[
+        Path, typer.Option("--experiment", "-e", help="Whose methods those without an experiment are.")
+    ] = Path("experiment.toml"),
+    split: Annotated[
+        str, typer.Option("--split", help="Evaluated on this split instead of the file's.")
+    ] = "",
+    direction: Annotated[str, typer.Option("--direction", help="t2v or v2t alone.")] = "",
+    common: Annotated[
+        bool, typer.Option("--common", help="Where items failed in one run, compare the queries of all.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the bootstrap.")] = 0,
+    sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Compare evaluated methods on the same queries: every difference with its interval, and whether it is one.
+
+    Intervals come from a paired bootstrap over items with all their captions, p values from McNemar's exact test with
+    items as its units, corrected after Holm. Runs whose protocols differ are refused.
+    """
+    if direction and direction not in DIRECTIONS:
+        raise UserError(f"--direction {direction!r} is not possible; possible: {', '.join(DIRECTIONS)}")
+    every = [*sets, *([f'evaluate.split="{split}"'] if split else [])]
+    with StageDisplay(quiet=as_json) as display:
+        folders = [pair for word in words for pair in _folders(word, experiment, every, display)]
+    if len(folders) < 2:
+        raise UserError(f"{words[0]} is one run alone; name two or more to compare")
+    measured = [read_measured(folder, name) for name, folder in _named(folders)]
+    for run in measured:
+        if split and run.protocol.get("split") != split:
+            raise UserError(
+                f"{run.folder} was evaluated on the split {run.protocol.get('split')!r}, not on {split!r}"
+            )
+    found = matched(measured, direction, common)
+    pairs = compare(found, seed)
+    if as_json:
+        print_json(_as_json(found, pairs))
+    else:
+        _print(found, pairs)
+
+
+def _folders(
+    word: str, experiment: Path, sets: list[str], display: StageDisplay
+) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """The folders that a word names, each with names for it, the shortest first."""
+    path = Path(word)
+    if path.is_dir():
+        if not (path / METRICS).is_file():
+            raise UserError(f"{word} is not the folder of an evaluated method: there is no {METRICS} in it")
+        method = path.absolute().parent.name.removeprefix("evaluate-")
+        yield (f"{method} {path.absolute().name[:8]}", word), path
+        return
+    file, colon, method = word.rpartition(":")
+    if path.suffix == ".toml":
+        owner, method = path, ""
+    else:
+        owner = Path(file) if colon else experiment
+    if not owner.is_file():
+        raise UserError(
+            f"{word!r} is neither an experiment, a run's folder nor a method: there is no experiment {owner}; "
+            "write EXPERIMENT:METHOD, or name it with --experiment"
+        )
+    project = opened(owner, sets, [], display)
+    try:
+        known = project.experiment.methods
+        if method and method not in known:
+            raise UserError(f"{method!r} is not a method of {owner}; {nearest(method, known)}")
+        if not known:
+            raise UserError(f"{owner} names no methods, so there is nothing to compare")
+        states = project.survey()
+        for name in [method] if method else known:
+            state = states[f"evaluate-{name}"]
+            if not state.complete:
+                raise UserError(f"{name} of {owner} is not evaluated yet; run `crossreel run {owner}` first")
+            folder = project.store.run_folder(state.stage.name, state.fingerprint.hex)
+            yield (name, f"{owner.stem}:{name}", f"{owner}:{name}"), folder
+    finally:
+        project.store.index.close()
+
+
+def _named(folders: Sequence[tuple[tuple[str, ...], Path]]) -> list[tuple[str, Path]]:
+    """The shortest names that tell different runs apart; a run that was named twice gets a number."""
+    many, different = (
+        max(len(names) for names, _ in folders),
+        len({folder.resolve() for _, folder in folders}),
+    )
+    chosen: list[str] = []
+    for length in range(many):
+        chosen = [names[min(length, len(names) - 1)] for names, _ in folders]
+        if len(set(chosen)) == different:
+            break
+    again = [
+        f"{name} ({chosen[:n].count(name) + 1})" if name in chosen[:n] else name
+        for n, name in enumerate(chosen)
+    ]
+    return [(name, folder) for name, (_, folder) in zip(again, folders, strict=True)]
+
+
+def _print(found: Matched, pairs: Sequence[Pair]) -> None:
+    """A table a pair and direction, and a sentence of what it means."""
+    protocol = found.runs[0].protocol
+    kind, tests = kind_of(protocol), sum(len(pair.tests) for pair in pairs)
+    for note in found.notes:
+        out.print(note, markup=False)
+    for pair in pairs:
+        if pair.direction != "both":
+            _print_table(pair, kind)
+        out.print(f"{meaning(pair, tests, protocol)}.", markup=False)
+    clustered = any(pair.units < pair.queries for pair in pairs)
+    noun = member(kind)
+    words = f"Resampled and exchanged are {noun}s" + (
+        f" with all their captions, which are not independent; p of McNemar's test with {noun}s as units"
+        if clustered
+        else "; p of McNemar's test"
+    )
+    out.print(
+        f"\n{words}, then corrected for {tests} tests (Holm). "
+        "Another seed of training may differ by more: `crossreel batch` gives means over seeds.",
+        markup=False,
+    )
+
+
+def _print_table(pair: Pair, kind: str) -> None:
+    names = shown_metrics(pair.differences, kind)
+    lines = []
+    for name in names:
+        d, test = pair.differences[name], pair.tests.get(name)
+        cells = [printed(name, d.a), printed(name, d.b), _signed(name, d.value)]
+        cells += [f"{_signed(name, d.low)} to {_signed(name, d.high)}", _side(pair, name)]
+        if test:
+            cells += [f"{test.only_a}:{test.only_b}", _p(test.p), _p(test.corrected)]
+        lines.append([label(name, kind), *cells, *([""] * 3 if not test else [])])
+    over = counted(pair.queries, "query")
+    if pair.units < pair.queries:
+        over += f" of {counted(pair.units, member(kind))}"
+    out.print(
+        f"\nA {pair.a}, B {pair.b}, {short_title(pair.direction, kind)}: {over}", markup=False, style="bold"
+    )
+    columns = ["", "A", "B", "A - B", "95 %", "ahead", "only A:B", "p", "corrected"]
+    print_table("", columns, lines)
+
+
+def _side(pair: Pair, metric: str) -> str:
+    return {pair.a: "A", pair.b: "B"}.get(ahead(pair, metric), "")
+
+
+def _signed(metric: str, value: float) -> str:
+    return f"{value:+.3f}" if metric == "MRR" else f"{value:+.1f}"
+
+
+def _p(value: float) -> str:
+    return f"<{LEAST_P}" if value < LEAST_P else f"{value:.3f}"
+
+
+def _as_json(found: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
+    tests, protocol = sum(len(pair.tests) for pair in pairs), found.runs[0].protocol
+    runs = [{"name": run.name, "folder": str(run.folder), "protocol": run.protocol} for run in found.runs]
+    told = []
+    for pair in pairs:
+        tested = {name: _test(pair, name, tests) for name in pair.tests}
+        told.append(asdict(pair) | {"tests": tested, "meaning": meaning(pair, tests, protocol)})
+    return {"runs": runs, "notes": list(found.notes), "tests": tests, "pairs": told}
+
+
+def _test(pair: Pair, metric: str, tests: int) -> dict[str, Any]:
+    test = pair.tests[metric]
+    least = smallest(pair.differences[metric].error, tests)
+    return asdict(test) | {"significant": test.corrected < ALPHA, "smallest_shown": least}
