@@ -88,10 +88,11 @@ def save_weights(path: Path, method: nn.Module, meta: Mapping[str, Any]) -> None
     save(path, method.state_dict(), meta)
 
 
-def load_weights(path: Path, method: nn.Module) -> dict[str, Any]:
+def load_weights(path: Path, method: nn.Module, whole: bool = False) -> dict[str, Any]:
     """Fill a method with saved weights; what was said of them. Raises UserError naming the first misfit.
 
-    A part that says `passing = True` stays as it is: it belongs to the run that the weights are from.
+    A part that says `passing = True` stays as it is: it belongs to the run that the weights are from. With `whole`, as
+    for an evaluation of that very run, it is filled too where the file holds it.
     """
     if not path.is_file():
         raise UserError(f"no weights at {path}")
@@ -100,7 +101,8 @@ def load_weights(path: Path, method: nn.Module) -> dict[str, Any]:
     except DamagedCheckpoint as error:
         raise UserError(str(error)) from None
     own = method.state_dict()
-    kept = [name for name in own if name.startswith(tuple(f"{part}." for part in _passing(method)))]
+    passing = tuple(f"{part}." for part in _passing(method))
+    kept = [name for name in own if name.startswith(passing) and not (whole and name in tensors)]
     fill_weights(method, {**tensors, **{name: own[name] for name in kept}}, str(path))
     return meta
 

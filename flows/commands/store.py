@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ import typer
 
 from flows.commands.terms import FAILED_ITEMS, AsJson, human_bytes, out, print_json, print_table
 from flows.console import StageDisplay
-from flows.project import open_project
+from flows.project import Project, open_project
+from flows.search.index import with_index
 from pipeline.errors import UserError, nearest
 from pipeline.execute import Progress
 from pipeline.store import Store, tree_bytes
@@ -122,12 +124,22 @@ def gc(
     store = projects[0].store
     if any(project.store.root != store.root for project in projects):
         raise UserError("the experiments named have different stores; name those of one store at a time")
-    keep = {state.fingerprint.hex for project in projects for state in project.survey().values()}
+    keep = {fp for project in projects for fp in _kept(project)}
     removed = store.gc(keep, dry_run, young_seconds)
     for path, size in removed:
         out.print(f"{human_bytes(size):>10}  {path.relative_to(store.root)}", markup=False)
     total = human_bytes(sum(size for _, size in removed))
     out.print(f"{len(removed)} {'would go' if dry_run else 'removed'}, {total}")
+
+
+def _kept(project: Project) -> set[str]:
+    """The fingerprints that an experiment needs, with the search indexes of its splits."""
+    corpus, tables = project.contents.corpus, [project.stages]
+    for method in project.experiment.methods:
+        searched = [split for split in corpus.splits if next(corpus.captions(split), None) is not None]
+        tables += [with_index(project.stages, method, split) for split in searched]
+    states = (replace(project, stages=stages).survey() for stages in tables)
+    return {state.fingerprint.hex for found in states for state in found.values()}
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,14 @@ class Failure:
     stage: str
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a method that are not those published: name, value here, published value."""
+
+    method: str
+    differences: tuple[tuple[str, str, str], ...]
 
 
 def stage_rows(reports: list[Mapping[str, Any]]) -> list[StageRow]:
@@ -86,6 +94,20 @@ def settings(
         ", ".join(stages): [(name, plain(value)) for name, value in _flat(tree[stages[0]])]
         for stages in shared.values()
     }
+
+
+def recipes(methods: Sequence[Mapping[str, Any]]) -> list[Recipe]:
+    """How each method is trained otherwise than published; of evaluations whose brief does not say it, nothing."""
+    return [
+        Recipe(
+            entry["method"],
+            tuple(
+                (row["setting"], plain(row["here"]), plain(row["published"])) for row in entry["differences"]
+            ),
+        )
+        for entry in methods
+        if "differences" in entry
+    ]
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

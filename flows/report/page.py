@@ -15,9 +15,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from flows.report import activity, leaderboard, training
+from flows.report import activity, leaderboard, ranks, training
 from flows.report.environment import environment
-from flows.report.hubness import hubness_tables
+from flows.report.hubness import Hubs, hubness_tables, read_hubs
 from flows.report.pictures import Pictures
 from flows.report.queries import Queries, read_queries
 from flows.report.stage import ReportParams
@@ -27,6 +27,7 @@ from pipeline.child import Send
 TEMPLATES = Path(__file__).parent / "templates"
 FILE = "report.html"
 FRAME_BYTES = 2_500_000  # of all thumbnails, so that the page stays under 5 MB
+HUB_SHARE = 8  # of them, one part is for hubs
 
 
 def run(request: dict[str, Any], send: Send) -> None:
@@ -50,6 +51,8 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
     }
     boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
     failures = activity.failures(public)
+    asked = {method: ranks.read_asked(Path(entry["evaluate"])) for method, entry in folders.items()}
+    queries, hubs = _looked_at(params, inputs, frame_bytes)
     kind = kind_of(next(iter(measured.values()))["protocol"]) if measured else "video"
     return {
         "name": public["experiment"].get("name") or "experiment",
@@ -61,15 +64,19 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "strict": strict,
         "in_percent": leaderboard.in_percent(kind),
         "ties_matter": not leaderboard.look_alike(strict, boards),
+        "curves": ranks.curves(asked, kind),
+        "rank_histograms": ranks.rank_histograms(asked, kind),
         "hubness": hubness_tables(measured),
+        "hubs": hubs,
         "protocols": (protocols := leaderboard.protocols(measured)),
         "contradict": leaderboard.contradict(protocols),
         "trainings": [training.read_training(m, Path(entry["train"])) for m, entry in folders.items()],
-        "queries": _queries(params, inputs, frame_bytes),
+        "queries": queries,
         "stages": activity.stage_rows(public["stages"]),
         "seconds": duration(sum(report["seconds"] for report in public["stages"])),
         "failures": failures[: activity.MOST_FAILURES],
         "failed": len(failures),
+        "recipes": activity.recipes(public["methods"]),
         "settings": activity.settings(public["experiment"].get("settings", {}), public["stages"]),
         "environment": environment(),
     }  # fmt: skip
@@ -77,22 +84,26 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
 
 def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the page may print of the inputs, without the places of this machine."""
-    told = {name: inputs[name] for name in ("experiment", "corpus", "stages")}
+    told = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
     folder = Path(inputs["experiment"].get("path", inputs["corpus"]["path"])).parent
     return dict(without_places(told, folder))
 
 
-def _queries(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> list[Queries]:
-    """The queries shown of each method; every method gets the same share of the page."""
-    out = []
+def _looked_at(
+    params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int
+) -> tuple[list[Queries], list[Hubs]]:
+    """The queries shown of each method, and its hubs; every method gets the same share of the page."""
+    queries, hubs = [], []
     for entry in inputs["methods"]:
-        with closing(Pictures(frame_bytes // len(inputs["methods"]))) as pictures:
-            shown = read_queries(
-                entry["method"], Path(entry["evaluate"]), inputs, pictures, params.queries_shown
-            )
+        method, folder = entry["method"], Path(entry["evaluate"])
+        share = frame_bytes // len(inputs["methods"])
+        with closing(Pictures(share // HUB_SHARE)) as pictures:
+            hubs += read_hubs(method, folder, inputs, pictures)
+        with closing(Pictures(share - share // HUB_SHARE)) as pictures:
+            shown = read_queries(method, folder, inputs, pictures, params.queries_shown)
         if shown is not None:
-            out.append(shown)
-    return out
+            queries.append(shown)
+    return queries, hubs
 
 
 def render(told: Mapping[str, Any]) -> str:

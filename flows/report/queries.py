@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from flows.report.explained import Drawing, Explanation
 from flows.report.frames import Moments, Strip
 from flows.report.pictures import Pictures
+from flows.report.pieces import Pieces
 from flows.report.wording import counted, kind_of, member
-from pipeline.sampling import uniform_positions
 
 PLACES = 3  # results shown of a query; the right item follows where it is not among them
 
@@ -40,6 +42,7 @@ class Result:
     right: bool
     strip: Strip
     moments: Moments = ()
+    drawing: Drawing | None = None  # what carried the match
 
     @property
     def spans(self) -> list[Span]:
@@ -76,7 +79,7 @@ class Query:
 class Queries:
     """What is shown of one method, how many there are of either kind, and what is ranked ("item", "cloud").
 
-    several: whether any caption has more than one right item.
+    several: whether any caption has more than one right item. legend: what the drawings show, where there are any.
     """
 
     method: str
@@ -85,6 +88,7 @@ class Queries:
     shown: tuple[Query, ...]
     found: int
     missed: int
+    legend: str
 
 
 def read_queries(
@@ -97,23 +101,37 @@ def read_queries(
     asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
     measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     noun = member(kind_of(measured["protocol"]))
-    teller = _Teller(ranking, asked, inputs, pictures, noun)
     found = ranking["t2v.mean_rank"] == 1
-    chosen = choose(ranking["t2v.mean_rank"], np.asarray(asked["caption_item"]), count)
-    shown = tuple(teller.query(int(q)) for q in chosen)
+    with closing(Pieces()) as pieces:
+        explanation = Explanation.read(method, folder, pieces if _reads_clip(method, inputs) else None)
+        teller = _Teller(ranking, asked, inputs, pictures, noun, explanation)
+        chosen = choose(
+            ranking["t2v.mean_rank"], np.asarray(asked["caption_item"]), count, explanation.queries
+        )
+        shown = tuple(teller.query(int(q)) for q in chosen)
     several = "caption_also" in asked
-    return Queries(method, noun, several, shown, int(found.sum()), int((~found).sum()))
+    return Queries(method, noun, several, shown, int(found.sum()), int((~found).sum()), explanation.legend)
 
 
-def choose(mean_rank: NDArray[np.float64], item: Positions, count: int) -> Positions:
+def _reads_clip(method: str, inputs: Mapping[str, Any]) -> bool:
+    """Whether the captions' tokens that a method reads are those of CLIP."""
+    settings = inputs["experiment"].get("settings", {}).get(f"train-{method}", {})
+    return settings.get("text_features") == "clip_text"
+
+
+def choose(
+    mean_rank: NDArray[np.float64], item: Positions, count: int, among: Positions | None = None
+) -> Positions:
     """Queries to show: half found, of different items, and half missed, from near misses to the worst.
 
     Found is what stands first alone: a model that scores everything alike has found nothing. Where
-    there are too few of one kind, the other fills up. mean_rank, item: (Q,).
+    there are too few of one kind, the other fills up. mean_rank, item: (Q,). Where `among` names some queries, whose
+    matches are explained, only these are chosen, and the worst of all.
     """
-    found = np.flatnonzero(mean_rank == 1)
+    pool = np.arange(len(mean_rank)) if among is None else np.union1d(among, mean_rank.argmax())
+    found = pool[mean_rank[pool] == 1]
     found = found[np.sort(np.unique(item[found], return_index=True)[1])]
-    missed = np.flatnonzero(mean_rank > 1)
+    missed = pool[mean_rank[pool] > 1]
     missed = missed[np.argsort(mean_rank[missed], kind="stable")]
     right = min(len(found), max(-(-count // 2), count - len(missed)))
     wrong = min(len(missed), count - right)
@@ -121,7 +139,8 @@ def choose(mean_rank: NDArray[np.float64], item: Positions, count: int) -> Posit
 
 
 def _spread(values: Positions, count: int) -> Positions:
-    return values[uniform_positions(len(values), count)] if count else values[:0]
+    """So many of them, evenly spaced, with the first and the last."""
+    return values[np.linspace(0, len(values) - 1, count).round().astype(np.int64)] if count else values[:0]
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,7 @@ class _Teller:
     inputs: Mapping[str, Any]
     pictures: Pictures
     noun: str
+    explanation: Explanation
 
     def query(self, q: int) -> Query:
         rank, mean = int(self.ranking["t2v.rank"][q]), float(self.ranking["t2v.mean_rank"][q])
@@ -149,7 +169,9 @@ class _Teller:
         best = int(self.ranking["t2v.item"][q]) if "t2v.item" in self.ranking else own
         shown = list(dict.fromkeys([*list(places)[:PLACES], best]))
         results = tuple(
-            self._result(p, *places.get(p, (rank, "")), right=p in right, moments=moments if p == own else ())
+            self._result(
+                q, p, *places.get(p, (rank, "")), right=p in right, moments=moments if p == own else ()
+            )
             for p in shown
         )
         verdict = _verdict(rank, mean, len(self.asked["items"]), self.noun, len(right))
@@ -161,11 +183,12 @@ class _Teller:
         item: dict[str, Any] = self.inputs["items"].get(digest, {"id": digest, "video": None})
         return item
 
-    def _result(self, position: int, place: int, score: str, right: bool, moments: Moments) -> Result:
+    def _result(self, q: int, position: int, place: int, score: str, right: bool, moments: Moments) -> Result:
         item = self._item(position)
         unseen = self.noun == "cloud" and not item.get("points")  # its features were imported
         strip = Strip() if unseen else self.pictures.strip(item, moments)
-        return Result(f"{place:,}", item["id"], score, right, strip, moments)
+        drawing = self.explanation.drawn(q, position, self.asked["texts"][q], strip.seconds)
+        return Result(f"{place:,}", item["id"], score, right, strip, moments, drawing)
 
 
 def _verdict(rank: int, mean: float, gallery: int, noun: str, right: int) -> str:

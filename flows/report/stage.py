@@ -23,7 +23,7 @@ class ReportParams(Params):
 class Report(Stage[ReportParams]):
     """One HTML page over all methods of an experiment."""
 
-    name, version, over = "report", 1, "corpus"
+    name, version, over = "report", 2, "corpus"
     runner = "flows.report.page:run"
     settings = ReportParams
 
@@ -64,6 +64,7 @@ class Report(Stage[ReportParams]):
                     "method": method,
                     "train": briefing.run_folder(f"train-{method}"),
                     "evaluate": briefing.run_folder(f"evaluate-{method}"),
+                    "differences": differences(states[f"train-{method}"].stage.params),
                 }
                 for method in self.params.methods
             ],
@@ -73,6 +74,20 @@ class Report(Stage[ReportParams]):
             },
             "captions": _captions(contents),
         }
+
+
+def differences(config: Params) -> list[dict[str, Any]]:
+    """The settings that are not those published, for the same preset where a method has several.
+
+    What changes speed alone is none.
+    """
+    preset = {"preset": config.preset} if hasattr(config, "preset") else {}
+    published = type(config)(**preset).model_dump(mode="json")
+    return [
+        {"setting": name, "here": value, "published": published[name]}
+        for name, value in config.model_dump(mode="json").items()
+        if value != published[name] and name not in config.speed_only
+    ]
 
 
 def _captions(contents: Contents) -> dict[str, dict[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from flows.commands.running import print_leaderboard
@@ -476,7 +476,77 @@ def test_page_of_an_evaluation_that_did_not_measure_hubness_does_not_speak_of_it
     entry = make_method(tmp_path, "a")
     path = Path(entry["evaluate"]) / "metrics.json"
     write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "hubness"})
-    assert "ubness" not in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    assert "ubness" not in text and 'id="hubs"' not in text
+
+
+def test_page_shows_recall_by_k_and_the_spread_of_ranks_of_every_method(tmp_path: Path) -> None:
+    methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b", ("t2v",))]
+    text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
+    section = text.split('id="h-ranks"')[1].split("</section>")[0]
+    assert section.count("<polyline") == 3 + 2  # two methods and chance, then one and chance
+    assert re.findall(r"<figcaption>(\w)<span", section) == ["a", "b", "a"]
+    told = json.loads((Path(methods[0]["evaluate"]) / "metrics.json").read_text())["metrics"]["t2v"]
+    row = re.findall(r'<tr><th scope="row">a</th><td>([\d.]+)</td>', section)[0]
+    assert float(row) == pytest.approx(told["R@1"]["value"], abs=0.05)
+    assert f">a {told['R@1']['value']:.1f}</text>" in section
+
+
+def test_hubs_are_named_with_how_often_they_appear_and_their_frames(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "a")
+    path = Path(entry["evaluate"]) / "ranking.safetensors"
+    ranking = load_file(path)
+    ranking["t2v.occurrences"] = np.full(ITEMS, 20) + 300 * (np.arange(ITEMS) == 7)
+    save_file(ranking, path)
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], str(make_video(tmp_path / "v.mp4"))))
+    section = text.split("What appears for too many queries")[1].split("</section>")[0]
+    assert "1 item of 24 in 153 or more top 10" in section and "<img" in section
+    assert '<span class="rank">320</span> <span class="item">&lt;i&gt;video&lt;/i&gt; 7</span>' in section
+    right = sum(
+        owner == 7 for owner in json.loads((path.parent / "queries.json").read_text())["caption_item"]
+    )
+    assert f"right for {right} captions" in section and Tree(text).open == []
+
+
+def test_differences_from_the_published_recipe_come_before_all_settings(tmp_path: Path) -> None:
+    methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b")]
+    methods[0]["differences"] = [{"setting": "lr", "here": 0.5, "published": 1e-4},
+                                 {"setting": "weights", "here": f"{tmp_path}/<w>", "published": ""}]  # fmt: skip
+    methods[1]["differences"] = []
+    text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
+    told = Tree(text).text.split("Differences from the published recipes")[1].split("All settings")[0]
+    assert "b is trained with every setting as published" in told
+    assert "a lr 0.5 0.0001" in told and "weights <w> –" in told and str(tmp_path) not in text
+
+
+def test_what_carried_a_match_is_drawn_under_its_result_and_escaped(tmp_path: Path) -> None:
+    entry = make_method(tmp_path, "lean", noise=2.0)
+    folder = Path(entry["evaluate"])
+    plain = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    assert 'class="why' not in plain
+    ranking, asked = (
+        load_file(folder / "ranking.safetensors"),
+        json.loads((folder / "queries.json").read_text()),
+    )
+    queries = np.arange(0, CAPTIONS, 3)
+    own = np.asarray(asked["caption_item"])[queries, None]
+    items = np.concatenate([ranking["top.items"][queries, :3], own], 1)
+    words = np.zeros((*items.shape, 2, 1, 2), np.int32)
+    words[..., 0, 0, :] = 0, 200  # all of the caption, its markup too
+    save_file(
+        {"query": queries, "item": items, "edge_weights": np.full((*items.shape, 5), 0.2, np.float32), "words": words,
+         "node_weights": np.full((*items.shape, 1 + 4 + 2), 1 / 7, np.float32),
+         "top": np.zeros((*items.shape, 1), np.int64)},
+        folder / "explanation.safetensors",
+    )  # fmt: skip
+    text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    tree = Tree(text)
+    assert tree.open == [] and not tree.all("script")
+    shown = read_queries("lean", folder, make_inputs(tmp_path, [entry], None), Pictures(0), 6)
+    assert shown is not None and shown.legend in tree.text
+    drawn = [result.drawing is not None for query in shown.shown for result in query.results]
+    assert tree.text.count("Hyperedges of the triples") == sum(drawn) >= len(drawn) - 4  # but of the worst
+    assert any(str(a.get("class")) == "w4" for a in tree.all("mark"))
 
 
 def test_methods_that_ask_in_other_directions_are_compared_where_they_meet(tmp_path: Path) -> None:
@@ -572,6 +642,18 @@ def test_chosen_queries_are_half_found_of_different_items_and_go_from_near_miss_
     assert rank[chosen[3:]].tolist() == sorted(rank[chosen[3:]]) and (rank[chosen[3:]] > 1).all()
     assert len(choose(np.ones(9), np.arange(9), 6)) == len(choose(np.full(9, 2.0), np.arange(9), 6)) == 6
     assert len(choose(np.ones(2), np.arange(2), 6)) == 2
+
+
+def test_chosen_queries_are_explained_ones_and_the_worst_of_all() -> None:
+    rank = np.random.default_rng(0).integers(1, 30, 400).astype(np.float64)
+    rank[123] = 99
+    among = np.arange(0, 400, 2)
+    chosen = choose(rank, np.arange(400), 8, among)
+    assert chosen[-1] == 123 and set(chosen[:-1]) <= set(among)
+    assert (rank[chosen] == 1).sum() == 4
+    assert (
+        choose(rank, np.arange(400), 8, np.arange(400)).tolist() == choose(rank, np.arange(400), 8).tolist()
+    )
 
 
 def test_curve_covers_its_panel_and_marks_the_best_epoch(tmp_path: Path) -> None:

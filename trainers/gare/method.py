@@ -104,6 +104,26 @@ class Gare(Method):
         with torch.autocast(texts["text"].device.type, enabled=False):
             return self.network.head.score(texts["text"], items)
 
+    def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
+        """What carried each match: how far the caption was moved for the video, and which frames moved it.
+
+        increment (A, B): the length of the increment. text (A, B): that of the caption before it. frame_increments
+        (A, B, F): the length of each frame's part; the increment is the sum of the parts and of what the biases add,
+        which are vectors, so that lengths need not add up. pool_weights (A, B, F): the share of each frame in the
+        pooled video; they sum to 1. real (A, B, F) uint8: 0 where there is no frame, only padding.
+        """
+        text, mask = texts["text"], items["mask"]
+        with torch.autocast(text.device.type, enabled=False):
+            found = self.network.head.sizes(text, items)
+        shape = len(text), len(mask)
+        return {
+            "increment": found.increment,
+            "text": text.norm(dim=-1)[:, None].expand(shape),
+            "frame_increments": found.frames,
+            "pool_weights": found.pool,
+            "real": mask.to(torch.uint8).expand(*shape, -1),
+        }
+
 
 class _ScaleGradient(torch.autograd.Function):
     """A value as it is, its gradient multiplied."""

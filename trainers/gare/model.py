@@ -49,6 +49,14 @@ class PlainPairs(NamedTuple):
     sim: Tensor  # (A, B)
 
 
+class Sizes(NamedTuple):
+    """Lengths of the increments, and of the parts that their frames add to them."""
+
+    increment: Tensor  # (A, B)
+    frames: Tensor  # (A, B, F), none below 0
+    pool: Tensor  # (A, B, F), weights of the frames in the pooled video, of sum 1
+
+
 class Psi(nn.Module):
     """The parameters of the increment: one attention head of width D between two layer norms, and a projection.
 
@@ -178,20 +186,33 @@ class Head(nn.Module):
         return torch.cat([self._score(part, videos) for part in text.split(rows)])
 
     def _score(self, text: Tensor, videos: dict[str, Tensor]) -> Tensor:
-        frames, mask = videos["frames"], videos["mask"]
+        mask, gram = videos["mask"], videos["gram"]
+        products = _products(text, videos["frames"])  # (B, F, A)
+        pool, share = self._shares(products, mask), self.increments(text, videos)
+        square = (text * text).sum(-1) + 2 * (share * _products(text, videos["basis"])).sum(1)
+        square = square + _form(share, videos["basis_gram"])
+        toward = (pool * (products + videos["frames_basis"] @ share)).sum(1)
+        return (toward / (square.clamp_min(0) * _form(pool, gram)).sqrt()).T
+
+    def increments(self, text: Tensor, videos: dict[str, Tensor]) -> Tensor:
+        """How much (B, F + 2, A) of each row of a video's `basis` there is in its increment of a caption (A, D).
+
+        The first F rows are the frames' own parts, the others what the biases add: the increment is their sum.
+        """
         folded = Folded(**{name: videos[name] for name in Folded._fields})
-        products = _products(text, frames)  # (B, F, A)
-        pool = self._shares(products, mask)
-        weight = self._normed_attention(text, folded, mask)
+        weight = self._normed_attention(text, folded, videos["mask"])
         inner0, _, _ = self._constants()
         spread = _form(weight, videos["inner_gram"]) + (inner0 @ inner0) / len(inner0)  # (B, A)
         spread = spread + 2 * (weight * videos["inner_cross"][..., None]).sum(1)
         root = (spread.clamp_min(0) + self.psi.layer_norm3.eps).rsqrt()[:, None]
-        share = torch.cat([root * weight, root, torch.ones_like(root)], 1)  # (B, F + 2, A)
-        square = (text * text).sum(-1) + 2 * (share * _products(text, videos["basis"])).sum(1)
-        square = square + _form(share, videos["basis_gram"])
-        toward = (pool * (products + videos["frames_basis"] @ share)).sum(1)
-        return (toward / (square.clamp_min(0) * _form(pool, folded.gram)).sqrt()).T
+        return torch.cat([root * weight, root, torch.ones_like(root)], 1)
+
+    def sizes(self, text: Tensor, videos: dict[str, Tensor]) -> Sizes:
+        """How large the increments of captions (A, D) for prepared videos are, whole and frame by frame."""
+        share, gram = self.increments(text, videos), videos["basis_gram"]
+        each = share * gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()[..., None]
+        pool = self._shares(_products(text, videos["frames"]), videos["mask"])
+        return Sizes(_form(share, gram).sqrt().T, each[:, :-2].permute(2, 0, 1), pool.permute(2, 0, 1))
 
     def _normed_attention(self, text: Tensor, folded: Folded, mask: Tensor) -> Tensor:
         """Attention weights (B, F, A) over the root of LN2's variance, from products with a video's vectors alone."""

@@ -122,6 +122,23 @@ class HLFormer(Method):
         clip, frame = (max_similarity(texts["query"], items[name]) for name in ("clips", "frames"))
         return clip, frame
 
+    def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
+        """What carried each match: how alike every moment of the video is, over time.
+
+        clip_scores (Q, V, map_size), frame_scores (Q, V, max_ctx_l): cosines, whose greatest make the score.
+        frame_count (Q, V) int64: positions that hold a frame; each behind them scores 0 and takes part, as published.
+        shares (Q, V, 2): the weights of the best clip and the best frame in the score.
+        """
+        query, frames = texts["query"], items["frames"]
+        shape = len(query), len(frames)
+        c, count = self.config, frames.any(-1).sum(-1)
+        return {
+            "clip_scores": torch.einsum("qd,vld->qvl", query, items["clips"]),
+            "frame_scores": torch.einsum("qd,vld->qvl", query, frames),
+            "frame_count": count.expand(shape),
+            "shares": query.new_tensor([c.clip_weight, c.frame_weight]).expand(*shape, -1),
+        }
+
 
 def build(config: HLFormerConfig, data: HLFormerData) -> HLFormer:
     """A freshly initialised HLFormer for the feature sizes of the packed data."""

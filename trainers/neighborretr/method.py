@@ -36,6 +36,12 @@ class NeighborRetr(Method):
         self.config = config
         self.network = NeighborRetrNetwork(config, towers, dims)
         self.bank = Bank(config.bank_size, config.max_words, config.max_frames, dims)
+        self._asking: Tokens | None = None  # the bank's captions, as `explain` takes them
+
+    def train(self, mode: bool = True) -> NeighborRetr:
+        """Change the mode. What was prepared of the bank is then made anew: weights change in training alone."""
+        self._asking = None
+        return super().train(mode)
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """C, U, N and KL of the joint batch of all processes, which then enters the bank.
@@ -108,6 +114,20 @@ class NeighborRetr(Method):
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
         """The token-wise scores (Q, V); the global ones only train."""
         return local_similarity(self._tokens(texts), self._tokens(items))
+
+    def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
+        """What weighs down hubs while this method learns: centrality (Q, V), each video's mean score with the bank.
+
+        That is r of the published neighbour term, with the captions that the bank held when training ended; the score
+        itself does not know it. Nothing where the bank is empty: the weights came from elsewhere.
+        """
+        bank = self.bank.content()
+        if bank is None:
+            return {}
+        if self._asking is None:
+            self._asking = self.network.head.tokens("text", bank.words, bank.word_mask)
+        centrality = local_similarity(self._asking, self._tokens(items)).mean(0)
+        return {"centrality": centrality.expand(len(texts["length"]), -1)}
 
     def _tokens(self, encoded: Encoded) -> Tokens:
         zero = self.config.mask_mode == "zero"

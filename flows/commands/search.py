@@ -1,0 +1,116 @@
+"""search: the items that match a sentence best, or the captions that match a media file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from flows.commands.running import opened
+from flows.commands.terms import (
+    DEFAULT_EXPERIMENT,
+    AsJson,
+    Sets,
+    human_seconds,
+    out,
+    print_json,
+)
+from flows.console import StageDisplay
+from flows.search.hits import CaptionHit, Hit, Moment
+from flows.search.query import require_text, require_top
+from flows.search.searcher import Searcher
+from pipeline.errors import UserError
+
+
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[TEXT] [EXPERIMENT]", help="The sentence to search for, and the experiment file.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    method: Annotated[str, typer.Option("--method", help="A trained method of the experiment.")] = "",
+    split: Annotated[str, typer.Option("--split", help="The split to search; else the evaluated one.")] = "",
+    top: Annotated[int, typer.Option("--top", help="How many results.")] = 10,
+    caption: Annotated[
+        str, typer.Option("--caption", metavar="ID", help="Search for a caption of the split instead.")
+    ] = "",
+    media: Annotated[
+        Path | None,
+        typer.Option("--media", "--video", metavar="FILE", help="Search captions by a video or point cloud."),
+    ] = None,
+    sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """The items that match a sentence best; with --media, the captions that match a file best.
+
+    The first search of a split encodes all of it, which is kept.
+    """
+    text, experiment = _asked(words, caption, media)
+    require_top(top)
+    with StageDisplay(quiet=as_json) as display:
+        project = opened(experiment, sets, [], display)
+        with Searcher(project, method, split, display.say) as searcher:
+            started = time.monotonic()
+            hits: list[Hit] | list[CaptionHit]
+            if media is not None:
+                hits = searcher.search_media(media, top)
+            else:
+                hits = searcher.search_caption(caption, top) if caption else searcher.search(text, top)
+            took = human_seconds(time.monotonic() - started)
+            display.say(
+                f"searched {searcher.split!r} with {searcher.method} in {took}, networks loaded included"
+            )
+    if as_json:
+        found = [hit.as_json() for hit in hits]
+        print_json({"method": searcher.method, "split": searcher.split, "hits": found})
+    else:
+        _show(hits)
+
+
+def _asked(words: list[str], caption: str, media: Path | None) -> tuple[str, Path]:
+    """The sentence, "" where something else is searched for, and the experiment file."""
+    if caption and media is not None:
+        raise UserError("--caption and --media exclude each other")
+    other = bool(caption) or media is not None
+    if len(words) > (1 if other else 2):
+        raise UserError(f"{words[-1]!r} is one argument too many; put the sentence in quotes")
+    if other:
+        return "", Path(words[0]) if words else DEFAULT_EXPERIMENT
+    if not words:
+        raise UserError(
+            'say what to search for: crossreel search "a sentence", or --caption ID, or --media FILE'
+        )
+    return require_text(words[0]), Path(words[1]) if len(words) > 1 else DEFAULT_EXPERIMENT
+
+
+def _show(hits: list[Hit] | list[CaptionHit]) -> None:
+    """The table of results: its caption is the first one of the item, or the caption found, cut to fit a line."""
+    columns = ["place", "score", "item", "moment", "caption"]
+    rows = [[str(hit.place), f"{hit.score:.3f}", hit.item, _seconds(hit.moment), _text(hit)] for hit in hits]
+    if not any(hit.moment for hit in hits):
+        columns.remove("moment")
+        rows = [[*row[:3], row[4]] for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    before = 0  # characters
+    for name, cells in zip(columns[:-1], zip(*rows, strict=True), strict=False):
+        before += 1 + max(len(cell) for cell in (name, *cells))
+        table.add_column(name, justify="left" if name == "item" else "right", no_wrap=True)
+    room = max(len(columns[-1]), out.width - before)
+    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", max_width=room)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _text(hit: Hit | CaptionHit) -> str:
+    return hit.text if isinstance(hit, CaptionHit) else next(iter(hit.captions), "")
+
+
+def _seconds(moment: Moment | None) -> str:
+    return "" if moment is None else f"{moment[0]:.1f}-{moment[1]:.1f} s"

@@ -1,0 +1,1 @@
+"""Searching a trained method's gallery: by a sentence for items, by an item for captions."""

@@ -1,0 +1,124 @@
+"""What the process that searches is told: where everything lies, and which stages a query goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from extractors.base import WorkOptions
+from flows.project import Project
+from pipeline import plan
+from pipeline.engines.machine import cores, gpu_numbers, threads, visible_gpus
+from pipeline.errors import UserError
+from trainers.config import MethodConfig
+
+Kind = Literal["captions", "items"]
+
+
+@dataclass(frozen=True)
+class SearchBriefing:
+    """A trained method of a project whose stages include its index."""
+
+    project: Project
+    method: str
+    states: Mapping[str, plan.State]
+
+    @property
+    def index_folder(self) -> Path:
+        """Where the index lies."""
+        return Path(self._folder(f"index-{self.method}"))
+
+    def about(self, told: Mapping[str, Any], device: str) -> dict[str, Any]:
+        """What `flows.search.worker.Loaded` reads; `told` is what the index says of itself."""
+        run = self.project.experiment.run
+        chosen = run.model_dump(include={"batch_size", "item_seconds", "decoder_bytes"})
+        (packed,) = (need for need in self._needs if need.startswith("pack-"))
+        # any item and caption that have features; those of the first pair do
+        beside = {"items": told["items"][told["caption_item"][0]], "captions": told["captions"][0]}
+        features = self._config.features()
+        return {
+            "trained": self._folder(f"train-{self.method}"),
+            "packed": self._folder(packed),
+            "index": str(self.index_folder),
+            "work": str(self.project.store.root / "work"),
+            "device": device,
+            "options": WorkOptions(device=device, **chosen).model_dump_json(),
+            "chains": {"captions": self._told("captions"), "items": self._told("items")},
+            "first": {name: next(iter(self.project.stages[name].fields)) for name in features},
+            "beside": {
+                "item": beside["items"],
+                "caption": beside["captions"],
+                "text": told["texts"][0],
+                "rows": {name: self._row(name, beside) for name in features},
+            },
+        }
+
+    def require_chain(self, over: Kind) -> None:
+        """Raise UserError where the features of a new caption, or item, cannot be made here."""
+        imported = [name for name in self._chain(over) if not self.project.stages[name].runner]
+        if imported and over == "captions":
+            raise UserError(
+                f"the text features of {self.method} were imported ({imported[0]}), so a new query cannot be encoded; "
+                "search by the id of a caption of the split instead"
+            )
+        if imported:
+            raise UserError(
+                f"the item features of {self.method} were imported ({imported[0]}), so a new file cannot be encoded; "
+                "give a file of the split instead"
+            )
+
+    @property
+    def _needs(self) -> tuple[str, ...]:
+        return self.project.stages[f"index-{self.method}"].needs
+
+    @property
+    def _config(self) -> MethodConfig:
+        config = self.project.stages[f"train-{self.method}"].params
+        if not isinstance(config, MethodConfig):
+            raise TypeError(f"train-{self.method} has no settings of a method")
+        return config
+
+    def _folder(self, stage: str) -> str:
+        return str(self.project.store.run_folder(stage, self.states[stage].fingerprint.hex))
+
+    def _chain(self, over: Kind) -> list[str]:
+        """The stages that a new item or caption goes through, in order."""
+        stages = self.project.stages
+        needed = plan.ancestors(stages, self._config.features())
+        return [name for name in plan.order(stages) if name in needed and stages[name].over == over]
+
+    def _told(self, over: Kind) -> list[dict[str, Any]]:
+        """What the process is told of those stages that somebody here can run."""
+        states = [self.states[name] for name in self._chain(over) if self.project.stages[name].runner]
+        return [
+            {
+                "name": state.stage.name,
+                "entry": state.stage.entry,
+                "params": state.stage.params.model_dump_json(),
+                "fingerprint": state.fingerprint.hex,
+                "components": dict(state.fingerprint.components),
+                "suffix": state.stage.file_suffix or "",
+            }
+            for state in states
+        ]
+
+    def _row(self, name: str, beside: Mapping[str, str]) -> dict[str, list[Any]]:
+        """Where a stage's output of the item, or caption, beside a query is."""
+        state = self.states[name]
+        key = beside[state.stage.over]
+        place = state.places[key]
+        path = self.project.store.segment_path(name, state.fingerprint.hex, place.segment)
+        return {key: [str(path), place.row]}
+
+
+def placed(device: str) -> tuple[str, dict[str, str]]:
+    """The device that `[run] device` gives a search, and the environment of its process.
+
+    A GPU is not kept from others meanwhile: a query takes little of it, and a server would hold it for days.
+    """
+    numbers, env = gpu_numbers(device), threads(cores())
+    if not numbers:
+        return "cpu", env
+    return "cuda:0", env | {"CUDA_VISIBLE_DEVICES": visible_gpus()[numbers[0]]}

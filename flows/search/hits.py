@@ -1,0 +1,50 @@
+"""What a search finds: items for a sentence, captions for an item. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Moment = tuple[float, float]
+"""Start and end in seconds."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that was found, at its place in the ranking, 1 the best.
+
+    key: the digest it is known by in the store. captions: the texts of all its captions. moment: the stretch of the
+    item that matches best, None where the method does not know, or nobody knows how long the item is.
+    """
+
+    place: int
+    item: str
+    key: str
+    score: float
+    captions: tuple[str, ...]
+    moment: Moment | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CaptionHit:
+    """A caption that was found, at its place in the ranking, 1 the best, with the item it describes.
+
+    key, item_key: the digests of both. moment: what the corpus says the caption describes, None for the whole item.
+    """
+
+    place: int
+    caption: str
+    text: str
+    key: str
+    score: float
+    item: str
+    item_key: str
+    moment: Moment | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
