@@ -66,9 +66,11 @@ def file_for(weights: str, stage: str, item: str) -> Path:
     found = files(weights, stage)
     if AREA not in weights:
         return found[""]
-    area = re.search(r"(?<![A-Za-z0-9])Area_(\d+)_", item)
+    area = re.search(r"(?<![A-Za-z0-9])Area_(\d+)[_/]", item)
     if area is None:
-        raise ItemError(item, f"its id names no area, as Area_<n>_..., to choose the weights {weights} by")
+        raise ItemError(
+            item, f"its id names no area, as Area_<n>_... or Area_<n>/..., to choose the weights {weights} by"
+        )
     if area[1] not in found:
         raise ItemError(item, f"no weights file {weights.replace(AREA, area[1])} for its area {area[1]}")
     return found[area[1]]

@@ -38,6 +38,7 @@ VIDEO_SUFFIXES = {
 SUFFIXES: dict[str, frozenset[str]] = {"video": frozenset(VIDEO_SUFFIXES), "pointcloud": CLOUD_SUFFIXES}
 WORDS = {"video": "video", "pointcloud": "point cloud"}
 SPOKEN = ".captions.txt"  # ends the name of a text that is never a point cloud
+PARTS = "Annotations"
 SHARED = "captions.json"  # captions of many clouds, in the folder that is imported
 
 Said = list[tuple[str, float | None, float | None]]
@@ -83,10 +84,13 @@ def read_folder(folder: Path, relative_to: Path, kind: str = "video") -> Importe
 def media_files(folder: Path, kind: str = "video") -> Iterator[Path]:
     """The files in and below a folder that are of a kind by their suffix, in the order of their names.
 
-    A .txt is no point cloud where it is called `name.captions.txt`, or a cloud of another suffix has its name.
+    A .txt is no point cloud where it is called `name.captions.txt`, or a cloud of another suffix has its name; nor
+    are the objects of a room of S3DIS, in the folder `Annotations` beside `room/room.txt`, which holds them all.
     """
     for parent, folders, files in os.walk(folder):  # does not follow links to folders, so it cannot loop
         folders.sort()
+        if kind == "pointcloud" and f"{Path(parent).name}.txt" in files and PARTS in folders:
+            folders.remove(PARTS)
         fitting = [name for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES[kind]]
         clouds = {Path(name).stem for name in fitting if Path(name).suffix.lower() != ".txt"}
         for name in fitting:

@@ -199,3 +199,23 @@ def test_a_folder_without_clouds_is_one_sentence(folder):
     add(folder, "a.mp4")
     with pytest.raises(UserError, match=r"holds no point cloud with captions; a\.txt: no captions beside it"):
         read_folder(folder, folder, "pointcloud")
+
+
+def test_a_room_of_s3dis_is_one_cloud_and_its_objects_are_none(tmp_path):
+    room = tmp_path / "Area_1/office_1"
+    (room / "Annotations").mkdir(parents=True)
+    for path in (room / "office_1.txt", room / "Annotations/chair_1.txt"):
+        path.write_text("0 0 0 255 0 0\n1 1 1 0 255 0\n")
+    (room / "office_1.captions.txt").write_text("an office\n")
+    found = read_folder(tmp_path, tmp_path, "pointcloud")
+    assert [item.id for item in found.items] == ["Area_1/office_1/office_1"] and not found.left_out
+
+
+def test_objects_without_their_room_are_clouds(tmp_path):
+    parts = tmp_path / "office_1/Annotations"
+    parts.mkdir(parents=True)
+    (parts / "chair_1.txt").write_text("0 0 0 255 0 0\n")
+    (parts / "chair_1.captions.txt").write_text("a chair\n")
+    assert [item.id for item in read_folder(tmp_path, tmp_path, "pointcloud").items] == [
+        "office_1/Annotations/chair_1"
+    ]
