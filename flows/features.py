@@ -22,7 +22,7 @@ from pipeline.imported import imported_stages
 from pipeline.plan import State, survey
 from pipeline.segments import Array
 from pipeline.store import write_json
-from trainers.config import VideoMethodConfig
+from trainers.config import MethodConfig
 
 UNPICKLABLE = (pickle.UnpicklingError, struct.error, IndexError, TypeError, AttributeError, AssertionError)
 """What torch's safe unpickler raises of bytes that are something else."""
@@ -140,7 +140,7 @@ def _whole(project: Project, stage: str) -> State:
 
 def _text_stage(project: Project, stage: str) -> str:
     """The text features that a method reads beside this stage, or else `clip_text`."""
-    methods = [s.params for s in project.stages.values() if isinstance(s.params, VideoMethodConfig)]
+    methods = [s.params for s in project.stages.values() if isinstance(s.params, MethodConfig)]
     beside = {config.text_features for config in methods if stage in config.features()}
     beside = beside or {config.text_features for config in methods}
     return beside.pop() if len(beside) == 1 else "clip_text"

@@ -122,7 +122,8 @@ def leaderboard(project: Project, states: Mapping[str, plan.State]) -> list[dict
     """The figures of every evaluated method: method, split, direction, and metrics with intervals.
 
     Where right answers are tied with others, those under the mean rank of ties: a model that scores
-    everything alike finds nothing.
+    everything alike finds nothing. A row of an evaluation that post-processed its scores has `post_processed` too: the
+    same metrics by option, and the note they must be read with.
     """
     rows = []
     for name, state in states.items():
@@ -141,8 +142,18 @@ def _figures(stage: Stage[Any], folder: Path) -> list[dict[str, Any]]:
          "chance": protocol["directions"].get(direction, {}).get("chance", {}),
          "queries": protocol["directions"].get(direction, {}).get("queries"),
          "gallery": protocol["directions"].get(direction, {}).get("gallery")}
+        | _post_processed(measured.get("post_processed", {}), direction)
         for direction, figures in (measured["mean_ties"] or measured["metrics"]).items()
     ]  # fmt: skip
+
+
+def _post_processed(found: Mapping[str, Any], direction: str) -> dict[str, Any]:
+    """What a row of a direction says of post-processed scores; nothing where there are none."""
+    told = {
+        name: {"metrics": (block["mean_ties"] or block["metrics"])[direction], "note": block["note"]}
+        for name, block in found.items()
+    }
+    return {"post_processed": told} if told else {}
 
 
 def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:

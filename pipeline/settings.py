@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 import tomllib
 import types
 import typing
@@ -30,13 +32,24 @@ class Params(BaseModel):
 
 
 def located(tree: Mapping[str, Any], model: type[Params], base: Path) -> Tree:
-    """The table with file names relative to `base` made absolute, where such a file is there."""
+    """The table with file names relative to `base` made absolute, where such a file is there.
+
+    Of a name with `{area}` or another word in braces it is enough that one file is there which it can stand for.
+    """
     out = dict(tree)
     for name in model.places:
         value = out.get(name)
-        if isinstance(value, str) and value and (base / value).exists():
+        if isinstance(value, str) and value and _is_there(base / value):
             out[name] = str((base / value).absolute())
     return out
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists, or one with anything at all in the place of its words in braces."""
+    if path.exists():
+        return True
+    parts = re.split(r"\{\w+\}", str(path))
+    return len(parts) > 1 and next(glob.iglob("*".join(map(glob.escape, parts))), None) is not None
 
 
 class Options(BaseModel):

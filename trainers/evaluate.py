@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from pipeline.errors import UserError, nearest
-from trainers import distributed
+from pipeline.settings import Params
+from trainers import distributed, postprocess
 from trainers.data import SplitIndex
 from trainers.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
 from trainers.method import Batch, Encoded, Method, MethodData
@@ -41,6 +42,8 @@ from trainers.metrics import (
     text_ranks,
     top,
 )
+from trainers.postprocess import Bank
+from trainers.stages import EvaluateParams
 
 DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
@@ -71,12 +74,23 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class PostProcessed:
+    """The figures of one post-processing of the scores, with what they must be read with."""
+
+    metrics: Figures
+    mean_ties: Figures  # nothing if no answer is tied
+    note: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The metrics of a split with the protocol and the rankings behind them.
 
     mean_ties holds the same metrics under the mean rank of ties, and nothing if no answer is tied.
     explanation: `query` (E,), `item` (E, P), positions of captions and of the first items of their rankings and the
     right one, and (E, P, ...) what the method says of each pair; nothing if it says nothing.
+    post_processed: figures beside the others, which know nothing of it, by what was done to the scores.
     """
 
     index: SplitIndex
@@ -86,6 +100,7 @@ class Evaluation:
     protocol: dict[str, Any]
     hubness: dict[str, Hubness] = field(default_factory=dict)
     explanation: dict[str, NDArray[Any]] = field(default_factory=dict)
+    post_processed: dict[str, PostProcessed] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, ranking.safetensors (ranks, top places) and queries.json (ids and texts).
@@ -98,6 +113,8 @@ class Evaluation:
             "protocol": self.protocol,
             "hubness": {direction: asdict(found) for direction, found in self.hubness.items()},
         }
+        if self.post_processed:
+            summary["post_processed"] = {name: asdict(found) for name, found in self.post_processed.items()}
         names = ["items", "captions", "caption_item", "texts"]
         if self.index.caption_also:
             names.append("caption_also")
@@ -122,6 +139,8 @@ def evaluate(
     rerank: int = 0,
     kind: str = "video",
     queries: int | None = None,
+    post_processing: EvaluateParams | None = None,
+    bank: MethodData | None = None,
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
@@ -131,21 +150,23 @@ def evaluate(
     the corpus were dropped, because they failed or no item that is right for them is left.
     With `rerank`, only so many items of each caption are truly scored, the best by the method's cheap scores; the
     protocol says so. Raises UserError if the method has none.
+    What `post_processing` asks for is measured besides, on the same scores; QB-norm takes the training split of `bank`.
     """
     for direction in directions:
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
     links = index.links
-    ranking = _rank(rows, links, directions)
-    tied = any(ranks.differ for ranks in ranking.ranks.values())
-    strict = {direction: ranks.strict for direction, ranks in ranking.ranks.items()}
-    mean = {direction: ranks.mean for direction, ranks in ranking.ranks.items()}
+    asked = post_processing.post_processing if post_processing else ()
+    # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
+    blocks: Iterable[Block] = list(rows) if ("v2t" in directions or asked) and rows.fit else rows
+    ranking = _rank(blocks, links, directions)
+    strict, mean = _both_figures(ranking.ranks, links, seed)
     return Evaluation(
         index,
         ranking,
-        metrics=_figures(strict, links, seed),
-        mean_ties=_figures(mean, links, seed) if tied else {},
+        metrics=strict,
+        mean_ties=mean,
         protocol={"kind": kind, **_protocol(split, index, directions, seed, queries)}
         | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
         | ({"corpus": dict(corpus)} if corpus else {}),
@@ -154,6 +175,7 @@ def evaluate(
             for direction, counts in ranking.occurrences.items()
         },
         explanation=rows.explanation(ranking.top_items, _caption_item(index)),
+        post_processed=_post_processed(blocks, rows, links, directions, seed, post_processing, bank),
     )
 
 
@@ -194,6 +216,7 @@ class ScoreRows:
     ) -> None:
         self.method, self.texts, self.items, self.device = method, texts, items, device
         self.rerank = rerank
+        self.memory_mb = memory_mb
         memory = memory_mb * 2**20
         method.work_bytes = memory * 3 // 8
         self.queries, self.gallery = _count(texts), _count(items)
@@ -206,6 +229,10 @@ class ScoreRows:
         for first in range(0, self.queries, self.rows):
             where = slice(first, min(first + self.rows, self.queries))
             yield where, self._block(where)
+
+    def between(self, texts: Encoded, items: Encoded) -> ScoreRows:
+        """Those of other captions or items of the same method, all pairs scored truly."""
+        return ScoreRows(self.method, texts, items, self.device, self.memory_mb)
 
     def _block(self, where: slice) -> NDArray[np.float32]:
         """Scores (q, V) of the captions at `where`."""
@@ -353,13 +380,11 @@ def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
     }
 
 
-def _rank(rows: ScoreRows, links: Links, directions: Sequence[str]) -> Ranking:
+def _rank(blocks: Iterable[Block], links: Links, directions: Sequence[str]) -> Ranking:
     """Ranks in every direction and the top places of each caption."""
     both = "v2t" in directions
     found, right, places, items = [], [], [], ItemRanks(links.items)
     best = ColumnTop(links.items)
-    # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
-    blocks: Iterable[Block] = list(rows) if both and rows.fit else rows
     for where, scores in blocks:
         linked = links[where]
         found.append(text_ranks(scores, linked))
@@ -386,6 +411,51 @@ def _rank(rows: ScoreRows, links: Links, directions: Sequence[str]) -> Ranking:
         top_scores=np.concatenate([scores for _, scores in places]),
         occurrences={direction: occurrences(*held[direction]) for direction in wanted},
     )
+
+
+def _post_processed(
+    blocks: Iterable[Block], rows: ScoreRows, links: Links, directions: Sequence[str], seed: int,
+    params: EvaluateParams | None, bank: MethodData | None,
+) -> dict[str, PostProcessed]:  # fmt: skip
+    """The figures of every option that is asked for."""
+    if params is None or not params.post_processing:
+        return {}
+    shape = rows.queries, rows.gallery
+    options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
+    out = {}
+    for name, ranks in postprocess.ranks(blocks, links, directions, options).items():
+        strict, mean = _both_figures(ranks, links, seed)
+        told: Params = getattr(params, name)
+        out[name] = PostProcessed(strict, mean, postprocess.NOTES[name], told.model_dump())
+    return out
+
+
+def _bank(data: MethodData, rows: ScoreRows) -> Bank:
+    """The training split as queries: encoded a batch at a time, and scored in blocks like the split itself."""
+
+    def encoded(encode: Callable[[Batch], Encoded], batches: Iterable[Batch]) -> Iterator[Encoded]:
+        for batch in batches:
+            with _inference(rows.method):
+                some = encode({name: values.to(rows.device) for name, values in batch.items()})
+            yield some
+
+    def texts() -> Iterator[NDArray[np.float32]]:
+        for some in encoded(rows.method.encode_texts, data.text_batches("train")):
+            yield from (scores for _, scores in rows.between(some, rows.items))
+
+    def items() -> Iterator[ScoreRows]:
+        for some in encoded(rows.method.encode_items, data.item_batches("train")):
+            yield rows.between(rows.texts, some)
+
+    return Bank(texts, items)
+
+
+def _both_figures(ranks: Mapping[str, Ranks], links: Links, seed: int) -> tuple[Figures, Figures]:
+    """The figures of strict ranks and of mean ones, the latter nothing if no answer is tied."""
+    strict = _figures({direction: found.strict for direction, found in ranks.items()}, links, seed)
+    if not any(found.differ for found in ranks.values()):
+        return strict, {}
+    return strict, _figures({direction: found.mean for direction, found in ranks.items()}, links, seed)
 
 
 def _figures(ranks: Mapping[str, NDArray[Any]], links: Links, seed: int) -> Figures:

@@ -21,7 +21,7 @@ from trainers.data import Rows, SplitIndex, write_also
 from trainers.engine import fit
 from trainers.evaluate import evaluate as measure
 from trainers.evaluate import validation_figure
-from trainers.method import Method
+from trainers.method import Method, MethodData
 from trainers.progress import Progress
 from trainers.seeds import seed_everything
 from trainers.stages import WEIGHTS, EvaluateParams
@@ -167,10 +167,12 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
     params = EvaluateParams.model_validate_json(request["params"])
     name = request["method"]
     needs = {stage: Path(path) for stage, path in request["needs"].items()}
-    trained = needs.pop(f"train-{name}")
-    (packed,) = needs.values()
+    learned = needs.get(f"pack-{name}")
+    packed = needs.get(f"pack-{name}-{params.split}", learned)
+    if packed is None:
+        raise ValueError(f"an evaluation of {params.split!r} was given {', '.join(needs)}")
     device = torch.device(request["device"])
-    method, data = open_trained(trained, packed, device)
+    method, data = open_trained(needs[f"train-{name}"], packed, device)
     directions = {"auto": Declared(name).config_class.directions, "both": ("t2v", "v2t")}.get(
         params.directions, (params.directions,)
     )
@@ -178,19 +180,33 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
     told = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(
         method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
-        rerank=params.rerank, **told,
+        rerank=params.rerank, post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **told,
     )  # fmt: skip
     result.write(_emptied(Path(request["folder"])))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}
     send({"record": {"metrics": figures}}, {})
 
 
-def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
-    """A trained method from its folder, in evaluation mode, with the packed data it is to encode."""
+def _bank(params: EvaluateParams, trained: Path, learned: Path | None) -> MethodData | None:
+    """What the method learned from, where its captions and items are asked for."""
+    if "qb_norm" not in params.post_processing or learned is None:
+        return None
+    declared, config = _settings(trained)
+    data: MethodData = declared.data.open_data(learned, config)
+    return data
+
+
+def _settings(trained: Path) -> tuple[Declared, MethodConfig]:
+    """The method of a training's folder, with the settings it was trained with."""
     saved = json.loads((trained / CONFIG).read_text(encoding="utf-8"))
     declared = Declared(saved["method"])
-    config = declared.config_class(**saved["config"])
+    return declared, declared.config_class(**saved["config"])
+
+
+def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
+    """A trained method from its folder, in evaluation mode, with the packed data it is to encode."""
+    declared, config = _settings(trained)
     data = declared.data.open_data(packed, config)
     method: Method = declared.model.build(config.to_be_filled(), data)
-    checkpoint.load_weights(trained / WEIGHTS, method)
+    checkpoint.load_weights(trained / WEIGHTS, method, whole=True)
     return method.to(device).eval(), data

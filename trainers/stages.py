@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.briefing import Briefing
 from pipeline.contents import Contents
@@ -21,6 +21,29 @@ LEARN = ("train", "val")
 WEIGHTS = "weights.safetensors"
 
 
+PostProcessing = Literal["dual_softmax", "qb_norm", "sinkhorn"]
+
+
+class DualSoftmaxParams(Params):
+    """Of the prior that scores are multiplied by."""
+
+    beta: float = Field(100.0, gt=0)  # CLIP's logit scale, on cosines; other scores may need another
+
+
+class QbNormParams(Params):
+    """Of the dynamic inverted softmax."""
+
+    beta: float = Field(20.0, gt=0)  # inverse temperature (Bogolin et al., for all models but one)
+    k: int = Field(1, ge=1)  # first places of a bank query whose members are active (Bogolin et al.)
+
+
+class SinkhornParams(Params):
+    """Of the row and column normalisations."""
+
+    beta: float = Field(100.0, gt=0)  # as for the dual softmax
+    iterations: int = Field(10, ge=1)  # of both normalisations; a pass over all scores each
+
+
 class EvaluateParams(Params):
     """What is measured, on which split."""
 
@@ -29,8 +52,34 @@ class EvaluateParams(Params):
     seed: int = Field(0, ge=0)  # of the bootstrap
     rerank: int = Field(0, ge=0)  # items of a caption that are truly scored, chosen by cheap scores; 0: all
     memory_mb: int = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
+    post_processing: tuple[PostProcessing, ...] = ()  # of the scores, reported beside the raw figures
+    dual_softmax: DualSoftmaxParams = DualSoftmaxParams()
+    qb_norm: QbNormParams = QbNormParams()
+    sinkhorn: SinkhornParams = SinkhornParams()
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"memory_mb"})
+
+    @field_validator("post_processing")
+    @classmethod
+    def _once_each(cls, names: tuple[PostProcessing, ...]) -> tuple[PostProcessing, ...]:
+        return tuple(sorted(set(names)))
+
+    @model_validator(mode="after")
+    def _post_processing_fits(self) -> Self:
+        if self.split == "train" and "qb_norm" in self.post_processing:
+            raise ValueError("the bank of qb_norm is the split 'train', so that it cannot be measured on it")
+        if self.rerank and self.post_processing:
+            raise ValueError(
+                "post_processing needs all scores, and rerank leaves most pairs without a true one"
+            )
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """Only options that are asked for count: what was made before there were any keeps its fingerprint."""
+        options = {*get_args(PostProcessing)} - {*self.post_processing}
+        if not self.post_processing:
+            options.add("post_processing")
+        return {key: value for key, value in super().decisive().items() if key not in options}
 
 
 class Pack(Stage[MethodConfig]):
@@ -119,8 +168,12 @@ class Train(Stage[MethodConfig]):
 
 
 class Evaluate(Stage[EvaluateParams]):
-    """Metrics with intervals, protocol and rankings of a trained method on a split it has not seen."""
+    """Metrics with intervals, protocol and rankings of a trained method on a split it has not seen.
 
+    It needs what the method learned from, too, where QB-norm makes a bank of it.
+    """
+
+    version = 2  # it stores what carried the matches of every method
     over = "corpus"
     runner = "trainers.run:evaluate"
     worker_kind = "model"
@@ -128,7 +181,9 @@ class Evaluate(Stage[EvaluateParams]):
 
     def __init__(self, method: str, params: EvaluateParams, packed: str) -> None:
         super().__init__(params)
-        self.name, self.method, self.needs = f"evaluate-{method}", method, (f"train-{method}", packed)
+        self.name, self.method = f"evaluate-{method}", method
+        bank = (f"pack-{method}",) if "qb_norm" in params.post_processing else ()
+        self.needs = tuple(dict.fromkeys((f"train-{method}", packed, *bank)))
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """What the protocol quotes: the kind of items, the captions before any failed, the published protocol.

@@ -13,6 +13,10 @@ import typer
 
 from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFile, Sets, out
 from flows.console import StageDisplay
+from flows.exports.evaluated import all_evaluated, evaluated
+from flows.exports.parquet import export_features as export_features_table
+from flows.exports.parquet import export_scores
+from flows.exports.results import export_mteb
 from flows.features import export, export_collection, open_tensors
 from flows.graph import METHODS
 from flows.project import open_project
@@ -25,14 +29,19 @@ from pipeline.importing import ImportReport, import_files, import_h2arn, import_
 from pipeline.store import Store
 
 importing = typer.Typer(help="Bring in published features or an authors' checkpoint.", no_args_is_help=True)
-exporting = typer.Typer(help="Write features or a checkpoint for other programs.", no_args_is_help=True)
+exporting = typer.Typer(
+    help="Write features, scores, results, a model card or a checkpoint for other programs.",
+    no_args_is_help=True,
+)
 
 MethodName = Annotated[str, typer.Option("--method", help="The method it belongs to.")]
 StoreFolder = Annotated[
     Path, typer.Option("--store", help="The store to fill; an experiment names it as `store`.")
 ]
 COLLECTIONS = ("ms-sl", "h2arn")  # they bring their corpus with them
-FORMATS = ("npz", "safetensors", *COLLECTIONS)
+TABLES = ("parquet",)  # one file for all items or captions of a stage
+FORMATS = ("npz", "safetensors", *COLLECTIONS, *TABLES)
+RESULTS = ("mteb",)
 SOURCES = (*COLLECTIONS, *SUFFIXES)
 SHOWN = 20
 
@@ -238,7 +247,7 @@ def export_features(
     ] = "",
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write a stage's features: a file an item or caption with an index of names, or a whole collection."""
+    """Write a stage's features: a file an item or caption with an index of names, one table, or a whole collection."""
     require_layout(layout, FORMATS)
     project = open_project(experiment, sets)
     if subset and layout != "h2arn":
@@ -258,8 +267,63 @@ def export_features(
         raise UserError(
             f"--text-stage and --field are for {' and '.join(COLLECTIONS)}; {layout} holds every output of one stage"
         )
+    if layout in TABLES:
+        path, rows = export_features_table(project, stage, target)
+        out.print(f"{path}: {rows} rows of {stage}", markup=False)
+        return
     count = export(project, stage, target, layout)
     out.print(f"{target}: {count} files of {stage}, names in index.json", markup=False)
+
+
+@exporting.command("scores")
+def export_first_places(
+    target: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="The table to write.")],
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    method: MethodName = "hlformer",
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Write the first places of every caption of an evaluated method, a row a place; other scores are not stored."""
+    if target.suffix != ".parquet":
+        raise UserError(f"{target} is no name of a table: it ends in .parquet")
+    rows = export_scores(evaluated(open_project(experiment, sets), method), target)
+    out.print(f"{target}: {rows} places of {method}", markup=False)
+
+
+@exporting.command("results")
+def export_results(
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(RESULTS)}.")] = "mteb",
+    languages: Annotated[
+        list[str], typer.Option("--language", help="Of the captions, as eng-Latn; the corpus does not tell.")
+    ] = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Write the figures of every method in MTEB's result format, a file a method and direction."""
+    require_layout(layout, RESULTS)
+    report = export_mteb(all_evaluated(open_project(experiment, sets)), target, languages)
+    for path in report.files:
+        out.print(str(path), markup=False)
+    _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
+
+
+@exporting.command("card")
+def export_model_card(
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write README.md to.")],
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    method: MethodName = "hlformer",
+    license_name: Annotated[
+        str, typer.Option("--license", help="Of the weights, as the hub spells it: apache-2.0, cc-by-4.0 ...")
+    ] = "",
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Write a model card of a trained method: data, protocol, figures with intervals, settings, backbones, limits."""
+    from flows.exports.card import export_card  # the hub's library: only a card pays for it
+
+    path = export_card(evaluated(open_project(experiment, sets), method), target, license_name)
+    out.print(str(path), markup=False)
+    if not license_name:
+        out.print("the licence is left as unknown; --license names it", markup=False)
 
 
 def official(method: str) -> Any:

@@ -36,6 +36,7 @@ from pipeline.errors import UserError
 from pipeline.execute import Report
 
 FAILURES_SHOWN = 10
+POST_PROCESSED = ("R@1", "R@5", "R@10", "SumR", "RSUM")  # shown of post-processed scores; the report has all
 WIDE = 100  # characters of a terminal that has room for every column
 
 
@@ -185,6 +186,27 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
         for name, f in row["metrics"].items():
             figure = f"{f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})"
             out.print(f"{row['method']} {label(name, kind)} {figure}", markup=False)
+    print_post_processed(rows + sums, kind)
+
+
+def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
+    """A line a method, direction and post-processing, each figure with the raw one it stands beside."""
+    notes: dict[str, str] = {}
+    for row in rows:
+        for option, found in row.get("post_processed", {}).items():
+            if not notes:
+                out.print("\npost-processed (raw), not comparable with figures without it:", markup=False)
+            notes[option] = found["note"]
+            values = [
+                f"{label(name, kind)} {number(name, found['metrics'][name]['value'])} "
+                f"({number(name, figure['value'])})"
+                for name, figure in row["metrics"].items()
+                if name in POST_PROCESSED
+            ]
+            title = f"{row['method']} {short_title(row['direction'], kind)} {option}"
+            out.print(f"{title}: {', '.join(values)}", markup=False)
+    for option, note in notes.items():
+        out.print(f"  {option} {note.split(';')[0]}", markup=False)
 
 
 def short(metric: str, value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flows.report.wording import NOUNS, counted, kind_of, listed, member, titles
@@ -218,3 +218,27 @@ def _task(direction: str, side: Mapping[str, Any], protocol: Mapping[str, Any]) 
     }[direction]
     chance = [f"{printed(name, side['chance'][name])} % for {name}" for name in ("R@1", "R@10")]
     return f"{counted(side['queries'], 'query')}: {asks}. Chance: {listed(chance)}"
+
+
+def post_processed_boards(measured: Mapping[str, Mapping[str, Any]]) -> list[Board]:
+    """Raw and post-processed figures, one under the other, of the methods that have both; none is called the best."""
+    found: dict[str, Mapping[str, Any]] = {}
+    told: dict[str, Mapping[str, Any]] = {}
+    for method, report in measured.items():
+        after = report.get("post_processed", {})
+        for name, block in ({"": report} | after if after else {}).items():
+            row = f"{method} after {name}" if name else f"{method}, raw"
+            found[row], told[row] = block["mean_ties"] or block["metrics"], report
+    return [
+        replace(b, rows=tuple((row, tuple(replace(c, best=False) for c in cells)) for row, cells in b.rows))
+        for b in _boards(found, told)
+    ]
+
+
+def post_processing_notes(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What each post-processing that was measured must be read with."""
+    return {
+        name: block["note"]
+        for report in measured.values()
+        for name, block in report.get("post_processed", {}).items()
+    }

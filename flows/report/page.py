@@ -62,6 +62,8 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "splits": activity.splits(public["corpus"]["splits"]),
         "boards": boards,
         "strict": strict,
+        "post_processed": leaderboard.post_processed_boards(measured),
+        "post_notes": leaderboard.post_processing_notes(measured),
         "in_percent": leaderboard.in_percent(kind),
         "ties_matter": not leaderboard.look_alike(strict, boards),
         "curves": ranks.curves(asked, kind),

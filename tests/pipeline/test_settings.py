@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from pipeline.errors import UserError, is_full, nearest
-from pipeline.settings import Options, Params, apply_sets, fill, read_toml
+from pipeline.settings import Options, Params, apply_sets, fill, located, read_toml
 
 
 class Inner(Options):
@@ -65,6 +65,45 @@ def test_a_set_reaches_into_tables_and_makes_them() -> None:
 def test_a_set_keeps_the_type_of_a_value(value: Any) -> None:
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     assert apply_sets({}, [f"a.b={text}"]) == {"a": {"b": value}}
+
+
+class Weights(Params):
+    weights: str = ""
+    note: str = ""
+
+    places: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+
+@pytest.mark.parametrize(
+    ("value", "there"),
+    [
+        ("model.t7", True),
+        ("model_{area}.t7", True),
+        ("area_{area}/model_{area}.t7", True),
+        ("[odd]_{area}.t7", True),
+        ("none_{area}.t7", False),
+        ("model_?.t7", False),  # the braces alone stand for something
+        ("model_{}.t7", False),
+        ("seed:0", False),
+        ("", False),
+    ],
+)
+def test_a_file_beside_the_experiment_is_found_from_elsewhere(
+    value: str, there: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "area_6").mkdir()
+    for name in ("model.t7", "model_6.t7", "area_6/model_6.t7", "[odd]_6.t7", "o_6.t7"):
+        (tmp_path / name).touch()
+    found = located({"weights": value, "note": "model.t7"}, Weights, tmp_path)
+    assert found == {"weights": str(tmp_path / value) if there else value, "note": "model.t7"}
+
+
+def test_a_folder_with_brackets_in_its_name_hides_no_file(tmp_path: Path) -> None:
+    folder = tmp_path / "[1]"
+    folder.mkdir()
+    (folder / "model_1.t7").touch()
+    found = located({"weights": "model_{area}.t7"}, Weights, folder)
+    assert found == {"weights": str(folder / "model_{area}.t7")}
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "a..b=1", ".a=1"])

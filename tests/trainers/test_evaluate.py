@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError, UserError
-from trainers import distributed
+from trainers import distributed, postprocess
 from trainers.data import SplitIndex
 from trainers.evaluate import _encode, evaluate, split_digest, validation_figure
 from trainers.method import Batch, Encoded, Method
 from trainers.metrics import ItemRanks, metrics, text_ranks
+from trainers.postprocess import Bank
+from trainers.stages import DualSoftmaxParams, EvaluateParams, QbNormParams, SinkhornParams
 
 WIDTH, ITEMS, CAPTIONS = 512, 301, 257  # at 1 MB: several blocks of rows, several tiles of items, none even
 
@@ -354,6 +356,97 @@ def test_hubness_counts_who_stands_in_the_first_ten_of_a_full_sort_in_both_direc
     arrays = load_file(tmp_path / "ranking.safetensors")
     assert arrays["t2v.occurrences"].shape == (ITEMS,) and arrays["v2t.occurrences"].shape == (CAPTIONS,)
     assert arrays["v2t.occurrences"].sum() == 10 * len(asked)
+
+
+class Learned(Data):
+    """What was learned from: its training split, as many captions and items as batches of either are uneven."""
+
+    def __init__(self) -> None:
+        super().__init__(60, 90)
+        self.items, self.texts = self.items.flip(0) + 1, self.texts.flip(0) - 1
+
+    def item_batches(self, split: str) -> Iterator[Batch]:
+        assert split == "train"
+        return super().item_batches(split)
+
+    def text_batches(self, split: str) -> Iterator[Batch]:
+        assert split == "train"
+        return super().text_batches(split)
+
+
+EVERY = EvaluateParams(
+    post_processing=("dual_softmax", "qb_norm", "sinkhorn"),
+    dual_softmax=DualSoftmaxParams(beta=0.01),  # these scores go up to some thousands
+    qb_norm=QbNormParams(beta=0.01, k=2),
+    sinkhorn=SinkhornParams(beta=0.01, iterations=3),
+)
+
+
+@pytest.mark.parametrize("memory_mb", [1, 1024])
+def test_post_processed_figures_are_those_of_the_whole_matrix_and_of_a_bank_encoded_at_once(
+    memory_mb: int,
+) -> None:
+    method, data, index, learned = Dot(), Data(), split_index(), Learned()
+    scores, both = full_matrix(method, data), ("t2v", "v2t")
+    result = evaluate(
+        method, data, "test", index, both, memory_mb=memory_mb, post_processing=EVERY, bank=learned
+    )
+    method.eval()
+    with torch.no_grad():
+        text, item, texts, items = (
+            part(x)
+            for part, x in ((method.text, learned.texts), (method.item, learned.items),
+                            (method.text, data.texts), (method.item, data.items))
+        )  # fmt: skip
+        bank = Bank(
+            lambda: [(text @ items.T).numpy()],
+            lambda: [[(slice(0, CAPTIONS), (texts @ item.T).numpy())]],
+        )
+    blocks = [(slice(0, CAPTIONS), scores)]
+    options = postprocess.adjusted(blocks, scores.shape, EVERY, bank, both)
+    twins = postprocess.ranks(blocks, index.links, both, options)
+    assert list(result.post_processed) == list(twins) == list(EVERY.post_processing)
+    for name, found in result.post_processed.items():
+        for way in both:
+            strict = {metric: figure.value for metric, figure in found.metrics[way].items()}
+            assert strict == pytest.approx(metrics(twins[name][way].strict), rel=0.02), (name, way)
+        assert found.params == getattr(EVERY, name).model_dump()
+
+
+def test_raw_figures_and_files_do_not_know_of_post_processing(tmp_path: Path) -> None:
+    both = ("t2v", "v2t")
+    for name, params in (("plain", None), ("none", EvaluateParams()), ("every", EVERY)):
+        (tmp_path / name).mkdir()
+        evaluate(Dot(), Data(), "test", split_index(), both, post_processing=params, bank=Learned()).write(
+            tmp_path / name
+        )
+    told = {
+        name: json.loads((tmp_path / name / "metrics.json").read_text())
+        for name in ("plain", "none", "every")
+    }
+    beside = told["every"].pop("post_processed")
+    assert told["plain"] == told["none"] == told["every"]
+    assert (tmp_path / "plain/ranking.safetensors").read_bytes() == (
+        tmp_path / "every/ranking.safetensors"
+    ).read_bytes()
+    assert set(beside) == set(EVERY.post_processing)
+    for name, block in beside.items():
+        assert set(block) == {"metrics", "mean_ties", "note", "params"}
+        assert set(block["metrics"]) == {"t2v", "v2t", "both"}
+        figure = block["metrics"]["t2v"]["R@10"]
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        assert "not comparable with figures without it" in block["note"]
+        assert ("the other queries of the test set" in block["note"]) == (name != "qb_norm")
+        assert block["metrics"]["t2v"] != told["plain"]["metrics"]["t2v"], name
+    assert "training captions" in beside["qb_norm"]["note"]
+
+
+def test_post_processing_encodes_the_split_once_and_scores_again_only_what_does_not_fit() -> None:
+    method = Dot()
+    params = EvaluateParams(post_processing=("dual_softmax", "sinkhorn"))
+    evaluate(method, Data(), "test", split_index(), post_processing=params)
+    assert method.calls == [(CAPTIONS, ITEMS)]
+    assert method.encoded == {"texts": CAPTIONS, "items": ITEMS}
 
 
 def test_hubness_is_of_the_directions_that_were_asked_for() -> None:

@@ -1,0 +1,1 @@
+"""What other programs read of an experiment: results, model cards, tables. A format a file."""
