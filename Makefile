@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: demo test check fix docs format-check lint types floors bench docker-check clean
+.PHONY: demo test check fix docs format-check lint types floors bench docker-check vendor clean
 
 demo: $(READY) ## Install, render a small corpus, run the pipeline on it, print the leaderboard
 	$(BIN)/crossreel demo demo
@@ -42,6 +42,9 @@ docker-check: $(READY) ## Lint the image and the compose file; no container engi
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 	$(BIN)/python -m pytest -q tests/flows/test_docker.py
+
+vendor: $(READY) ## Bundle three.js again (needs node); its release is pinned
+	$(BIN)/python -m flows.serve.vendor
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -13,7 +13,19 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import batch, board, compare, corpus, exchange, running, search, service, store, triples
+from flows.commands import (
+    batch,
+    board,
+    compare,
+    corpus,
+    exchange,
+    running,
+    search,
+    serve,
+    service,
+    store,
+    triples,
+)
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
 
@@ -47,7 +59,7 @@ def options(
 
 VERBS: tuple[Callable[..., None], ...] = (
     running.run, batch.batch, running.plan, running.stage, running.status, running.why, running.report,
-    search.search, board.board, triples.triples, service.demo, service.verify, service.deploy, service.doctor,
+    search.search, serve.serve, board.board, triples.triples, service.demo, service.verify, service.deploy, service.doctor,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)

@@ -279,7 +279,9 @@ def test_each_scene_takes_the_weights_of_its_area(tmp_path):
     for name, seed in (("Area_1_office_3", 1), ("Area_6_hallway", 6)):
         np.testing.assert_array_equal(found[name].arrays["token"], network(seed=seed)(cloud(60)).tokens)
     assert str(found["Area_2_office"]).endswith(f"no weights file {tmp_path}/model_2.t7 for its area 2")
-    assert "office: its id names no area, as Area_<n>_... or Area_<n>/..., to choose the weights" in str(found["office"])
+    assert "office: its id names no area, as Area_<n>_... or Area_<n>/..., to choose the weights" in str(
+        found["office"]
+    )
 
 
 def test_what_decides_the_features_decides_the_fingerprint(known, tmp_path):

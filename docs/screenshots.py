@@ -1,0 +1,85 @@
+"""Makes the pictures of docs/images: `python docs/screenshots.py demo/experiment.toml demo-clouds/experiment.toml`.
+
+Needs trained demos, playwright, and Debian's chromium. Each picture is the page itself, in fewer colours.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+IMAGES = Path(__file__).parent / "images"
+COLOURS = 128
+MOST_BYTES = 200_000
+SETTLE_MS = 2500  # of videos that play and clouds that turn
+NEW_VIDEO, NEW_CLOUD = "a star goes around a ring", "a red ball on top of a pyramid"
+
+
+def main(videos: str, clouds: str) -> None:
+    """All pictures, of both demos."""
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        with served(videos) as url:
+            asked = f"{url}?q={NEW_VIDEO.replace(' ', '+')}"
+            take(browser, f"{asked}&with=neighborretr", "serve-compare", 1200, 820)
+            take(browser, asked, "serve-moment", 1200, 720, open_first=True)
+            take(browser, asked, "serve-phone", 380, 760, scheme="dark")
+        with served(clouds) as url:
+            asked = f"{url}?q={NEW_CLOUD.replace(' ', '+')}"
+            take(browser, asked, "serve-cloud", 1200, 720, open_first=True)
+        browser.close()
+
+
+@contextmanager
+def served(experiment: str) -> Iterator[str]:
+    """The address of a server that runs meanwhile."""
+    command = [sys.executable, "-m", "flows.cli", "serve", experiment, "--port", "0"]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line.startswith("http"):
+                sys.exit(f"the server of {experiment} did not start")
+            yield line.split(" ")[0]
+        finally:
+            process.terminate()
+
+
+def take(
+    browser: Any,
+    url: str,
+    name: str,
+    width: int,
+    height: int,
+    scheme: str = "light",
+    open_first: bool = False,
+) -> None:
+    """One picture, once everything in it is there."""
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.set_default_timeout(180_000)  # the first search loads networks
+    page.goto(url)
+    page.wait_for_selector("a.card")
+    if open_first:
+        page.locator("a.card").first.click()
+        page.wait_for_selector("#explanation h3")
+    page.wait_for_timeout(SETTLE_MS)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    path = IMAGES / f"{name}.png"
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size > MOST_BYTES:
+        sys.exit(f"{path} has {path.stat().st_size} bytes; at most {MOST_BYTES} are wanted")
+    page.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

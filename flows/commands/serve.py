@@ -1,0 +1,60 @@
+"""serve: the web application over an experiment's store."""
+
+from __future__ import annotations
+
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from flows.commands.running import opened
+from flows.commands.terms import DEFAULT_EXPERIMENT, ExperimentFile, Sets, out
+from flows.console import StageDisplay
+
+PORT = 8600
+
+
+def serve(
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = PORT,
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; another one lets other machines in.")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str], typer.Option("--allow-host", metavar="NAME", help="A name that others call this machine by.")
+    ] = [],  # noqa: B006
+    splits: Annotated[
+        list[str], typer.Option("--split", help="A split to search, beside the evaluated one.")
+    ] = [],  # noqa: B006
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    sets: Sets = [],  # noqa: B006
+) -> None:  # fmt: skip
+    """Search, watch and compare in the browser, on this machine alone. Ctrl-C ends it.
+
+    The first time, the splits that can be searched are encoded, which is kept.
+    """
+    from flows.serve.running import Address, prepare  # uvicorn: only this verb pays for it
+    from flows.serve.running import serve as serving
+
+    address = Address(host, port, tuple(allow_host))
+    address.require_names()
+    address.listen().close()  # complain of a taken port before work is done
+    with StageDisplay() as display:
+        project = opened(experiment, sets, [], display)
+        catalogue = prepare(project, splits, display.say)
+        for method in catalogue.methods:
+            display.say(f"{method.name}: {method.missing or 'searches ' + ', '.join(method.splits)}")
+        if not address.is_loopback:
+            display.say(
+                f"WARNING: whoever reaches {host} can see every item of this corpus; there is no password"
+            )
+
+    def ready(url: str) -> None:
+        out.print(f"{url} (Ctrl-C ends it)", markup=False)
+        if open_browser:
+            webbrowser.open(url)
+
+    try:
+        serving(project, catalogue, address, ready)
+    except KeyboardInterrupt:  # the usual end of a server, and no mistake
+        out.print("ended")

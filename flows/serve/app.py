@@ -1,0 +1,271 @@
+"""The application: its addresses, and what each answers. Every one reads, none writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+from numpy.typing import NDArray
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from flows.search.hits import Hit
+from flows.search.query import MOST_CHARACTERS, require_text
+from flows.search.searcher import Searcher
+from flows.serve.catalogue import Catalogue
+from flows.serve.media import Gallery
+from flows.serve.safety import Guard, refusal
+from flows.serve.searching import LIMIT_SECONDS, RETRY_SECONDS, Busy, Searchers, TooSlow
+from pipeline.child import ChildDied
+from pipeline.errors import ItemError, UserError
+from pipeline.segments import Damaged
+
+STATIC = Path(__file__).parent / "static"
+TYPES = {
+    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml", ".json": "application/json", "": "text/plain; charset=utf-8",
+}  # fmt: skip
+KEY = "{key:str}"
+DIGITS, KEY_LETTERS = frozenset("0123456789abcdef"), 32
+MOST_TOP = 50
+CAPTIONS_SHOWN = 5  # of each result; the page of an item has more
+CAPTIONS_OF_ITEM = 50
+MOST_VALUES = 4096  # of one array of an explanation; longer ones are left out
+KEPT = "private, max-age=3600"  # what a key stands for does not change while we run
+SHORTLY = "private, max-age=60"
+ALWAYS_ASKED = "no-cache"
+
+
+def application(
+    catalogue: Catalogue, gallery: Gallery, searchers: Searchers, hosts: Collection[str]
+) -> ASGIApp:
+    """The whole application, which answers to the names in `hosts`; it closes what it is given when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await anyio.to_thread.run_sync(searchers.close)
+        await anyio.to_thread.run_sync(gallery.close)
+
+    site = _Site(catalogue, gallery, searchers)
+    app = Starlette(
+        lifespan=lifespan,
+        exception_handlers={
+            HTTPException: _http_error, UserError: _users_mistake, ItemError: _item_error, Damaged: _damaged,
+            Busy: _busy, TooSlow: _too_slow, ChildDied: _died,
+        },
+        routes=[
+            Route("/", partial(site.static, name="index.html")),
+            Route("/static/{name:path}", site.static),
+            Route("/api/about", site.about),
+            Route("/api/search", site.search),
+            Route("/api/explain", site.explain),
+            Route(f"/api/item/{KEY}", site.item),
+            Route(f"/media/{KEY}", site.media),
+            Route(f"/points/{KEY}", site.points),
+            Route(f"/thumb/{KEY}/{{number:str}}", site.picture),
+            Route(f"/view/{KEY}/{{number:str}}", site.picture),
+        ],
+    )  # fmt: skip
+    return Guard(app, hosts)
+
+
+class _Site:
+    """What the addresses answer with."""
+
+    def __init__(self, catalogue: Catalogue, gallery: Gallery, searchers: Searchers) -> None:
+        self._catalogue, self._gallery, self._searchers = catalogue, gallery, searchers
+        self._static = _static_files()
+
+    async def static(self, request: Request, name: str = "") -> Response:
+        """A file of ours, from memory."""
+        found = self._static.get(name or request.path_params["name"])
+        if found is None:
+            raise HTTPException(404)
+        body, kind, tag = found
+        headers = {"etag": tag, "cache-control": ALWAYS_ASKED}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type=kind, headers=headers)
+
+    async def about(self, request: Request) -> Response:
+        """What can be searched."""
+        bounds = {"most_characters": MOST_CHARACTERS, "most_top": MOST_TOP}
+        return JSONResponse(self._catalogue.as_json() | bounds)
+
+    async def search(self, request: Request) -> Response:
+        """The best items for a sentence."""
+        method, split = self._searched(request)
+        text, top = require_text(request.query_params.get("q", "")), _top(request)
+
+        def call(searcher: Searcher) -> list[Hit]:
+            return searcher.search(text, top)
+
+        hits = await self._searchers.ask((method, split), call)
+        return JSONResponse(
+            {"query": text, "method": method, "split": split, "hits": [self._hit(hit, text) for hit in hits]},
+            headers={"cache-control": SHORTLY},
+        )
+
+    async def explain(self, request: Request) -> Response:
+        """What carried the match of a sentence with an item."""
+        method, split = self._searched(request)
+        text, key = (
+            require_text(request.query_params.get("q", "")),
+            self._known(request.query_params.get("key", "")),
+        )
+
+        def call(searcher: Searcher) -> dict[str, NDArray[Any]]:
+            return searcher.explain(text, [key])
+
+        said = await self._searchers.ask((method, split), call)
+        arrays = {name: _plain(values[0]) for name, values in said.items() if values[0].size <= MOST_VALUES}
+        return JSONResponse(
+            {"query": text, "method": method, "arrays": arrays}, headers={"cache-control": SHORTLY}
+        )
+
+    async def item(self, request: Request) -> Response:
+        """An item with its captions and where its pictures are."""
+        key = self._known(request.path_params["key"])
+        item, kind = self._gallery.items[key], self._gallery.kind(key)
+        strip = await anyio.to_thread.run_sync(self._gallery.strip, key)
+        address = "/thumb" if kind == "video" else "/view"
+        return JSONResponse(
+            {
+                "key": key, "item": item.id, "kind": kind, "seconds": strip.seconds, "reason": strip.reason,
+                "pictures": [
+                    {"source": f"{address}/{key}/{n}", "width": p.width, "height": p.height, "at": p.at}
+                    for n, p in enumerate(strip.pictures)
+                ],
+                "captions": [
+                    {"text": caption.text, "start": caption.start, "end": caption.end}
+                    for caption in item.captions[:CAPTIONS_OF_ITEM]
+                ],
+                "more_captions": max(0, len(item.captions) - CAPTIONS_OF_ITEM),
+            },
+            headers={"cache-control": KEPT},
+        )  # fmt: skip
+
+    async def media(self, request: Request) -> Response:
+        """The compressed video of an item, or the part of it that a `Range` header names."""
+        path = self._gallery.video(self._known(request.path_params["key"]))
+        if path is None or not path.is_file():
+            raise HTTPException(404, "the store has no video of it")
+        return FileResponse(path, media_type="video/mp4", headers={"cache-control": KEPT})
+
+    async def points(self, request: Request) -> Response:
+        """A cloud: float32 x y z of all points, then uint8 r g b of all."""
+        key = self._known(request.path_params["key"])
+        body = await anyio.to_thread.run_sync(self._gallery.points, key)
+        if body is None:
+            raise HTTPException(404, "the store has no point cloud of it")
+        return Response(body, media_type="application/octet-stream", headers={"cache-control": KEPT})
+
+    async def picture(self, request: Request) -> Response:
+        """One picture of an item's strip."""
+        key, number = self._known(request.path_params["key"]), request.path_params["number"]
+        kind = "video" if request.url.path.startswith("/thumb/") else "cloud"
+        if kind != self._gallery.kind(key) or number not in "0123456789" or len(number) != 1:
+            raise HTTPException(404)
+        pictures = (await anyio.to_thread.run_sync(self._gallery.strip, key)).pictures
+        if int(number) >= len(pictures):
+            raise HTTPException(404, "it has no such picture")
+        return Response(pictures[int(number)].jpeg, media_type="image/jpeg", headers={"cache-control": KEPT})
+
+    def _searched(self, request: Request) -> tuple[str, str]:
+        """The method and split that are asked for, which are there; by default the first."""
+        ready = [method for method in self._catalogue.methods if method.splits]
+        method = request.query_params.get("method") or ready[0].name
+        splits = next((one.splits for one in ready if one.name == method), None)
+        if splits is None:
+            raise UserError(
+                f"no method of that name can be searched; {', '.join(one.name for one in ready)} can"
+            )
+        split = request.query_params.get("split") or splits[0]
+        if split not in splits:
+            raise UserError(f"no split of that name can be searched by {method}; {', '.join(splits)} can")
+        return method, split
+
+    def _known(self, key: str) -> str:
+        """A key that is an item's."""
+        if len(key) != KEY_LETTERS or not DIGITS.issuperset(key) or key not in self._gallery.items:
+            raise HTTPException(404, "no item of the corpus has that key")
+        return key
+
+    def _hit(self, hit: Hit, text: str) -> dict[str, Any]:
+        """A result; `right` says whether the query is a caption of it."""
+        found = hit.as_json() | {"kind": self._gallery.kind(hit.key), "right": text in hit.captions}
+        return found | {"captions": list(hit.captions[:CAPTIONS_SHOWN])}
+
+
+def _static_files() -> dict[str, tuple[bytes, str, str]]:
+    """All files of the page by name: content, type, tag."""
+    out = {}
+    for path in sorted(file for file in STATIC.rglob("*") if file.is_file()):
+        body = path.read_bytes()
+        tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        out[path.relative_to(STATIC).as_posix()] = (body, TYPES[path.suffix], tag)
+    return out
+
+
+def _top(request: Request) -> int:
+    """How many results are asked for. Raises UserError for what is no such number."""
+    text = request.query_params.get("top", "10")
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MOST_TOP):
+        raise UserError(f"so many results are not possible; from 1 to {MOST_TOP} are")
+    return int(text)
+
+
+def _plain(values: NDArray[Any]) -> Any:
+    """An array as nested lists, of few digits; what is not finite as nothing."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    rounded = np.vectorize(
+        lambda value: float(f"{value:.5g}") if np.isfinite(value) else None, otypes=[object]
+    )
+    return rounded(values.astype(np.float64)).tolist() if values.size else []
+
+
+def _told(status: int, sentence: str) -> Callable[[Request, Exception], JSONResponse]:
+    """Answers an error with a sentence that names nothing of this machine."""
+
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        return refusal(status, sentence)
+
+    return answer
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    known = error if isinstance(error, HTTPException) else HTTPException(500)
+    said = known.detail if known.detail != HTTPStatus(known.status_code).phrase else "there is nothing here"
+    return refusal(known.status_code, said)
+
+
+def _users_mistake(request: Request, error: Exception) -> JSONResponse:
+    return refusal(400, str(error))
+
+
+def _item_error(request: Request, error: Exception) -> JSONResponse:
+    return refusal(400, error.reason if isinstance(error, ItemError) else str(error))
+
+
+def _busy(request: Request, error: Exception) -> JSONResponse:
+    return refusal(
+        503, "too many searches are waiting; try again in a moment", retry_after=str(RETRY_SECONDS)
+    )
+
+
+_damaged = _told(500, "it is damaged in the store; `crossreel store verify --repair` drops it")
+_too_slow = _told(504, f"the search took longer than {LIMIT_SECONDS:.0f} s")
+_died = _told(503, "the process that searches has died, out of memory perhaps; try again")

@@ -1,0 +1,117 @@
+"""What can be searched of an experiment: its methods, the splits whose index is made, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from flows.project import Project
+from flows.search.index import evaluated_split, with_index
+from pipeline import plan
+from pipeline.stage import Stage
+from trainers.stages import Train
+
+EXAMPLES = 6  # captions that are offered where nobody has typed anything
+EXAMPLE_LETTERS = 90
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that can be searched: how much is in it, and captions to begin with."""
+
+    name: str
+    items: int
+    captions: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """A method with the splits that can be searched by it, its evaluated one first.
+
+    missing: why there is none, one sentence. encodes: whether any sentence can be searched for, or the captions of the
+    split alone, because the text features were imported.
+    """
+
+    name: str
+    splits: tuple[str, ...] = ()
+    missing: str = ""
+    encodes: bool = True
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All of it, as the page is told."""
+
+    experiment: str
+    kind: str
+    methods: tuple[Searchable, ...]
+    splits: tuple[Split, ...]
+
+    def has(self, method: str, split: str) -> bool:
+        """Whether a split can be searched by a method."""
+        return any(one.name == method and split in one.splits for one in self.methods)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def trained_methods(stages: Mapping[str, Stage[Any]]) -> list[str]:
+    """The methods of an experiment, in its order."""
+    return [stage.method for stage in stages.values() if isinstance(stage, Train)]
+
+
+def indexed(project: Project) -> set[tuple[str, str]]:
+    """The methods and splits whose index is in the store."""
+    out = set()
+    for split in project.contents.corpus.splits:
+        stages: dict[str, Stage[Any]] = dict(project.stages)
+        for method in trained_methods(project.stages):
+            stages = with_index(stages, method, split)
+        states = replace(project, stages=stages).survey()
+        out |= {(m, split) for m in trained_methods(project.stages) if states[f"index-{m}"].complete}
+    return out
+
+
+def read_catalogue(project: Project, asked: Sequence[str], made: Collection[tuple[str, str]]) -> Catalogue:
+    """What can be searched: the evaluated split of each trained method, those `asked` for, and those `made` already."""
+    corpus, states, found = project.contents.corpus, project.survey(), []
+    for method in trained_methods(project.stages):
+        if missing := _missing(project, states, method):
+            found.append(Searchable(method, missing=missing))
+            continue
+        first = [evaluated_split(project.stages, method), *asked]
+        splits = dict.fromkeys([*first, *(split for split in corpus.splits if (method, split) in made)])
+        found.append(Searchable(method, tuple(splits), encodes=_encodes(project, method)))
+    named = dict.fromkeys(split for method in found for split in method.splits)
+    kind = corpus.items[0].kind if corpus.items else "video"
+    splits_named = tuple(_split(project, name) for name in named)
+    return Catalogue(project.experiment.name, kind, tuple(found), splits_named)
+
+
+def _missing(project: Project, states: Mapping[str, plan.State], method: str) -> str:
+    """Why a method cannot be searched with, one sentence with the command that helps; nothing where it can."""
+    needed = plan.ancestors(project.stages, [f"train-{method}"])
+    for need in plan.order(project.stages):
+        if need in needed and not states[need].complete:
+            command = f"crossreel run {project.experiment.path.name} --methods {method}"
+            return f"{need} is not done yet; run `{command}`"
+    return ""
+
+
+def _encodes(project: Project, method: str) -> bool:
+    """Whether every stage that a caption goes through can be run here."""
+    stages = project.stages
+    needed = plan.ancestors(stages, [f"train-{method}"])
+    return all(stages[name].runner for name in needed if stages[name].over == "captions")
+
+
+def _split(project: Project, name: str) -> Split:
+    """A split, with captions from all over it that are short enough to be read at a glance."""
+    texts = list(dict.fromkeys(caption.text.strip() for _, _, caption in project.contents.queries(name)))
+    short = [text for text in texts if 0 < len(text) <= EXAMPLE_LETTERS] or texts[:EXAMPLES]
+    step = max(1, len(short) // EXAMPLES)
+    items = len({key for key, _ in project.contents.gallery(name)})
+    return Split(name, items, len(texts), tuple(short[::step][:EXAMPLES]))

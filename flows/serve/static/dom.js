@@ -1,0 +1,40 @@
+// Elements made in one call. Text is only ever set as text, so nothing of a corpus can become markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function filled(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+/** An HTML element with attributes, listeners (`onclick`) and children, texts or elements. */
+export function html(name, attributes = {}, ...children) {
+  return filled(document.createElement(name), attributes, children);
+}
+
+/** An SVG element, likewise. */
+export function svg(name, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, name), attributes, children);
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** "1 result", "12 results". */
+export const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+
+/** Seconds as a player says them: "0:07.5". */
+export function clock(seconds) {
+  const minutes = Math.floor(seconds / 60);
+  const rest = (seconds - 60 * minutes).toFixed(1);
+  return `${minutes}:${rest.padStart(4, "0")}`;
+}
+
+export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** A score with a minus sign that is one. */
+export const score = (value) => value.toFixed(3).replace("-", "\u2212");

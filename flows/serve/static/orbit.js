@@ -1,0 +1,121 @@
+// A point cloud that can be turned. three.js is loaded when the first one is opened.
+
+import { points } from "./asking.js";
+import { calm, html } from "./dom.js";
+
+const STEP = Math.PI / 18; // of one press of an arrow key
+const FIELD = 36; // degrees
+const FAR = 3.4; // of the eye, in radii of the cloud: all of it is seen from every side
+const ROUND = "if (length(gl_PointCoord - 0.5) > 0.5) discard;";
+const HELP = "Drag to turn, pinch or wheel to come closer; arrow keys turn, + and − come closer and go away.";
+
+/** Put a viewer into `stage`; gives back `{close}`. */
+export function orbit(stage, found) {
+  const ended = new AbortController();
+  const canvas = html("canvas", { tabindex: 0, role: "img", "aria-label": `The point cloud ${found.item}. ${HELP}` });
+  const word = html("p", { class: "soft", role: "status" }, "Loading the point cloud …");
+  stage.replaceChildren(canvas, word);
+  let viewer = null;
+  Promise.all([points(found.key, ended.signal), import("/static/vendor/three/three.module.min.js")])
+    .then(([cloud, three]) => {
+      if (ended.signal.aborted) return;
+      viewer = new Viewer(three, canvas, cloud);
+      word.textContent = `${cloud.count.toLocaleString("en")} points. ${HELP}`;
+    })
+    .catch((error) => {
+      if (error.name === "AbortError") return;
+      canvas.remove();
+      word.textContent = error.message.includes("WebGL") ? "This browser has no WebGL; these are views of it:" : error.message;
+      stage.append(...found.pictures.map((p) => html("img", { src: p.source, width: p.width, height: p.height, alt: `seen from ${p.at} degrees` })));
+    });
+  return {
+    close() {
+      ended.abort();
+      viewer?.close();
+    },
+  };
+}
+
+class Viewer {
+  constructor(three, canvas, cloud) {
+    this.canvas = canvas;
+    this.renderer = new three.WebGLRenderer({ canvas, antialias: true, alpha: true });
+    this.renderer.outputColorSpace = "srgb-linear"; // colours come as the file has them and are shown so
+    this.scene = new three.Scene();
+    this.scene.fog = new three.Fog(getComputedStyle(canvas).backgroundColor, FAR - 1.2, FAR + 3.7); // shows what is behind
+    this.scene.fog.color.convertLinearToSRGB(); // as the page has it, like the colours of the points
+    this.camera = new three.PerspectiveCamera(FIELD, 1, 0.01, 100);
+    this.camera.up.set(0, 0, 1);
+    this.camera.position.set(0.72 * FAR, 0.54 * FAR, 0.43 * FAR);
+    this.cloud = drawn(three, cloud);
+    this.scene.add(this.cloud);
+    this.controls = new three.OrbitControls(this.camera, canvas);
+    Object.assign(this.controls, { enableDamping: !calm(), minDistance: 0.4, maxDistance: 12, autoRotate: !calm(), autoRotateSpeed: 1.5 });
+    this.controls.addEventListener("start", () => this.controls.autoRotate = false);
+    canvas.addEventListener("keydown", (event) => this.pressed(event));
+    this.sizes = new ResizeObserver(() => this.resized());
+    this.sizes.observe(canvas);
+    this.resized();
+    this.frame = () => {
+      this.next = requestAnimationFrame(this.frame);
+      this.controls.update();
+      this.renderer.render(this.scene, this.camera);
+    };
+    this.frame();
+  }
+
+  resized() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    if (!width || !height) return;
+    this.renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
+    this.renderer.setSize(width, height, false);
+    this.camera.aspect = width / height;
+    this.camera.updateProjectionMatrix();
+  }
+
+  pressed(event) {
+    const turns = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, STEP], ArrowDown: [0, -STEP] }[event.key];
+    const closer = { "+": 0.85, "=": 0.85, "-": 1.18 }[event.key];
+    if (!turns && !closer) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.controls.autoRotate = false;
+    const { x, y, z } = this.camera.position;
+    const far = Math.hypot(x, y, z) * (closer ?? 1);
+    const around = Math.atan2(y, x) + (turns?.[0] ?? 0);
+    const up = Math.max(-1.5, Math.min(1.5, Math.asin(z / Math.hypot(x, y, z)) + (turns?.[1] ?? 0)));
+    this.camera.position.set(far * Math.cos(up) * Math.cos(around), far * Math.cos(up) * Math.sin(around), far * Math.sin(up));
+  }
+
+  close() {
+    cancelAnimationFrame(this.next);
+    this.sizes.disconnect();
+    this.controls.dispose();
+    this.cloud.geometry.dispose();
+    this.cloud.material.dispose();
+    this.renderer.dispose();
+    this.renderer.forceContextLoss(); // a browser allows few at once
+  }
+}
+
+/** The cloud about the origin, within a ball of radius 1; dots as large as their number lets them be. */
+function drawn(three, cloud) {
+  const { positions, colours, count } = cloud;
+  const low = [Infinity, Infinity, Infinity];
+  const high = [-Infinity, -Infinity, -Infinity];
+  positions.forEach((value, place) => {
+    low[place % 3] = Math.min(low[place % 3], value);
+    high[place % 3] = Math.max(high[place % 3], value);
+  });
+  let far = 1e-12;
+  const centred = positions.map((value, place) => value - (low[place % 3] + high[place % 3]) / 2);
+  for (let p = 0; p < centred.length; p += 3) far = Math.max(far, Math.hypot(centred[p], centred[p + 1], centred[p + 2]));
+  const geometry = new three.BufferGeometry();
+  geometry.setAttribute("position", new three.BufferAttribute(centred.map((value) => value / far), 3));
+  geometry.setAttribute("color", new three.BufferAttribute(Float32Array.from(colours, (value) => value / 255), 3));
+  const material = new three.PointsMaterial({ size: Math.max(0.02, 4 / Math.sqrt(count)), vertexColors: true });
+  material.onBeforeCompile = (shader) => {
+    shader.fragmentShader = shader.fragmentShader.replace("void main() {", `void main() {\n${ROUND}`);
+  };
+  return new three.Points(geometry, material);
+}
