@@ -59,7 +59,8 @@ def options(
 
 VERBS: tuple[Callable[..., None], ...] = (
     running.run, batch.batch, running.plan, running.stage, running.status, running.why, running.report,
-    search.search, serve.serve, board.board, triples.triples, service.demo, service.verify, service.deploy, service.doctor,
+    search.search, serve.serve, board.board, triples.triples,
+    service.demo, service.verify, service.deploy, service.doctor,
 )  # fmt: skip
 for verb in VERBS:
     app.command()(verb)
