@@ -5,12 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: demo test check fix docs format-check lint types floors bench docker-check vendor clean
+.PHONY: demo test test-all check fix docs format-check lint types floors bench docker-check vendor clean
 
 demo: $(READY) ## Install, render a small corpus, run the pipeline on it, print the leaderboard
 	$(BIN)/crossreel demo demo
 
-test: $(READY) ## Install what the tests need, run them all
+test: $(READY) ## Install what the tests need, run them, but for the longest ones
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not long" tests
+
+test-all: $(READY) ## Run every test: the browser, deployments, S3, sweeps and real shapes too
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests
 
 check: format-check lint types floors docs ## What continuous integration runs beside the tests

@@ -94,6 +94,7 @@ def test_a_setting_that_is_impossible_is_told_before_anything_runs(lab):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_makes_what_its_runs_share_once_and_costs_nothing_the_second_time(lab):
     text = 'experiment = "experiment.toml"\n[grid]\n"trainers.hlformer.seed" = [0, 1]\n'
     (lab.folder / "sweep.toml").write_text(text)

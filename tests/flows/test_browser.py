@@ -20,6 +20,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there"),
 ]
 SERVE = "import typer; from flows.commands.serve import serve; typer.run(serve)"

@@ -57,6 +57,7 @@ def worker(served: Place) -> Iterator[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_prefect_makes_every_deployment_of_prefect_yaml_with_schedules_that_are_off(
     deployed: Place, prefect_server: PrefectServer
 ) -> None:
@@ -75,6 +76,7 @@ def test_prefect_makes_every_deployment_of_prefect_yaml_with_schedules_that_are_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_stopped_ends_its_run_first_so_that_no_record_says_running_for_ever(
     served: Place, prefect_server: PrefectServer, worker: Any
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_worker_that_is_stopped_ends_its_run_first_so_that_no_record_says_runn
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_server_refuses_a_method_that_does_not_exist_before_a_run_is_made(
     deployed: Place, prefect_server: PrefectServer
 ) -> None:

@@ -43,6 +43,7 @@ workers = 1
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         not (DATA / "shapes/points.npz").exists() or not WEIGHTS.exists(),
         reason=f"the shapes or the weights of DGCNN are not in {DATA}",

@@ -202,6 +202,7 @@ def test_a_caption_finds_what_its_evaluation_found(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_caption_finds_what_its_evaluation_found_with_every_other_method_of_videos(
     rendered, tmp_path_factory
 ):
@@ -227,6 +228,7 @@ def test_a_caption_finds_what_its_evaluation_found_with_every_other_method_of_vi
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_point_clouds_are_searched_in_both_directions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clouds")
     scan(folder, items=16)
@@ -300,6 +302,7 @@ def test_threads_that_come_and_go_search_with_one_process(searcher):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_was_killed_is_started_again(searcher):
     expected, pid = searcher.search(NEW), searcher._child.pid
     os.kill(pid, signal.SIGKILL)
@@ -334,6 +337,7 @@ def test_the_index_is_made_once_and_changes_no_other_stage(place, searcher):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_other_splits_are_searched_too(place):
     folder = place.parent
     items = list(Corpus.read(folder / "corpus.jsonl").items)
@@ -348,6 +352,7 @@ def test_other_splits_are_searched_too(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_imported_features_answer_stored_captions_and_no_new_ones(tmp_path):
     words = ["import", "features", TINY, "--store", tmp_path / "store", "--out", tmp_path / "corpus.jsonl"]
     assert CliRunner().invoke(command, [str(word) for word in words]).exit_code == 0
@@ -398,6 +403,7 @@ def test_sentences_of_any_script_may_be_as_long_as_is_possible():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_prints_json_and_a_table(place, searcher, verb):
     code, out, err = verb("--caption", "clip03.mp4#1", place, "--top", 2, "--json")
     told = json.loads(out)

@@ -571,6 +571,7 @@ def command(lab: Any, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_200_clients_at_once_see_no_error_and_memory_stays_flat(made: Any) -> None:
     with command(made) as (url, process):
         about = httpx.get(f"{url}/api/about", timeout=120).json()

@@ -45,6 +45,7 @@ def test_two_processes_train_what_one_trains(packed):
     assert two[0]["terms"].keys() == one[0]["terms"].keys()
 
 
+@pytest.mark.long
 def test_a_second_machine_joins_the_training_of_the_first(packed):
     meeting = ["--set", "run.nodes=2", "--set", f"run.rendezvous=127.0.0.1:{free_port()}"]
     command = [sys.executable, "-m", "flows.cli", "stage", "train-hlformer", str(packed.toml), *meeting]

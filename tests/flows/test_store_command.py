@@ -131,6 +131,7 @@ def objects(endpoint: str) -> dict[str, int]:
 
 @needs_s3
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_one_store_pushed_to_s3_a_second_need_not_make(made, tmp_path, endpoint):
     """Killed in the middle on both ways; then a run in the second store runs no stage at all."""
     s3 = ("s3://shelf/lab", "--endpoint-url", endpoint)
