@@ -44,6 +44,9 @@ def demo(
         scan(folder, progress=drawn)
         experiments = [_kept(folder / name, DEMO_FILES / text) for name, text in DEMOS.items()]
     running.run(experiments, sets=sets, methods=[], redo=[], retry_failed=False, as_json=as_json)
+    if not as_json:
+        for experiment in experiments:
+            out.print(f"search and watch in the browser: crossreel serve {experiment}", markup=False)
 
 
 def _kept(path: Path, text: Path) -> Path:
