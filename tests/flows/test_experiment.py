@@ -142,7 +142,8 @@ def test_an_item_without_media_cannot_be_compressed_and_what_to_set_is_said(writ
     write_manifest(tmp_path / "corpus.jsonl", [Item("a", "train", (Caption("c", "x"),), digest="d" * 32)])
     runner = open_project(write('extract = ["compress"]\n')).runner()
     with pytest.raises(
-        UserError, match=r"a of .*corpus.jsonl has no media to make compress of; set trainers"
+        UserError,
+        match=r"a of .*corpus.jsonl has no media to make compress of; name the imported stage where trainers",
     ):
         runner.bring_up_to_date("compress")
 
