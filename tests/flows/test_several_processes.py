@@ -33,6 +33,7 @@ def packed(lab):
     return lab
 
 
+@pytest.mark.long
 def test_two_processes_train_what_one_trains(packed):
     assert packed.run("stage", "train-hlformer", packed.toml).code == 0
     one = history(packed)
