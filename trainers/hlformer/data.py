@@ -148,7 +148,7 @@ class HLFormerData:
         captions = [c for item in videos for c in self._captions[split][item]]
         owner = [row for row, item in enumerate(videos) for _ in self._captions[split][item]]
         batch = {**self._videos(index, videos), **self._texts(index, captions), "owner": torch.tensor(owner)}
-        return batch, videos, captions
+        return batch | {"video": torch.tensor(videos)}, videos, captions
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""

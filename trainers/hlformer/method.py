@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainers import distributed
 from trainers.hlformer import losses
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.data import HLFormerData
 from trainers.hlformer.losses import Negatives
-from trainers.hlformer.model import HLFormerNetwork, max_scores
+from trainers.hlformer.model import HLFormerNetwork, VideoTokens, max_scores
 from trainers.method import Batch, Encoded, Method
 from trainers.optim import BertAdam, decay_groups
 from trainers.scoring import max_similarity
@@ -39,6 +42,45 @@ class TrainingOutputs(NamedTuple):
     c: Tensor
 
 
+class Joint(NamedTuple):
+    """Which of the gathered rows make the joint batch of all processes: each video once, with its captions.
+
+    videos (V,), captions (Q,): rows of what is gathered; owner (Q,): the joint video of each caption.
+    """
+
+    videos: Tensor
+    captions: Tensor
+    owner: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Joint:
+        """From the batches of all processes; a video that several were given, for want of others, counts once."""
+        videos, owners = distributed.gather(batch["video"]), distributed.gather(batch["owner"])
+        starts = torch.tensor([0, *(len(part) for part in videos)]).cumsum(0)[:-1].tolist()
+        owner = torch.cat([part + start for part, start in zip(owners, starts, strict=True)])
+        every = torch.cat(videos)
+        order = every.argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = every[order][1:] != every[order][:-1]
+        kept = order[first]
+        row = torch.full_like(every, -1)
+        row[kept] = torch.arange(len(kept), device=row.device)
+        (captions,) = (row[owner] >= 0).nonzero(as_tuple=True)
+        return cls(kept, captions, row[owner[captions]])
+
+
+@contextmanager
+def shared_draws(shared: bool, device: torch.device) -> Iterator[None]:
+    """Inside, all processes draw the same numbers, if asked; outside, each goes on with its own."""
+    if not shared:
+        yield
+        return
+    seed = distributed.shared_seed()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 class HLFormer(Method):
     """Ranks untrimmed videos by the moment that fits a caption best, over clips and over frames."""
 
@@ -48,12 +90,22 @@ class HLFormer(Method):
         self.network = HLFormerNetwork(config, visual_dim, text_dim)
         self._warned = False
 
-    def outputs(self, batch: Batch) -> TrainingOutputs:
-        """One training pass. The captions are encoded twice with independent dropout, as published."""
+    def outputs(self, batch: Batch, joint: Joint | None = None) -> TrainingOutputs:
+        """One training pass. The captions are encoded twice with independent dropout, as published.
+
+        With `joint`, each process encodes its own, and the outputs are those of all processes' videos.
+        """
         net = self.network
         net.clamp_()
         first, second = (net.queries(batch["tokens"], batch["token_mask"]) for _ in range(2))
         tokens = net.videos(batch["clips"], batch["frames"], batch["frame_mask"])
+        vectors = net.video_vectors(tokens)
+        if joint is not None:
+            first, second = (distributed.gather_with_grad(rows)[joint.captions] for rows in (first, second))
+            clips, frames, vectors = (
+                distributed.gather_with_grad(rows)[joint.videos] for rows in (*tokens, vectors)
+            )
+            tokens = VideoTokens(clips, frames)
         # float32: margins of 0.1 between cosines, and sinh and acos, are beyond bfloat16's 8 bits
         with torch.autocast(first.device.type, enabled=False):
             return TrainingOutputs(
@@ -61,7 +113,7 @@ class HLFormer(Method):
                 frame=Scores(*max_scores(first, tokens.frames)),
                 queries=second,
                 texts_space=net.project(second, net.textual_alpha),
-                videos_space=net.project(net.video_vectors(tokens), net.video_alpha),
+                videos_space=net.project(vectors, net.video_alpha),
                 c=net.curv.exp(),
             )
 
@@ -89,13 +141,17 @@ class HLFormer(Method):
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The loss terms of a batch; negatives are hard from the published epoch on."""
-        c, owner, out = self.config, batch["owner"], self.outputs(batch)
+        joint = Joint.of(batch) if distributed.world() > 1 else None
+        owner = batch["owner"] if joint is None else joint.owner
+        c, out = self.config, self.outputs(batch, joint)
         if out.clip.cos.shape[1] < 2:
             self._warn_single()
             return self.terms(out, owner, None, None)
-        hard = epoch >= c.hard_from_epoch
-        clip = losses.draw_negatives(out.clip.cos, owner, hard, c.hard_pool_size)
-        frame = losses.draw_negatives(out.frame.cos, owner, hard, c.hard_pool_size)
+        with shared_draws(joint is not None, owner.device):
+            clip, frame = (
+                losses.draw_negatives(scores.cos, owner, epoch >= c.hard_from_epoch, c.hard_pool_size)
+                for scores in (out.clip, out.frame)
+            )
         return self.terms(out, owner, clip, frame)
 
     def _warn_single(self) -> None:
