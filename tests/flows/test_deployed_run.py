@@ -69,9 +69,9 @@ def test_prefect_makes_every_deployment_of_prefect_yaml_with_schedules_that_are_
     assert not any(s["active"] for s in schedules)
     training = made[FLOWS["train"], "docker"]
     assert training["global_concurrency_limit"]["limit"] == 1
-    assert training["job_variables"]["volumes"][0] == f"{deployed.folder}:/work:ro"
+    assert training["job_variables"]["volumes"][0] == f"{deployed.folder}:/project:ro"
     assert training["pull_steps"] == [
-        {"prefect.deployments.steps.set_working_directory": {"directory": "/work"}}
+        {"prefect.deployments.steps.set_working_directory": {"directory": "/project"}}
     ]
 
 
