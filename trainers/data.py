@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.errors import UserError
+from pipeline.errors import ItemError, UserError, nearest
 from trainers.metrics import Links
 
 Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
@@ -106,6 +106,22 @@ class SplitIndex:
     def read(cls, path: Path) -> SplitIndex:
         """Load what `write` saved."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def checked_rows(name: str, rows: NDArray) -> NDArray:
+    """The features (L, D) of an item or caption, as they are. Raises ItemError unless they are finite rows."""
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
+    if not np.isfinite(rows).all():
+        raise ItemError(name, "its features are not all finite")
+    return rows
+
+
+def training_split(splits: Mapping[str, SplitIndex]) -> SplitIndex:
+    """The split that is learned from. Raises UserError where there is none."""
+    if "train" not in splits:
+        raise UserError(f"there is no split 'train' to learn from; {nearest('train', splits)}")
+    return splits["train"]
 
 
 def stretches(count: int, size: int) -> Iterator[range]:

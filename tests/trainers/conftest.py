@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,6 +24,15 @@ def on_processes() -> OnProcesses:
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
     return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are then added in one order, and a forked child has no thread to miss."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def start(rank: int, count: int, port: int, body: Callable[[int], object]) -> int:

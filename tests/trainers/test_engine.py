@@ -28,17 +28,10 @@ from trainers.optim import BertAdam
 from trainers.progress import Progress
 from trainers.seeds import seed_everything
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 ITEMS = 44  # batches of 8: the last one is partial
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums are then added in one order, and a forked child has no thread to miss."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Towers(Method):

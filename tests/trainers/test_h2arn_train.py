@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,13 @@ from trainers.h2arn.data import H2arnData, open_data, pack
 from trainers.h2arn.method import H2arn, build, optimizer
 from trainers.optim import WarmupAdamW
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 THINGS = 12
 TEXT_TOKENS, CLOUD_TOKENS = 6, 8
 SETTINGS: dict[str, Any] = {
     "d_model": 32, "nhead": 4, "num_layers": 1, "batch_size": 20, "epochs": 8, "seed": 1, "eval_batch": 16,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums are then added in one order, and a forked child has no thread to miss."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Made:

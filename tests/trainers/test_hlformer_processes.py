@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +15,13 @@ from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.data import HLFormerData, open_data, pack
 from trainers.hlformer.method import HLFormer, build
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CAPTIONS = 2
 SMALL = {
     "hidden_size": 16, "heads": 2, "lorentz_dim": 11, "blocks": 2, "map_size": 4, "max_ctx_l": 8,
     "max_desc_l": 6, "dropout": 0.0, "input_dropout": 0.0, "hard_from_epoch": 0, "hard_pool_size": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums are then added in one order, and a forked child has no thread to miss."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rows(name: str, width: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,13 @@ from trainers.lean.data import LeanData, open_data, pack
 from trainers.lean.method import Lean, build, optimizer
 from trainers.method import Method
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 THINGS = 12
 SETTINGS: dict[str, Any] = {
     "frames": 4, "max_triples": 3, "hidden": 32, "latent": 16, "attention_hidden": 8, "batch_size": 16,
     "lr": 5e-3, "epochs": 12, "seed": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums are then added in one order, and a forked child has no thread to miss."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Made:

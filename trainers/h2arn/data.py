@@ -17,18 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ItemError, UserError, nearest
+from pipeline.errors import ItemError
 from trainers.data import (
     Ragged,
     Rows,
     Split,
     SplitIndex,
+    checked_rows,
     keys_of,
     read_splits,
     stretches,
+    training_split,
     write_ragged,
     write_splits,
 )
@@ -50,10 +51,10 @@ def pack(folder: Path, config: H2arnConfig, splits: Mapping[str, Split], read: M
 
 def _write(folder: Path, name: str, keys: Sequence[str], read: Rows, *, equal: bool) -> None:
     """Write the rows of every key in the type they come in."""
-    first = _checked(keys[0], read(keys[0])) if keys else np.zeros((0, 0))
+    first = checked_rows(keys[0], read(keys[0])) if keys else np.zeros((0, 0))
     lengths = []
     for key in keys:
-        rows = _checked(key, read(key))
+        rows = checked_rows(key, read(key))
         if rows.shape[1] != first.shape[1]:
             raise ItemError(
                 key, f"its tokens have {rows.shape[1]} features, those of {keys[0]} {first.shape[1]}"
@@ -71,14 +72,6 @@ def _remedy(name: str) -> str:
     return f"H2ARN reads captions padded to {TOKENS} (pad = true of their stage), or set mask_padding = true"
 
 
-def _checked(name: str, rows: NDArray) -> NDArray:
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
-    if not np.isfinite(rows).all():
-        raise ItemError(name, "its features are not all finite")
-    return rows
-
-
 class H2arnData:
     """Packed arrays as batches: training on captions with their clouds, evaluation on either alone."""
 
@@ -92,12 +85,7 @@ class H2arnData:
 
     def train_steps(self, world: int = 1) -> int:
         """Batches in an epoch, in which every caption comes once; the last one may be smaller, as released."""
-        return -(-len(self._train().captions) // self.config.batch_size)
-
-    def _train(self) -> SplitIndex:
-        if "train" not in self.splits:
-            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self.splits)}")
-        return self.splits["train"]
+        return -(-len(training_split(self.splits).captions) // self.config.batch_size)
 
     def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches of an epoch, shuffled by (seed, epoch).
@@ -105,7 +93,7 @@ class H2arnData:
         Of a joint batch a process takes every world-th caption and every world-th of the distinct clouds: a cloud that
         comes several times is read and encoded once.
         """
-        index, size = self._train(), self.config.batch_size
+        index, size = training_split(self.splits), self.config.batch_size
         described = index.positives
         order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
         for start in range(0, len(order), size):

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import ItemError, UserError, nearest
 from trainers.data import (
     Ragged,
     Rows,
     Split,
     SplitIndex,
     captions_of,
+    checked_rows,
     keys_of,
     read_splits,
     stretches,
+    training_split,
     write_ragged,
     write_splits,
 )
@@ -79,10 +80,10 @@ def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read
     frame_counts: list[int] = []
 
     def video_rows(item: str) -> NDArray:
-        return _checked(item, read["video"](item).astype(np.float32))
+        return checked_rows(item, read["video"](item).astype(np.float32))
 
     def caption_tokens(caption: str) -> NDArray:
-        return _checked(caption, read["text"](caption).astype(np.float32))
+        return checked_rows(caption, read["text"](caption).astype(np.float32))
 
     def clips() -> Iterator[NDArray]:
         for item in videos:
@@ -97,14 +98,6 @@ def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read
     tokens = (token_rows(caption_tokens(c), config) for c in captions)
     write_ragged(folder, "tokens", tokens, token_counts)
     write_splits(folder, splits)
-
-
-def _checked(name: str, rows: NDArray) -> NDArray:
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
-    if not np.isfinite(rows).all():
-        raise ItemError(name, "its features are not all finite")
-    return rows
 
 
 class HLFormerData:
@@ -122,8 +115,7 @@ class HLFormerData:
 
     def train_items(self) -> list[int]:
         """The positions of the training videos: those of `train` that have a caption."""
-        if "train" not in self._captions:
-            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self._captions)}")
+        training_split(self.splits)
         return [item for item, captions in enumerate(self._captions["train"]) if captions]
 
     def train_steps(self, world: int = 1) -> int:

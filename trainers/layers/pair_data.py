@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import sampling
-from pipeline.errors import ItemError, UserError, nearest
+from pipeline.errors import ItemError, UserError
 from trainers.data import (
     Ragged,
     Rows,
@@ -32,6 +32,7 @@ from trainers.data import (
     keys_of,
     read_splits,
     stretches,
+    training_split,
     write_ragged,
     write_splits,
 )
@@ -116,7 +117,7 @@ class PairData:
 
     def train_steps(self, world: int = 1) -> int:
         """Batches in an epoch: whole ones alone, as published, unless there is not even one."""
-        pairs = len(self._training().captions)
+        pairs = len(training_split(self.splits).captions)
         if pairs < 2:
             raise UserError(
                 "it learns from pairs of different captions: the split 'train' needs two at least"
@@ -125,7 +126,7 @@ class PairData:
 
     def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th pair."""
-        index, size = self._training(), self.config.batch_size
+        index, size = training_split(self.splits), self.config.batch_size
         order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without the interpreter's lock
             for step in range(self.train_steps(world)):
@@ -145,11 +146,6 @@ class PairData:
         index = self.splits[split]
         for places in stretches(len(index.captions), self.config.batch_size_val):
             yield {**self._texts(index, places), "index": torch.tensor(places)}
-
-    def _training(self) -> SplitIndex:
-        if "train" not in self.splits:
-            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self.splits)}")
-        return self.splits["train"]
 
     def _pairs(
         self, index: SplitIndex, captions: Sequence[int], seeds: tuple[int, int], pool: ThreadPoolExecutor

@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ItemError, UserError, nearest
+from pipeline.errors import ItemError
 from trainers.data import (
     Ragged,
     Rows,
     Split,
     SplitIndex,
+    checked_rows,
     keys_of,
     read_splits,
     stretches,
+    training_split,
     write_ragged,
     write_splits,
 )
@@ -53,7 +55,7 @@ class Video(NamedTuple):
 
 def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Caption:
     """The nodes of a caption from its tokens, their places, and its triples."""
-    tokens = _checked(name, read["token"](name))
+    tokens = checked_rows(name, read["token"](name))
     offsets = read["offset"](name) if "offset" in read else None
     if offsets is not None and offsets.shape != (len(tokens), 2):
         raise ItemError(name, f"its {len(tokens)} tokens have places of the shape {offsets.shape}")
@@ -67,7 +69,7 @@ def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Ca
 
 def video_frames(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Video:
     """The key frames of a video; without a stage that names the top ones, the rows themselves tell."""
-    rows = _checked(name, read["frame"](name)).astype(np.float32)
+    rows = checked_rows(name, read["frame"](name)).astype(np.float32)
     if "top" not in read:
         return Video(*nodes.salient_rows(rows, config.frames, config.top))
     if len(rows) > config.frames:
@@ -80,14 +82,6 @@ def video_frames(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Vid
     if not len(top) or top.min() < 0 or top.max() >= config.frames:
         raise ItemError(name, f"its top frames {top.tolist()} are not among its {config.frames} key frames")
     return Video(nodes.repeated(rows, config.frames), top)
-
-
-def _checked(name: str, rows: NDArray) -> NDArray:
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ItemError(name, f"its features have the shape {rows.shape}, rows of numbers are needed")
-    if not np.isfinite(rows).all():
-        raise ItemError(name, "its features are not all finite")
-    return rows
 
 
 def pack(folder: Path, config: LeanConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
@@ -127,7 +121,7 @@ class LeanData:
 
     def spread(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (D,) in float64 of the rows of `frames` or `triples` in the training split."""
-        found = self._train()
+        found = training_split(self.splits)
         arrays, rows = {
             "frames": (self.frames, found.item_rows), "triples": (self.triples, found.caption_rows)
         }[name]  # fmt: skip
@@ -142,19 +136,14 @@ class LeanData:
 
     def train_steps(self, world: int = 1) -> int:
         """Batches in an epoch, in which every caption comes once; the last one may be smaller."""
-        return -(-len(self._train().captions) // self.config.batch_size)
-
-    def _train(self) -> SplitIndex:
-        if "train" not in self.splits:
-            raise UserError(f"there is no split 'train' to learn from; {nearest('train', self.splits)}")
-        return self.splits["train"]
+        return -(-len(training_split(self.splits).captions) // self.config.batch_size)
 
     def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th pair.
 
         `video` (B,) tells pairs of one video, `place` (B,) is where a pair stands in the joint batch.
         """
-        index, size = self._train(), self.config.batch_size
+        index, size = training_split(self.splits), self.config.batch_size
         order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
