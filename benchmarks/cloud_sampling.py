@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.clouds.sampling import farthest_points
+from pipeline.media.clouds.sampling import farthest_points
 
 GOAL = 0.5  # of the plain loop's CPU time, at most
 Sampler = Callable[[NDArray[np.float32], int], NDArray[np.int64]]

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from pipeline.video import Compression, compress_command, find_ffmpeg
+from pipeline.media.video import Compression, compress_command, find_ffmpeg
 
 QUIET = ("-nostdin", "-hide_banner", "-loglevel", "error")
 

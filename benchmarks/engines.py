@@ -23,12 +23,12 @@ from typing import Any
 from extractors.base import FrameReader, Output, Result, Unit, WorkOptions
 from extractors.one_pass import Reading, read_together
 from pipeline.child import Send
-from pipeline.engines.choice import engine_for
-from pipeline.engines.options import RunOptions
-from pipeline.engines.work import Engine, Work
-from pipeline.segments import Array
+from pipeline.media.video import find_ffmpeg
+from pipeline.run.engines.choice import engine_for
+from pipeline.run.engines.options import RunOptions
+from pipeline.run.engines.work import Engine, Work
 from pipeline.settings import Params
-from pipeline.video import find_ffmpeg
+from pipeline.store.segments import Array
 
 HERE = str(Path(__file__).parent)
 CLIP_SECONDS = 20

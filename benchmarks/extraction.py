@@ -20,9 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.corpus import Caption, Item, write_manifest
-from pipeline.execute import cores
-from pipeline.video import find_ffmpeg
+from pipeline.corpus.manifest import Caption, Item, write_manifest
+from pipeline.media.video import find_ffmpeg
+from pipeline.run.execute import cores
 
 PR_SET_CHILD_SUBREAPER = 36
 MODEL = "ViT-B-32-quickgelu"
@@ -41,7 +41,7 @@ import numpy as np
 from extractors.backbones.clip import ClipBackbone
 from extractors.keyframes import histogram
 from extractors.backbones.pictures import squares
-from pipeline import video
+from pipeline.media import video
 network = ClipBackbone("{MODEL}", "seed:0")
 with tempfile.TemporaryDirectory() as folder:
     waiting = []

@@ -24,8 +24,8 @@ from torch import Tensor
 from trainers.h2arn import model
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
+from trainers.measure.metrics import Links, link_ranks
 from trainers.method import Batch, Encoded
-from trainers.metrics import Links, link_ranks
 
 BLOCK = 50
 TEXT_TOKENS, CLOUD_TOKENS = 77, 100

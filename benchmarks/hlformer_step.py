@@ -24,8 +24,8 @@ from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.losses import Negatives
 from trainers.hlformer.method import HLFormer, TrainingOutputs, optimizer
 from trainers.hlformer.model import PoolingAttention
+from trainers.loop.optim import warmup_linear
 from trainers.method import Batch
-from trainers.optim import warmup_linear
 
 VIDEOS, CAPTIONS = 24, 5
 VISUAL_DIM, TEXT_DIM = 3072, 768  # of TVR

@@ -15,9 +15,9 @@ import numpy as np
 
 from flows.console import StageDisplay
 from flows.project import Project, open_project
-from flows.running import run_stages
-from pipeline.corpus import Caption, Item, write_manifest
-from pipeline.fingerprint import digest_file
+from flows.run import run_stages
+from pipeline.corpus.manifest import Caption, Item, write_manifest
+from pipeline.store.fingerprint import digest_file
 
 EXPERIMENT = """
 corpus = "corpus.jsonl"

@@ -79,7 +79,7 @@ def make(folder: Path, count: int) -> Project:
 
 def remember(folder: Path, count: int) -> None:
     """The digests of the media, as an earlier run leaves them: all files are alike, items are not."""
-    from pipeline.store import Store
+    from pipeline.store.store import Store
 
     index = Store(folder / "store").index
     paths = ((folder / "media" / f"{n % 256:02x}" / f"{n}.mp4", n) for n in range(count))

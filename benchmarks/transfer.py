@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.fingerprint import Fingerprint
-from pipeline.store import Store
-from pipeline.transfer.pull import pull
-from pipeline.transfer.push import push
-from pipeline.transfer.remote import Remote
-from pipeline.transfer.work import How, Outcome
+from pipeline.store.fingerprint import Fingerprint
+from pipeline.store.store import Store
+from pipeline.store.transfer.pull import pull
+from pipeline.store.transfer.push import push
+from pipeline.store.transfer.remote import Remote
+from pipeline.store.transfer.work import How, Outcome
 
 MB = 10**6
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus import Caption, Item, Protocol, write_manifest
-from pipeline.datasets.demo.clouds import ply
+from pipeline.corpus.importers.demo.clouds import ply
+from pipeline.corpus.manifest import Caption, Item, Protocol, write_manifest
 
 SHARE = 0.15  # of the shapes, for test and for val each
 SIZES = ((15, "tiny"), (50, "small"), (120, "medium-sized"), (250, "large"))  # by the longest side, in cm

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import video
 from pipeline.errors import ItemError
-from pipeline.segments import Segment
+from pipeline.media import video
+from pipeline.run.stage import Digests, Stage
 from pipeline.settings import Options, Params
-from pipeline.stage import Digests, Stage
+from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
 P = TypeVar("P", bound=Params)

@@ -11,8 +11,8 @@ from pydantic import model_validator
 from extractors.backbones import hub
 from extractors.backbones.precision import Precision
 from extractors.base import Array, TextExtractor, WorkOptions
+from pipeline.run.stage import Digests, Field
 from pipeline.settings import Params
-from pipeline.stage import Digests, Field
 
 
 class BertParams(Params):

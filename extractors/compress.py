@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import Field as Setting
 
 from extractors.base import Extractor, Output, Unit
-from pipeline import video
+from pipeline.media import video
+from pipeline.run.stage import Digests, Field
 from pipeline.settings import Params
-from pipeline.stage import Digests, Field
 
 
 class CompressParams(Params):

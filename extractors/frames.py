@@ -10,9 +10,9 @@ from pydantic import Field as Setting
 
 from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
-from pipeline import sampling
+from pipeline.media import sampling
+from pipeline.run.stage import Field
 from pipeline.settings import Params
-from pipeline.stage import Field
 
 
 class FramesParams(Params):

@@ -90,4 +90,4 @@ def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None
 
 @functools.lru_cache(maxsize=1)  # one a worker process; it is killed and started anew by those who use it
 def _decoders(memory_bytes: int, count: int) -> list[Child]:
-    return [Child("pipeline.video:serve_decode", memory_bytes=memory_bytes) for _ in range(count)]
+    return [Child("pipeline.media.video:serve_decode", memory_bytes=memory_bytes) for _ in range(count)]

@@ -11,11 +11,11 @@ from pydantic import Field as Setting
 from pydantic import field_validator
 
 from extractors.base import Extractor, Output, Unit
-from pipeline.clouds import read as clouds
-from pipeline.clouds.cloud import AUTO, parse_columns
-from pipeline.clouds.sampling import farthest_points, nine_columns
+from pipeline.media.clouds import read as clouds
+from pipeline.media.clouds.cloud import AUTO, parse_columns
+from pipeline.media.clouds.sampling import farthest_points, nine_columns
+from pipeline.run.stage import Digests, Field
 from pipeline.settings import Params
-from pipeline.stage import Digests, Field
 
 
 class PointsParams(Params):

@@ -14,8 +14,8 @@ from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOp
 from extractors.one_pass import Reading, read_together
 from pipeline.child import Send, resolve
 from pipeline.errors import ItemError, UserError, is_full
-from pipeline.fingerprint import digest_file
-from pipeline.segments import SegmentWriter
+from pipeline.store.fingerprint import digest_file
+from pipeline.store.segments import SegmentWriter
 
 
 def run(request: dict[str, Any], send: Send) -> None:

@@ -12,8 +12,8 @@ from extractors.backbones import parsers
 from extractors.base import Array, Extractor, Output, Result, TextExtractor, Unit, WorkOptions
 from extractors.triple_rules import Triple
 from pipeline.errors import ItemError
+from pipeline.run.stage import Digests, Field
 from pipeline.settings import Params
-from pipeline.stage import Digests, Field
 
 
 class TriplesParams(Params):

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import Field
 
 from flows.project import Project
-from flows.running import leaderboard
+from flows.run import leaderboard
 from pipeline.errors import UserError
 from pipeline.settings import Options, fill, read_toml
 

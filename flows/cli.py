@@ -19,7 +19,7 @@ from flows.commands import (
     compare,
     corpus,
     exchange,
-    running,
+    experiments,
     search,
     serve,
     service,
@@ -58,7 +58,8 @@ def options(
 
 
 VERBS: tuple[Callable[..., None], ...] = (
-    running.run, batch.batch, running.plan, running.stage, running.status, running.why, running.report,
+    experiments.run, batch.batch, experiments.plan, experiments.stage, experiments.status, experiments.why,
+    experiments.report,
     search.search, serve.serve, board.board, triples.triples,
     service.demo, service.verify, service.deploy, service.doctor,
 )  # fmt: skip

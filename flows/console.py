@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from pipeline.execute import Progress, Report
+from pipeline.run.execute import Progress, Report
 
 SECONDS_BETWEEN_LINES = 15.0
 

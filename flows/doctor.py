@@ -14,10 +14,10 @@ from typing import Any
 
 from flows.estimate import estimate
 from flows.project import open_project
-from pipeline import video
 from pipeline.errors import UserError
-from pipeline.execute import cores, gpus
-from pipeline.stage import Digests, Stage
+from pipeline.media import video
+from pipeline.run.execute import cores, gpus
+from pipeline.run.stage import Digests, Stage
 
 PACKAGES = (
     "torch",

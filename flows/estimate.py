@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.plan import State
-from pipeline.store import Store, tree_bytes
+from pipeline.run.plan import State
+from pipeline.store.store import Store, tree_bytes
 
 RUNS_READ = 50
 

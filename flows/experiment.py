@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pipeline.errors import UserError
-from pipeline.execute import RunOptions
+from pipeline.run.execute import RunOptions
 from pipeline.settings import Options, apply_sets, fill, read_toml
 
 

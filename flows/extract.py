@@ -7,9 +7,9 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.parameters import ExperimentFile, Methods, Retries, Settings, Stages
+from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
+from flows.deployment.tasks import Wish, bring_up_to_date
 from flows.project import Project
-from flows.tasks import Wish, bring_up_to_date
 
 
 @flow(name="extract", persist_result=False)

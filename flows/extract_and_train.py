@@ -7,8 +7,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.parameters import ExperimentFile, Methods, Retries, Settings, Stages
-from flows.tasks import Wish, bring_up_to_date
+from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
+from flows.deployment.tasks import Wish, bring_up_to_date
 
 
 @flow(name="extract-and-train", persist_result=False)

@@ -14,14 +14,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from flows.project import Project
-from pipeline.datasets.feature_files import INDEX, Entry, no_numbers
-from pipeline.datasets.h2arn_files import export_h2arn
 from pipeline.errors import ItemError, UserError, nearest
-from pipeline.exporting import Exported, Output, export_ms_sl
-from pipeline.imported import imported_stages
-from pipeline.plan import State, survey
-from pipeline.segments import Array
-from pipeline.store import write_json
+from pipeline.features.exporting import Exported, Output, export_ms_sl
+from pipeline.features.imported import imported_stages
+from pipeline.features.layouts.feature_files import INDEX, Entry, no_numbers
+from pipeline.features.layouts.h2arn_files import export_h2arn
+from pipeline.run.plan import State, survey
+from pipeline.store.segments import Array
+from pipeline.store.store import write_json
 from trainers.config import MethodConfig
 
 UNPICKLABLE = (pickle.UnpicklingError, struct.error, IndexError, TypeError, AttributeError, AssertionError)

@@ -28,11 +28,11 @@ from extractors.points import Points
 from extractors.triples import Triples
 from extractors.vgg16 import Vgg16
 from flows.experiment import Experiment
-from flows.report.stage import Report
+from flows.reporting import Report
 from pipeline.errors import UserError, nearest
-from pipeline.plan import Stages, ancestors
+from pipeline.run.plan import Stages, ancestors
+from pipeline.run.stage import Stage
 from pipeline.settings import Params, fill, located
-from pipeline.stage import Stage
 from trainers.config import MethodConfig
 from trainers.gare.config import GareConfig
 from trainers.h2arn.config import H2arnConfig

@@ -9,14 +9,14 @@ from typing import Any
 
 from flows import graph
 from flows.experiment import Experiment, load
-from pipeline import plan
-from pipeline.contents import Contents, RememberedDigests, read_contents
-from pipeline.corpus import Corpus
+from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
+from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
-from pipeline.execute import OnProgress, Runner, Say
-from pipeline.imported import has_imports, imported_stages
-from pipeline.stage import Stage
-from pipeline.store import Store
+from pipeline.features.imported import has_imports, imported_stages
+from pipeline.run import plan
+from pipeline.run.execute import OnProgress, Runner, Say
+from pipeline.run.stage import Stage
+from pipeline.store.store import Store
 
 OnHashed = Callable[[int, int], None]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.project import Project
-from pipeline import plan
 from pipeline.errors import UserError, nearest
-from pipeline.fingerprint import differences
+from pipeline.run import plan
+from pipeline.store.fingerprint import differences
 
 Known = Mapping[str, tuple[str, Mapping[str, Any]]]
 

@@ -22,8 +22,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a loaded machine ten times slower
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from pipeline.corpus import Caption, Item, write_manifest
-from pipeline.video import find_ffmpeg
+from pipeline.corpus.manifest import Caption, Item, write_manifest
+from pipeline.media.video import find_ffmpeg
 
 EXPERIMENT = """
 corpus = "corpus.jsonl"

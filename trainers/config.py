@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
-from pipeline.stage import Digests
 
 
 class Recipe(Params):

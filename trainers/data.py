@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import ItemError, UserError, nearest
-from trainers.metrics import Links
+from trainers.measure.metrics import Links
 
 Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
 """Item ids in gallery order, and (caption id, text, item id) in query order."""

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.briefing import Briefing
-from pipeline.contents import Contents
-from pipeline.corpus import Caption
+from pipeline.corpus.contents import Contents
+from pipeline.corpus.manifest import Caption
 from pipeline.errors import UserError
-from pipeline.plan import left_out
+from pipeline.run.briefing import Briefing
+from pipeline.run.plan import left_out
+from pipeline.run.stage import Digests, Stage
 from pipeline.settings import Params
-from pipeline.stage import Digests, Stage
 from trainers.config import MethodConfig
 
 LEARN = ("train", "val")
@@ -86,7 +86,7 @@ class Pack(Stage[MethodConfig]):
     """A method's inputs of some splits as contiguous arrays, read from the store once."""
 
     over = "corpus"
-    runner = "trainers.run:pack"
+    runner = "trainers.workers:pack"
 
     def __init__(self, method: str, config: MethodConfig, splits: tuple[str, ...], suffix: str = "") -> None:
         super().__init__(config)
@@ -138,7 +138,7 @@ class Train(Stage[MethodConfig]):
     """A trained method: its best weights, its history, its settings."""
 
     over = "corpus"
-    runner = "trainers.run:train"
+    runner = "trainers.workers:train"
     worker_kind = "model"
     several = True
 
@@ -175,7 +175,7 @@ class Evaluate(Stage[EvaluateParams]):
 
     version = 2  # it stores what carried the matches of every method
     over = "corpus"
-    runner = "trainers.run:evaluate"
+    runner = "trainers.workers:evaluate"
     worker_kind = "model"
     settings = EvaluateParams
 

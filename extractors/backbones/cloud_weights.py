@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractors.backbones import weights as weight_files
 from pipeline.errors import ItemError, UserError
-from pipeline.stage import Digests
+from pipeline.run.stage import Digests
 
 if TYPE_CHECKING:
     from torch import Tensor

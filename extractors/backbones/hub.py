@@ -17,8 +17,8 @@ from typing import Any
 from extractors.backbones import weights as weight_files
 from extractors.backbones.weights import Wanted
 from pipeline.errors import UserError, nearest
-from pipeline.fingerprint import digest_of
-from pipeline.stage import Digests
+from pipeline.run.stage import Digests
+from pipeline.store.fingerprint import digest_of
 
 OWN_FOLDER = Path(__file__).parent / "models"
 DEMO = "crossreel-demo"

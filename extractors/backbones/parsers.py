@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from extractors.triple_rules import Span, Spans, Triple, Word, triples
 from pipeline.errors import ItemError, UserError, nearest
-from pipeline.stage import Digests
+from pipeline.run.stage import Digests
 
 SHIPPED = "crossreel-small"
 SHIPPED_FOLDER = Path(__file__).parent / "models" / "stanza-small"

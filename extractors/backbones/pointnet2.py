@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from extractors.backbones.grouped import TOKENS, CloudNetwork, Layer, folded, grouped_max
 from extractors.backbones.neighbours import ball
-from pipeline.clouds.sampling import farthest_points
+from pipeline.media.clouds.sampling import farthest_points
 
 COLUMNS = 9  # x y z r g b, then x y z normalised to [0, 1]
 SAMPLES = (2048, 512, 256, TOKENS)

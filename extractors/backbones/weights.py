@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from extractors.backbones import clip_configs
 from pipeline.errors import UserError, nearest
-from pipeline.stage import Digests
+from pipeline.run.stage import Digests
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from flows.batch import Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
-from flows.commands.running import bring_up_to_date, number
+from flows.commands.experiments import bring_up_to_date, number
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.project import open_project

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from flows.board.lint import Linted, lint
-from flows.board.published import FOLDER, Published, read_published
-from flows.board.side_by_side import ORIGINS, Line, Ours, Section, sections
-from flows.commands.running import number, opened, short
+from flows.commands.experiments import number, opened, short
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
-from flows.measured import read_metrics
+from flows.results.board.lint import Linted, lint
+from flows.results.board.published import FOLDER, Published, read_published
+from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
+from flows.results.measured import read_metrics
 from pipeline.errors import UserError, nearest
 
 CONTRADICTED = 1  # exit status of --lint

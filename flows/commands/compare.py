@@ -17,13 +17,13 @@ from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json, print_ta
 from flows.console import StageDisplay
 from flows.features import StageFeatures, open_tensors
 from flows.project import open_project
-from pipeline.comparing import Comparison
-from pipeline.comparing import compare as compare_rows
-from pipeline.datasets.feature_files import FeatureFiles, as_rows, layout_of, match
-from pipeline.datasets.ms_sl import MsSl
 from pipeline.errors import ItemError, UserError
-from pipeline.execute import Progress
-from pipeline.segments import Array
+from pipeline.features.comparing import Comparison
+from pipeline.features.comparing import compare as compare_rows
+from pipeline.features.layouts.feature_files import FeatureFiles, as_rows, layout_of, match
+from pipeline.features.layouts.ms_sl import MsSl
+from pipeline.run.execute import Progress
+from pipeline.store.segments import Array
 
 WORST = 20
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.running import opened
+from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
-from flows.comparison import ALPHA, Matched, Pair, ahead, compare, matched, meaning, smallest
 from flows.console import StageDisplay
-from flows.measured import DIRECTIONS, METRICS, read_measured
-from flows.report.leaderboard import label, printed, shown_metrics
-from flows.report.wording import counted, kind_of, member, short_title
+from flows.results.comparison import ALPHA, Matched, Pair, ahead, compare, matched, meaning, smallest
+from flows.results.measured import DIRECTIONS, METRICS, read_measured
+from flows.results.report.leaderboard import label, printed, shown_metrics
+from flows.results.report.wording import counted, kind_of, member, short_title
 from pipeline.errors import UserError, nearest
 
 LEAST_P = 0.001  # smaller ones are told as smaller

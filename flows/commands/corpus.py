@@ -11,24 +11,24 @@ import typer
 
 from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
 from flows.console import StageDisplay
-from pipeline.checking import Finding
-from pipeline.checking import check as find
-from pipeline.contents import read_contents
-from pipeline.corpus import KINDS, SPLITS, Corpus, parse, protocol_path, write_manifest
-from pipeline.datasets.activitynet import ACTIVITYNET
-from pipeline.datasets.charades import CHARADES
-from pipeline.datasets.didemo import DIDEMO
-from pipeline.datasets.folder import read_folder
-from pipeline.datasets.msrvtt import MSRVTT
-from pipeline.datasets.msvd import MSVD
-from pipeline.datasets.published import Choice, read_published
-from pipeline.datasets.qvhighlights import QVHIGHLIGHTS
-from pipeline.datasets.t3dr_hit import SUBSETS, read_t3dr_hit
-from pipeline.datasets.table import Imported, read_csv, read_jsonl, read_parquet
-from pipeline.datasets.tvr import TVR
+from pipeline.corpus.checking import Finding
+from pipeline.corpus.checking import check as find
+from pipeline.corpus.contents import read_contents
+from pipeline.corpus.importers.activitynet import ACTIVITYNET
+from pipeline.corpus.importers.charades import CHARADES
+from pipeline.corpus.importers.didemo import DIDEMO
+from pipeline.corpus.importers.folder import read_folder
+from pipeline.corpus.importers.msrvtt import MSRVTT
+from pipeline.corpus.importers.msvd import MSVD
+from pipeline.corpus.importers.published import Choice, read_published
+from pipeline.corpus.importers.qvhighlights import QVHIGHLIGHTS
+from pipeline.corpus.importers.t3dr_hit import SUBSETS, read_t3dr_hit
+from pipeline.corpus.importers.table import Imported, read_csv, read_jsonl, read_parquet
+from pipeline.corpus.importers.tvr import TVR
+from pipeline.corpus.manifest import KINDS, SPLITS, Corpus, parse, protocol_path, write_manifest
 from pipeline.errors import UserError, nearest
-from pipeline.execute import cores
-from pipeline.index import Index
+from pipeline.run.execute import cores
+from pipeline.store.index import Index
 
 TABLES = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
 OWN = ("folder", *TABLES)

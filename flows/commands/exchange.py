@@ -13,20 +13,20 @@ import typer
 
 from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFile, Sets, out
 from flows.console import StageDisplay
-from flows.exports.evaluated import all_evaluated, evaluated
-from flows.exports.parquet import export_features as export_features_table
-from flows.exports.parquet import export_scores
-from flows.exports.results import export_mteb
 from flows.features import export, export_collection, open_tensors
 from flows.graph import METHODS
 from flows.project import open_project
-from pipeline.corpus import Corpus
-from pipeline.datasets.feature_files import SUFFIXES, FeatureFiles
-from pipeline.datasets.h2arn_files import H2arnFiles
+from flows.results.exports.evaluated import all_evaluated, evaluated
+from flows.results.exports.parquet import export_features as export_features_table
+from flows.results.exports.parquet import export_scores
+from flows.results.exports.results import export_mteb
+from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError, nearest
-from pipeline.execute import Progress
-from pipeline.importing import ImportReport, import_files, import_h2arn, import_ms_sl, require_layout
-from pipeline.store import Store
+from pipeline.features.importing import ImportReport, import_files, import_h2arn, import_ms_sl, require_layout
+from pipeline.features.layouts.feature_files import SUFFIXES, FeatureFiles
+from pipeline.features.layouts.h2arn_files import H2arnFiles
+from pipeline.run.execute import Progress
+from pipeline.store.store import Store
 
 importing = typer.Typer(help="Bring in published features or an authors' checkpoint.", no_args_is_help=True)
 exporting = typer.Typer(
@@ -318,7 +318,7 @@ def export_model_card(
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Write a model card of a trained method: data, protocol, figures with intervals, settings, backbones, limits."""
-    from flows.exports.card import export_card  # the hub's library: only a card pays for it
+    from flows.results.exports.card import export_card  # the hub's library: only a card pays for it
 
     path = export_card(evaluated(open_project(experiment, sets), method), target, license_name)
     out.print(str(path), markup=False)

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.running import opened
+from flows.commands.experiments import opened
 from flows.commands.terms import (
     DEFAULT_EXPERIMENT,
     AsJson,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.running import opened
+from flows.commands.experiments import opened
 from flows.commands.terms import DEFAULT_EXPERIMENT, ExperimentFile, Sets, out
 from flows.console import StageDisplay
 
@@ -33,8 +33,8 @@ def serve(
 
     The first time, the splits that can be searched are encoded, which is kept.
     """
-    from flows.serve.running import Address, prepare  # uvicorn: only this verb pays for it
-    from flows.serve.running import serve as serving
+    from flows.serve.lifecycle import Address, prepare  # uvicorn: only this verb pays for it
+    from flows.serve.lifecycle import serve as serving
 
     address = Address(host, port, tuple(allow_host))
     address.require_names()

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import running
+from flows.commands import experiments as running
 from flows.commands.terms import AsJson, Sets, out, print_json
 from flows.console import StageDisplay
 from flows.doctor import examine
 from pipeline.errors import UserError
-from pipeline.execute import Progress
+from pipeline.run.execute import Progress
 
 DEMO_FILES = Path(__file__).parents[1]
 DEMOS = {
@@ -32,8 +32,8 @@ def demo(
 
     Networks are small and seeded, so the figures say that everything works, not how good a method is.
     """
-    from pipeline.datasets.demo.clouds import scan
-    from pipeline.datasets.demo.corpus import render
+    from pipeline.corpus.importers.demo.clouds import scan
+    from pipeline.corpus.importers.demo.corpus import render
 
     with StageDisplay(quiet=as_json) as display:
 
@@ -67,7 +67,7 @@ def verify(
 
     A line a quantity: verdict, name, error relative to the largest value, and what is allowed.
     """
-    from trainers.verify import verify as run_cases  # torch: only this verb pays for it
+    from trainers.verify.cases import verify as run_cases  # torch: only this verb pays for it
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
@@ -104,7 +104,7 @@ def deploy(
 
     Then: prefect deployment run extract-and-train -p experiment=experiment.toml
     """
-    from flows import deploy as deploying  # Prefect: only this verb pays for it
+    from flows.deployment import deploy as deploying  # Prefect: only this verb pays for it
 
     if stop:
         ended = deploying.stop(folder, pool)

@@ -13,13 +13,13 @@ from flows.console import StageDisplay
 from flows.project import Project, open_project
 from flows.search.index import with_index
 from pipeline.errors import UserError, nearest
-from pipeline.execute import Progress
-from pipeline.store import Store, tree_bytes
-from pipeline.transfer.pull import pull as fetch
-from pipeline.transfer.push import Wanted
-from pipeline.transfer.push import push as publish
-from pipeline.transfer.remote import Remote
-from pipeline.transfer.work import How, OnMoved, Outcome
+from pipeline.run.execute import Progress
+from pipeline.store.store import Store, tree_bytes
+from pipeline.store.transfer.pull import pull as fetch
+from pipeline.store.transfer.push import Wanted
+from pipeline.store.transfer.push import push as publish
+from pipeline.store.transfer.remote import Remote
+from pipeline.store.transfer.work import How, OnMoved, Outcome
 
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.")]
 DEFAULT_STORE = Path("store")

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from extractors.base import WorkOptions
 from flows.project import Project
-from pipeline import plan
-from pipeline.engines.machine import cores, gpu_numbers, threads, visible_gpus
 from pipeline.errors import UserError
+from pipeline.run import plan
+from pipeline.run.engines.machine import cores, gpu_numbers, threads, visible_gpus
 from trainers.config import MethodConfig
 
 Kind = Literal["captions", "items"]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from extractors import shard
 from pipeline.errors import ItemError
-from pipeline.store import FeatureReader, Store
-from trainers.search import Read
+from pipeline.store.store import FeatureReader, Store
+from trainers.measure.search import Read
 
 Row = tuple[str, int]
 """A segment's file, and a row of it."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import UserError, nearest
+from pipeline.run.stage import Stage
 from pipeline.settings import Params
-from pipeline.stage import Stage
 from trainers.stages import LEARN, Evaluate, Pack, Train
 
 ITEMS, TEXTS, NAMES = "items.safetensors", "texts.safetensors", "items.json"

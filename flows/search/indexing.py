@@ -10,10 +10,10 @@ import torch
 
 from flows.search.index import ITEMS, NAMES, TEXTS, IndexParams
 from pipeline.child import Send
-from pipeline.store import write_json
+from pipeline.store.store import write_json
 from trainers.data import SPLITS, SplitIndex
-from trainers.run import open_trained
-from trainers.search import write_encodings
+from trainers.measure.search import write_encodings
+from trainers.workers import open_trained
 
 
 def run(request: dict[str, Any], send: Send) -> None:

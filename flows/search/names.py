@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from flows.project import Project
 from flows.search.hits import CaptionHit, Hit, Moment
-from pipeline import plan
-from pipeline.corpus import Caption, Item
+from pipeline.corpus.manifest import Caption, Item
 from pipeline.errors import UserError, nearest
-from pipeline.store import FeatureReader
+from pipeline.run import plan
+from pipeline.store.store import FeatureReader
 
 
 class Names:

@@ -19,10 +19,10 @@ from flows.search.hits import CaptionHit, Hit
 from flows.search.index import NAMES, choose_method, evaluated_split, with_index
 from flows.search.names import Names, frame_times
 from flows.search.query import require_media, require_text, require_top
-from pipeline import plan
 from pipeline.child import Child, ChildDied, ChildTimeout
 from pipeline.errors import UserError
-from pipeline.fingerprint import digest_file, digest_text
+from pipeline.run import plan
+from pipeline.store.fingerprint import digest_file, digest_text
 
 Arrays = dict[str, NDArray[Any]]
 Asked = dict[str, Any]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from flows.search.chain import Chain, Features
 from flows.search.index import ITEMS, TEXTS
 from pipeline.child import Send
+from trainers.measure.search import MEMORY_MB, Encodings, Trained, best, best_stretches
 from trainers.method import Encoded
-from trainers.search import MEMORY_MB, Encodings, Trained, best, best_stretches
 
 CLIPS = "clip_scores"  # what a method's `explain` calls the scores of equal stretches of an item
 

@@ -29,7 +29,7 @@ from flows.serve.safety import Guard, refusal
 from flows.serve.searching import LIMIT_SECONDS, RETRY_SECONDS, Busy, Searchers, TooSlow
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, UserError
-from pipeline.segments import Damaged
+from pipeline.store.segments import Damaged
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from flows.project import Project
 from flows.search.index import evaluated_split, with_index
-from pipeline import plan
-from pipeline.stage import Stage
+from pipeline.run import plan
+from pipeline.run.stage import Stage
 from trainers.stages import Train
 
 EXAMPLES = 6  # captions that are offered where nobody has typed anything

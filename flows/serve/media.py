@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from flows.project import Project
-from flows.report import shapes
-from flows.report.frames import LIMIT_SECONDS, MEMORY_BYTES
+from flows.results.report import shapes
+from flows.results.report.frames import LIMIT_SECONDS, MEMORY_BYTES
 from pipeline.child import Child, ChildDied, ChildError
-from pipeline.corpus import Item
+from pipeline.corpus.manifest import Item
 from pipeline.errors import ItemError
-from pipeline.plan import State
-from pipeline.segments import Damaged
-from pipeline.store import FeatureReader
+from pipeline.run.plan import State
+from pipeline.store.segments import Damaged
+from pipeline.store.store import FeatureReader
 
 DECODERS = 2  # strips that are made at once
 CACHE_BYTES = 64 << 20
@@ -125,7 +125,7 @@ class Gallery:
     def _frames(self, path: Path) -> Strip:
         """Frames from all over a video."""
         if not hasattr(self._own, "decoder"):
-            self._own.decoder = Child("flows.report.frames:serve_strip", MEMORY_BYTES)
+            self._own.decoder = Child("flows.results.report.frames:serve_strip", MEMORY_BYTES)
             self._decoders.append(self._own.decoder)
         pictures, seconds = [], 0.0
         try:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.store import write_json
+from pipeline.store.store import write_json
 
 THREE, ESBUILD = "three@0.187.0", "esbuild@0.28.2"
 INTEGRITY = "sha512-Qiu7R+Cmh8CstZsY1uJOSWnVlfo7ZtNLV7mF8Jltk3LB3AtDu9cRZlcnRKkAk8Y4z6KKw35z7Y7Urd7jWY8etA=="

@@ -11,10 +11,10 @@ from extractors.backbones.clip import ClipBackbone
 from extractors.base import Output, Unit, WorkOptions
 from extractors.clip import Clip, ClipParams
 from extractors.one_pass import Reading, read_together
-from pipeline import video
-from pipeline.contents import RememberedDigests
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import ItemError, UserError
-from pipeline.index import Index
+from pipeline.media import video
+from pipeline.store.index import Index
 
 DEMO = {"model": "crossreel-demo", "weights": "seed:0"}
 

@@ -14,10 +14,10 @@ import pytest
 
 from extractors.base import Unit, WorkOptions
 from extractors.compress import Compress, CompressParams
-from pipeline import video
-from pipeline.contents import RememberedDigests
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import ItemError
-from pipeline.index import Index
+from pipeline.media import video
+from pipeline.store.index import Index
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_long_video_may_take_as_long_as_it_plays(rendered, tmp_path, monkeypat
 WORKER = """
 import sys
 from pathlib import Path
-from pipeline import video
+from pipeline.media import video
 video.find_ffmpeg = lambda: sys.argv[3]
 video.compress(Path(sys.argv[1]), Path(sys.argv[2]), video.Compression(), 600)
 """

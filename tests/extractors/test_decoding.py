@@ -152,7 +152,7 @@ def test_the_process_is_kept_for_the_next_shard_and_is_the_callers_own(decoder, 
 
 def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
-    child = Child("pipeline.video:serve_decode")
+    child = Child("pipeline.media.video:serve_decode")
     try:
         sources = [Source("clip", rendered / "clip00.mp4"), Source("text", tmp_path / "text.mp4")]
         events = list(decode_ahead(child, sources, 60.0))

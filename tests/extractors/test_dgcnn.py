@@ -20,12 +20,12 @@ from extractors.backbones.grouped import Layer, bins, pooled
 from extractors.base import Output, Unit, WorkOptions
 from extractors.dgcnn import Dgcnn as Stage
 from extractors.dgcnn import DgcnnParams
-from pipeline.contents import RememberedDigests
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import ItemError, UserError
-from pipeline.index import Index
-from pipeline.segments import SegmentWriter
+from pipeline.run.stage import Field
 from pipeline.settings import fill
-from pipeline.stage import Field
+from pipeline.store.index import Index
+from pipeline.store.segments import SegmentWriter
 
 PUBLIC = Path(__file__).parents[3] / "shared/data/weights/dgcnn_semseg_s3dis_area6.t7"
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from extractors.backbones import hub, torchvision_ops
 from extractors.backbones.bert import BertBackbone
 from extractors.bert import Bert, BertParams
-from pipeline.contents import RememberedDigests
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import UserError
-from pipeline.index import Index
+from pipeline.store.index import Index
 
 DEMO = Path(hub.__file__).parent / "models/crossreel-demo"
 

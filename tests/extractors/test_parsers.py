@@ -21,7 +21,7 @@ from extractors.triple_check import said
 from extractors.triple_rules import Triple
 from extractors.triples import TriplesParams
 from pipeline.errors import ItemError, UserError
-from pipeline.fingerprint import digest_file
+from pipeline.store.fingerprint import digest_file
 
 
 class Known:

@@ -12,8 +12,8 @@ from extractors.backbones.pointnet import PointNet
 from extractors.base import Output, Unit, WorkOptions
 from extractors.pointnet import Pointnet, PointnetParams
 from pipeline.errors import UserError
-from pipeline.segments import SegmentWriter
-from pipeline.stage import Field
+from pipeline.run.stage import Field
+from pipeline.store.segments import SegmentWriter
 
 
 def cloud(count: int, seed: int = 0) -> torch.Tensor:

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from extractors.base import Output, Unit, WorkOptions
 from extractors.points import Points, PointsParams
-from pipeline.clouds.sampling import farthest_points
-from pipeline.contents import RememberedDigests
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import ItemError, UserError
-from pipeline.index import Index
+from pipeline.media.clouds.sampling import farthest_points
 from pipeline.settings import fill
+from pipeline.store.index import Index
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/h2arn/pipeline_a"
 ROWS = np.random.default_rng(0).integers(-500, 500, (80, 6)) / 8  # exact in float32

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from extractors import shard
-from pipeline import video
 from pipeline.errors import UserError
-from pipeline.segments import Segment
+from pipeline.media import video
+from pipeline.store.segments import Segment
 
 TOYS = '''
 """Extractors without a network."""
@@ -21,7 +21,7 @@ import numpy as np
 from extractors.base import Extractor, FrameExtractor, FrameReader, Output, TextExtractor
 from pipeline.errors import ItemError
 from pipeline.settings import Params
-from pipeline.stage import Field
+from pipeline.run.stage import Field
 
 class ToyParams(Params):
     scale: float = 1.0

@@ -14,12 +14,12 @@ from extractors.backbones import hub, seeded, torchvision_ops
 from extractors.backbones.vgg16 import Vgg16Backbone
 from extractors.base import Output, Unit, WorkOptions
 from extractors.vgg16 import Vgg16, Vgg16Params
-from pipeline.contents import RememberedDigests
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import UserError
-from pipeline.index import Index
-from pipeline.segments import Damaged, SegmentWriter
+from pipeline.run.stage import Field
 from pipeline.settings import fill
-from pipeline.stage import Field
+from pipeline.store.index import Index
+from pipeline.store.segments import Damaged, SegmentWriter
 
 DEMO = {"model": "crossreel-demo", "weights": "seed:0"}
 LENGTHS = (10, 3, 10, 25, 1)

@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from flows.server import COMPLETE_RECORDS, QUIET, answers
-from pipeline.corpus import Caption, Item, write_manifest
-from pipeline.video import find_ffmpeg
+from flows.deployment.server import COMPLETE_RECORDS, QUIET, answers
+from pipeline.corpus.manifest import Caption, Item, write_manifest
+from pipeline.media.video import find_ffmpeg
 
 RUN = """
 import json, sys
 from pathlib import Path
 from flows.console import StageDisplay
-from flows.launch import run_flow
+from flows.deployment.launch import run_flow
 from pipeline.errors import UserError
 asked = json.loads(sys.argv[1])
 try:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flows.project import open_project
-from pipeline.corpus import Caption, Item, write_manifest
-from pipeline.video import decode
+from pipeline.corpus.manifest import Caption, Item, write_manifest
+from pipeline.media.video import decode
 
 pytestmark = pytest.mark.slow
 

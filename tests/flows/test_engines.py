@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from flows.project import open_project
-from pipeline.engines.reaper import members
+from pipeline.run.engines.reaper import members
 
 pytestmark = [
     pytest.mark.slow,
@@ -142,7 +142,7 @@ def test_a_flow_of_prefect_keeps_one_cluster_for_all_its_stages(lab, undisturbed
     seen: set[int] = set()
     run = lab.start("run", lab.toml, *RAY)
     while run.poll() is None:
-        seen.update(children(lab, b"pipeline.engines.ray_driver:run"))
+        seen.update(children(lab, b"pipeline.run.engines.ray_driver:run"))
         time.sleep(0.1)
     out, err = run.communicate()
     assert run.returncode == 0, out + err

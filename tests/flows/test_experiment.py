@@ -10,9 +10,9 @@ import pytest
 from flows.experiment import load
 from flows.graph import build
 from flows.project import open_project
-from pipeline.corpus import Caption, Item, write_manifest
+from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.errors import UserError
-from pipeline.plan import order
+from pipeline.run.plan import order
 
 WHOLE = ["compress", "clip", "clip_text", "pack-hlformer", "pack-hlformer-test", "train-hlformer",
          "evaluate-hlformer", "report"]  # fmt: skip

@@ -107,4 +107,4 @@ def test_sigterm_ends_a_training_with_a_checkpoint_and_nothing_left(lab):
     assert process.returncode == 143
     assert lab.gone_within(5) == []
     checkpoint = next((lab.store / "work/train-hlformer").rglob("last.safetensors"))
-    assert resolve("trainers.checkpoint:load")(checkpoint)[1]
+    assert resolve("trainers.loop.checkpoint:load")(checkpoint)[1]

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.index import Index
-from pipeline.segments import Segment
+from pipeline.store.index import Index
+from pipeline.store.segments import Segment
 
 ALL = """
 corpus = "corpus.jsonl"

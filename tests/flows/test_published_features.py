@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.project import open_project
-from pipeline.corpus import Caption, Item, write_manifest
-from pipeline.datasets.ms_sl import MsSl
+from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.errors import UserError
+from pipeline.features.layouts.ms_sl import MsSl
 
 TINY = Path(__file__).parents[1] / "fixtures/hlformer/mssl_tiny/tiny"
 SETTINGS = """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flows.project import open_project
-from pipeline.video import probe
+from pipeline.media.video import probe
 
 CLIPS = Path(__file__).parents[3] / "shared/data/clips"
 EXPERIMENT = """

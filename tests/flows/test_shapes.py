@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.report.pictures import Pictures
-from flows.report.shapes import (
+from flows.results.report.pictures import Pictures
+from flows.results.report.shapes import (
     AZIMUTHS,
     ELEVATION,
     OVERSAMPLING,
@@ -19,8 +19,8 @@ from flows.report.shapes import (
     shown_colours,
     views,
 )
-from pipeline.segments import SegmentWriter
-from pipeline.stage import Field
+from pipeline.run.stage import Field
+from pipeline.store.segments import SegmentWriter
 
 CENTRE = SIDE_PIXELS * OVERSAMPLING // 2
 RED, BLUE = (255.0, 0.0, 0.0), (0.0, 0.0, 255.0)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from flows.project import open_project
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 pytestmark = pytest.mark.slow
 Start = Callable[..., "subprocess.Popen[str]"]

@@ -12,13 +12,13 @@ import pytest
 
 from flows.experiment import Experiment
 from flows.graph import build
-from pipeline import plan
-from pipeline.briefing import Briefing
-from pipeline.contents import Contents
-from pipeline.corpus import Caption, Corpus, Item, Protocol, write_manifest
-from pipeline.index import Failure
-from pipeline.store import Store
-from trainers import run
+from pipeline.corpus.contents import Contents
+from pipeline.corpus.manifest import Caption, Corpus, Item, Protocol, write_manifest
+from pipeline.run import plan
+from pipeline.run.briefing import Briefing
+from pipeline.store.index import Failure
+from pipeline.store.store import Store
+from trainers import workers as run
 from trainers.data import SplitIndex, write_splits
 
 SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test")

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from trainers import distributed
 from trainers.gare import losses
 from trainers.gare.config import GareConfig
 from trainers.gare.model import GareNetwork, Pairs
 from trainers.layers.clip_towers import load_towers
 from trainers.layers.pair_data import PairData
+from trainers.loop import distributed
+from trainers.loop.optim import BertAdam, tower_groups
 from trainers.method import Batch, Encoded, Method
-from trainers.optim import BertAdam, tower_groups
 
 BETAS = (0.9, 0.98)
 STORED_POSITIONS = 77  # of frames at least, where no CLIP network says how many it has

@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.store import write_json
-from trainers.checkpoint import fill_weights, save_weights
-from trainers.checkpoint import load as load_tensors
+from pipeline.store.store import write_json
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
 from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
 from trainers.layers.pair_config import OPENAI
+from trainers.loop.checkpoint import fill_weights, save_weights
+from trainers.loop.checkpoint import load as load_tensors
 from trainers.stages import WEIGHTS
 
 PSI, ALIAS = "agent.psi.", "psi."

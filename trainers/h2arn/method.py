@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import TrainingError
-from trainers import distributed
 from trainers.geometry import cone
 from trainers.h2arn import losses
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.data import H2arnData
 from trainers.h2arn.model import H2arnNetwork, Pooled
+from trainers.loop import distributed
+from trainers.loop.optim import WarmupAdamW
 from trainers.method import Batch, Encoded, Method
-from trainers.optim import WarmupAdamW
 
 BETAS = (0.91, 0.9993)
 

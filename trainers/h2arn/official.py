@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError, nearest
-from pipeline.store import write_json
-from trainers.checkpoint import fill_weights, save_weights
-from trainers.checkpoint import load as load_tensors
+from pipeline.store.store import write_json
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
+from trainers.loop.checkpoint import fill_weights, save_weights
+from trainers.loop.checkpoint import load as load_tensors
 from trainers.stages import WEIGHTS
 
 INNER = "model_state_dict"

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers import distributed
 from trainers.hlformer import losses
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.data import HLFormerData
 from trainers.hlformer.losses import Negatives
 from trainers.hlformer.model import HLFormerNetwork, VideoTokens, max_scores
+from trainers.loop import distributed
+from trainers.loop.optim import BertAdam, decay_groups
+from trainers.measure.scoring import max_similarity
 from trainers.method import Batch, Encoded, Method
-from trainers.optim import BertAdam, decay_groups
-from trainers.scoring import max_similarity
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.store import write_json
-from trainers.checkpoint import fill_weights, save_weights
-from trainers.checkpoint import load as load_tensors
+from pipeline.store.store import write_json
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
-from trainers.optim import NO_DECAY, BertAdam
+from trainers.loop.checkpoint import fill_weights, save_weights
+from trainers.loop.checkpoint import load as load_tensors
+from trainers.loop.optim import NO_DECAY, BertAdam
 from trainers.stages import WEIGHTS
 
 CURVATURE = "manifold.k"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from extractors.backbones import clip_configs, weights
-from pipeline.stage import Digests
+from pipeline.run.stage import Digests
 from trainers.config import VideoMethodConfig
 
 OPENAI = {

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import sampling
 from pipeline.errors import ItemError, UserError
+from pipeline.media import sampling
 from trainers.data import (
     Ragged,
     Rows,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import distributed
 from trainers.lean import losses
 from trainers.lean.config import LeanConfig
 from trainers.lean.data import LeanData
 from trainers.lean.model import LeanNetwork
+from trainers.loop import distributed
+from trainers.measure.scoring import tiles
 from trainers.method import Batch, Encoded, Method
-from trainers.scoring import tiles
 
 CPU_BYTES = 2**26  # pairs held at once, 64 MB: more gain nothing
 LEAST_DEVIATION = 1e-6  # of a dimension's mean; less is what rounding leaves of a constant

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainers import distributed
+from trainers.loop import distributed
 
 
 class Pairs(NamedTuple):

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from trainers import distributed
 from trainers.layers import clip_input
 from trainers.layers.clip_towers import ClipTowers, load_towers
 from trainers.layers.pair_data import PairData
+from trainers.loop import distributed
+from trainers.loop.optim import BertAdam, tower_groups
 from trainers.method import Batch, Encoded, Method
 from trainers.neighborretr import objective
 from trainers.neighborretr.bank import Bank, Pairs
 from trainers.neighborretr.config import BESIDES, NeighborRetrConfig
 from trainers.neighborretr.model import NeighborRetrNetwork
 from trainers.neighborretr.similarity import Tokens, local_similarity
-from trainers.optim import BertAdam, tower_groups
 
 BETAS = (0.9, 0.98)
 EPS = 1e-6

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainers import distributed
 from trainers.layers.clip_towers import MAX_LOGIT_SCALE, ClipTowers
 from trainers.layers.temporal import TemporalTransformer
+from trainers.loop import distributed
 from trainers.neighborretr.clustering import (
     ClusterAttention,
     Clusters,

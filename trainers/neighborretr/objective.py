@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainers import distributed
+from trainers.loop import distributed
 from trainers.neighborretr import losses
 from trainers.neighborretr.bank import Pairs, merged
 from trainers.neighborretr.losses import Neighbors

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.store import write_json
-from trainers.checkpoint import load as load_tensors
-from trainers.checkpoint import save_weights
+from pipeline.store.store import write_json
 from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
+from trainers.loop.checkpoint import load as load_tensors
+from trainers.loop.checkpoint import save_weights
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
 from trainers.stages import WEIGHTS

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainers.scoring import CPU_FLOATS, GPU_FLOATS
+from trainers.measure.scoring import CPU_FLOATS, GPU_FLOATS
 
 MaskMode = Literal["zero", "neg_inf"]
 

@@ -1,0 +1,338 @@
+"""run, plan, stage, status, why, report: an experiment and its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.terms import (
+    DEFAULT_EXPERIMENT,
+    FAILED_ITEMS,
+    AsJson,
+    ExperimentFile,
+    Methods,
+    Redo,
+    RetryFailed,
+    Sets,
+    human_bytes,
+    human_seconds,
+    out,
+    print_json,
+    print_table,
+)  # fmt: skip
+from flows.console import StageDisplay, sentence
+from flows.estimate import Expected, estimate
+from flows.project import Project, open_project
+from flows.results.report.leaderboard import label, shown_metrics
+from flows.results.report.wording import member, short_title
+from flows.run import RunResult, nothing_to_do, report_path, run_stages
+from flows.why import explain
+from pipeline.errors import UserError
+from pipeline.run import plan as planning
+from pipeline.run.execute import Report
+
+FAILURES_SHOWN = 10
+POST_PROCESSED = ("R@1", "R@5", "R@10", "SumR", "RSUM")  # shown of post-processed scores; the report has all
+WIDE = 100  # characters of a terminal that has room for every column
+
+
+def opened(path: Path, sets: list[str], methods: list[str], display: StageDisplay) -> Project:
+    """The project, with a word while media are read for their digests the first time."""
+
+    def hashed(done: int, total: int) -> None:
+        if done in (1, total) or done % 500 == 0:
+            display.say(f"reading new media for their digests: {done} of {total}")
+
+    return open_project(path, sets, methods, hashed)
+
+
+def run(
+    experiments: Annotated[
+        list[Path], typer.Argument(metavar="EXPERIMENT...", help="One or more experiment files.")
+    ] = [DEFAULT_EXPERIMENT],  # noqa: B006
+    sets: Sets = [],  # noqa: B006
+    methods: Methods = [],  # noqa: B006
+    redo: Redo = [],  # noqa: B006
+    retry_failed: RetryFailed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an experiment up to date: everything that is missing, and nothing else.
+
+    Stages run as Prefect tasks, on the server that PREFECT_API_URL or prefect.toml names if it
+    answers, else on one that lives as long as this command.
+    """
+    with StageDisplay(quiet=as_json) as display:
+        results = [bring_up_to_date(path, sets, methods, redo, retry_failed, display) for path in experiments]
+    finish(results, as_json)
+
+
+def bring_up_to_date(
+    path: Path,
+    sets: list[str],
+    methods: list[str],
+    redo: list[str],
+    retry_failed: bool,
+    display: StageDisplay,
+) -> RunResult:
+    """One experiment, run as a flow; without Prefect where everything is made already."""
+    project = opened(path, sets, methods, display)
+    redone = [name for word in redo for name in planning.choose(project.stages, word)]
+    if not redone and nothing_to_do(project, list(project.stages), retry_failed):
+        return run_stages(project, list(project.stages), display)
+    from flows.deployment.launch import run_flow  # Prefect: only a run pays for it
+
+    project.store.index.close()
+    return run_flow("extract-and-train", path, methods, sets, redone, retry_failed, display)
+
+
+def stage(
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or a group such as evaluate.")],
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    sets: Sets = [],  # noqa: B006
+    redo: Annotated[bool, typer.Option("--redo", help="Make it again even where it is done.")] = False,
+    retry_failed: RetryFailed = False,
+    join: Annotated[
+        bool, typer.Option("--join", help="Take part in this training, which another machine's run leads.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring one stage, and what it needs, up to date, here and without Prefect."""
+    with StageDisplay(quiet=as_json) as display:
+        project = opened(experiment, sets, [], display)
+        names = planning.choose(project.stages, name)
+        if join:
+            _join(project, names, display)
+            return
+        result = run_stages(project, names, display, redo=names if redo else (), retry_failed=retry_failed)
+    finish([result], as_json)
+
+
+def _join(project: Project, names: list[str], display: StageDisplay) -> None:
+    if len(names) != 1:
+        raise UserError(f"name one training to join: {', '.join(names)}")
+    with closing(project.runner(display.progress, display.say)) as runner:
+        runner.join(names[0])
+
+
+def finish(results: list[RunResult], as_json: bool) -> None:
+    """Print what runs did, and end with the status that says whether items failed."""
+    if as_json:
+        print_json([result.as_json() for result in results] if len(results) > 1 else results[0].as_json())
+    else:
+        for result in results:
+            print_result(result)
+    if any(result.failed for result in results):
+        raise typer.Exit(FAILED_ITEMS)
+
+
+def print_result(result: RunResult) -> None:
+    """The leaderboard, the failures, where the report is, and the count that proves the cache."""
+    print_leaderboard(result.leaderboard)
+    failures = [f"{f['name']}: {f['reason']} ({r.stage})" for r in result.reports for f in r.failures]
+    failures += [f"{name}: {reason}" for name, reason in result.unreadable.items()]
+    if failures:
+        out.print(f"\n{len(failures)} failed:", markup=False)
+        for line in failures[:FAILURES_SHOWN]:
+            out.print(f"  {line}", markup=False)
+        if len(failures) > FAILURES_SHOWN:
+            out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
+    out.print(
+        f"\n{result.ran} stages ran, {len(result.reports) - result.ran} were cached, {decoded(result.reports)}, "
+        f"{human_seconds(result.seconds)}"
+    )
+    if result.report:
+        out.print(f"report: {result.report}", markup=False)
+
+
+def decoded(reports: Sequence[Report]) -> str:
+    """How often media files were decoded, and by which stages: "24 decodes (12 compress, 12 clip + frames)"."""
+    total = sum(report.decodes for report in reports)
+    parts = []
+    for report in reports:
+        if report.decodes:
+            names = [report.stage, *(r.stage for r in reports if r.shared_with == report.stage)]
+            parts.append(f"{report.decodes} {' + '.join(names)}")
+    return f"{total} decodes ({', '.join(parts)})" if parts else "0 decodes"
+
+
+def print_leaderboard(rows: list[dict[str, Any]]) -> None:
+    """Three lines a method and direction: the figures, their 95 % intervals, and chance."""
+    if not rows:
+        return
+    kind = rows[0].get("kind", "video")
+    sums = [row for row in rows if row["direction"] == "both"]
+    rows = [row for row in rows if row["direction"] != "both"]
+    names = shown_metrics((name for row in rows for name in row["metrics"]), kind)
+    if out.width < WIDE:
+        names = tuple(name for name in names if name != "R@100")  # the report has it
+    lines = []
+    for row in rows:
+        figures = [(name, row["metrics"].get(name)) for name in names]
+        values = [number(name, f["value"]) if f else "" for name, f in figures]
+        intervals = [f"{short(n, f['low'])}-{short(n, f['high'])}" if f else "" for n, f in figures]
+        method = f"{row['method']} {short_title(row['direction'], kind)}"
+        lines += [[method, *values], ["  95 %", *intervals]]
+        if row["chance"]:
+            lines.append(["  chance", *(number(n, row["chance"].get(n)) for n in names)])
+    first = rows[0]
+    ranked = f"{member(kind)}s" if first["direction"] == "t2v" else "captions"
+    title = f"\n{first['split']}: {first['queries']} queries, {first['gallery']} {ranked}"
+    print_table(title, ["", *names], lines)
+    for row in sums:
+        for name, f in row["metrics"].items():
+            figure = f"{f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})"
+            out.print(f"{row['method']} {label(name, kind)} {figure}", markup=False)
+    print_post_processed(rows + sums, kind)
+
+
+def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
+    """A line a method, direction and post-processing, each figure with the raw one it stands beside."""
+    notes: dict[str, str] = {}
+    for row in rows:
+        for option, found in row.get("post_processed", {}).items():
+            if not notes:
+                out.print("\npost-processed (raw), not comparable with figures without it:", markup=False)
+            notes[option] = found["note"]
+            values = [
+                f"{label(name, kind)} {number(name, found['metrics'][name]['value'])} "
+                f"({number(name, figure['value'])})"
+                for name, figure in row["metrics"].items()
+                if name in POST_PROCESSED
+            ]
+            title = f"{row['method']} {short_title(row['direction'], kind)} {option}"
+            out.print(f"{title}: {', '.join(values)}", markup=False)
+    for option, note in notes.items():
+        out.print(f"  {option} {note.split(';')[0]}", markup=False)
+
+
+def short(metric: str, value: float) -> str:
+    """An end of an interval, in as few characters as say something."""
+    return f"{value:.2f}" if metric == "MRR" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def number(metric: str, value: float | None) -> str:
+    """A figure as a table shows it: MRR lies between 0 and 1, all others have one decimal."""
+    return "" if value is None else f"{value:.3f}" if metric == "MRR" else f"{value:.1f}"
+
+
+def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], methods: Methods = [],  # noqa: B006
+         as_json: AsJson = False) -> None:  # fmt: skip
+    """What a run would do: what is cached, what is missing, disk and time to expect."""
+    with StageDisplay(quiet=as_json) as display:
+        project = opened(experiment, sets, methods, display)
+    states = project.survey()
+    expected = estimate(project.store, states)
+    if as_json:
+        shared = {name: group for group in planning.passes(states) for name in group}
+        print_json({
+            n: _state(s) | {"expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n])}
+            for n, s in states.items()
+        })  # fmt: skip
+        return
+    rows = [
+        [name, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed) + len(s.blocked)),
+         *_expected(expected[name]), s.fingerprint.hex[:8]]
+        for name, s in states.items()
+    ]  # fmt: skip
+    print_table("", ["stage", "units", "cached", "to do", "failed", "time", "disk", "digest"], rows)
+    if project.contents.unreadable:
+        out.print(f"{len(project.contents.unreadable)} items have no readable media: crossreel status")
+    for group in planning.passes(states):
+        units = len({key for name in group for key in states[name].missing})
+        out.print(
+            f"one pass over {units} {states[group[0]].stage.over}, each decoded once: {', '.join(group)}"
+        )
+    todo = sum(not state.complete for state in states.values())
+    out.print(
+        "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
+    )
+
+
+def _expected(expected: Expected) -> tuple[str, str]:
+    """Time and disk as a table shows them: empty for nothing, ? where the stage never ran here."""
+    seconds, size = expected.seconds, expected.bytes
+    return (
+        "?" if seconds is None else human_seconds(seconds) if seconds else "",
+        "?" if size is None else human_bytes(size) if size else "",
+    )
+
+
+def _state(state: planning.State) -> dict[str, Any]:
+    return {
+        "fingerprint": state.fingerprint.hex, "units": len(state.keys), "cached": state.done,
+        "missing": len(state.missing), "failed": len(state.failed), "blocked": len(state.blocked),
+    }  # fmt: skip
+
+
+def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """How far each stage is, which items failed and why, and the latest runs."""
+    with StageDisplay(quiet=as_json) as display:
+        project = opened(experiment, sets, [], display)
+    states = project.survey()
+    failures = [
+        {"stage": n, "item": f.name, "reason": f.reason, "attempts": f.attempts}
+        for n, s in states.items() for f in s.failed.values()
+    ]  # fmt: skip
+    failures += [
+        {"stage": "corpus", "item": i, "reason": r, "attempts": 0}
+        for i, r in project.contents.unreadable.items()
+    ]
+    runs = project.store.index.runs()
+    if as_json:
+        print_json({"stages": {n: _state(s) for n, s in states.items()}, "failures": failures, "runs": runs})
+    else:
+        print_table("", ["stage", "units", "cached", "to do", "failed"], [
+            [n, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed))] for n, s in states.items()
+        ])  # fmt: skip
+        for failure in failures:
+            out.print(f"failed: {failure['item']} ({failure['stage']}): {failure['reason']}", markup=False)
+        for row in runs[:5]:
+            took = human_seconds(row["ended"] - row["started"]) if row["ended"] else "not ended"
+            out.print(f"run {row['id']} of {row['experiment']}: {row['status']}, {took}")
+    if failures:
+        raise typer.Exit(FAILED_ITEMS)
+
+
+def why(
+    stage: Annotated[str, typer.Argument(metavar="STAGE")],
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="An item's or caption's id, or a file's name.")],
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Why a stage's artifact of an item is there or is missing: which component of its fingerprint differs."""
+    with StageDisplay() as display:
+        project = opened(experiment, sets, [], display)
+    for name in planning.choose(project.stages, stage):
+        for line in explain(project, name, item):
+            out.print(line, markup=False)
+
+
+def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> None:  # noqa: B006
+    """Draw the report of an experiment again, and print where it is."""
+    with StageDisplay() as display:
+        project = opened(experiment, sets, [], display)
+        if "report" not in project.stages:
+            raise UserError(f"{experiment} names no methods, so there is nothing to report")
+        reports: list[Report] = []
+        runner = project.runner(display.progress, display.say)
+        states = project.survey()
+        missing = [name for name, state in states.items() if name != "report" and not state.complete]
+        if missing:
+            raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
+        runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
+        reports.append(runner.bring_up_to_date("report", redo=True))
+        display.say(sentence(reports[-1]))
+    out.print(str(report_path(project, project.survey())), markup=False)
+
+
+def _cached(name: str, state: planning.State) -> dict[str, Any]:
+    """What the report says of a stage that was made by an earlier run."""
+    failures = [{"name": f.name, "reason": f.reason} for f in state.failed.values()]
+    return Report(
+        name, state.fingerprint.hex, len(state.keys), cached=state.done, failed=len(failures),
+        blocked=len(state.blocked), failures=failures,
+    ).as_json()  # fmt: skip

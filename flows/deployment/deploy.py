@@ -1,0 +1,277 @@
+"""Deployments on a running Prefect server, and the worker that runs them on this machine.
+
+`prefect server start --background`, `crossreel deploy`, and `prefect deployment run extract-and-train`
+work one after the other in one terminal: the worker goes on in the background, in a session of its
+own. In a container it stays in the foreground. A server knows one deployment of a name, so the folder
+deployed last is the one that runs; machines of another kind, such as those with a GPU, have a pool of
+their own, whose deployments carry its name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import httpx
+
+from flows.deployment.launch import FLOWS
+from flows.deployment.server import LOOPBACK, QUIET, START_SECONDS, answers, configured_url, prefect_home
+from pipeline.child import die_with_parent
+from pipeline.errors import UserError
+
+POOL = "local"
+STOP_SECONDS = 90.0  # a training writes its checkpoint before it ends
+POLL_ENDED_SECONDS = 1.0  # between looks whether a worker in the foreground has ended
+POLL_SECONDS = "2"  # between looks for runs to start; Prefect's 15 are meant for many workers
+
+SETTINGS = """\
+# Prefect reads this file in the folder it is started in.
+
+[api]
+url = "{url}" # of `prefect server start`; `crossreel run` needs none
+
+[plugins]
+enabled = true
+allow = "crossreel" # completes `prefect deployment run extract-and-train`, does nothing else
+
+[server]
+analytics_enabled = false # works offline, reports to nobody
+logging_level = "CRITICAL" # a server in the background dies of its first line of log: nobody reads the pipe
+
+[server.ephemeral]
+startup_timeout_seconds = 120
+
+[server.services.task_run_recorder] # with the usual batches of 1, most records of a short run are lost
+read_batch_size = 200
+batch_size = 500
+flush_interval = 1
+"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` did: on which server, and who runs the deployments (None: nobody of ours)."""
+
+    url: str
+    names: tuple[str, ...]
+    worker: int | None
+    log: Path
+
+
+def deploy(folder: Path, serve: bool = True, pool: str = POOL) -> Deployed:
+    """Make the flows known to the running server, for experiments in `folder`, and have a worker run them.
+
+    Safe to repeat. `serve=False` leaves the work to other workers of the pool. A deployment is called as
+    its flow, in any pool but the usual one as the pool. Raises UserError if no server answers.
+    """
+    folder = folder.absolute()
+    url = _url(folder)
+    if not (folder / "prefect.toml").exists():
+        with suppress(OSError):  # a read-only folder, as in a container, where PREFECT_API_URL says all
+            (folder / "prefect.toml").write_text(SETTINGS.format(url=url), encoding="utf-8")
+    _require_server(url)
+    os.environ.update(QUIET | {"PREFECT_API_URL": url})
+    try:
+        names = _register(folder, pool)
+    except httpx.TransportError as error:
+        raise UserError(
+            f"the Prefect server at {url} stopped answering ({error}); start it in {folder}, whose prefect.toml "
+            "keeps it alive without a network: prefect server start --background"
+        ) from None
+    worker = _start_worker(folder, url, pool) if serve else None
+    return Deployed(url, names, worker, _state(folder, pool, "log"))
+
+
+def serve_in_foreground(folder: Path, pool: str = POOL, health: bool = False) -> int:
+    """Run a worker in this terminal, after `deploy(folder, serve=False)`, until it ends; its exit status.
+
+    SIGTERM, Ctrl-C and `docker stop` end it as `stop` does. `health` has it answer /health on
+    PREFECT_WORKER_WEBSERVER_HOST and _PORT, 8080 if not set, for the check of a container.
+    """
+    command = [*_command(pool), *(["--with-healthcheck"] if health else [])]
+    worker = subprocess.Popen(
+        command, cwd=folder, env=_environment(_url(folder.absolute())), start_new_session=True,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 -- one system call
+    )  # fmt: skip
+
+    leaving = threading.Event()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        leaving.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    while worker.poll() is None and not leaving.wait(POLL_ENDED_SECONDS):
+        pass
+    if leaving.is_set():
+        _end(worker.pid, lambda: worker.poll() is not None)
+    return worker.wait()
+
+
+def stop(folder: Path, pool: str = POOL) -> bool:
+    """End the folder's background worker, and the runs it has underway; whether there was one."""
+    folder = folder.absolute()
+    with _lock(folder, pool) as lock:
+        if _free(lock):
+            return False
+        _end(int(_state(folder, pool, "pid").read_text()), lambda: _free(lock))
+    return True
+
+
+def _end(worker: int, over: Callable[[], bool]) -> None:
+    """End a worker that leads a session, and its runs, until it is over.
+
+    The runs are ended first and report that themselves: those that a worker takes down with it stay
+    "Running" on the server for ever.
+    """
+    for run in _children(worker):
+        with suppress(ProcessLookupError):
+            os.kill(run, signal.SIGTERM)
+    _wait(lambda: not _children(worker))
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGTERM)
+    if not _wait(over):
+        os.killpg(worker, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for line in lists for child in line.split()]
+
+
+def _wait(over: Callable[[], bool]) -> bool:
+    """Wait a while until something is over; whether it is."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while not (done := over()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return done
+
+
+def _url(folder: Path) -> str:
+    """The API of the server to deploy to: the one that is set, or where `prefect server start` puts it."""
+    port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+    return os.environ.get("PREFECT_API_URL") or configured_url(folder) or f"http://{LOOPBACK}:{port}/api"
+
+
+def _require_server(url: str) -> None:
+    """Raise UserError if no server answers; one that was started in the background just now is waited for."""
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        if not _starting() or time.monotonic() > deadline:
+            raise UserError(
+                f"no Prefect server answers at {url}; start one in this folder: prefect server start --background"
+            )
+        time.sleep(0.2)
+
+
+def _starting() -> bool:
+    """Whether `prefect server start --background` left the pid of a process that lives."""
+    try:
+        pid = int((prefect_home() / "server.pid").read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _register(folder: Path, pool: str) -> tuple[str, ...]:
+    """Create the pool if it is not there, and the three deployments or their new versions; their names.
+
+    The pull step matters: without one, Prefect's process worker copies the folder it was started in,
+    media and all, to where it runs a flow.
+    """
+    from prefect import get_client  # Prefect, pointed at the server by now
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        try:
+            kind = client.read_work_pool(pool).type
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+            kind = "process"
+        if kind != "process":
+            raise UserError(
+                f"the server's work pool {pool!r} is of type {kind}, not process; rename or delete it"
+            )
+        for name, where in FLOWS.items():
+            module, _, function = where.rpartition(".")
+            flow = getattr(importlib.import_module(module), function)
+            client.create_deployment(
+                client.create_flow(flow), name if pool == POOL else pool, entrypoint=where, work_pool_name=pool,
+                description=flow.description, enforce_parameter_schema=True,
+                parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}],
+            )  # fmt: skip
+    return tuple(FLOWS) if pool == POOL else tuple(f"{name}/{pool}" for name in FLOWS)
+
+
+def _start_worker(folder: Path, url: str, pool: str) -> int:
+    """The pid of the folder's worker, started if it does not run.
+
+    It holds a lock as long as it lives. SIGINT is given its default back first: a worker started by a
+    shell in the background would inherit it ignored, and Prefect's workers end by SIGINT alone.
+    """
+    pid = _state(folder, pool, "pid")
+    with _lock(folder, pool) as lock:
+        if not _free(lock):
+            return int(pid.read_text())
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with _state(folder, pool, "log").open("ab") as log:
+                worker = subprocess.Popen(
+                    _command(pool), cwd=folder, env=_environment(url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, pass_fds=(lock.fileno(),),
+                )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, before)
+        pid.write_text(str(worker.pid))
+    return worker.pid
+
+
+def _command(pool: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+
+
+def _environment(url: str) -> dict[str, str]:
+    return os.environ | QUIET | {"PREFECT_API_URL": url, "PREFECT_WORKER_QUERY_SECONDS": POLL_SECONDS}
+
+
+def _state(folder: Path, pool: str, kind: str) -> Path:
+    """A file about the folder's worker of a pool."""
+    return folder / ".prefect" / f"{'worker' if pool == POOL else f'worker-{pool}'}.{kind}"
+
+
+@contextmanager
+def _lock(folder: Path, pool: str) -> Iterator[IO[str]]:
+    """The open lock file of the folder's worker."""
+    path = _state(folder, pool, "lock")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as lock:
+        yield lock
+
+
+def _free(lock: IO[str]) -> bool:
+    """Take the lock if no worker holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""Published figures and ours in one table a data set and protocol; knows no file and no store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.results.board.published import METRICS, Direction, Protocol, Published, fitting
+from flows.results.measured import Metrics
+from flows.results.report.wording import counted
+
+OURS = "ours"
+ORIGINS = {"paper": "paper", "repository": "repository", "secondary": "second hand", OURS: OURS}
+MISSING = "are missing"  # how the sentence of a corpus tells that videos were not there
+NO_PROTOCOL = "no published protocol"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The figures of one system from one source. apart: why they are not comparable with the others of the table."""
+
+    system: str
+    origin: str
+    source: str
+    protocol: str
+    figures: Mapping[str, Mapping[str, float]]  # direction, then metric
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    variant: str = ""
+    backbone: str = ""
+    note: str = ""
+    apart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A data set under a protocol."""
+
+    dataset: str
+    protocol: str
+    lines: tuple[Line, ...]
+
+    def metrics(self, direction: Direction) -> list[str]:
+        """Those that any line has of a direction, in the usual order."""
+        there = {name for line in self.lines for name in line.figures.get(direction, {})}
+        return [name for name in METRICS if name in there]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """An evaluated method of an experiment."""
+
+    method: str
+    experiment: str
+    measured: Metrics
+
+
+def sections(
+    published: Mapping[str, Published], ours: Sequence[Ours], variants: bool = False
+) -> list[Section]:
+    """Every data set and protocol with its lines: published ones, then ours; what fits no published protocol is last.
+
+    variants: with ablations and other settings than what is proposed.
+    """
+    tables: dict[tuple[str, str], list[Line]] = {}
+    for one in published.values():
+        for line, key in _published(one, variants):
+            tables.setdefault(key, []).append(line)
+    for own in ours:
+        for key, line in _placed(published, own):
+            tables.setdefault(key, []).append(line)
+    return [
+        Section(dataset, protocol, tuple(_merged(lines))) for (dataset, protocol), lines in tables.items()
+    ]
+
+
+def _published(one: Published, variants: bool) -> Iterator[tuple[Line, tuple[str, str]]]:
+    for row in one.rows:
+        if row.variant and not variants:
+            continue
+        protocol = one.protocols[row.protocol]
+        line = Line(
+            row.system, row.origin, f"{one.source}: {row.table}", protocol.words, dict(row.figures()),
+            variant=row.variant, backbone=row.backbone, note=row.note,
+            apart=(protocol.caution,) if protocol.caution else (),
+        )  # fmt: skip
+        yield line, (protocol.dataset, protocol.name)
+
+
+def _merged(lines: Sequence[Line]) -> list[Line]:
+    """The lines, those that say no more than an earlier one of the same system left out."""
+    kept: list[Line] = []
+    for line in lines:
+        if line.origin == OURS or not any(_says_all(other, line) for other in kept):
+            kept.append(line)
+    return kept
+
+
+def _says_all(one: Line, other: Line) -> bool:
+    same = [(x.system, x.origin, x.variant, x.backbone) for x in (one, other)]
+    return same[0] == same[1] and all(
+        one.figures.get(d, {}).get(name) == value
+        for d, side in other.figures.items()
+        for name, value in side.items()
+    )
+
+
+def _placed(published: Mapping[str, Published], own: Ours) -> Iterator[tuple[tuple[str, str], Line]]:
+    """Where a method of ours belongs: in every table whose protocol is that of its corpus, else apart from all."""
+    told = own.measured.protocol
+    corpus = told.get("corpus") or {}
+    places: dict[tuple[str, str], list[Protocol]] = {}
+    for protocol in fitting(published, corpus):
+        places.setdefault((protocol.dataset, protocol.name), []).append(protocol)
+    if not places:
+        name = corpus.get("name", "a corpus of one's own")
+        reason = f"measured on {name}, under none of the published protocols: no published row applies"
+        yield (own.experiment, NO_PROTOCOL), _line(own, (reason,))
+    for key, protocols in places.items():
+        yield key, _line(own, tuple(reasons(told, protocols)))
+
+
+def reasons(told: Mapping[str, Any], protocols: Sequence[Protocol]) -> Iterator[str]:
+    """Why figures of ours are not comparable with those of a table, though the corpus has its protocol."""
+    if told["split"] != "test":
+        yield f"measured on the split {told['split']}"
+    if dropped := told.get("dropped", 0):
+        yield f"{counted(dropped, 'caption')} dropped, because items or captions failed"
+    if "rerank" in told:
+        yield str(told["rerank"])
+    sentence = str((told.get("corpus") or {}).get("sentence"))
+    yield from (part for part in sentence.split("; ") if MISSING in part)
+    if all(protocol.caution for protocol in protocols):
+        yield from (protocol.caution for protocol in protocols)
+
+
+def _line(own: Ours, apart: tuple[str, ...]) -> Line:
+    figures = own.measured.figures
+    return Line(
+        own.method, OURS, own.experiment, in_words(own.measured.protocol),
+        {d: {name: f.value for name, f in named.items()} for d, named in figures.items()},
+        {d: {name: (f.low, f.high) for name, f in named.items()} for d, named in figures.items()},
+        apart=apart,
+    )  # fmt: skip
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """The protocol of an evaluation of ours: corpus, split, sizes, ties."""
+    corpus = (told.get("corpus") or {}).get("sentence")
+    size = f"{counted(told['items'], 'item')}, {counted(told['captions'], 'caption')}"
+    words = [corpus, f"split {told['split']}: {size}", told.get("ties")]
+    return "; ".join(str(word) for word in words if word)

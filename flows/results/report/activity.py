@@ -1,0 +1,118 @@
+"""What a run did: stages that ran or were cached, what failed and why, with which settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.results.report.wording import counted, duration, plain
+from pipeline.corpus.manifest import SPLITS
+
+MOST_FAILURES = (
+    2000  # a row is up to 500 bytes; a corpus that fails as a whole must not make a page of 100 MB
+)
+MOST_REASON = 400  # characters
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage as the table of stages tells it."""
+
+    name: str
+    state: str  # ran, cached, or empty where there was nothing to do
+    total: int
+    ran: int
+    cached: int
+    failed: int
+    blocked: int
+    decodes: int
+    duration: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that a stage could not process."""
+
+    stage: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a method that are not those published: name, value here, published value."""
+
+    method: str
+    differences: tuple[tuple[str, str, str], ...]
+
+
+def stage_rows(reports: list[Mapping[str, Any]]) -> list[StageRow]:
+    """The stages in the order in which they were brought up to date."""
+    return [
+        StageRow(
+            name=report["stage"], state="ran" if report["ran"] else "cached" if report["cached"] else "",
+            total=report["total"], ran=report["ran"], cached=report["cached"], failed=report["failed"],
+            blocked=report["blocked"], decodes=report["decodes"],
+            duration=duration(report["seconds"]), fingerprint=report["fingerprint"],
+        )
+        for report in reports
+    ]  # fmt: skip
+
+
+def failures(inputs: Mapping[str, Any]) -> list[Failure]:
+    """Media that cannot be read, then what each stage could not process."""
+    rows = [("corpus", name, reason) for name, reason in inputs["corpus"]["unreadable"].items()]
+    for report in inputs["stages"]:
+        rows += [(report["stage"], failed["name"], failed["reason"]) for failed in report["failures"]]
+    return [
+        Failure(stage, name, reason[:MOST_REASON] + ("…" if len(reason) > MOST_REASON else ""))
+        for stage, name, reason in rows
+    ]
+
+
+def splits(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The size of each split in words, the usual splits first."""
+    order = [name for name in SPLITS if name in sizes] + [name for name in sizes if name not in SPLITS]
+    return [
+        f"{name} {counted(sizes[name]['items'], 'item')}, {counted(sizes[name]['captions'], 'caption')}"
+        for name in order
+    ]
+
+
+def settings(
+    tree: Mapping[str, Mapping[str, Any]], reports: list[Mapping[str, Any]]
+) -> dict[str, list[tuple[str, str]]]:
+    """The settings by stage in the order of the run, tables within by dotted names; stages alike stand together."""
+    shared: dict[str, list[str]] = {}
+    for stage in dict.fromkeys([*(report["stage"] for report in reports), *tree]):
+        if tree.get(stage):
+            shared.setdefault(json.dumps(tree[stage], sort_keys=True), []).append(stage)
+    return {
+        ", ".join(stages): [(name, plain(value)) for name, value in _flat(tree[stages[0]])]
+        for stages in shared.values()
+    }
+
+
+def recipes(methods: Sequence[Mapping[str, Any]]) -> list[Recipe]:
+    """How each method is trained otherwise than published; of evaluations whose brief does not say it, nothing."""
+    return [
+        Recipe(
+            entry["method"],
+            tuple(
+                (row["setting"], plain(row["here"]), plain(row["published"])) for row in entry["differences"]
+            ),
+        )
+        for entry in methods
+        if "differences" in entry
+    ]
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value

@@ -1,0 +1,416 @@
+"""What carried a match, as its method tells it: a small drawing for each result, from explanation.safetensors.
+
+A drawer for each method that explains itself; where the file or a name in it is missing, nothing is drawn. Nothing is
+computed here that evaluation did not store, but for what is the greatest and where it stands. Axes: P results of a
+query, in the order that evaluation kept them; M triples, m key frames, L positions, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from flows.results.report.hubness import status, threshold
+from flows.results.report.pieces import Pieces
+
+FILE = "explanation.safetensors"
+MOST_DRAWN = 120  # results of a method; a drawing takes up to 3 KB
+LEVELS = 4  # of strength that a word can have, besides none
+BAR_HEIGHT, LINE_HEIGHT = 24.0, 40.0  # of bars and timelines, whose width is 100
+GAP = 0.14  # between bars, in widths of one
+RADIUS = 34  # of a dial
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One result of a query: what the method says of it, and (P, ...) of all results of the query."""
+
+    said: Mapping[str, Values]
+    all: Mapping[str, Values]
+    text: str
+    seconds: float  # of the video; 0 where it is not known
+    position: int  # in the gallery
+
+
+@dataclass(frozen=True)
+class Word:
+    """A stretch of the caption with a strength from 0 to LEVELS, and its weight as printed where it has one."""
+
+    text: str
+    level: int = 0
+    weight: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Bars side by side, as outlines of a picture 100 wide; `label` says it to who cannot see it."""
+
+    title: str
+    plain: str
+    strong: str
+    label: str
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Scores over a video, in a picture 100 wide: steps of clips, a line of frames, a box around the best clip."""
+
+    clips: str
+    frames: str
+    left: float
+    width: float
+    zero: float | None  # where a score of 0 lies, if it is in the picture
+    label: str
+    last: str  # where the video ends
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A cone that opens to the right, and a direction: corners of the cone's slice, end of the ray."""
+
+    slice: str
+    ray: tuple[float, float]
+    inside: bool
+    label: str
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """A value on a line from the least to the greatest, in percent of it, with two marks to compare it to."""
+
+    title: str
+    value: float
+    mean: float
+    limit: float | None
+    told: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that is drawn of one result, and what it says in a sentence."""
+
+    sentence: str
+    timeline: Timeline | None = None
+    words: tuple[Word, ...] = ()
+    strips: tuple[Strip, ...] = ()
+    dial: Dial | None = None
+    gauges: tuple[Gauge, ...] = ()
+
+
+@dataclass
+class Explanation:
+    """The explained pairs of an evaluation, of which at most MOST_DRAWN are drawn."""
+
+    method: str
+    arrays: Mapping[str, Values]
+    occurrences: Values | None  # of the gallery's items
+    rows: dict[int, int] = field(default_factory=dict)
+    pieces: Pieces | None = None  # where the tokens of captions stand, of methods that read CLIP's
+    left: int = MOST_DRAWN
+
+    @classmethod
+    def read(cls, method: str, folder: Path, pieces: Pieces | None = None) -> Explanation:
+        """What an evaluation left; of nothing, nothing is drawn."""
+        path = folder / FILE
+        arrays = load_file(path) if path.is_file() and method in DRAWERS else {}
+        if not {"query", "item"} <= arrays.keys():
+            arrays = {}
+        counts = load_file(folder / "ranking.safetensors").get("t2v.occurrences")
+        rows = {int(query): row for row, query in enumerate(arrays.get("query", []))}
+        return cls(method, arrays, counts, rows, pieces)
+
+    @property
+    def legend(self) -> str:
+        """What the drawings of this method show; empty where there are none."""
+        if self.method not in DRAWERS or not (self.arrays or self.occurrences is not None):
+            return ""
+        drawer = DRAWERS[self.method]
+        if not drawer.needs <= self.arrays.keys():
+            return ""
+        return " ".join([drawer.legend, *(told for name, told in drawer.more.items() if name in self.arrays)])
+
+    @property
+    def queries(self) -> NDArray[np.int64] | None:
+        """The captions whose matches are explained, or None where none is."""
+        return np.asarray(self.arrays["query"]) if self.arrays and self.legend else None
+
+    def drawn(self, query: int, position: int, text: str, seconds: float) -> Drawing | None:
+        """The drawing of an item of the gallery as a result of a query; None where nothing is known of it."""
+        if not self.left or not self.legend:
+            return None
+        every, said = self._said(query, position)
+        drawer = DRAWERS[self.method]
+        if not drawer.needs <= said.keys():
+            return None
+        self.left -= 1
+        return drawer.draw(Pair(said, every, text, seconds, position), self)
+
+    def _said(self, query: int, position: int) -> tuple[dict[str, Values], dict[str, Values]]:
+        """What is said of all kept results of a query, and of this one; nothing of one that was not kept."""
+        if query not in self.rows:
+            return {}, {}
+        row = self.rows[query]
+        every = {name: values[row] for name, values in self.arrays.items() if name not in ("query", "item")}
+        found = np.flatnonzero(self.arrays["item"][row] == position)
+        return every, {name: values[found[0]] for name, values in every.items()} if len(found) else {}
+
+
+def _hlformer(pair: Pair, explanation: Explanation) -> Drawing:
+    """How alike caption and video are over time; all results of a query have one scale."""
+    clips, count = pair.said["clip_scores"], int(pair.said["frame_count"])
+    frames = pair.said["frame_scores"][:count]
+    clip, frame = int(clips.argmax()), int(frames.argmax())
+    every = np.concatenate([pair.all["clip_scores"].ravel(), pair.all["frame_scores"].ravel()])
+    low, high = float(every.min()), float(every.max())
+
+    def y(score: float) -> float:
+        return round(1 + (LINE_HEIGHT - 2) * (high - score) / max(high - low, 1e-9), 1)
+
+    share = pair.said["shares"].tolist()
+    start, end = clip / len(clips), (clip + 1) / len(clips)
+    best = f"Best clip {clips[clip]:.3f} at {span(start, end, pair.seconds)}"
+    told = f"{best}, best frame {frames[frame]:.3f} at {moment((frame + 0.5) / count, pair.seconds)}"
+    padded = (
+        " (positions without a frame score 0, and count)"
+        if frames[frame] < pair.said["frame_scores"].max()
+        else ""
+    )
+    timeline = Timeline(
+        steps([y(float(score)) for score in clips], y(max(low, min(high, 0.0)))),
+        " ".join(f"{100 * (place + 0.5) / count:.4g},{y(float(score))}" for place, score in enumerate(frames)),
+        round(100 * start, 2), round(100 * (end - start), 2),
+        y(0.0) if low < 0 < high else None,
+        f"{told}; clips score {clips.min():.3f} to {clips.max():.3f}, frames {frames.min():.3f} to {frames.max():.3f}",
+        moment(1.0, pair.seconds),
+    )  # fmt: skip
+    return Drawing(f"{told}{padded}; the score weighs them {share[0]:.2g} to {share[1]:.2g}.", timeline)
+
+
+def span(start: float, end: float, seconds: float) -> str:
+    """A stretch of a video, both ends shares of its length, in seconds where the length is known."""
+    if not seconds:
+        return f"{100 * start:.0f}–{100 * end:.0f} %"
+    return f"{start * seconds:.1f}–{end * seconds:.1f} s"
+
+
+def moment(share: float, seconds: float) -> str:
+    """A place in a video, in seconds where its length is known."""
+    return f"{share * seconds:.1f} s" if seconds else f"{100 * share:.0f} %"
+
+
+def steps(tops: Sequence[float], floor: float) -> str:
+    """The outline of steps over a floor, in a picture 100 wide."""
+    width = 100 / len(tops)
+    ends = [(f"{width * place:.4g}", f"{width * (place + 1):.4g}", top) for place, top in enumerate(tops)]
+    return f"M0 {floor}" + "".join(f"L{left} {top}H{right}" for left, right, top in ends) + f"L100 {floor}Z"
+
+
+def _lean(pair: Pair, explanation: Explanation) -> Drawing:
+    """The caption by the weight of its triples' hyperedges, the key frames by their share of what is classified."""
+    edges, nodes, spans = (pair.said[name] for name in ("edge_weights", "node_weights", "words"))
+    triples, of_frames = edges[3:], nodes[1 : len(nodes) - len(spans)]
+    kept = np.flatnonzero(nodes[1 + len(of_frames) :] > 0)
+    named = [(phrase(pair.text, spans[node]) or "the sentence", float(triples[node])) for node in kept]
+    greatest = float(np.delete(pair.all["node_weights"], 0, 1)[:, : len(of_frames)].max())
+    top = set(pair.said["top"].tolist())
+    strip = bar_strip("Share of the key frames", of_frames, top, greatest, ("first", "last key frame"))
+    told = ", ".join(f"{words} {percent(weight)}" for words, weight in named)
+    rest = ", ".join(
+        f"{name} {percent(w)}" for name, w in zip(("the whole", "video", "caption"), edges, strict=False)
+    )
+    return Drawing(
+        f"Hyperedges of the triples: {told}; of {rest}.",
+        words=marked(pair.text, [(spans[node], float(triples[node])) for node in kept]),
+        strips=(strip,),
+    )
+
+
+def phrase(text: str, spans: Values) -> str:
+    """The words at some spans of a caption; a span (0, 0) is none."""
+    return " ".join(text[start:end] for start, end in spans.tolist() if end > start)
+
+
+def percent(share: float) -> str:
+    """A share as printed."""
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+
+
+def marked(text: str, parts: Sequence[tuple[Values, float]]) -> tuple[Word, ...]:
+    """A caption in stretches of equal weight: where parts overlap, the weights of all of them together.
+
+    parts: spans (S, 2) of characters, of which (0, 0) is none, with the weight of each part.
+    """
+    weights = np.zeros(len(text))
+    for spans, weight in parts:
+        hit = np.zeros(len(text), bool)
+        for start, end in spans.tolist():
+            hit[start:end] = True
+        weights[hit] += weight
+    greatest = max(float(weights.max(initial=0)), 1e-12)
+    edges = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(text)]
+    stretches = [(text[a:b], float(weights[a])) for a, b in pairwise(edges) if b > a]
+    return tuple(Word(part, level(w / greatest), percent(w) if w else "") for part, w in stretches)
+
+
+def level(share: float) -> int:
+    """How strong a word is shown whose weight is such a share of the greatest."""
+    return int(np.ceil(LEVELS * min(max(share, 0.0), 1.0)))
+
+
+def bar_strip(title: str, values: Values, strong: set[int], greatest: float, ends: tuple[str, str]) -> Strip:
+    """Bars as high as their share of the greatest; the strong ones are an outline of their own."""
+    width = 100 / max(len(values), 1)
+    outlines: tuple[list[str], list[str]] = [], []
+    for place, value in enumerate(values.tolist()):
+        high = BAR_HEIGHT * value / max(greatest, 1e-12)
+        left, size = width * (place + GAP / 2), width * (1 - GAP)
+        outlines[place in strong].append(f"M{left:.4g} {BAR_HEIGHT:g}v{-high:.3g}h{size:.4g}V{BAR_HEIGHT:g}z")
+    best = int(values.argmax()) if len(values) else 0
+    told = f"{title}: the greatest of {len(values)} is number {best + 1}, {values[best]:.3g}"
+    if len(values) <= 16:
+        told = f"{title}, in order: {', '.join(f'{value:.3g}' for value in values)}"
+    return Strip(title, "".join(outlines[0]), "".join(outlines[1]), told, *ends)
+
+
+def _gare(pair: Pair, explanation: Explanation) -> Drawing:
+    """How far each frame moves the caption, and how much of it is in the pooled video."""
+    real = pair.said["real"].astype(bool)
+    moved, pool = pair.said["frame_increments"][real], pair.said["pool_weights"][real]
+    whole, text, most = float(pair.said["increment"]), float(pair.said["text"]), int(moved.argmax())
+    share = f"{100 * whole / text:.0f} % of its length" if text > 0 else "from nothing"
+    ends = "first", "last frame"
+    strips = (
+        bar_strip("Part of the increment", moved, {most}, float(pair.all["frame_increments"].max()), ends),
+        bar_strip(
+            "Share of the pooled video",
+            pool,
+            {int(pool.argmax())},
+            float(pair.all["pool_weights"].max()),
+            ends,
+        ),
+    )
+    where = f"frame {most + 1} of {len(moved)} adds most, {moved[most]:.3g}"
+    return Drawing(f"For this video the caption is moved by {whole:.3g}, {share}; {where}.", strips=strips)
+
+
+def _neighborretr(pair: Pair, explanation: Explanation) -> Drawing:
+    """How often the item is among the first ten, and its centrality, on lines of all items there are."""
+    said, gauges = [], []
+    if (counts := explanation.occurrences) is not None:
+        count = int(counts[pair.position])
+        told = f"{status(count, counts)}: among the first 10 of {count:,} queries, {counts.mean():.1f} on average"
+        gauges.append(gauge("Among the first 10", count, counts, threshold(counts), f"{count:,}"))
+        said.append(f"This is {told}")
+    if "centrality" in pair.said:
+        items = explanation.arrays["item"].ravel()
+        known = explanation.arrays["centrality"].ravel()[np.unique(items, return_index=True)[1]]
+        value = float(pair.said["centrality"])
+        side = "more" if value > known.mean() else "less"
+        gauges.append(gauge("Centrality", value, known, None, f"{value:.3f}"))
+        said.append(
+            f"centrality {value:.3f}, {side} than the mean {known.mean():.3f} of {len(known):,} such items"
+        )
+    return Drawing("; ".join(said) + ".", gauges=tuple(gauges))
+
+
+def gauge(title: str, value: float, among: Values, limit: float | None, told: str) -> Gauge:
+    """A value on a line over all values there are, which it is one of."""
+    low, high = float(min(among.min(), value)), float(max(among.max(), value, limit or -np.inf))
+    places = [100 * (mark - low) / max(high - low, 1e-12) for mark in (value, float(among.mean()))]
+    line = None if limit is None else round(100 * (limit - low) / max(high - low, 1e-12), 1)
+    return Gauge(title, round(places[0], 1), round(places[1], 1), line, told)
+
+
+def _h2arn(pair: Pair, explanation: Explanation) -> Drawing:
+    """Where the cloud stands to the caption's cone, and which tokens make the two points."""
+    tokens, points = pair.said["text_weights"], pair.said["cloud_weights"]
+    words: tuple[Word, ...] = ()
+    shares = ""
+    places = explanation.pieces.spans(pair.text, len(tokens)) if explanation.pieces else None
+    if places is not None:
+        of_words = tokens[1 : len(places) + 1]
+        words = marked(pair.text, [(places[n : n + 1], float(weight)) for n, weight in enumerate(of_words)])
+        rest = float(tokens[len(places) + 2 :].sum())
+        ends = percent(max(0.0, 1 - float(of_words.sum()) - rest))
+        shares = f" Of the caption's point, words make {percent(float(of_words.sum()))}, start and end token {ends}"
+        shares += f", padding {percent(rest)}." if len(places) + 2 < len(tokens) else "."
+    sides = "first", "last token"
+    strips = tuple(
+        bar_strip(title, weights, {int(weights.argmax())}, float(pair.all[name].max()), sides)
+        for title, name, weights in (
+            ("Caption tokens", "text_weights", tokens),
+            ("Cloud tokens", "cloud_weights", points),
+        )
+    )
+    even = f"an even share would be {percent(1 / len(points))}"
+    told = f"The heaviest of {len(points)} cloud tokens has {percent(float(points.max()))}; {even}.{shares}"
+    if not {"angle", "aperture"} <= pair.said.keys():
+        return Drawing(told, words=words, strips=strips)
+    seen = dial(float(pair.said["angle"]), float(pair.said["aperture"]))
+    return Drawing(f"{seen.label}. {told}", words=words, strips=strips, dial=seen)
+
+
+def dial(angle: float, aperture: float) -> Dial:
+    """A cone of half the opening `aperture` and a direction at `angle` from its axis, both in radians, in (0, pi)."""
+    inside = angle <= aperture
+    x, y = RADIUS * np.cos(aperture), RADIUS * np.sin(aperture)
+    large = int(2 * aperture > np.pi)
+    outline = f"M0 0L{x:.1f} {y:.1f}A{RADIUS} {RADIUS} 0 {large} 0 {x:.1f} {-y:.1f}Z"
+    ray = round(float(RADIUS * np.cos(angle)), 1), round(float(-RADIUS * np.sin(angle)), 1)
+    opening = f"which opens {np.degrees(aperture):.0f}° to each side"
+    where = f"{'inside' if inside else 'outside'}, {np.degrees(angle):.0f}° off its axis"
+    return Dial(outline, ray, inside, f"The caption's cone, {opening}, has the cloud {where}")
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """How a method's matches are drawn, from which names, and what is shown; `more` by names that may be missing."""
+
+    draw: Callable[[Pair, Explanation], Drawing]
+    needs: frozenset[str]
+    legend: str
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+DRAWERS = {
+    "hlformer": Drawer(
+        _hlformer, frozenset({"clip_scores", "frame_scores", "frame_count", "shares"}),
+        "The graph under a result shows how alike the caption is to each clip (steps) and to each frame (line) of the "
+        "video over time; the box marks the best clip. The graphs of a query share one scale.",
+    ),
+    "lean": Drawer(
+        _lean, frozenset({"edge_weights", "node_weights", "words", "top"}),
+        "Under a result, the caption's words are marked by the weight of their triple's hyperedge, and the bars show "
+        "the share of each key frame in what is classified; those that change most stand out.",
+    ),
+    "gare": Drawer(
+        _gare, frozenset({"increment", "text", "frame_increments", "pool_weights", "real"}),
+        "The bars under a result show how far each frame moves the caption, and its share of the video that the moved "
+        "caption is compared to; the greatest bar stands out. The bars of a query share one scale.",
+    ),
+    "neighborretr": Drawer(
+        _neighborretr, frozenset(),
+        "The line under a result shows how crowded its neighbourhood is: among the first 10 of how many queries the "
+        "item stands (dot), the mean of all items (dashed), and where hubs begin (solid).",
+        {"centrality": "The second one is its centrality, the mean score with the captions in the memory bank, by "
+         "which training weighs hubs down."},
+    ),
+    "h2arn": Drawer(
+        _h2arn, frozenset({"text_weights", "cloud_weights"}),
+        "The bars under a result show how much each token weighs in the caption's point and in the cloud's; the "
+        "heaviest stands out.",
+        {"angle": "The dial shows the caption's cone and where the cloud lies; a right one is to be inside.",
+         "text_weights": "Words of the caption are marked by the weight of their tokens, where these are CLIP's."},
+    ),
+}  # fmt: skip

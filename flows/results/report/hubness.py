@@ -1,0 +1,197 @@
+"""Hubness: how unevenly the top places of all rankings fall on the gallery, and on whom they fall.
+
+N_k is in how many top k a member of the gallery stands. A hub has an N_k of more than mean + 2 standard deviations,
+as in the share of places that evaluation measures; an anti-hub has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from flows.results.report.frames import Strip
+from flows.results.report.leaderboard import DIRECTIONS
+from flows.results.report.pictures import Pictures
+from flows.results.report.ranks import Histogram, bars
+from flows.results.report.wording import counted, kind_of, member, titles
+
+DEVIATIONS = 2  # above the mean, from which a member counts as a hub
+MOST_BINS = 16
+MOST_NAMED = 5  # hubs of a direction
+MOST_TEXT = 160  # characters of a caption that is a hub
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HubnessRow:
+    """The figures of one method in one direction, as printed. N_k: in how many top k a member stands."""
+
+    method: str
+    title: str
+    skewness: str
+    anti_hubs: str  # of the members, those without a place
+    most: str  # the largest N_k, and the mean
+    hubs: str  # of the places, those held by hubs
+
+
+@dataclass(frozen=True)
+class HubnessTable:
+    """All methods under one k."""
+
+    k: int
+    rows: tuple[HubnessRow, ...]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A member that stands in too many top places; `right`: of which queries it is an answer."""
+
+    name: str
+    count: int
+    times: str  # of the mean
+    right: str  # how many, with what they are
+    strip: Strip
+
+
+@dataclass(frozen=True)
+class Hubs:
+    """The hubs of one method in one direction, the greatest first, and how the N_k are spread."""
+
+    method: str
+    title: str
+    sentence: str
+    histogram: Histogram
+    named: tuple[Hub, ...]
+    more: int  # hubs that are not named
+    of_items: bool  # items, who can be shown; else captions
+
+
+def hubness_tables(measured: Mapping[str, Mapping[str, Any]]) -> list[HubnessTable]:
+    """A table for each k there is, directions one after the other; measured: metrics.json by method."""
+    found = [
+        (method, titles(kind_of(report["protocol"]))[direction], report["hubness"][direction])
+        for direction in DIRECTIONS
+        for method, report in measured.items()
+        if direction in report.get("hubness", {})
+    ]
+    return [
+        HubnessTable(k, tuple(_row(method, title, told) for method, title, told in found if told["k"] == k))
+        for k in sorted({told["k"] for _, _, told in found}, reverse=True)
+    ]  # fmt: skip
+
+
+def _row(method: str, title: str, told: Mapping[str, float]) -> HubnessRow:
+    return HubnessRow(
+        method,
+        title,
+        skewness=f"{told['skewness']:.2f}",
+        anti_hubs=f"{100 * told['anti_hub_share']:.1f} %",
+        most=f"{told['most']:,} (mean {told['mean']:.1f})",
+        hubs=f"{100 * told['hub_share']:.1f} %",
+    )
+
+
+def threshold(counts: Counts) -> float:
+    """The N_k above which a member is a hub."""
+    return float(counts.mean() + DEVIATIONS * counts.std())
+
+
+def status(count: int, counts: Counts) -> str:
+    """What a member with such an N_k is called."""
+    if count == 0:
+        return "an anti-hub"
+    return "a hub" if count > threshold(counts) else "no hub"
+
+
+def hubs_of(counts: Counts) -> Counts:
+    """The members that are hubs, the greatest first, equal ones in gallery order."""
+    order = np.argsort(-counts, kind="stable")
+    found: Counts = order[counts[order] > threshold(counts)]
+    return found
+
+
+def occurrence_bins(counts: Counts, most: int = MOST_BINS) -> tuple[list[tuple[int, int]], list[int]]:
+    """The least and greatest N_k of each bin, 0 by itself and then equal widths, and how many members it holds."""
+    greatest = int(counts.max())
+    width = max(1, -(-greatest // (most - 1)))
+    stretches = [(0, 0), *((low, low + width - 1) for low in range(1, greatest + 1, width))]
+    return stretches, [int(((counts >= low) & (counts <= high)).sum()) for low, high in stretches]
+
+
+def read_hubs(method: str, folder: Path, inputs: Mapping[str, Any], pictures: Pictures) -> list[Hubs]:
+    """The hubs of an evaluation, direction by direction; nothing where it did not count them."""
+    ranking = load_file(folder / "ranking.safetensors")
+    asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
+    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    kind = kind_of(measured["protocol"])
+    teller = _Teller(method, kind, asked, inputs, pictures)
+    return [
+        teller.hubs(direction, ranking[f"{direction}.occurrences"], told["k"])
+        for direction, told in measured.get("hubness", {}).items()
+        if f"{direction}.occurrences" in ranking
+    ]
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Turns how often members were found into what is said of them."""
+
+    method: str
+    kind: str
+    asked: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    pictures: Pictures
+
+    def hubs(self, direction: str, counts: Counts, k: int) -> Hubs:
+        found, of_items = hubs_of(counts), direction == "t2v"
+        noun = member(self.kind) if of_items else "caption"
+        title = titles(self.kind)[direction]
+        named = tuple(self._hub(int(place), counts, of_items) for place in found[:MOST_NAMED])
+        least = int(threshold(counts)) + 1
+        reason = f"{DEVIATIONS} standard deviations above the mean of {counts.mean():.1f}"
+        sentence = (
+            f"{counted(len(found), noun)} of {len(counts):,} in {least:,} or more top {k}, over {reason}"
+        )
+        if not len(found):
+            sentence = f"No {noun} stands in {least:,} or more top {k}, over {reason}: there is no hub"
+        return Hubs(
+            self.method, title, sentence, self._histogram(title, noun, counts, k), named,
+            max(0, len(found) - MOST_NAMED), of_items,
+        )  # fmt: skip
+
+    def _histogram(self, title: str, noun: str, counts: Counts, k: int) -> Histogram:
+        stretches, sizes = occurrence_bins(counts)
+        limit = threshold(counts)
+        names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in stretches]
+        strong = {place for place, (low, _) in enumerate(stretches) if low > limit}
+        told = f"{counted(sizes[0], noun)} in no top {k}, the most frequent in {counts.max():,}"
+        summary = f"{self.method}, {title}: {told}"
+        rows = tuple((name, f"{size:,}") for name, size in zip(names, sizes, strict=True))
+        lows = [f"{low:,}" for low, _ in stretches]
+        return Histogram(
+            self.method, title, bars(sizes, lows, None, strong), f"{max(sizes):,}", summary, rows
+        )
+
+    def _hub(self, place: int, counts: Counts, of_items: bool) -> Hub:
+        strip = Strip()
+        also = self.asked.get("caption_also") or [[] for _ in self.asked["captions"]]
+        right = counted(len({self.asked["caption_item"][place], *also[place]}), member(self.kind))
+        name = str(self.asked["texts"][place])[:MOST_TEXT]
+        if of_items:
+            digest = self.asked["items"][place]
+            item = self.inputs["items"].get(digest, {"id": digest, "video": None})
+            name = item["id"]
+            asking = zip(self.asked["caption_item"], also, strict=True)
+            right = counted(sum(place == own or place in more for own, more in asking), "caption")
+            if self.kind != "pointcloud" or item.get("points"):
+                strip = self.pictures.strip(item)
+        count = int(counts[place])
+        return Hub(name, count, f"{count / counts.mean():.1f}", right, strip)

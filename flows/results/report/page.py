@@ -1,0 +1,118 @@
+"""The report of an experiment: one HTML file that needs nothing else, no network and no script.
+
+The entry of a worker process. Each section has its module, which turns artifacts into what is said,
+and its template, which says it; a new section is one of each and a line in `view` and in the page.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flows.reporting import ReportParams
+from flows.results.report import activity, leaderboard, ranks, training
+from flows.results.report.environment import environment
+from flows.results.report.hubness import Hubs, hubness_tables, read_hubs
+from flows.results.report.pictures import Pictures
+from flows.results.report.queries import Queries, read_queries
+from flows.results.report.wording import counted, duration, kind_of, without_places
+from pipeline.child import Send
+
+TEMPLATES = Path(__file__).parent / "templates"
+FILE = "report.html"
+FRAME_BYTES = 2_500_000  # of all thumbnails, so that the page stays under 5 MB
+HUB_SHARE = 8  # of them, one part is for hubs
+
+
+def run(request: dict[str, Any], send: Send) -> None:
+    """Write the page into the folder of the request."""
+    params = ReportParams.model_validate_json(request["params"])
+    inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
+    page = render(view(params, inputs, FRAME_BYTES))
+    folder = Path(request["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(page, encoding="utf-8")
+    send({"record": {"bytes": len(page.encode())}}, {})
+
+
+def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> dict[str, Any]:
+    """Everything the page says, section by section, as the templates read it."""
+    public = _public(inputs)
+    folders = {entry["method"]: entry for entry in inputs["methods"]}
+    measured = {
+        method: json.loads((Path(entry["evaluate"]) / "metrics.json").read_text(encoding="utf-8"))
+        for method, entry in folders.items()
+    }
+    boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
+    failures = activity.failures(public)
+    asked = {method: ranks.read_asked(Path(entry["evaluate"])) for method, entry in folders.items()}
+    queries, hubs = _looked_at(params, inputs, frame_bytes)
+    kind = kind_of(next(iter(measured.values()))["protocol"]) if measured else "video"
+    return {
+        "name": public["experiment"].get("name") or "experiment",
+        "file": Path(inputs["experiment"].get("path", "")).name,
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "corpus": public["corpus"],
+        "splits": activity.splits(public["corpus"]["splits"]),
+        "boards": boards,
+        "strict": strict,
+        "post_processed": leaderboard.post_processed_boards(measured),
+        "post_notes": leaderboard.post_processing_notes(measured),
+        "in_percent": leaderboard.in_percent(kind),
+        "ties_matter": not leaderboard.look_alike(strict, boards),
+        "curves": ranks.curves(asked, kind),
+        "rank_histograms": ranks.rank_histograms(asked, kind),
+        "hubness": hubness_tables(measured),
+        "hubs": hubs,
+        "protocols": (protocols := leaderboard.protocols(measured)),
+        "contradict": leaderboard.contradict(protocols),
+        "trainings": [training.read_training(m, Path(entry["train"])) for m, entry in folders.items()],
+        "queries": queries,
+        "stages": activity.stage_rows(public["stages"]),
+        "seconds": duration(sum(report["seconds"] for report in public["stages"])),
+        "failures": failures[: activity.MOST_FAILURES],
+        "failed": len(failures),
+        "recipes": activity.recipes(public["methods"]),
+        "settings": activity.settings(public["experiment"].get("settings", {}), public["stages"]),
+        "environment": environment(),
+    }  # fmt: skip
+
+
+def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page may print of the inputs, without the places of this machine."""
+    told = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
+    folder = Path(inputs["experiment"].get("path", inputs["corpus"]["path"])).parent
+    return dict(without_places(told, folder))
+
+
+def _looked_at(
+    params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int
+) -> tuple[list[Queries], list[Hubs]]:
+    """The queries shown of each method, and its hubs; every method gets the same share of the page."""
+    queries, hubs = [], []
+    for entry in inputs["methods"]:
+        method, folder = entry["method"], Path(entry["evaluate"])
+        share = frame_bytes // len(inputs["methods"])
+        with closing(Pictures(share // HUB_SHARE)) as pictures:
+            hubs += read_hubs(method, folder, inputs, pictures)
+        with closing(Pictures(share - share // HUB_SHARE)) as pictures:
+            shown = read_queries(method, folder, inputs, pictures, params.queries_shown)
+        if shown is not None:
+            queries.append(shown)
+    return queries, hubs
+
+
+def render(told: Mapping[str, Any]) -> str:
+    """The page as text; whatever came from outside is escaped."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates.filters |= {"counted": counted}
+    return templates.get_template("report.html.j2").render(told)

@@ -1,0 +1,70 @@
+"""Which characters of a caption each token of CLIP stands for, found in a child process: the tokenizer needs torch.
+
+The states of a caption are stored without them. Axes: L token slots, with start token, end token and padding.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.child import Child, ChildDied, ChildError, Send
+from pipeline.errors import ItemError
+
+LIMIT_SECONDS = 120.0  # reading the vocabulary takes a few on a busy machine
+MEMORY_BYTES = 4 << 30
+
+Spans = NDArray[np.int32]
+
+
+class Pieces:
+    """The places of tokens in captions; of a tokenizer that cannot be had, nothing is known."""
+
+    def __init__(self) -> None:
+        self._child = Child("flows.results.report.pieces:serve_spans", MEMORY_BYTES)
+        self._known: dict[tuple[str, int], Spans | None] = {}
+
+    def close(self) -> None:
+        """End the child."""
+        self._child.kill()
+
+    def spans(self, text: str, slots: int) -> Spans | None:
+        """Characters (n, 2) of the tokens between start and end, of so many slots; (0, 0) of one that is not found."""
+        if (text, slots) not in self._known:
+            self._known[text, slots] = self._ask(text, slots)
+        return self._known[text, slots]
+
+    def _ask(self, text: str, slots: int) -> Spans | None:
+        try:
+            ((_, arrays),) = self._child.call({"text": text, "slots": slots}, LIMIT_SECONDS)
+        except (ItemError, ChildError, ChildDied):
+            return None
+        return arrays["spans"]
+
+
+def serve_spans(request: dict[str, Any], send: Send) -> None:
+    """Entry of the child process: `{"text", "slots"}` to the places of its tokens."""
+    tokenizer = _tokenizer()
+    kept = tokenizer.encode(request["text"])[: request["slots"] - 2]
+    send({}, {"spans": located(request["text"], [tokenizer.decode([token]).strip() for token in kept])})
+
+
+@cache
+def _tokenizer() -> Any:
+    from extractors.backbones.weights import import_open_clip
+
+    return import_open_clip().SimpleTokenizer()
+
+
+def located(text: str, pieces: list[str]) -> Spans:
+    """Where the pieces stand in a text, one after the other; (0, 0) of one that is not, as of an HTML entity's rest."""
+    out, start, lower = np.zeros((len(pieces), 2), np.int32), 0, text.lower()
+    for row, piece in zip(out, pieces, strict=True):
+        found = lower.find(piece, start)
+        if piece and found >= 0 and len(lower) == len(text):
+            start = found + len(piece)
+            row[:] = found, start
+    return out

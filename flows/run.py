@@ -1,0 +1,164 @@
+"""One run: stages in order, each brought up to date, with a record of it in the store. Prefect-free.
+
+Prefect's flows pass `each`, which makes a task of every stage; a plain call runs the same loop without.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.console import StageDisplay
+from flows.project import Project
+from pipeline.child import is_interrupt
+from pipeline.run import plan
+from pipeline.run.execute import Progress, Report, Runner, summary
+from pipeline.run.stage import Stage
+
+Each = Callable[[str, Callable[[], Report]], Report]
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did, stage by stage, and what it could not do."""
+
+    run: str
+    reports: list[Report]
+    seconds: float
+    unreadable: dict[str, str] = field(default_factory=dict)  # item -> why its media cannot be read
+    leaderboard: list[dict[str, Any]] = field(default_factory=list)
+    report: Path | None = None
+
+    @property
+    def failed(self) -> int:
+        """Items and captions that some stage could not process, and items that cannot be read."""
+        return sum(report.failed for report in self.reports) + len(self.unreadable)
+
+    @property
+    def ran(self) -> int:
+        """Stages that did anything."""
+        return sum(report.ran > 0 for report in self.reports)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "run": self.run,
+            "seconds": self.seconds,
+            "stages_ran": self.ran,
+            "stages": [report.as_json() for report in self.reports],
+            "unreadable": self.unreadable,
+            "leaderboard": self.leaderboard,
+            "report": str(self.report) if self.report else None,
+        }
+
+
+def run_stages(
+    project: Project,
+    names: Sequence[str],
+    display: StageDisplay,
+    redo: Collection[str] = (),
+    retry_failed: bool = False,
+    each: Each = lambda name, call: call(),
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> RunResult:
+    """Bring stages, and everything they need, up to date in order; record the run in the store.
+
+    `redo` names stages that are made again. Raises what a stage's own code raises; what was finished
+    by then is kept.
+    """
+
+    def show(progress: Progress) -> None:
+        display.progress(progress)
+        on_progress(progress)
+
+    started, run = time.monotonic(), uuid.uuid4().hex[:12]
+    runner = project.runner(show, display.say)
+    index = project.store.index
+    index.start_run(run, project.experiment.name)
+    project.store.sweep()
+    reports: list[Report] = []
+    status = "failed"
+    try:
+        wanted = plan.ancestors(project.stages, names)
+        for name in plan.order(project.stages):
+            if name in wanted:
+                along = [other for other in wanted if (other in redo) == (name in redo)]
+                reports.append(each(name, _call(runner, name, name in redo, retry_failed, along)))
+                display.report(reports[-1])
+        status = "done"
+    except BaseException as error:
+        status = "interrupted" if is_interrupt(error) else "failed"
+        raise
+    finally:
+        runner.close()
+        index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
+    seconds, states = time.monotonic() - started, project.survey()
+    unreadable = dict(project.contents.unreadable)
+    return RunResult(
+        run, reports, seconds, unreadable, leaderboard(project, states), report_path(project, states)
+    )
+
+
+def _call(
+    runner: Runner, name: str, redo: bool, retry_failed: bool, along: Collection[str]
+) -> Callable[[], Report]:
+    return lambda: runner.bring_up_to_date(name, redo, retry_failed, along)
+
+
+def nothing_to_do(project: Project, names: Sequence[str], retry_failed: bool) -> bool:
+    """Whether a run of these stages would find everything made already."""
+    states = project.survey()
+    wanted = plan.ancestors(project.stages, names)
+    return all(states[n].complete and not (retry_failed and states[n].failed) for n in wanted)
+
+
+def leaderboard(project: Project, states: Mapping[str, plan.State]) -> list[dict[str, Any]]:
+    """The figures of every evaluated method: method, split, direction, and metrics with intervals.
+
+    Where right answers are tied with others, those under the mean rank of ties: a model that scores
+    everything alike finds nothing. A row of an evaluation that post-processed its scores has `post_processed` too: the
+    same metrics by option, and the note they must be read with.
+    """
+    rows = []
+    for name, state in states.items():
+        if name.startswith("evaluate-") and state.complete:
+            folder = project.store.run_folder(name, state.fingerprint.hex)
+            rows += _figures(state.stage, folder)
+    return rows
+
+
+def _figures(stage: Stage[Any], folder: Path) -> list[dict[str, Any]]:
+    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    protocol = measured["protocol"]
+    return [
+        {"method": stage.method, "split": protocol["split"], "kind": protocol.get("kind", "video"),
+         "direction": direction, "metrics": figures,
+         "chance": protocol["directions"].get(direction, {}).get("chance", {}),
+         "queries": protocol["directions"].get(direction, {}).get("queries"),
+         "gallery": protocol["directions"].get(direction, {}).get("gallery")}
+        | _post_processed(measured.get("post_processed", {}), direction)
+        for direction, figures in (measured["mean_ties"] or measured["metrics"]).items()
+    ]  # fmt: skip
+
+
+def _post_processed(found: Mapping[str, Any], direction: str) -> dict[str, Any]:
+    """What a row of a direction says of post-processed scores; nothing where there are none."""
+    told = {
+        name: {"metrics": (block["mean_ties"] or block["metrics"])[direction], "note": block["note"]}
+        for name, block in found.items()
+    }
+    return {"post_processed": told} if told else {}
+
+
+def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:
+    """Where the report is, if it was made."""
+    state = states.get("report")
+    if state is None or not state.complete:
+        return None
+    return project.store.run_folder("report", state.fingerprint.hex) / REPORT_FILE

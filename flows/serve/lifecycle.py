@@ -1,0 +1,114 @@
+"""From an opened experiment to a server that answers: indexes, socket, uvicorn."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from flows.project import Project
+from flows.results.report.wording import without_places
+from flows.search.searcher import Searcher
+from flows.serve.app import application
+from flows.serve.catalogue import Catalogue, indexed, read_catalogue, trained_methods
+from flows.serve.media import Gallery
+from flows.serve.safety import LOOPBACK_NAMES, MOST_HEADER_BYTES, PromptProtocol, allowed_hosts
+from flows.serve.searching import Searchers
+from pipeline.errors import UserError
+from pipeline.store.store import Store
+
+MOST_CONNECTIONS = 600
+STOP_SECONDS = 3
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens, and by which names it may be called there."""
+
+    host: str
+    port: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this machine alone can reach it."""
+        return self.host in LOOPBACK
+
+    def require_names(self) -> None:
+        """Raise UserError where others can reach it, but nobody said by which name."""
+        if not self.is_loopback and not self.names:
+            raise UserError(
+                f"--host {self.host} lets other machines in; say by which name they call this one: --allow-host NAME"
+            )
+
+    def hosts(self, port: int) -> frozenset[str]:
+        """What a `Host` header may say."""
+        return allowed_hosts((*LOOPBACK_NAMES, *self.names), port)
+
+    def listen(self) -> socket.socket:
+        """The listening socket. Raises UserError where the port is taken, or the address is not this machine's."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            return socket.create_server((self.host, self.port), family=family, backlog=MOST_CONNECTIONS)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"port {self.port} is taken; name another one with --port, 0 for any"
+                ) from None
+            raise UserError(
+                f"{self.host}:{self.port} cannot be listened on: {error.strerror or error}"
+            ) from None
+
+
+def prepare(project: Project, splits: Sequence[str], say: Say) -> Catalogue:
+    """What can be searched, after the indexes of it are made. Raises UserError where nothing can be."""
+    for split in splits:
+        project.contents.corpus.require_queries(split)
+    if not trained_methods(project.stages):
+        raise UserError("the experiment names no methods, so there is nothing to search with")
+    made = indexed(project)
+    catalogue = read_catalogue(project, splits, made)
+    if not any(method.splits for method in catalogue.methods):
+        raise UserError(f"nothing can be searched: {catalogue.methods[0].missing}")
+    for method in catalogue.methods:
+        for split in method.splits:
+            if (method.name, split) not in made:
+                with Searcher(project, method.name, split, say):
+                    pass  # the index is made; networks are loaded by the first search
+    return catalogue
+
+
+def serve(project: Project, catalogue: Catalogue, address: Address, ready: Callable[[str], None]) -> None:
+    """Answer until SIGINT or SIGTERM; `ready` hears the address as soon as the socket listens."""
+
+    def make(method: str, split: str) -> Searcher:
+        # an index belongs to the thread that opens it, and is needed no longer than that
+        store = Store(project.store.root)
+        try:
+            return Searcher(replace(project, store=store), method, split).__enter__()
+        except UserError as error:  # is answered to a client, who need not know where things are
+            raise UserError(without_places(str(error), project.experiment.path.parent)) from None
+        finally:
+            store.index.close()
+
+    with address.listen() as listening:
+        port = listening.getsockname()[1]
+        app = application(catalogue, Gallery(project, project.survey()), Searchers(make), address.hosts(port))
+        ready(f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}/")
+        uvicorn.Server(bounded(app)).run(sockets=[listening])
+
+
+def bounded(app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn runs an application of ours: silent, HTTP/1.1 alone, with every size and number bounded."""
+    return uvicorn.Config(
+        app, http=PromptProtocol, ws="none", lifespan="on", log_level="warning", access_log=False,
+        proxy_headers=False, server_header=False, limit_concurrency=MOST_CONNECTIONS,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=STOP_SECONDS,
+    )  # fmt: skip

@@ -1,0 +1,274 @@
+"""The annotation files of a public corpus: found in a folder, plain or gzipped, read row by row.
+
+A row that is wrong is left out and named by its file and line; a file that is wrong ends the import.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from reprlib import repr as shown  # never longer than a line
+from typing import Any
+
+from pipeline.corpus.manifest import LONGEST_SECONDS
+from pipeline.errors import UserError
+
+Row = tuple[str, Any]
+"""Where it stands ("train.csv, line 3"), and what stands there."""
+
+
+class Wrong(Exception):
+    """A row cannot be used, in one sentence."""
+
+
+class Absent(Exception):
+    """A split cannot be read because its file is not in the folder, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One caption as an annotation file has it; `id` is the file's own name for it, if it has one."""
+
+    video: str
+    text: str
+    where: str
+    start: float | None = None
+    end: float | None = None
+    id: str = ""
+
+
+class Annotations:
+    """A folder of annotation files, and what was wrong or worth telling in those that were read.
+
+    Patterns are those of a shell, so that files keep what their publishers put before the usual name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; a folder with the corpus' annotation files is needed")
+        self.folder = folder
+        self.left_out: list[str] = []
+        self.notes: list[str] = []
+        found = sorted((path for path in folder.iterdir() if path.is_file()), reverse=True)
+        self._files = {path.name.removesuffix(".gz"): path for path in found}  # the plain one of two counts
+
+    def find(self, *patterns: str) -> Path | None:
+        """The file of the first pattern that any has. Raises UserError where several fit."""
+        for pattern in patterns:
+            fitting = [path for name, path in self._files.items() if fnmatchcase(name, pattern)]
+            if len(fitting) > 1:
+                names = ", ".join(sorted(path.name for path in fitting))
+                raise UserError(f"{self.folder} has several files {pattern}: {names}; leave one there")
+            if fitting:
+                return fitting[0]
+        return None
+
+    def need(self, *patterns: str) -> Path:
+        """The same; raises Absent where there is none."""
+        path = self.find(*patterns)
+        if path is None:
+            names = " or ".join(pattern.lstrip("*") for pattern in patterns)
+            raise Absent(f"there is no {names} in {self.folder}")
+        return path
+
+    def gather(
+        self, rows: Iterable[Row], read: Callable[[str, Any], Iterable[Annotation]]
+    ) -> list[Annotation]:
+        """The captions of all rows; a row that `read` calls wrong is left out and named."""
+        out: list[Annotation] = []
+        for where, row in rows:
+            try:
+                out += read(where, row)
+            except Wrong as error:
+                self.left_out.append(f"{where}: {error}")
+        return out
+
+    def choose(
+        self, ids: Mapping[str, str], captions: Iterable[Annotation], whole: bool = False
+    ) -> list[Annotation]:
+        """The captions of the videos of a list (id -> where it stands), in the order of the list.
+
+        A listed video without captions is left out and named. `whole` says that the captions are of
+        the list's split alone, so that videos beside the list are worth telling.
+        """
+        of: dict[str, list[Annotation]] = {name: [] for name in ids}
+        beside: set[str] = set()
+        for caption in captions:
+            if caption.video in of:
+                of[caption.video].append(caption)
+            else:
+                beside.add(caption.video)
+        self.left_out += [f"{ids[name]}: {name} has no captions" for name, found in of.items() if not found]
+        if whole and beside:
+            named = next(iter(ids.values()), "the list").partition(",")[0]
+            self.notes.append(f"{len(beside)} videos with captions are not in {named}, {min(beside)} is one")
+        return [caption for found in of.values() for caption in found]
+
+    def lines(self, path: Path) -> list[Row]:
+        """The lines of a text file that are not blank, stripped."""
+        rows = enumerate(read_text(path).split("\n"), start=1)
+        return [(f"{path.name}, line {number}", line.strip()) for number, line in rows if line.strip()]
+
+    def names(self, path: Path) -> dict[str, str]:
+        """The video ids of a list, one a line, each with where it stands first."""
+        return self._distinct(self.lines(path), name)
+
+    def column(self, path: Path, column: str) -> dict[str, str]:
+        """The same of a CSV file's column."""
+        return self._distinct(self.table(path, column), lambda row: text(row, column))
+
+    def entries(self, path: Path) -> dict[str, str]:
+        """The same of a JSON list of ids."""
+        return self._distinct(self.items(path), name)
+
+    def _distinct(self, rows: Iterable[Row], read: Callable[[Any], str]) -> dict[str, str]:
+        out: dict[str, str] = {}
+        for where, row in rows:
+            try:
+                video = read(row)
+            except Wrong as error:
+                self.left_out.append(f"{where}: {error}")
+                continue
+            if video in out:
+                self.notes.append(f"{where}: {video} stands already at {out[video]}")
+            out.setdefault(video, where)
+        return out
+
+    def table(self, path: Path, *columns: str) -> list[Row]:
+        """The rows of a CSV file with a header that has these columns; a row may lack a value (None)."""
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        try:
+            rows = [(f"{path.name}, line {reader.line_num}", row) for row in reader]
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+        for column in columns:
+            if column not in (reader.fieldnames or ()):
+                having = ", ".join(reader.fieldnames or ()) or "none"
+                raise UserError(f"{path} has no column {column!r}; its columns: {having}")
+        return rows
+
+    def json_lines(self, path: Path) -> Iterator[Row]:
+        """The objects of a JSON Lines file; a line that holds none is left out and named."""
+        for where, line in self.lines(path):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict):
+                yield where, value
+            else:
+                self.left_out.append(f"{where}: not a JSON object")
+
+    def items(self, path: Path, key: str | None = None) -> list[Row]:
+        """The entries of a JSON list, or of the list that stands under a key of a JSON object."""
+        value = self.json(path)
+        if key is not None:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, list):
+            raise UserError(f"{path} holds no list{f' {key!r}' if key else ''}")
+        return [(f"{path.name}, {key or 'entry'} {number}", row) for number, row in enumerate(value, start=1)]
+
+    def members(self, path: Path) -> list[Row]:
+        """The members of a JSON object, each as (key, value)."""
+        value = self.json(path)
+        if not isinstance(value, dict):
+            raise UserError(f"{path} holds no object of video ids")
+        return [(f"{path.name}, {member}", (member, inside)) for member, inside in value.items()]
+
+    def json(self, path: Path) -> Any:
+        """What a JSON file holds; keys that stand twice in one object are told, the last one counts."""
+
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            out = dict(pairs)
+            if len(out) < len(pairs):
+                seen: set[str] = set()
+                twice = {key for key, _ in pairs if key in seen or seen.add(key)}  # type: ignore[func-returns-value]
+                self.left_out += [
+                    f"{path.name}: {key!r} stands twice, the last counts" for key in sorted(twice)
+                ]
+            return out
+
+        try:
+            return json.loads(read_text(path), object_pairs_hook=once)
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise UserError(f"{path}, {place}: not valid JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not valid JSON ({error})") from None
+
+
+def read_text(path: Path) -> str:
+    """A text file, gzipped where its name says so; without a byte order mark, with plain line ends."""
+    data = read_bytes(path)
+    try:
+        out = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 ({data[error.start : error.end]!r})") from None
+    return out.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file, unpacked where its name ends in .gz."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not data:
+        raise UserError(f"{path} is empty")
+    return data
+
+
+def text(row: Any, key: str) -> str:
+    """A text of an object, stripped. Raises Wrong where there is none."""
+    value = row.get(key) if isinstance(row, dict) else None
+    if not isinstance(value, str):
+        raise Wrong(f"it has no text {key!r}" if isinstance(row, dict) else "not an object")
+    if not value.strip():
+        raise Wrong(f"its {key!r} is empty")
+    return value.strip()
+
+
+def name(value: Any) -> str:
+    """An id, which JSON may have as a number."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise Wrong(f"{shown(value)} is not an id")
+    return str(value).strip()
+
+
+def seconds(value: Any) -> float:
+    """A time. Raises Wrong for what is none."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= LONGEST_SECONDS:
+        raise Wrong(f"{shown(value)} is not a number of seconds")
+    return number
+
+
+def window(value: Any) -> tuple[float, float]:
+    """Start and end of a moment from a list of two. Raises Wrong."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise Wrong(f"{shown(value)} is not a start and an end")
+    return seconds(value[0]), seconds(value[1])
+
+
+def paragraphs(captions: Iterable[Annotation], end: Mapping[str, float]) -> list[Annotation]:
+    """All sentences of a video joined by a space, in file order, as one caption from 0 to `end` of the video."""
+    of: dict[str, list[Annotation]] = {}
+    for caption in captions:
+        of.setdefault(caption.video, []).append(caption)
+    return [
+        Annotation(video, " ".join(caption.text for caption in found), found[0].where, 0.0, end[video])
+        for video, found in of.items()
+    ]

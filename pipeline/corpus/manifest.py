@@ -1,0 +1,430 @@
+"""The corpus: items with captions and splits, described by a manifest of one JSON object a line."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError, nearest
+from pipeline.memory import no_collection
+from pipeline.store.fingerprint import digest_of, digest_text
+
+KINDS = ("video", "pointcloud")
+SPLITS = ("train", "val", "test")
+ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
+LONGEST_SECONDS = 1e9  # 30 years; it is the infinite and the mistyped that are refused
+CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
+PLAIN = {"id", "text"}  # keys of a caption that says nothing more
+NO_META: dict[str, Any] = {}  # of every item without any
+SUGGESTIONS = 20  # of the nearest id; each compares with all there are
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence about an item; of a moment, with its start and end in seconds.
+
+    `split` is set where it differs from the item's (public sets exist whose val and test share
+    videos); `digest` names the caption where its text alone does not (imported features). `also` has the ids of other
+    items of the split that the caption describes just as well: each of them is a right answer.
+    """
+
+    id: str
+    text: str
+    start: float | None = None
+    end: float | None = None
+    split: str | None = None
+    digest: str = ""
+    also: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", digest_text(self.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One video or point cloud. `digest` is given only where there is no media to take it from."""
+
+    id: str
+    split: str
+    captions: tuple[Caption, ...] = ()
+    media: str | None = None
+    kind: str = "video"
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one line of a manifest."""
+
+    line: int
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.sentence}" if self.line else self.sentence
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The published protocol that a manifest was imported under: its name, and in words who is in which split."""
+
+    name: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The items of a manifest, in its order; media paths are relative to its folder."""
+
+    path: Path
+    items: tuple[Item, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Corpus:
+        """The corpus of a manifest. Raises UserError naming the first bad line and how many there are."""
+        items, problems = parse(path)
+        if problems:
+            more = f" (and {len(problems) - 1} more; `crossreel corpus check` lists them)"
+            raise UserError(f"{path}, {problems[0]}{more if len(problems) > 1 else ''}")
+        return cls(path, tuple(items))
+
+    def media_path(self, item: Item) -> Path | None:
+        """Where the item's media file should be; None where its features were imported."""
+        return None if item.media is None else self.path.parent / item.media
+
+    def media_place(self, item: Item) -> str | None:
+        """`media_path` as text; plain names, as nearly all are, without taking them apart."""
+        name = item.media
+        if name is None or "//" in name or "./" in name or name[-1] in "/." or name[0] == "/":
+            path = self.media_path(item)
+            return None if path is None else str(path)
+        return f"{self._folder}/{name}" if self._folder != "." else name
+
+    @functools.cached_property
+    def _folder(self) -> str:
+        return str(self.path.parent)
+
+    def captions(self, split: str) -> Iterator[tuple[Item, Caption]]:
+        """The queries of a split, in manifest order, each with its item."""
+        for item in self.items:
+            for caption in item.captions:
+                if (caption.split or item.split) == split:
+                    yield item, caption
+
+    def gallery(self, split: str) -> list[Item]:
+        """The items of a split: its own, and those that lend it a caption."""
+        return [
+            item
+            for item in self.items
+            if item.split == split or any(caption.split == split for caption in item.captions)
+        ]
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits that have items, the usual ones first."""
+        found = {item.split for item in self.items} | {
+            caption.split for item in self.items for caption in item.captions if caption.split
+        }
+        return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
+
+    def kind(self, split: str) -> str:
+        """What the items of a split are: "pointcloud" where all are, else "video"."""
+        return "pointcloud" if {item.kind for item in self.gallery(split)} == {"pointcloud"} else "video"
+
+    def split_digest(self, split: str) -> str:
+        """16 hex digits of who is in a split by id, text and moment; of media, order and caption ids nothing.
+
+        Other right items of a caption count, where it has some.
+
+        Two parties whose digests agree judge the same queries, however their videos are encoded.
+        """
+        queries = [
+            [item.id, c.text, c.start, c.end, *([sorted(c.also)] if c.also else [])]
+            for item, c in self.captions(split)
+        ]
+        return digest_of([sorted(item.id for item in self.gallery(split)), sorted(map(json.dumps, queries))])[
+            :16
+        ]
+
+    def protocol(self, split: str) -> dict[str, Any] | None:
+        """What figures of a split quote of the published protocol; None without one, or if it was changed since.
+
+        {"name", "sentence", "queries", "gallery", "digest"}, the sizes before any item failed. Since the
+        sentence speaks of all splits, a change to any of them takes it away.
+        """
+        try:
+            stored = json.loads(protocol_path(self.path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        described = self.describe()
+        if not isinstance(stored, dict) or stored.get("splits") != described or split not in described:
+            return None
+        return {"name": stored.get("name"), "sentence": stored.get("sentence"), **described[split]}
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Of every split {"queries", "gallery", "digest"}."""
+        return {
+            split: {
+                "queries": sum(1 for _ in self.captions(split)),
+                "gallery": len(self.gallery(split)),
+                "digest": self.split_digest(split),
+            }
+            for split in self.splits
+        }
+
+    def require_queries(self, split: str) -> None:
+        """Raise UserError where a split that is needed has no captions."""
+        if next(self.captions(split), None) is None:
+            having = [s for s in self.splits if next(self.captions(s), None) is not None]
+            raise UserError(
+                f"{self.path}: the split {split!r} has no captions, so there is nothing to query with; "
+                f"splits with captions: {', '.join(having) or 'none'}"
+            )
+
+
+def protocol_path(manifest: Path) -> Path:
+    """The file beside a manifest that says which published protocol it was imported under."""
+    return manifest.with_name(f"{manifest.stem}.protocol.json")
+
+
+def write_manifest(path: Path, items: Iterable[Item], protocol: Protocol | None = None) -> None:
+    """Write a manifest, aside and then renamed, so that a reader never sees half of it.
+
+    With a protocol, the sizes and digests of its splits are written beside it; without, none stays there.
+    """
+    items = tuple(items)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        for item in items:
+            file.write(json.dumps(_as_json(item), ensure_ascii=False) + "\n")
+    aside.replace(path)
+    beside = protocol_path(path)
+    if protocol is None:
+        beside.unlink(missing_ok=True)
+        return
+    told = {"name": protocol.name, "sentence": protocol.sentence, "splits": Corpus(path, items).describe()}
+    aside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(beside)
+
+
+def _as_json(item: Item) -> dict[str, Any]:
+    captions = []
+    for caption in item.captions:
+        entry: dict[str, Any] = {"id": caption.id, "text": caption.text}
+        for key in ("start", "end", "split"):
+            if getattr(caption, key) is not None:
+                entry[key] = getattr(caption, key)
+        if caption.also:
+            entry["also"] = list(caption.also)
+        if caption.digest != digest_text(caption.text):
+            entry["digest"] = caption.digest
+        captions.append(entry)
+    out: dict[str, Any] = {"id": item.id, "media": item.media, "kind": item.kind, "split": item.split}
+    out["captions"] = captions
+    return out | ({"meta": item.meta} if item.meta else {}) | ({"digest": item.digest} if item.digest else {})
+
+
+def parse(path: Path) -> tuple[list[Item], list[Problem]]:
+    """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file, no_collection():
+            return _parse(file)
+    except FileNotFoundError:
+        raise UserError(f"no corpus manifest {path}; `crossreel corpus import` writes one") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a corpus manifest (JSON Lines, one item a line)") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _parse(lines: Iterable[str]) -> tuple[list[Item], list[Problem]]:
+    items: list[Item] = []
+    problems: list[Problem] = []
+    numbers: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            items.append(_item(line))
+            numbers.append(number)
+        except _Wrong as error:
+            problems.append(Problem(number, str(error)))
+    whole = not problems
+    problems.extend(_duplicates(items, numbers))
+    problems.extend(_others(items, numbers, whole))
+    if not items and not problems:
+        problems.append(Problem(0, "the manifest holds no items"))
+    return items, sorted(problems, key=lambda problem: problem.line)
+
+
+class _Wrong(Exception):
+    """A line of the manifest is wrong, in one sentence."""
+
+
+def _duplicates(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Problem]:
+    """Ids that stand on an earlier line, which then become known as this line's."""
+    of_items, of_captions = (item.id for item in items), (c.id for item in items for c in item.captions)
+    if len(set(of_items)) == len(items) and len(set(of_captions)) == sum(len(i.captions) for i in items):
+        return
+    seen: dict[str, int] = {}
+    captions_seen: dict[str, int] = {}
+    for item, number in zip(items, numbers, strict=True):
+        if (line := seen.setdefault(item.id, number)) != number:
+            yield Problem(number, f"the item id {item.id!r} stands already on line {line}")
+        for caption in item.captions:
+            if caption.id in captions_seen:
+                line = captions_seen[caption.id]
+                yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
+            captions_seen[caption.id] = number
+
+
+def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterator[Problem]:
+    """What is wrong with the other items that captions name; unknown ones only where every line could be read."""
+    naming = [(n, item, c) for n, item in zip(lines, items, strict=True) for c in item.captions if c.also]
+    if not naming:
+        return
+    galleries: dict[str, set[str]] = {}
+    for item in items:
+        for split in {item.split, *(caption.split for caption in item.captions if caption.split)}:
+            galleries.setdefault(split, set()).add(item.id)
+    known = set().union(*galleries.values())
+    hints = iter(range(SUGGESTIONS))
+    for number, item, caption in naming:
+        split = caption.split or item.split
+        for other in caption.also:
+            said = f"the caption {caption.id!r} also names {other!r}, which is"
+            if other == item.id:
+                yield Problem(number, f"{said} its own item")
+            elif other in known and other not in galleries[split]:
+                yield Problem(number, f"{said} not in its split {split!r}")
+            elif other not in known and whole:
+                near = _nearest_id(other, galleries[split]) if next(hints, None) is not None else ""
+                yield Problem(number, f"{said} no item of this corpus{near}")
+
+
+def _nearest_id(name: str, ids: Collection[str]) -> str:
+    """The end of a sentence about an unknown id; nothing where none is near, as there may be very many."""
+    close = difflib.get_close_matches(name, sorted(ids), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _item(line: str) -> Item:
+    """One line of a manifest. Raises _Wrong."""
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _Wrong(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise _Wrong(f"not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise _Wrong("not a JSON object")
+    if "\\ud" in line or "\\uD" in line:
+        _require_text(raw)
+    if not raw.keys() <= ITEM_KEYS:
+        _require_known(raw, ITEM_KEYS, "an item")
+    name = _text(raw, "id", "the item")
+    split = _text(raw, "split", f"item {name!r}")
+    kind = raw.get("kind", "video")
+    if kind not in KINDS:
+        raise _Wrong(f"item {name!r} is of kind {kind!r}; {nearest(str(kind), KINDS)}")
+    media = raw.get("media")
+    if media is not None and (not isinstance(media, str) or not media or "\0" in media):
+        raise _Wrong(f"item {name!r} has a media path that is not a text: {media!r}")
+    digest = raw.get("digest", "")
+    if media is None and not digest:
+        raise _Wrong(f"item {name!r} has neither media nor a digest of imported features")
+    captions = raw.get("captions", [])
+    if not isinstance(captions, list):
+        raise _Wrong(f"item {name!r}: captions is not a list")
+    meta = raw.get("meta") or NO_META
+    if not isinstance(meta, dict):
+        raise _Wrong(f"item {name!r}: meta is not an object")
+    return Item(
+        name, sys.intern(split), _captions(captions, name), media, sys.intern(kind), meta, str(digest)
+    )
+
+
+def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
+    """The captions of an item. Raises _Wrong."""
+    return tuple([_plain(entry) or _caption(entry, index, item) for index, entry in enumerate(raw)])
+
+
+def _plain(entry: Any) -> Caption | None:
+    """A caption that is an id and a text, as nearly all are, without further ado; None for any other."""
+    if type(entry) is not dict or entry.keys() != PLAIN:
+        return None
+    name, text = entry["id"], entry["text"]
+    if type(name) is not str or type(text) is not str or not name or not text or text.isspace():
+        return None
+    return Caption(name, text)
+
+
+def _caption(entry: Any, index: int, item: str) -> Caption:
+    """A caption with whatever else it says. Raises _Wrong."""
+    if not isinstance(entry, dict):
+        raise _Wrong(f"caption {index} of item {item!r} is not an object")
+    if not entry.keys() <= CAPTION_KEYS:
+        _require_known(entry, CAPTION_KEYS, "a caption")
+    name = _text(entry, "id", f"caption {index} of item {item!r}") if "id" in entry else f"{item}#{index}"
+    text, split = entry.get("text"), entry.get("split")
+    if not isinstance(text, str) or not text.strip():
+        raise _Wrong(f"caption {name!r} of item {item!r} is empty")
+    start, end = _seconds(entry.get("start"), name), _seconds(entry.get("end"), name)
+    if start is not None and end is not None and end < start:
+        raise _Wrong(f"caption {name!r} ends at {end} s, before its start at {start} s")
+    if split is not None and (not isinstance(split, str) or not split):
+        raise _Wrong(f"caption {name!r} has the split {split!r}, which is not a name")
+    also = _also(entry["also"], name) if "also" in entry else ()
+    return Caption(name, text, start, end, split and sys.intern(split), str(entry.get("digest", "")), also)
+
+
+def _also(raw: Any, caption: str) -> tuple[str, ...]:
+    """The other items that a caption names. Raises _Wrong."""
+    if not isinstance(raw, list):
+        raise _Wrong(f"caption {caption!r}: also is not a list of item ids")
+    ids = [_text({"id": value}, "id", f"caption {caption!r}: an entry of also") for value in raw]
+    doubled = [name for name, times in Counter(ids).items() if times > 1]
+    if doubled:
+        raise _Wrong(f"caption {caption!r} names the item {doubled[0]!r} twice in also")
+    return tuple(ids)
+
+
+def _seconds(value: Any, caption: str) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= LONGEST_SECONDS:
+        raise _Wrong(f"caption {caption!r} has the time {value!r}, which is not a number of seconds")
+    return float(value)
+
+
+def _text(raw: dict[str, Any], key: str, whose: str) -> str:
+    value = raw.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise _Wrong(f"{whose} has no {key}")
+    return value
+
+
+def _require_text(value: Any) -> None:
+    """Raise _Wrong for half a surrogate pair, which JSON can spell and no file name or digest can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _Wrong(f"it holds {error.object[error.start : error.end]!a}, half a character") from None
+
+
+def _require_known(raw: dict[str, Any], keys: set[str], what: str) -> None:
+    """Raise _Wrong for a key that means nothing."""
+    unknown = next(key for key in raw if key not in keys)
+    raise _Wrong(f"unknown key {unknown!r} of {what}; {nearest(unknown, keys)}")

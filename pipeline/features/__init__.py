@@ -1,0 +1,1 @@
+"""Features that somebody else extracted: in, out, and compared."""

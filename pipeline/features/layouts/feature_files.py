@@ -1,0 +1,328 @@
+"""Arrays that somebody else extracted, by name: an HDF5 file, or .npy, .npz, .pt and .safetensors files.
+
+Nothing is unpickled: object arrays are refused, and whoever opens .pt files passes a function that
+reads tensors alone, as this floor knows no torch. Axes: T rows (frames or tokens) of D numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tokenize
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from pipeline.errors import ItemError, UserError, nearest
+from pipeline.store.segments import Array
+
+SUFFIXES = {
+    "hdf5": (".hdf5", ".h5"), "npy": (".npy",), "npz": (".npz",), "pt": (".pt", ".pth"),
+    "safetensors": (".safetensors",),
+}  # fmt: skip
+MAPS = ("npz", "pt", "safetensors")  # a single file of these holds an array an item
+INDEX = "index.json"  # of a folder that `crossreel export features` wrote: its files are named by digests
+UNREADABLE = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error, SafetensorError,
+)  # fmt: skip
+"""What the readers raise of a file that is cut short, overwritten, or something else than its name says."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An array that is still to be read: shape and dtype, as the head of its file says, and its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Array]
+
+
+def no_numbers(shape: tuple[int, ...]) -> Entry:
+    """Stands for an array that numpy has no numbers for, and fails when it is read."""
+    return Entry(shape, np.dtype(object), lambda: np.empty(0, object))
+
+
+OpenFile = Callable[[Path, ExitStack], Mapping[str, Entry]]
+"""Opens a file for as long as the stack is: its arrays by name; one that has none is called ""."""
+
+
+class FeatureFiles:
+    """The arrays of a file or folder by name, read one at a time. What cannot be opened has a reason instead."""
+
+    def __init__(
+        self, path: Path, entries: Mapping[str, Entry], failed: Mapping[str, str], stack: ExitStack
+    ) -> None:
+        self.path, self.failed = path, dict(failed)
+        self._entries, self._stack = entries, stack
+
+    @classmethod
+    def open(
+        cls, path: Path, layout: str, array: str = "", open_tensors: OpenFile | None = None
+    ) -> FeatureFiles:
+        """Open a source; `array` names the array of each item where there are several (HDF5: in each group).
+
+        Raises UserError where the path is nothing of this layout.
+        """
+        openers: dict[str, OpenFile] = {"npy": _open_npy, "npz": _open_npz, "safetensors": _open_safetensors}
+        if open_tensors is not None:
+            openers["pt"] = open_tensors
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        if layout == "hdf5":
+            openers["hdf5"] = partial(_open_hdf5, dataset=array)
+        if path.is_dir() and layout != "hdf5":
+            return cls(path, *_one_an_item(path, layout, openers[layout], array), ExitStack())
+        return cls(path, *_one_file(path, layout, openers[layout], array))
+
+    def __enter__(self) -> FeatureFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The name of every array, those that cannot be opened included."""
+        return [*self._entries, *self.failed]
+
+    def dims(self, names: Iterable[str]) -> int:
+        """The width D that most of the named arrays have; 0 where none of them has rows."""
+        widths = Counter(
+            shape[1]
+            for name in names
+            if name in self._entries and (shape := _rows_shape(self._entries[name]))
+        )
+        return widths.most_common(1)[0][0] if widths else 0
+
+    def half(self, names: Iterable[str]) -> bool:
+        """Whether every one of the named arrays that can be opened is float16."""
+        kinds = {self._entries[name].dtype for name in names if name in self._entries}
+        return kinds == {np.dtype(np.float16)}
+
+    def rows(self, name: str) -> Array:
+        """The rows (T, D) of an array. Raises ItemError where it cannot be read or is nothing of the kind."""
+        if name in self.failed:
+            raise ItemError(name, self.failed[name])
+        try:
+            array = self._entries[name].read()
+        except UNREADABLE as error:
+            raise ItemError(name, f"it cannot be read ({_first_line(error)})") from None
+        return as_rows(name, array)
+
+
+def as_rows(name: str, array: Array) -> Array:
+    """An array as rows (T, D): a vector (D,) is one row, and (1, T, D) loses its first axis.
+
+    Raises ItemError for any other shape, for nothing at all, and for what are not finite numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise ItemError(name, f"it holds {array.dtype}, numbers are needed")
+    shape = _shape(array.shape)
+    if shape is None:
+        raise ItemError(name, f"it has the shape {array.shape}, rows of numbers (T, D) are needed")
+    if 0 in shape:
+        raise ItemError(name, f"it is empty, of shape {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ItemError(name, "it holds NaN or infinity")
+    return array.reshape(shape)
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    if len(shape) == 3 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) == 1:
+        return (1, shape[0])
+    return (shape[0], shape[1]) if len(shape) == 2 else None
+
+
+def _rows_shape(entry: Entry) -> tuple[int, int] | None:
+    return _shape(entry.shape) if entry.dtype.kind in "fiu" and 0 not in entry.shape else None
+
+
+def match(ids: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Which name belongs to an id: the equal one, else the one of the same stem if both have it alone.
+
+    The stem is the last part of a path without the suffix of a file: `videos/a.mp4` and `clip/a` are both `a`.
+    """
+    ids, names = list(ids), set(names)
+    ours = Counter(_stem(one) for one in ids)
+    theirs = Counter(_stem(name) for name in names)
+    by_stem = {_stem(name): name for name in names}
+    out = {}
+    for one in ids:
+        stem = _stem(one)
+        if one in names:
+            out[one] = one
+        elif ours[stem] == theirs[stem] == 1:
+            out[one] = by_stem[stem]
+    return out
+
+
+def _stem(name: str) -> str:
+    """Only what looks like the suffix of a file goes: `take_0.5` and `take_0.7` are not the same."""
+    return re.sub(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", "", PurePosixPath(name).name)
+
+
+def layout_of(path: Path) -> str:
+    """The layout that a file or folder has, by the suffixes found there. Raises UserError where it has none."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if not p.name.startswith(".")]
+    found = {
+        layout for layout, suffixes in SUFFIXES.items() if any(file.suffix in suffixes for file in files)
+    }
+    if len(found) != 1:
+        raise UserError(
+            f"{path} holds {' and '.join(sorted(found)) or 'no'} features; "
+            f"files of one kind are needed: {', '.join(suffix for all_ in SUFFIXES.values() for suffix in all_)}"
+        )
+    return found.pop()
+
+
+def _one_file(
+    path: Path, layout: str, open_file: OpenFile, array: str
+) -> tuple[dict[str, Entry], dict[str, str], ExitStack]:
+    """A single file: an array an item, or one array, which is the item the file is named after."""
+    if not path.is_file():
+        raise UserError(f"{path} is a folder; the layout {layout} is one file")
+    if array and layout in MAPS:
+        raise UserError(
+            f"{path} is one file, its arrays are the items': there is none to choose with {array!r}"
+        )
+    stack = ExitStack()
+    try:
+        found = dict(open_file(path, stack))
+    except ItemError as error:
+        raise UserError(f"{path}: {error.reason}") from None
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as {layout} ({_first_line(error)})") from None
+    if not found:
+        raise UserError(f"{path} holds no arrays" + (f" called {array!r}" if array else ""))
+    return {name or path.stem: entry for name, entry in found.items()}, {}, stack
+
+
+def _one_an_item(
+    folder: Path, layout: str, open_file: OpenFile, array: str
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """A folder, searched to its depth: a file an item, named by its path without the suffix."""
+    entries: dict[str, Entry] = {}
+    failed: dict[str, str] = {}
+    for name, path in _named(folder, SUFFIXES[layout]).items():
+
+        def chosen(stack: ExitStack, name: str = name, path: Path = path) -> Entry:
+            return _choose(name, open_file(path, stack), array)
+
+        def read(chosen: Callable[[ExitStack], Entry] = chosen) -> Array:
+            with ExitStack() as stack:
+                return chosen(stack).read()
+
+        try:
+            with ExitStack() as stack:  # so many files are not kept open
+                head = chosen(stack)
+            entries[name] = Entry(head.shape, head.dtype, read)
+        except ItemError as error:
+            failed[name] = error.reason
+        except UNREADABLE as error:
+            failed[name] = f"it cannot be read ({_first_line(error)})"
+    return entries, failed
+
+
+def _named(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder by name: the names of an export's index, else their paths without suffix."""
+    if (folder / INDEX).is_file():
+        try:
+            files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]
+            named = {str(name): folder / str(file) for name, file in files.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{folder / INDEX} is not the index that `crossreel export features` writes"
+            ) from None
+    else:
+        paths = sorted(
+            path for path in folder.rglob("*")
+            if path.suffix in suffixes and path.is_file() and not path.name.startswith(".")
+        )  # fmt: skip
+        named = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    if not named:
+        raise UserError(f"{folder} holds no {' or '.join(suffixes)} files")
+    return named
+
+
+def _choose(name: str, entries: Mapping[str, Entry], array: str) -> Entry:
+    """The named array, or the only one, or the only one with rows (`time` stands beside `frame` in exports)."""
+    if array:
+        if array not in entries:
+            raise ItemError(name, f"it has no array {array!r}; {nearest(array, entries)}")
+        return entries[array]
+    likely = list(entries) if len(entries) == 1 else [k for k, e in entries.items() if len(e.shape) == 2]
+    if len(likely) != 1:
+        raise ItemError(name, f"it has {len(entries)} arrays, name one; {nearest('', entries)}")
+    return entries[likely[0]]
+
+
+def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Entry]:
+    """Every dataset by its path, or by that of its group where it is the group's dataset of a given name."""
+    file = stack.enter_context(h5py.File(path, "r"))
+    found: dict[str, Entry] = {}
+
+    def visit(name: str, thing: h5py.Group | h5py.Dataset) -> None:
+        end = f"/{dataset}" if dataset else ""
+        if not isinstance(thing, h5py.Dataset) or thing.shape is None or not name.endswith(end):
+            return
+        try:
+            found[name.removesuffix(end)] = Entry(thing.shape, thing.dtype, lambda: np.asarray(file[name]))
+        except TypeError:  # bit fields and the like
+            found[name.removesuffix(end)] = no_numbers(thing.shape)
+
+    file.visititems(visit)
+    return found
+
+
+def _open_npy(path: Path, stack: ExitStack) -> dict[str, Entry]:
+    with path.open("rb") as file:
+        return {"": Entry(*_npy_head(file), lambda: np.asarray(np.load(path, allow_pickle=False)))}
+
+
+def _open_npz(path: Path, stack: ExitStack) -> dict[str, Entry]:
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("one array, not an archive of arrays")
+    stack.enter_context(archive)
+    assert archive.zip is not None  # it is open
+    found = {}
+    for key in archive.files:
+        member = key if key in archive.zip.NameToInfo else f"{key}.npy"
+        with archive.zip.open(member) as file:
+            found[key] = Entry(*_npy_head(file), partial(archive.__getitem__, key))
+    return found
+
+
+def _npy_head(file: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
+    file = stack.enter_context(safe_open(path, framework="numpy"))
+    kinds = {"F16": np.float16, "F64": np.float64}
+    found = {}
+    for key in file.keys():  # noqa: SIM118  # it is no mapping
+        part = file.get_slice(key)
+        dtype = np.dtype(kinds.get(part.get_dtype(), np.float32))
+        found[key] = Entry(tuple(part.get_shape()), dtype, partial(file.get_tensor, key))
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

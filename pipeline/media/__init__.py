@@ -1,0 +1,1 @@
+"""Opening media files: videos, sampled frames, point clouds."""

@@ -1,0 +1,166 @@
+"""Meshes (.off, .obj, .stl, .glb, .ply with faces) as clouds: points drawn from their faces, uniformly by area.
+
+trimesh reads them, from bytes that are in memory already and without a resolver of names: nothing that a
+file refers to is ever opened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.media.clouds.cloud import Cloud, Doubles, Refused, finite
+
+if TYPE_CHECKING:
+    from trimesh import Trimesh
+
+JSON_CHUNK = 0x4E4F534A
+UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
+    RuntimeError, TypeError, ValueError, ImportError, StopIteration, SyntaxError, struct.error,
+)  # fmt: skip
+"""What trimesh raises for files that are damaged in one way or another: nearly everything."""
+
+
+def read_mesh(data: bytes, suffix: str, count: int, seed: int, coloured: bool | None) -> Cloud:
+    """`count` points of a mesh, drawn with a seed; the vertices as they are where it has no faces.
+
+    Colours, if it has any (of vertices, faces or, in a .glb, a picture), are 0 to 255 whatever the file
+    has. Raises Refused.
+    """
+    said = _without_references(data, suffix)
+    points, faces, rgb = _drawn(data, suffix, count, seed, coloured is not False)
+    if coloured and rgb is None:
+        raise Refused("it has no colours")
+    if faces:
+        said.append(f"{len(points)} points were drawn from {faces} faces")
+    return finite(points if rgb is None else np.concatenate([points, rgb], axis=1), said)
+
+
+def _drawn(
+    data: bytes, suffix: str, count: int, seed: int, coloured: bool
+) -> tuple[Doubles, int, Doubles | None]:
+    """Points (count, 3), how many faces there are, and colours (count, 3) or None. Raises Refused."""
+    import trimesh
+
+    try:
+        options: dict[str, Any] = {"skip_materials": True, "maintain_order": True} if suffix == ".obj" else {}
+        scene = trimesh.load_scene(
+            io.BytesIO(data), file_type=suffix[1:], allow_remote=False, process=False, **options
+        )
+        parts: list[Any] = scene.dump()
+        solid = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+        if not solid:
+            return _vertices(parts, coloured)
+        mesh: Any = solid[0] if len(solid) == 1 else trimesh.util.concatenate(solid)
+        points, chosen, weights = trimesh.sample.sample_surface(
+            mesh, count, _areas(mesh), return_barycentric=True, seed=seed
+        )
+        pictured = suffix == ".glb" and b"baseColorTexture" in data
+        rgb = _colours(mesh, chosen, weights, pictured) if coloured else None
+        return np.asarray(points, np.float64), len(mesh.faces), rgb
+    except UNREADABLE as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise Refused(f"it is no {suffix} file that can be read ({words[0][:120]})") from None
+
+
+def _areas(mesh: Trimesh) -> Doubles:
+    """The area of every face; 0 of one with a corner that is not finite. Raises Refused without any."""
+    if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
+        raise Refused("a face has a corner that is none of its vertices")
+    areas = np.nan_to_num(np.asarray(mesh.area_faces, np.float64), nan=0.0, posinf=0.0)
+    if not 0 < areas.sum() < np.inf:
+        raise Refused(f"its {len(mesh.faces)} faces have no area from which points can be drawn")
+    return areas
+
+
+def _vertices(parts: list[Any], coloured: bool) -> tuple[Doubles, int, Doubles | None]:
+    """The vertices of what has no faces, with their colours if all have some."""
+    points = [np.asarray(part.vertices, np.float64) for part in parts if len(getattr(part, "vertices", ()))]
+    if not points:
+        raise Refused("it holds neither faces nor points that can be read")
+    colours = [
+        np.asarray(getattr(part, "colors", ()))[:, :3] for part in parts if len(getattr(part, "colors", ()))
+    ]
+    rgb = np.concatenate(colours).astype(np.float64) if coloured and colours else None
+    whole = np.concatenate(points)
+    return whole, 0, rgb if rgb is not None and len(rgb) == len(whole) else None
+
+
+def _colours(mesh: Trimesh, chosen: NDArray[np.int64], weights: Doubles, pictured: bool) -> Doubles | None:
+    """Colours (count, 3) from 0 to 255 of points on faces, by their weights (count, 3) of the corners.
+
+    Raises Refused where a picture should give them and none is there: trimesh leaves out what it cannot open.
+    """
+    visual: Any = mesh.visual
+
+    def between(values: Any) -> Doubles:
+        """What points have of values (V, D) of the vertices."""
+        corners = np.asarray(values, np.float64)[mesh.faces[chosen]]  # (count, 3, D)
+        return np.einsum("nc,ncd->nd", weights, corners)
+
+    if visual.kind == "vertex":
+        return between(visual.vertex_colors)[:, :3]
+    if visual.kind == "face":
+        return np.asarray(visual.face_colors, np.float64)[chosen, :3]
+    if visual.kind != "texture":
+        return None
+    pictures = [getattr(visual.material, name, None) for name in ("baseColorTexture", "image")]
+    picture = next((picture for picture in pictures if picture is not None), None)
+    if picture is None and pictured:
+        raise Refused("the picture of its colours cannot be read")
+    if picture is None or visual.uv is None:
+        return np.tile(np.asarray(visual.material.main_color, np.float64)[:3], (len(chosen), 1))
+    from trimesh.visual.color import uv_to_interpolated_color
+
+    return np.asarray(uv_to_interpolated_color(between(visual.uv), picture), np.float64)[:, :3]
+
+
+def _without_references(data: bytes, suffix: str) -> list[str]:
+    """What a file refers to and is not read, in words. Raises Refused where its geometry lies elsewhere."""
+    if suffix == ".obj" and b"mtllib" in data:
+        return ["the materials it refers to are not read"]
+    if suffix == ".glb":
+        _require_whole(_glb_tree(data))
+    return []
+
+
+def _glb_tree(data: bytes) -> dict[str, Any]:
+    """What a .glb file says of itself. Raises Refused."""
+    if len(data) < 20 or data[:4] != b"glTF":
+        raise Refused("it is no .glb file")
+    length, kind = struct.unpack("<II", data[12:20])
+    if kind != JSON_CHUNK or length > len(data) - 20:
+        raise Refused("it is a truncated .glb file")
+    try:
+        tree = json.loads(data[20 : 20 + length])
+    except (ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise Refused("its description is not JSON")
+    return tree
+
+
+def _require_whole(tree: dict[str, Any]) -> None:
+    """Raise Refused for a file that refers to others, or announces what no byte of it holds."""
+    for key in ("buffers", "images"):
+        for entry in _objects(tree, key):
+            if not str(entry.get("uri", "data:")).startswith("data:"):
+                raise Refused(
+                    f"it refers to another file, {str(entry['uri'])[:60]!r}; one that stands alone is needed"
+                )
+    for accessor in _objects(tree, "accessors"):
+        if "bufferView" not in accessor and "KHR_draco_mesh_compression" not in tree.get(
+            "extensionsUsed", []
+        ):
+            raise Refused(f"it announces {accessor.get('count')} values that it does not hold")
+
+
+def _objects(tree: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = tree.get(key, [])
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

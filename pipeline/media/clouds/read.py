@@ -1,0 +1,107 @@
+"""A point cloud from a file, whatever its kind; what cannot be used is one ItemError.
+
+Nothing is unpickled, nothing that a file refers to is opened, and no header makes us allocate what its file
+cannot hold. Large or hostile files may still take long: callers read them in a process that can be killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.child import Send
+from pipeline.errors import ItemError
+from pipeline.media.clouds.arrays import read_npy, read_npz
+from pipeline.media.clouds.cloud import (
+    AUTO,
+    LARGEST_BYTES,
+    Cloud,
+    Columns,
+    Refused,
+    parse_columns,
+    unit_colours,
+)
+from pipeline.media.clouds.meshes import read_mesh
+from pipeline.media.clouds.pcd import read_pcd
+from pipeline.media.clouds.ply import read_header, read_ply
+from pipeline.media.clouds.text import read_text
+
+Scale = Literal["as-in-file", "unit"]
+TABLES: dict[str, Callable[[bytes, Columns | None], Cloud]] = {
+    ".txt": read_text, ".xyz": read_text, ".pts": read_text, ".npy": read_npy, ".npz": read_npz,
+}  # fmt: skip
+MESHES = (".off", ".obj", ".stl", ".glb")
+SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", *MESHES})
+MESH_POINTS = 20_000  # drawn from a mesh, of which farthest-point sampling then takes 10,000
+
+
+def read(
+    path: Path, columns: str = AUTO, colour_scale: Scale = "as-in-file", mesh_points: int = MESH_POINTS,
+    seed: int = 0,
+) -> Cloud:  # fmt: skip
+    """The cloud of a file, by its suffix. Raises ItemError.
+
+    `columns` says where a table (.txt, .xyz, .pts, .npy, .npz) has its coordinates and colours; files that
+    name their columns are read by these names, and `columns` only says whether colours are needed ("x y z r
+    g b"), left aside ("x y z") or taken if there are any ("auto"). `colour_scale` "unit" divides colours by
+    255. Of a mesh, `mesh_points` points are drawn with a seed.
+    """
+    try:
+        cloud = _read(path.suffix.lower(), _bytes(path), parse_columns(columns), mesh_points, seed)
+    except Refused as error:
+        raise ItemError(str(path), str(error)) from None
+    return unit_colours(cloud) if colour_scale == "unit" else cloud
+
+
+def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, seed: int) -> Cloud:
+    coloured = None if columns is None else columns.coloured
+    if suffix in TABLES:
+        return TABLES[suffix](data, columns)
+    if suffix == ".pcd":
+        return read_pcd(data, coloured)
+    if suffix == ".ply" and not (header := read_header(data)).faces:
+        return read_ply(data, header, coloured)
+    if suffix == ".ply" or suffix in MESHES:
+        return read_mesh(data, suffix, mesh_points, seed, coloured)
+    raise Refused(
+        f"{suffix or 'a file without suffix'} is no kind of point cloud; possible: {', '.join(sorted(SUFFIXES))}"
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    """What a file holds. Raises Refused."""
+    try:
+        if path.is_dir():
+            raise Refused("it is a folder, not a file")
+        size = path.stat().st_size
+        if not path.is_file():
+            raise Refused("it is not a file")
+        if size == 0:
+            raise Refused("the file is empty (0 bytes)")
+        if size > LARGEST_BYTES:
+            raise Refused(f"it is {size / 2**30:.1f} GB; at most {LARGEST_BYTES >> 30} GB are read")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Refused("the file does not exist") from None
+    except OSError as error:
+        raise Refused(f"the file cannot be read: {error.strerror or error}") from None
+
+
+def serve_probe(request: dict[str, Any], send: Send) -> None:
+    """Entry of a probing child process: `{"path"}` to what a cloud holds, as plain numbers.
+
+    {"points", "dropped", "brightest": of its colours or None, "extent": of its longest side, "farthest":
+    from the origin along an axis}.
+    """
+    cloud = read(Path(request["path"]))
+    found = {
+        "points": cloud.points,
+        "dropped": cloud.dropped,
+        "brightest": None if cloud.rgb is None else float(cloud.rgb.max()),
+        "extent": float(np.ptp(cloud.xyz, axis=0).max()),
+        "farthest": float(np.abs(cloud.xyz).max()),
+    }
+    send(found, {})

@@ -1,0 +1,36 @@
+"""What a stage over the whole corpus is told before it runs: the corpus, the states, where things are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.corpus.contents import Contents
+from pipeline.run.plan import State
+from pipeline.store.store import Store
+
+
+@dataclass(frozen=True)
+class Briefing:
+    """The view that a stage's `brief` turns into the plain data its worker reads."""
+
+    contents: Contents
+    store: Store
+    states: Mapping[str, State]
+    reports: Sequence[Mapping[str, Any]]  # of the stages of this run so far
+    about: Mapping[str, Any]  # the experiment: name, path, settings
+
+    def run_folder(self, stage: str) -> str:
+        """The finished folder of a stage over the corpus."""
+        return str(self.store.run_folder(stage, self.states[stage].fingerprint.hex))
+
+    def where(self, stage: str) -> dict[str, Any]:
+        """Where a stage's outputs of each item or caption lie: the first output's name, and key -> [segment, row]."""
+        state = self.states[stage]
+        fp = state.fingerprint.hex
+        where = {
+            key: [str(self.store.segment_path(stage, fp, place.segment)), place.row]
+            for key, place in state.places.items()
+        }
+        return {"field": next(iter(state.stage.fields)), "where": where}

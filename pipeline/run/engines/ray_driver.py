@@ -1,0 +1,211 @@
+"""The process that drives Ray: connects to a cluster or starts one, and has actors work on shards.
+
+The one module that imports Ray. What happens to a shard whose worker died is decided in pipeline.run.pool, as
+for local processes; Ray's own retries are off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.child import ChildDied, ChildTimeout, Reply, Send
+from pipeline.errors import UserError
+from pipeline.run.engines.machine import RETURN_MEMORY, cores, gpus, threads
+from pipeline.run.engines.options import RunOptions
+from pipeline.run.engines.ray_actor import ShardActor
+from pipeline.run.engines.work import Work
+from pipeline.run.pool import Killed, run_shards
+
+OBJECT_STORE_BYTES = 80 << 20  # Ray's least, about: only sentences pass through it, arrays go to the store
+NODE_SECONDS = 60.0  # beyond a worker's own limit, for its node to say so
+PATIENCE_SECONDS = 15.0  # before a run says what it is waiting for
+CONNECT_SECONDS = 10.0
+STARTS = 3  # of an actor, before what it dies of is reported
+
+
+def run(request: dict[str, Any], send: Send) -> None:
+    """Entry of the driver: one pass. Replies are `{"message"}`, `{"killed", "reason"}` and `{"say"}`."""
+    options, work = RunOptions(**request["options"]), Work.from_json(request["work"])
+    connect(options.address, request["folder"])
+    guard = threading.Lock()
+
+    def tell(header: Mapping[str, Any]) -> None:
+        with guard:
+            send(header, {})
+
+    demand = Demand.of(options, work.network, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    env = threads(demand.threads) | RETURN_MEMORY
+    workers = [
+        RayWorker(work.entry, env, demand.each, lambda sentence: tell({"say": sentence}))
+        for _ in range(min(demand.workers, len(work.shards)))
+    ]
+    device = "cuda:0" if "num_gpus" in demand.each else "cpu"  # an actor sees its own GPU alone
+    with contextlib.closing(
+        run_shards(
+            workers, work.shards, lambda shard, number: work.request(shard, device, demand.threads),
+            options.stall_seconds,
+        )
+    ) as events:  # fmt: skip
+        for event in events:
+            if isinstance(event, Killed):
+                tell({"killed": event.key, "reason": event.reason})
+            else:
+                tell({"message": event.header})
+
+
+@functools.cache
+def connect(address: str, folder: str) -> None:
+    """Connect this process to a cluster; without an address, start one on this machine.
+
+    Raises UserError where there is no cluster at the address.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if not address:
+        ray.init(
+            "local", num_cpus=cores(), num_gpus=gpus(), include_dashboard=False, _temp_dir=folder,
+            object_store_memory=OBJECT_STORE_BYTES, **quiet,
+        )  # fmt: skip
+        return
+    try:
+        host, sign, port = address.rpartition(":")
+        if sign:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"no Ray cluster at run.address = {address!r}, as seen from this machine: {reason}"
+        ) from None
+
+
+class Demand:
+    """How many workers there are, and what each asks Ray for."""
+
+    def __init__(self, workers: int, each: dict[str, Any], threads: int) -> None:
+        self.workers, self.each, self.threads = workers, each, threads
+
+    @classmethod
+    def of(cls, options: RunOptions, network: bool, nodes: Sequence[Mapping[str, float]]) -> Demand:
+        """For nodes that have so much of everything. Raises UserError where none has room for a worker."""
+        needs = {"CPU": float(options.worker_cpus or 1), **options.resources}
+        any_gpu = any(node.get("GPU") for node in nodes)
+        if network and (options.device.startswith("cuda") or (options.device == "auto" and any_gpu)):
+            needs["GPU"] = options.gpu_fraction
+        room = sum(
+            int(min(node.get(name, 0.0) / need + 1e-9 for name, need in needs.items() if need))
+            for node in nodes
+        )
+        if room < 1:
+            have = "; ".join(", ".join(f"{name} {node.get(name, 0):g}" for name in needs) for node in nodes)
+            asked = ", ".join(f"{name} {need:g}" for name, need in needs.items())
+            raise UserError(
+                f"no node of the Ray cluster has room for a worker that asks for {asked}; they have {have}"
+            )
+        each: dict[str, Any] = {"num_cpus": needs["CPU"]}
+        if "GPU" in needs:
+            each["num_gpus"] = needs["GPU"]
+        if options.resources:
+            each["resources"] = dict(options.resources)
+        return cls(options.workers or room, each, options.worker_cpus or 1)
+
+
+class RayWorker:
+    """An actor, wherever it is; one that died is started again, elsewhere if its node is lost."""
+
+    def __init__(
+        self, entry: str, env: dict[str, str], demand: dict[str, Any], say: Callable[[str], None]
+    ) -> None:
+        self.entry, self.env, self.demand, self.say = entry, env, demand, say
+        self._actor: Any = None
+        self._hello: Any = None  # its first answer, until it has come
+        self._starts = 0
+        self._since = 0.0  # when it began to wait for a place; inf once it has said so
+
+    def ready(self, seconds: float) -> bool:
+        """Whether the actor has a place on the cluster and runs. Raises UserError if it cannot."""
+        if self._actor is None:
+            self._actor = ray.remote(ShardActor).options(**self.demand).remote(self.entry, self.env)
+            self._hello, self._since = self._actor.hello.remote(), time.monotonic()
+        if self._hello is None:
+            return True
+        if not ray.wait([self._hello], timeout=seconds)[0]:
+            self._complain()
+            return False
+        try:
+            theirs, ours = ray.get(self._hello), version("crossreel")
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except RayError as error:
+            self.kill()
+            self._starts += 1
+            if self._starts >= STARTS:
+                raise UserError(f"no worker can be started on the Ray cluster: {_line(error)}") from None
+            return False
+        if theirs != ours:
+            raise UserError(f"a Ray node has crossreel {theirs}, this machine {ours}; install one version")
+        self._hello, self._starts = None, 0
+        return True
+
+    def _complain(self) -> None:
+        if time.monotonic() - self._since > PATIENCE_SECONDS:
+            self._since = float("inf")
+            asked = ", ".join(f"{name} {value}" for name, value in self.demand.items())
+            self.say(f"a worker waits for room on the Ray cluster ({asked})")
+
+    def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
+        """Its replies, as they come. Raises as Child.call does; the loss of actor or node is ChildDied."""
+        limit = None if timeout_seconds is None else timeout_seconds + NODE_SECONDS
+        finished, actor = False, self._actor
+        try:
+            if actor is None:
+                raise ChildDied("it was killed")
+            replies = actor.run.options(num_returns="streaming").remote(json.dumps(request), timeout_seconds)
+            while True:
+                if not ray.wait([replies], timeout=limit)[0]:
+                    raise ChildTimeout(f"its node said nothing for {limit:.0f} s")
+                try:
+                    header = json.loads(ray.get(next(replies)))
+                except StopIteration:
+                    finished = True
+                    return
+                yield header, {}
+        except RayTaskError as error:
+            cause = _cause(error)
+            finished = not isinstance(cause, RayError)
+            raise cause from None
+        except RayError as error:
+            raise ChildDied(f"its Ray actor was lost: {_line(error)}") from None
+        finally:
+            if not finished:
+                self.kill()
+
+    def kill(self) -> None:
+        """End the actor, and with it its worker process."""
+        actor, self._actor, self._hello = self._actor, None, None
+        if actor is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(actor, no_restart=True)
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What the actor's code raised."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
+
+
+def _line(error: BaseException) -> str:
+    """What Ray says of a death, in a line: the last of its lines is the most telling."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    detail = getattr(error, "error_msg", "") or (lines[-1] if lines else type(error).__name__)
+    return str(detail).strip().splitlines()[-1][:300]

@@ -1,0 +1,57 @@
+"""The shards of one pass over items or captions, as plain data: what any engine needs to have them done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from pipeline.run.pool import Events
+
+
+@dataclass(frozen=True)
+class Work:
+    """Shards of keys, and what a worker is told of them."""
+
+    entry: str  # of the worker: `module:function`
+    shards: list[list[str]]
+    store: str
+    units: dict[str, dict[str, Any]]  # by key
+    stages: list[dict[str, Any]]  # made in this pass
+    lacking: dict[str, list[int]]  # by key, the positions of the stages that lack it
+    options: dict[str, Any]  # of the worker, without its device and threads
+    network: bool  # a GPU helps
+
+    def request(self, shard: list[str], device: str, threads: int) -> dict[str, Any]:
+        """What a worker is asked."""
+        return {
+            "store": self.store,
+            "units": [self.units[key] for key in shard],
+            "options": json.dumps(self.options | {"device": device, "threads": threads}),
+            "stages": [
+                stage | {"keys": [key for key in shard if n in self.lacking[key]]}
+                for n, stage in enumerate(self.stages)
+            ],
+        }  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Work:
+        """Back from plain data."""
+        return cls(**data)
+
+
+class Engine(Protocol):
+    """Has work done, and ends all it started when it is closed or its events are."""
+
+    def run(self, work: Work) -> Events:
+        """What workers reply, until every shard is done."""
+        ...
+
+    def close(self) -> None:
+        """End what was kept for the next work."""
+        ...

@@ -1,0 +1,424 @@
+"""Brings one stage up to date: cuts what is missing into shards, has workers do them, records the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.child import ChildDied
+from pipeline.corpus.contents import Contents
+from pipeline.errors import UserError
+from pipeline.run import plan
+from pipeline.run.briefing import Briefing
+from pipeline.run.engines.choice import engine_for
+from pipeline.run.engines.corpus_process import CorpusProcess
+from pipeline.run.engines.gpu_slots import gpu_slots
+from pipeline.run.engines.local import local_workers
+from pipeline.run.engines.machine import cores, gpu_numbers, gpus, threads, visible_gpus
+from pipeline.run.engines.options import RunOptions
+from pipeline.run.engines.work import Engine, Work
+from pipeline.run.pool import Killed
+from pipeline.run.shards import cut
+from pipeline.run.stage import Digests, Stage
+from pipeline.store.store import Store, write_json
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: units done of those to do, or what a training reports of itself."""
+
+    stage: str
+    done: int
+    total: int
+    failed: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What bringing a stage up to date took and gave."""
+
+    stage: str
+    fingerprint: str
+    total: int
+    cached: int = 0
+    ran: int = 0
+    failed: int = 0  # now and earlier
+    blocked: int = 0
+    decodes: int = 0  # of media files; of a pass that stages share, counted with the first of them
+    shared_with: str = ""  # the stage in whose pass over the items this one was made
+    seconds: float = 0.0
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+OnProgress = Callable[[Progress], None]
+Say = Callable[[str], None]
+
+
+class Runner:
+    """Runs stages of one experiment on one store; re-surveys before each, so that it sees what others made."""
+
+    def __init__(
+        self, stages: plan.Stages, contents: Contents, store: Store, known: Digests, options: RunOptions,
+        on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.stages, self.contents, self.options = stages, contents, options
+        self.store, self.known = store, known
+        self.on_progress, self.say, self.about = on_progress, say, about or {}
+        self.reports: list[dict[str, Any]] = []
+        self.engine: Engine = engine_for(options, say)
+        self._corpus_process = CorpusProcess()
+        self._states: dict[str, plan.State] = {}
+        self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
+
+    def close(self) -> None:
+        """End what was kept from stage to stage."""
+        self._corpus_process.close()
+        self.engine.close()
+
+    def survey(self) -> dict[str, plan.State]:
+        """The state of every stage."""
+        return plan.survey(self.stages, self.contents, self.store, self.known)
+
+    def bring_up_to_date(
+        self, name: str, redo: bool = False, retry_failed: bool = False, along: Collection[str] = ()
+    ) -> Report:
+        """Make whatever a stage lacks; nothing where nothing is missing.
+
+        `redo` makes its units again, `retry_failed` those that failed. Stages of `along` that can share
+        its pass over the items are made in it, under the same orders. Raises what the stage's own code
+        raises; a broken item is recorded and counted.
+        """
+        started = time.monotonic()
+        if name in self._made_along:
+            return self._told(self._made_along.pop(name))
+        state = self._states[name] if self._states else None
+        if state is None:
+            self._states = self.survey()  # kept until something is made: an unchanged corpus is surveyed once
+            state = self._states[name]
+        report = None
+        if state.complete and not redo and not (retry_failed and state.failed):
+            report = self._counted(state)
+        while report is None:
+            self._states = {}
+            states = self.survey()
+            group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
+            prints = {member: states[member].fingerprint.hex for member in group}
+            with contextlib.ExitStack() as locks:
+                for member in sorted(
+                    group
+                ):  # always in one order, so that two runs never wait for each other
+                    locks.enter_context(self.store.lock(member, prints[member], self.say))
+                report = self._under_locks(prints, redo, retry_failed)
+        report.seconds = time.monotonic() - started
+        return self._told(report)
+
+    def _told(self, report: Report) -> Report:
+        self.reports.append(report.as_json())
+        return report
+
+    def _under_locks(self, prints: Mapping[str, str], redo: bool, retry_failed: bool) -> Report | None:
+        """What was done for the first of these stages, the others in its pass.
+
+        None where another run changed, before the locks were had, what a stage depends on.
+        """
+        for name, fp in prints.items():
+            if self.stages[name].over != "corpus":
+                self.store.adopt(name, fp)
+        states = self.survey()
+        if any(states[name].fingerprint.hex != fp for name, fp in prints.items()):
+            return None
+        for name, fp in prints.items():
+            if not self.stages[name].runner:
+                continue  # imported features: nobody here can make them again
+            if redo:
+                self._forget(states[name])
+            elif retry_failed and states[name].failed:
+                self.store.index.forget_items(fp, states[name].failed)
+        states = self.survey()
+        first = next(iter(prints))
+        group = [states[name] for name in prints if name == first or states[name].missing]
+        reports = [self._counted(state) for state in group]
+        if group[0].missing:
+            for state in group:
+                state.stage.require()
+                self.store.index.add_fingerprint(
+                    state.fingerprint.hex, state.stage.name, state.fingerprint.components
+                )
+            if group[0].stage.over == "corpus":
+                self._whole(group[0], states, reports[0])
+            else:
+                self._mapped(group, states, reports)
+            for state, report in zip(group, reports, strict=True):
+                self._add_failures(report, state)
+            for report in reports[1:]:
+                report.shared_with = first
+                self._made_along[report.stage] = report
+        return reports[0]
+
+    def _counted(self, state: plan.State) -> Report:
+        """A stage as it is: what is cached, failed and blocked."""
+        report = Report(
+            state.stage.name,
+            state.fingerprint.hex,
+            len(state.keys),
+            cached=state.done,
+            blocked=len(state.blocked),
+        )
+        self._add_failures(report, state)
+        return report
+
+    def _forget(self, state: plan.State) -> None:
+        if state.stage.over == "corpus":
+            for folder in (self.store.run_folder, self.store.work_folder):
+                shutil.rmtree(folder(state.stage.name, state.fingerprint.hex), ignore_errors=True)
+        else:
+            self.store.index.forget_items(state.fingerprint.hex, state.keys)
+            self.store.drop_unused_segments(state.stage.name, state.fingerprint.hex)
+
+    def _add_failures(self, report: Report, state: plan.State) -> None:
+        if state.stage.over == "corpus":
+            return
+        wanted = set(state.keys)
+        failures = self.store.index.failures(report.fingerprint)
+        report.failures = [
+            {"name": f.name, "reason": f.reason}
+            for key, f in failures.items()
+            if key in wanted and key not in state.places
+        ]
+        report.failed = len(report.failures)
+
+    # stages mapped over items or captions ----------------------------------------------------------
+
+    def _mapped(
+        self, group: Sequence[plan.State], states: Mapping[str, plan.State], reports: Sequence[Report]
+    ) -> None:
+        """One pass over the items, or captions, that any stage of a group lacks."""
+        leader = group[0].stage
+        if not leader.runner:
+            raise UserError(
+                f"the imported features {leader.name} lack {len(group[0].missing)} of the {len(group[0].keys)} "
+                f"{leader.over} of {self.contents.corpus.path}; import them again for this corpus, or use the "
+                "manifest that the import wrote"
+            )
+        model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
+        wanted = {state.stage.name: set(state.missing) for state in group}
+        units = {key: unit for state in group for key, unit in self._units(state, states).items()}
+        if len(group) > 1:
+            names = ", ".join(state.stage.name for state in group)
+            self.say(f"one pass over {len(units)} {leader.over} for {names}")
+
+        work = Work(
+            entry=leader.runner,
+            shards=cut(group[0].keys, leader.shard_items, set(units)),
+            store=str(self.store.root),
+            units=units,
+            stages=[_told_of(state) for state in group],
+            lacking={
+                key: [n for n, state in enumerate(group) if key in wanted[state.stage.name]] for key in units
+            },
+            options=self.options.model_dump(
+                include={"batch_size", "item_seconds", "decoder_bytes", "decoders"}
+            ),
+            network=model.worker_kind == "model",
+        )
+        self._corpus_process.close()  # its memory is the workers' now
+        tally = _Tally(leader.name, sum(len(keys) for keys in wanted.values()), self.on_progress)
+        with contextlib.closing(self.engine.run(work)) as events:  # closing kills the workers
+            for event in events:
+                if isinstance(event, Killed):
+                    for state in group:
+                        if event.key in wanted[state.stage.name]:
+                            name = units[event.key]["name"]
+                            self.store.index.add_failure(state.fingerprint.hex, event.key, name, event.reason)
+                            tally.add()
+                    continue
+                header = event.header
+                if "segments" in header:
+                    for state, report in zip(group, reports, strict=True):
+                        self._record(state.fingerprint.hex, header["segments"][state.stage.name], report)
+                    reports[0].decodes += header["decodes"]
+                elif "failed" in header:
+                    fp = states[header["stage"]].fingerprint.hex
+                    self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"])
+                    tally.add()
+                elif "done" in header:
+                    tally.add()
+
+    def _record(self, fp: str, made: Mapping[str, Any], report: Report) -> None:
+        if made["segment"]:
+            self.store.index.add_segment(made["segment"], fp, made["bytes"], made["items"])
+            report.ran += len(made["items"])
+
+    def _units(self, state: plan.State, states: Mapping[str, plan.State]) -> dict[str, dict[str, Any]]:
+        """What a worker is told of each missing unit."""
+        if state.stage.over == "captions":
+            captions = self.contents.captions()
+            return {
+                key: {"key": key, "name": captions[key].id, "text": captions[key].text}
+                for key in state.missing
+            }
+        items = self.contents.items()
+        out = {}
+        for key in state.missing:
+            media = self.contents.corpus.media_path(items[key])
+            if media is None and not state.stage.needs:
+                raise UserError(
+                    f"{items[key].id} of {self.contents.corpus.path} has no media to make {state.stage.name} of; "
+                    "name the imported stage where trainers.<method> says which features it reads"
+                )
+            out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
+            out[key] |= self._upstream(key, state.stage, states)
+        return out
+
+    def _upstream(self, key: str, stage: Stage[Any], states: Mapping[str, plan.State]) -> dict[str, Any]:
+        files, rows = {}, {}
+        for need in stage.needs:
+            upstream = states[need]
+            fp, place = upstream.fingerprint.hex, upstream.places[key]
+            if upstream.stage.file_suffix:
+                files[need] = str(self.store.item_file(need, fp, key, upstream.stage.file_suffix))
+            rows[need] = [str(self.store.segment_path(need, fp, place.segment)), place.row]
+        return {"files": files, "rows": rows}
+
+    # stages over the whole corpus ------------------------------------------------------------------
+
+    def _whole(self, state: plan.State, states: Mapping[str, plan.State], report: Report) -> None:
+        stage, fp = state.stage, state.fingerprint
+        report.ran = 1
+        if self.store.publish_finished(stage.name, fp.hex):
+            return
+        folder = self.store.work_folder(stage.name, fp.hex)
+        folder.mkdir(parents=True, exist_ok=True)
+        request = self._request(state, states)
+        brief = stage.brief(Briefing(self.contents, self.store, states, self.reports, self.about))
+        inputs = self.store.root / "work" / f"{stage.name}-{fp.hex}.inputs.json"
+        if brief:
+            write_json(inputs, brief)
+            request["inputs"] = str(inputs)
+        with self._place(stage) as (place, env):
+            started = time.monotonic()
+            self.on_progress(Progress(stage.name, 0, 1))
+            extra = self._told_by(stage, request | place, env)
+        self.store.publish(stage.name, fp, time.monotonic() - started, extra)
+        inputs.unlink(missing_ok=True)
+        self.on_progress(Progress(stage.name, 1, 1))
+
+    def _request(self, state: plan.State, states: Mapping[str, plan.State]) -> dict[str, Any]:
+        """What the process of a stage over the corpus is asked."""
+        stage, fp = state.stage, state.fingerprint
+        return {
+            "stage": stage.name, "method": stage.method, "params": stage.params.model_dump_json(),
+            "folder": str(self.store.work_folder(stage.name, fp.hex)), "fingerprint": fp.hex,
+            "needs": {n: str(self.store.run_folder(n, states[n].fingerprint.hex)) for n in stage.needs},
+        }  # fmt: skip
+
+    def join(self, name: str) -> None:
+        """Take part, until it ends, in a training that a run on another machine of the same store leads.
+
+        Raises UserError where nothing is to be done or to be met.
+        """
+        states = self.survey()
+        state = states[name]
+        if not state.stage.several or self.options.nodes == 1:
+            raise UserError(f"{name} cannot be joined: only a training with run.nodes above 1 can")
+        if state.complete:
+            raise UserError(f"{name} is done already")
+        for need in state.stage.needs:
+            if not states[need].complete:
+                raise UserError(f"{need} is not done yet; the run that leads makes it first")
+        with self._place(state.stage) as (place, env):
+            self._told_by(state.stage, self._request(state, states) | place, env)
+
+    @contextlib.contextmanager
+    def _place(self, stage: Stage[Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+        """Where a stage over the corpus works, on this machine whatever the engine, and its environment.
+
+        Where it can use a GPU it sees one alone, that no other run uses; on several processes, one each.
+        """
+        options, env = self.options, threads(cores())
+        numbers = gpu_numbers(options.device) if stage.worker_kind == "model" else []
+        count = (options.processes or len(numbers) or 1) if stage.several else 1
+        place: dict[str, Any] = {"device": "cpu"}
+        if stage.several:
+            place |= {"processes": count, "nodes": options.nodes, "rendezvous": options.rendezvous}
+        if not numbers:
+            yield place, env
+            return
+        if count > len(numbers):
+            raise UserError(
+                f"run.processes = {count} is not possible: {len(numbers)} GPUs are visible here; "
+                'device = "cpu" trains without'
+            )
+        with contextlib.ExitStack() as held:
+            if not options.share_gpu:
+                numbers = held.enter_context(gpu_slots(numbers, count, count, self.say))
+            visible = ",".join(visible_gpus()[number] for number in numbers[:count])
+            yield place | {"device": "cuda:0"}, env | {"CUDA_VISIBLE_DEVICES": visible}
+
+    def _told_by(self, stage: Stage[Any], request: Mapping[str, Any], env: dict[str, str]) -> dict[str, Any]:
+        """What the process that makes a stage over the corpus says for the record of it."""
+        extra: dict[str, Any] = {}
+
+        def hear(header: dict[str, Any]) -> None:
+            if "progress" in header:
+                self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
+            if "log" in header:
+                self.say(header["log"])
+            extra.update(header.get("record", {}))
+
+        keep = request["device"] == "cpu"  # CUDA gives memory back with its process alone
+        try:
+            self._corpus_process.run(stage.runner, request, env, keep, hear)
+        except ChildDied as death:
+            raise ChildDied(f"{stage.name}: its process died: {death}") from None
+        return extra
+
+
+def _told_of(state: plan.State) -> dict[str, Any]:
+    """What a worker is told of a stage."""
+    return {
+        "entry": state.stage.entry, "params": state.stage.params.model_dump_json(),
+        "fingerprint": state.fingerprint.hex, "components": dict(state.fingerprint.components),
+    }  # fmt: skip
+
+
+class _Tally:
+    """Counts the units of a pass and tells of it."""
+
+    def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
+        self.stage, self.total, self.on_progress, self.done = stage, total, on_progress, -1
+        self.add()
+
+    def add(self) -> None:
+        """One more unit was done, or failed. A shard that is tried again counts no further than all."""
+        self.done = min(self.done + 1, self.total)
+        self.on_progress(Progress(self.stage, self.done, self.total))
+
+
+def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:
+    """How many workers a stage gets on this machine, and the device of each (`{n}` stands for a GPU's number)."""
+    wants_gpu = options.device.startswith("cuda") or (options.device == "auto" and gpus() > 0)
+    if stage.worker_kind == "model" and wants_gpu:
+        return local_workers(options, gpus()), "cuda:{n}"
+    return local_workers(options, 0), "cpu"
+
+
+def summary(reports: Iterable[Report]) -> dict[str, int]:
+    """Totals over the stages of a run."""
+    reports = list(reports)
+    return {
+        "stages": len(reports),
+        "stages_ran": sum(report.ran > 0 for report in reports),
+        "failed": sum(report.failed for report in reports),
+        "decodes": sum(report.decodes for report in reports),
+    }

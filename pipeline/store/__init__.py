@@ -1,0 +1,1 @@
+"""Artifacts on disk: fingerprints, segments, the index, and copies elsewhere."""

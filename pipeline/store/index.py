@@ -1,0 +1,238 @@
+"""SQLite beside the store: which item has which artifact where, what failed, which runs there were.
+
+The only file of a store that changes, written by the coordinating process alone. It holds nothing
+that the segments do not say too (but the failures, the runs and the cached digests): where it is gone,
+it is rebuilt from them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.store.places import Place, Places, Units
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INT, mtime_ns INT, digest TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fingerprints(fp TEXT PRIMARY KEY, stage TEXT, components TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS segments(id TEXT PRIMARY KEY, fp TEXT, items INT, bytes INT, made REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS artifacts(fp TEXT, item TEXT, segment TEXT, row INT, file_bytes INT,
+                                     PRIMARY KEY(fp, item)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS artifacts_by_segment ON artifacts(segment);
+CREATE TABLE IF NOT EXISTS failures(fp TEXT, item TEXT, name TEXT, reason TEXT, attempts INT, time REAL,
+                                    PRIMARY KEY(fp, item)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, started REAL, ended REAL, experiment TEXT, status TEXT,
+                                summary TEXT) WITHOUT ROWID;
+"""
+REMOTE = re.compile(r"nfs4?|cifs|smb3|smbfs|lustre|beegfs\w*|gpfs|ceph|glusterfs|9p|fuse\..*")
+MOUNTS = Path("/proc/self/mountinfo")
+BUSY_SECONDS = 60.0  # two runs on one store write in turns
+
+
+def is_remote(path: Path, mounts: Path = MOUNTS) -> bool:
+    """Whether a path lies on a file system that other hosts may see too; where nobody can tell, it does not."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        real = path.parent.resolve()
+    except OSError:
+        return False
+    found = (0, "")
+    for line in lines:  # 36 35 98:0 /root /mount/point options ... - type source more
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        if real.is_relative_to(point):
+            found = max(found, (len(point), after.split()[0]), key=lambda pair: pair[0])
+    return REMOTE.fullmatch(found[1]) is not None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no output of a stage, and how often it was tried."""
+
+    item: str
+    name: str
+    reason: str
+    attempts: int
+
+
+class Index:
+    """The database of one store. One object a process and thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._open()
+        except sqlite3.OperationalError as error:
+            raise UserError(f"the store's index {path} cannot be opened for writing: {error}") from None
+        except sqlite3.DatabaseError as error:
+            raise UserError(
+                f"the store's index {path} is damaged ({error}); delete it, and it is rebuilt from the segments"
+            ) from None
+
+    def _open(self) -> None:
+        self.db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        if is_remote(self.path):  # WAL shares memory between the processes of one host, and of one host alone
+            self.db.execute("PRAGMA journal_mode=DELETE")
+            self.db.execute("PRAGMA synchronous=FULL")
+        else:
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=NORMAL")  # a lost last commit is work done again, no damage
+        self.db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing of what is written inside."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:  # a full disk has rolled back already
+                self.db.execute("ROLLBACK")
+            raise
+
+    # digests of files ---------------------------------------------------------------------------
+
+    def known_files(self) -> dict[str, tuple[int, int, str]]:
+        """Every cached digest: path -> (size, mtime in ns, digest)."""
+        return {path: (size, mtime, d) for path, size, mtime, d in self.db.execute("SELECT * FROM files")}
+
+    def known_files_at(self, path: str) -> tuple[int, int, str] | None:
+        """The cached digest of one path, with the size and time it was taken at."""
+        row = self.db.execute("SELECT size, mtime_ns, digest FROM files WHERE path=?", (path,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def remember_files(self, rows: Iterable[tuple[str, int, int, str]]) -> None:
+        """Cache digests: (path, size, mtime in ns, digest)."""
+        with self.transaction():
+            self.db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?)", rows)
+
+    # fingerprints -------------------------------------------------------------------------------
+
+    def add_fingerprint(self, fp: str, stage: str, components: Mapping[str, Any]) -> None:
+        """Keep what a fingerprint was made of, for `why`."""
+        self.db.execute(
+            "INSERT OR IGNORE INTO fingerprints VALUES (?,?,?)", (fp, stage, json.dumps(components))
+        )
+
+    def fingerprints(self, stage: str | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Known fingerprints: fp -> (stage, components); of one stage if named."""
+        sql = "SELECT fp, stage, components FROM fingerprints"
+        rows = self.db.execute(*((f"{sql} WHERE stage=?", (stage,)) if stage else (sql,)))
+        return {fp: (name, json.loads(components)) for fp, name, components in rows}
+
+    # segments and artifacts ---------------------------------------------------------------------
+
+    def add_segment(
+        self, segment: str, fp: str, size: int, items: Mapping[str, int | None], made: float | None = None
+    ) -> None:
+        """Record a finished segment: its items in row order, each with the size of its file or None."""
+        with self.transaction():
+            made = time.time() if made is None else made
+            self.db.execute(
+                "INSERT OR REPLACE INTO segments VALUES (?,?,?,?,?)", (segment, fp, len(items), size, made)
+            )
+            self.db.executemany(
+                "INSERT OR REPLACE INTO artifacts VALUES (?,?,?,?,?)",
+                [(fp, item, segment, row, bytes_) for row, (item, bytes_) in enumerate(items.items())],
+            )
+            self.db.executemany("DELETE FROM failures WHERE fp=? AND item=?", [(fp, item) for item in items])
+
+    def segments(self, fp: str) -> dict[str, int]:
+        """Recorded segments of a fingerprint: id -> bytes."""
+        return dict(self.db.execute("SELECT id, bytes FROM segments WHERE fp=?", (fp,)))
+
+    def stage_totals(self, stage: str) -> tuple[int, int]:
+        """Items in all segments of a stage, and the bytes of the segments and of the items' files."""
+        inside = "SELECT fp FROM fingerprints WHERE stage=?"
+        items, size = self.db.execute(
+            f"SELECT COALESCE(SUM(items), 0), COALESCE(SUM(bytes), 0) FROM segments WHERE fp IN ({inside})",
+            (stage,),
+        ).fetchone()
+        sql = f"SELECT COALESCE(SUM(file_bytes), 0) FROM artifacts WHERE fp IN ({inside})"
+        (files,) = self.db.execute(sql, (stage,)).fetchone()
+        return int(items), int(size) + int(files)
+
+    def places(self, fp: str) -> dict[str, Place]:
+        """Where every item's output of a fingerprint is."""
+        rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
+        return {item: Place(segment, row, size) for item, segment, row, size in rows}
+
+    def places_of(self, fp: str, units: Units) -> Places:
+        """Where the outputs of these units are, in as little memory as millions of them leave."""
+        rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
+        return Places.of(units, rows)
+
+    def forget_segment(self, segment: str) -> int:
+        """Drop a segment, which makes its items missing work; returns how many items that are."""
+        with self.transaction():
+            count = self.db.execute("DELETE FROM artifacts WHERE segment=?", (segment,)).rowcount
+            self.db.execute("DELETE FROM segments WHERE id=?", (segment,))
+        return int(count)
+
+    def forget_items(self, fp: str, items: Iterable[str]) -> None:
+        """Make single items missing work again, failures included."""
+        pairs = [(fp, item) for item in items]
+        with self.transaction():
+            self.db.executemany("DELETE FROM artifacts WHERE fp=? AND item=?", pairs)
+            self.db.executemany("DELETE FROM failures WHERE fp=? AND item=?", pairs)
+
+    def forget_fingerprint(self, fp: str) -> None:
+        """Drop everything recorded under a fingerprint."""
+        with self.transaction():
+            for table in ("artifacts", "segments", "failures", "fingerprints"):
+                self.db.execute(f"DELETE FROM {table} WHERE fp=?", (fp,))
+
+    def unused_segments(self, fp: str) -> list[str]:
+        """Segments of a fingerprint whose items were all forgotten or made again elsewhere."""
+        sql = (
+            "SELECT id FROM segments s WHERE fp=? AND "
+            "NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.segment = s.id)"
+        )
+        return [segment for (segment,) in self.db.execute(sql, (fp,))]
+
+    # failures -----------------------------------------------------------------------------------
+
+    def add_failure(self, fp: str, item: str, name: str, reason: str) -> None:
+        """Record that an item failed, once more if it did before."""
+        self.db.execute(
+            "INSERT INTO failures VALUES (?,?,?,?,1,?) ON CONFLICT(fp, item) DO UPDATE SET "
+            "name=excluded.name, reason=excluded.reason, attempts=attempts+1, time=excluded.time",
+            (fp, item, name, reason, time.time()),
+        )
+
+    def failures(self, fp: str) -> dict[str, Failure]:
+        """The failed items of a fingerprint."""
+        rows = self.db.execute("SELECT item, name, reason, attempts FROM failures WHERE fp=?", (fp,))
+        return {item: Failure(item, name, reason, attempts) for item, name, reason, attempts in rows}
+
+    # runs ---------------------------------------------------------------------------------------
+
+    def start_run(self, run: str, experiment: str) -> None:
+        """Record that a run began."""
+        row = (run, time.time(), None, experiment, "running", "{}")
+        self.db.execute("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?)", row)
+
+    def end_run(self, run: str, status: str, summary: Mapping[str, Any]) -> None:
+        """Record how a run ended."""
+        sql = "UPDATE runs SET ended=?, status=?, summary=? WHERE id=?"
+        self.db.execute(sql, (time.time(), status, json.dumps(summary), run))
+
+    def runs(self, most: int = 20) -> list[dict[str, Any]]:
+        """The latest runs, newest first."""
+        sql = "SELECT id, started, ended, experiment, status, summary FROM runs ORDER BY started DESC LIMIT ?"
+        keys = ("id", "started", "ended", "experiment", "status", "summary")
+        rows = [dict(zip(keys, row, strict=True)) for row in self.db.execute(sql, (most,))]
+        return [row | {"summary": json.loads(row["summary"])} for row in rows]

@@ -1,0 +1,231 @@
+"""One segment: an immutable HDF5 file with a stage's output for many items, flat and memory-mappable.
+
+Layout (docs/store.md): the attributes `stage`, `fingerprint`, `components` (JSON); `items` (n,) the
+digests; `notes` (n,) a JSON text an item; `checksums` (n,) uint64 over an item's digest, rows and note; and per
+output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ItemError, UserError
+from pipeline.run.stage import Field
+
+Array = NDArray[Any]
+COPY_BYTES = 16 << 20
+
+
+class Damaged(UserError):
+    """A file of the store is not what was written: truncated, overwritten, or its bits flipped."""
+
+
+class SegmentWriter:
+    """Collects the outputs of a shard on disk and writes them as one segment on `finish`.
+
+    Rows are spooled to one raw file a field, so that memory stays flat and the final datasets are
+    contiguous. The target folder sees only the finished file, under its final name.
+    """
+
+    def __init__(self, folder: Path, spool: Path, stage: str, fingerprint: str, components: Mapping[str, Any],
+                 fields: Mapping[str, Field]) -> None:  # fmt: skip
+        self.folder, self.stage, self.fingerprint, self.components = folder, stage, fingerprint, components
+        self.fields, self.id = fields, uuid.uuid4().hex
+        self.spool = spool / self.id
+        self.spool.mkdir(parents=True)
+        self._raw: dict[str, BinaryIO] = {name: (self.spool / name).open("wb") for name in fields}
+        self._tails: dict[str, tuple[int, ...]] = {}
+        self._lengths: dict[str, list[int]] = {name: [] for name in fields}
+        self.items: dict[str, int | None] = {}
+        self._names: dict[str, str] = {}
+        self._notes: list[str] = []
+        self._checksums: list[int] = []
+
+    def append(
+        self, item: str, name: str, outputs: Mapping[str, Array], note: Mapping[str, Any] | None = None,
+        file_bytes: int | None = None,
+    ) -> None:  # fmt: skip
+        """Add one item's outputs. Raises ItemError where they are not what the stage declares."""
+        if item in self.items:
+            raise ValueError(f"{name} is in the segment already")
+        arrays = {field: self._checked(name, field, outputs) for field in self.fields}
+        for field, array in arrays.items():
+            self._tails.setdefault(field, array.shape[1:])
+            self._raw[field].write(raw_bytes(array))
+            self._lengths[field].append(len(array))
+        self.items[item] = file_bytes
+        self._names[item] = name
+        self._notes.append(json.dumps(dict(note or {})))
+        self._checksums.append(checksum(item, arrays, self._notes[-1]))
+
+    def _checked(self, name: str, field: str, outputs: Mapping[str, Array]) -> Array:
+        declared = self.fields[field]
+        if field not in outputs:
+            raise ItemError(name, f"stage {self.stage} made no output {field!r}")
+        array = np.asarray(outputs[field])
+        if not declared.fits(array.shape):
+            raise ItemError(name, f"output {field!r} has shape {array.shape}, declared {declared.shape}")
+        if len(array) == 0:
+            raise ItemError(name, f"output {field!r} is empty")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ItemError(name, f"output {field!r} holds NaN or infinity")
+        with np.errstate(over="ignore"):  # told below, by name
+            stored = np.ascontiguousarray(array, dtype=declared.dtype)
+        if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+            raise ItemError(name, f"output {field!r} exceeds the range of {declared.dtype}")
+        tail = self._tails.get(field, stored.shape[1:])
+        if stored.shape[1:] != tail:
+            raise ItemError(name, f"output {field!r} has rows of shape {stored.shape[1:]}, others of {tail}")
+        return stored
+
+    def finish(self) -> Path | None:
+        """Write the segment, sync it to disk, and give it its name; None where no item succeeded."""
+        for file in self._raw.values():
+            file.close()
+        path = None
+        if self.items:
+            aside = self.spool / "segment.h5"
+            with h5py.File(aside, "w", libver="latest") as out:
+                self._write(out)
+            _sync(aside)
+            path = self.folder / f"{self.id}.h5"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside.replace(path)
+            _sync(self.folder)
+        self.discard()
+        return path
+
+    def _write(self, out: h5py.File) -> None:
+        out.attrs["stage"], out.attrs["fingerprint"] = self.stage, self.fingerprint
+        out.attrs["components"] = json.dumps(self.components, sort_keys=True)
+        keys = list(self.items)
+        out["items"] = np.array([key.encode() for key in keys], dtype="S64")
+        out.create_dataset("names", data=[self._names[k].encode() for k in keys], dtype=h5py.string_dtype())
+        out.create_dataset("notes", data=self._notes, dtype=h5py.string_dtype())
+        sizes = [-1 if (size := self.items[key]) is None else size for key in keys]
+        out["file_bytes"] = np.array(sizes, dtype=np.int64)
+        out["checksums"] = np.array(self._checksums, dtype=np.uint64)
+        for name, declared in self.fields.items():
+            offsets = np.concatenate([[0], np.cumsum(self._lengths[name])]).astype(np.int64)
+            shape = (int(offsets[-1]), *self._tails[name])
+            values = out.create_dataset(f"{name}/values", shape=shape, dtype=declared.dtype)
+            _copy(self.spool / name, values)
+            out[f"{name}/offsets"] = offsets
+
+    def discard(self) -> None:
+        """Remove the spooled files."""
+        for file in self._raw.values():
+            file.close()
+        for path in self.spool.glob("*"):
+            path.unlink()
+        self.spool.rmdir()
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        if self.spool.exists():
+            self.discard()
+
+
+def _copy(raw: Path, values: h5py.Dataset) -> None:
+    """Copy a raw file into a dataset of the same bytes, in blocks."""
+    row_bytes = values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
+    step = max(1, COPY_BYTES // max(1, row_bytes))
+    with raw.open("rb") as file:
+        for start in range(0, values.shape[0], step):
+            stop = min(start + step, values.shape[0])
+            block = np.frombuffer(file.read((stop - start) * row_bytes), dtype=values.dtype)
+            values[start:stop] = block.reshape(stop - start, *values.shape[1:])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def raw_bytes(array: Array) -> memoryview:
+    """The bytes of an array in C order, without a copy where it is laid out so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def checksum(item: str, arrays: Mapping[str, Array], note: str) -> int:
+    """64 bits over an item's digest, its rows of every field, and its note."""
+    state = hashlib.blake2b(f"{item} {note}".encode(), digest_size=8)
+    for name in sorted(arrays):
+        state.update(name.encode())
+        state.update(raw_bytes(arrays[name]))
+    return int.from_bytes(state.digest(), "little")
+
+
+class Segment:
+    """A finished segment, open for reading. Rows are memory-mapped: `rows(field, row)` copies nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with h5py.File(path, "r") as file:
+                self._read(file)
+        except FileNotFoundError:
+            raise Damaged(f"the segment {path} is gone") from None
+        except (OSError, KeyError, ValueError) as error:
+            raise Damaged(f"the segment {path} is damaged or truncated ({error})") from None
+
+    def _read(self, file: h5py.File) -> None:
+        self.stage, self.fingerprint = str(file.attrs["stage"]), str(file.attrs["fingerprint"])
+        self.components = json.loads(str(file.attrs["components"]))
+        self.items = [key.decode() for key in file["items"][()]]
+        self.names = [text.decode() for text in file["names"][()]]
+        self.notes = [text.decode() for text in file["notes"][()]]
+        self.file_bytes = [None if size < 0 else int(size) for size in file["file_bytes"][()]]
+        self._checksums = file["checksums"][()]
+        self._offsets: dict[str, NDArray[np.int64]] = {}
+        self._maps: dict[str, Array] = {}
+        size = self.path.stat().st_size
+        for name in (key for key in file if isinstance(file[key], h5py.Group)):
+            values = file[f"{name}/values"]
+            start = values.id.get_offset()
+            if start is None or start + values.nbytes > size:
+                raise ValueError(f"{name} ends beyond the end of the file")
+            self._offsets[name] = file[f"{name}/offsets"][()]
+            self._maps[name] = np.memmap(self.path, values.dtype, "r", start, values.shape)
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the outputs."""
+        return sorted(self._maps)
+
+    def rows(self, field: str, row: int) -> Array:
+        """The rows of one item's output, a view of the mapped file."""
+        offsets = self._offsets[field]
+        return self._maps[field][offsets[row] : offsets[row + 1]]
+
+    def length(self, field: str, row: int) -> int:
+        """How many rows an item's output has, without reading them."""
+        offsets = self._offsets[field]
+        return int(offsets[row + 1] - offsets[row])
+
+    def check(self, row: int) -> None:
+        """Raise Damaged unless the item's rows are, bit for bit, what was written."""
+        arrays = {name: self.rows(name, row) for name in self._maps}
+        if checksum(self.items[row], arrays, self.notes[row]) != int(self._checksums[row]):
+            raise Damaged(
+                f"the segment {self.path} is damaged: the rows of {self.names[row]} do not have the checksum "
+                "they were written with; `crossreel store verify --repair` drops it, and the next run makes "
+                f"its {len(self.items)} items again"
+            )

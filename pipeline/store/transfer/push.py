@@ -1,0 +1,195 @@
+"""Publish a store's segments and finished folders below a URL: data first, then the entry that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pipeline.store.fingerprint import CONTENT_BYTES
+from pipeline.store.segments import Damaged, Segment
+from pipeline.store.store import RECORD, Store
+from pipeline.store.transfer.entry import Blob, Entry, Untrusted, Where, read_record
+from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
+from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, together
+
+Wanted = Mapping[str, Collection[str]]  # fingerprint -> items, or the one unit of a stage over the corpus
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass
+class _Leaving:
+    """A segment or folder on its way: its files with what is expected of each, and those that arrived."""
+
+    where: Where
+    files: Mapping[str, str | None]  # name in the store -> BLAKE2b; None: it has checksums inside
+    items: list[str] = field(default_factory=list)
+    blobs: dict[str, Blob] = field(default_factory=dict)
+    ended: int = 0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What became of one file."""
+
+    of: _Leaving
+    name: str
+    blob: Blob | None = None
+    bytes: int = 0
+    trouble: str = ""
+
+
+def push(
+    store: Store,
+    remote: Remote,
+    stages: Collection[str] = (),
+    wanted: Wanted | None = None,
+    how: How = How(),  # noqa: B008  # frozen
+    on_moved: OnMoved = lambda moved, total: None,
+) -> Outcome:
+    """Upload what the other side lacks, of everything, or of the stages and items named.
+
+    Nothing that is damaged here is published: a file is read once before it goes, and compared with the
+    checksum it was written with. Killed at any moment, a push leaves nothing half published; the next
+    one skips whole segments and folders unread, and files that are there by digest and size.
+    """
+    outcome, meter = Outcome(), Meter(on_moved)
+    there = remote.entries()
+    folders = {where[:2] for where in there if where.kind == "folder"}  # one of a fingerprint is enough
+    todo: list[Where] = []
+    for where, size in _here(store, stages, wanted):
+        published = where in there or (where.kind == "folder" and where[:2] in folders)
+        if published and not how.again:
+            outcome.already += 1
+        else:
+            todo.append(where)
+            meter.total += size
+    if how.dry_run:
+        for where in todo:
+            outcome.count(where.kind)
+        outcome.bytes = meter.total
+        return outcome
+    for sent in together(how.jobs, _tasks(store, remote, todo, how.again, meter, outcome), meter):
+        _count(remote, sent, outcome)
+    return outcome
+
+
+def _here(store: Store, stages: Collection[str], wanted: Wanted | None) -> Iterator[tuple[Where, int]]:
+    """The segments and finished folders of a store that are asked for, and the bytes of each."""
+    for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
+        if (stages and stage not in stages) or (wanted is not None and fp not in wanted):
+            continue
+        places, sizes = store.places(stage, fp), Counter(store.index.segments(fp))
+        for place in places.values():
+            sizes[place.segment] += place.file_bytes or 0
+        asked = places if wanted is None else [item for item in wanted[fp] if item in places]
+        for segment in sorted({places[item].segment for item in asked}):
+            yield Where(stage, fp, "segment", segment), sizes[segment]
+        if store.has_run(stage, fp):
+            record = store.run_folder(stage, fp) / RECORD
+            size = sum(size for size, _ in store.run_record(stage, fp)["files"].values())
+            digest = hashlib.sha256(record.read_bytes()).hexdigest()
+            yield Where(stage, fp, "folder", digest[:32]), size + record.stat().st_size
+
+
+def _tasks(
+    store: Store, remote: Remote, todo: Collection[Where], again: bool, meter: Meter, outcome: Outcome
+) -> Iterator[Callable[[], _Sent]]:
+    """One task a file. What cannot be read any more is told at once."""
+    for where in todo:
+        try:
+            leaving = (_segment if where.kind == "segment" else _folder)(store, where)
+        except (Damaged, Untrusted, FileNotFoundError) as error:
+            outcome.failed.append((where.sentence, str(error)))
+            continue
+        for name in leaving.files:
+            yield partial(_send, store, remote, leaving, name, again, meter)
+
+
+def _segment(store: Store, where: Where) -> _Leaving:
+    """A segment with the files of its items."""
+    segment = Segment(store.root / where.segment)
+    files: dict[str, str | None] = {}
+    for item, note, size in zip(segment.items, segment.notes, segment.file_bytes, strict=True):
+        if size is not None:
+            told = json.loads(note)
+            path = store.item_file(where.stage, where.fingerprint, item, told["suffix"])
+            files[path.relative_to(store.root).as_posix()] = told["file_digest"]
+    return _Leaving(where, files | {where.segment: None}, segment.items)
+
+
+def _folder(store: Store, where: Where) -> _Leaving:
+    """A finished folder: the files its record lists, and the record."""
+    record = read_record((store.root / where.folder / RECORD).read_bytes())
+    files = {f"{where.folder}/{name}": str(digest) for name, (_, digest) in record.files.items()}
+    return _Leaving(where, files | {f"{where.folder}/{RECORD}": None})
+
+
+def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: bool, meter: Meter) -> _Sent:
+    """Read one file, compare it with what was written, and upload it where it is not there."""
+    path = store.root / name
+    try:
+        before = path.stat()
+        blob = _checked(path, leaving.files[name], meter)
+        sent = again or remote.size(blob.path) != blob.size
+        if not sent:
+            meter.add(blob.size)
+            return _Sent(leaving, name, blob)
+        remote.put(path, blob.path, meter.add)
+        if remote.size(blob.path) != blob.size:
+            raise RemoteTrouble(f"{remote.url}/{blob.path} did not arrive whole")
+        after = path.stat()
+        if (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
+            remote.remove(blob.path)  # another content may have gone out under this digest
+            raise Damaged(f"{path} was made again meanwhile; push once more")
+    except (Damaged, RemoteTrouble) as error:
+        return _Sent(leaving, name, trouble=str(error))
+    except FileNotFoundError:
+        return _Sent(leaving, name, trouble=f"{path} is gone")
+    return _Sent(leaving, name, blob, blob.size)
+
+
+def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
+    """Size and digest of a file. Raises Damaged where it is not what was written."""
+    ours, sha256, size = hashlib.blake2b(digest_size=CONTENT_BYTES), hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            meter.add(0)
+            sha256.update(block)
+            if expected is not None:
+                ours.update(block)
+            size += len(block)
+    if expected is not None and ours.hexdigest() != expected:
+        raise Damaged(f"{path} is not what was written; `crossreel store verify --repair` drops it")
+    if path.suffix == ".h5" and expected is None:
+        segment = Segment(path)
+        for row in range(len(segment.items)):
+            segment.check(row)
+    return Blob(size=size, sha256=sha256.hexdigest())
+
+
+def _count(remote: Remote, sent: _Sent, outcome: Outcome) -> None:
+    """Count a file; after the last of a segment or folder, publish the entry that names them."""
+    leaving = sent.of
+    leaving.ended += 1
+    if sent.blob is None:
+        outcome.failed.append((sent.name, sent.trouble))
+    else:
+        leaving.blobs[sent.name] = sent.blob
+        outcome.files += sent.bytes > 0
+        outcome.bytes += sent.bytes
+    if leaving.ended < len(leaving.files) or len(leaving.blobs) < len(leaving.files):
+        return
+    where = leaving.where
+    try:
+        entry = Entry(kind=where.kind, stage=where.stage, fingerprint=where.fingerprint, id=where.id,
+                      items=leaving.items, files=leaving.blobs)  # fmt: skip
+        remote.write(where.path, as_json(entry.model_dump()))
+    except RemoteTrouble as trouble:
+        outcome.failed.append((where.sentence, str(trouble)))
+    else:
+        outcome.count(where.kind)

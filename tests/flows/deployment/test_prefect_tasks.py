@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect.states import Failed
+
+from flows.deployment.artifacts import ProgressBar, coverage, leaderboard, publish, slug
+from flows.deployment.tasks import Words, _worth_another_try, one_or_more, summary
+from flows.run import RunResult
+from pipeline.errors import TrainingError, UserError
+from pipeline.run.execute import Progress, Report
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, []),
+        ("", []),
+        ("hlformer", ["hlformer"]),
+        ("hlformer, lean", ["hlformer", "lean"]),
+        ([], []),
+        (["hlformer", "lean"], ["hlformer", "lean"]),
+    ],
+)
+def test_methods_are_a_word_several_or_a_list(given: Words, words: list[str]) -> None:
+    assert one_or_more(given) == words
+
+
+def test_a_bare_setting_keeps_its_commas_and_spaces() -> None:
+    assert one_or_more("a.b=[1, 2]", split=False) == ["a.b=[1, 2]"]
+    assert one_or_more("  ", split=False) == []
+
+
+def test_only_an_error_that_is_nobodys_fault_is_worth_another_try() -> None:
+    for error, again in ((OSError("disk"), True), (UserError("x"), False), (TrainingError("x"), False)):
+        assert _worth_another_try(None, None, Failed(data=error)) is again  # type: ignore[arg-type]
+
+
+RESULT = RunResult(
+    "run", [Report("compress", "f", 3, ran=2, failed=1, seconds=1.26), Report("clip", "f", 3, cached=2, blocked=1)], 2.0
+)  # fmt: skip
+
+
+def test_the_sentence_of_a_run_counts_stages_and_failed_items() -> None:
+    assert summary(RESULT) == "1 stages ran, 1 cached; 1 items failed"
+
+
+def test_coverage_accounts_for_every_unit() -> None:
+    rows = coverage(RESULT)
+    assert [row["stage"] for row in rows] == ["compress", "clip"]
+    assert all(row["total"] == row["cached"] + row["made"] + row["failed"] + row["left out"] for row in rows)
+    assert rows[0]["seconds"] == 1.3
+
+
+def test_the_leaderboard_shows_every_metric_with_its_interval() -> None:
+    figure = {"value": 23.14, "low": 20.0, "high": 26.26}
+    row = {"method": "hlformer", "split": "test", "direction": "t2v", "metrics": {"R@1": figure}}
+    assert leaderboard([row]) == [
+        {"method": "hlformer", "split": "test", "direction": "t2v", "R@1": "23.1 [20.0, 26.3]"}
+    ]
+
+
+@pytest.mark.parametrize("name", ["My Corpus (v2)", "ünïcode", "***", "a"])
+def test_a_key_holds_what_prefect_allows(name: str) -> None:
+    assert slug(name) and set(slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_without_a_server_there_is_no_artifact_and_no_error() -> None:
+    with temporary_settings({PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}, restore_defaults={PREFECT_API_URL}):
+        publish(RESULT, "nothing to talk to")
+        bar = ProgressBar("nothing to talk to", "compress")
+        bar.show(Progress("compress", 0, 2))
+        bar.finish()

@@ -1,0 +1,296 @@
+"""Published tables: whether they add up, where their protocols are ours, and ours beside them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from flows.commands.board import board
+from flows.graph import METHODS
+from flows.results.board.lint import lint
+from flows.results.board.published import FOLDER, fitting, read_published
+from flows.results.board.side_by_side import Ours, sections
+from flows.results.measured import Metrics
+from pipeline.corpus.importers.published import UNITS
+from pipeline.corpus.importers.t3dr_hit import SUBSETS
+from pipeline.errors import UserError
+
+CORPORA = ("msrvtt", "msvd", "activitynet", "didemo", "charades", "tvr")
+TABLE = """
+method = "lean"
+paper = "A paper"
+venue = "X 2024"
+arxiv = "1"
+[protocols.full]
+dataset = "MSR-VTT"
+name = "full"
+words = "all of it"
+"""
+
+app = typer.Typer()
+app.command()(board)
+
+
+def call(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stdout
+
+
+def row(**figures: str) -> str:
+    """A row of LEAN's with figures by direction."""
+    lines = [
+        '[[rows]]\nsystem = "LEAN"\nprotocol = "full"',
+        *(f"{name} = {value}" for name, value in figures.items()),
+    ]
+    given = "\n".join(lines)
+    return (
+        "\n"
+        + given
+        + "".join(
+            f'\n{name} = "{value}"'
+            for name, value in (("origin", "paper"), ("table", "table 1"))
+            if f"\n{name} =" not in given
+        )
+        + "\n"
+    )
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    (folder / "lean.toml").write_text(TABLE + text)
+    return list(lint(read_published(folder)).new)
+
+
+def test_every_published_table_adds_up_or_says_that_it_does_not():
+    told = lint(read_published())
+    assert told.new == () and told.gone == ()
+    assert len(told.known) == 4 and all(problem.startswith("LEAN, ") for problem, _ in told.known)
+
+
+def test_every_method_has_a_table_with_its_sources():
+    published = read_published()
+    assert set(published) == set(METHODS)
+    for name, one in published.items():
+        assert any(row.system.lower() == name and not row.variant for row in one.rows), name
+        assert re.fullmatch(r"\d{4}\.\d{5}", one.arxiv)
+
+
+def test_published_protocols_name_ones_that_importers_write():
+    known = {f"T3DR-HIT v2 {subset}" for subset in SUBSETS}
+    for module in CORPORA:
+        found = importlib.import_module(f"pipeline.corpus.importers.{module}")
+        (corpus,) = [
+            one for one in vars(found).values() if hasattr(one, "protocols") and hasattr(one, "stems")
+        ]
+        known |= {f"{corpus.name} {protocol}" for protocol in corpus.protocols}
+    for one in read_published().values():
+        for protocol in one.protocols.values():
+            assert set(protocol.names) <= known and set(protocol.says) <= set(UNITS.values())
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        (
+            {"t2v": '{ "R@1" = 10.0, "R@5" = 20.0, "R@10" = 30.0, RSUM = 60.3 }'},
+            "RSUM is printed as 60.3, its columns sum to 60.0",
+        ),
+        (
+            {"t2v": '{ "R@1" = 10, "R@5" = 20, "R@10" = 30, "R@100" = 50, SumR = 111 }'},
+            "SumR is printed as 111.0, its columns sum to 110.0",
+        ),
+        (
+            {
+                "t2v": '{ "R@1" = 1, "R@5" = 2, "R@10" = 3 }', "v2t": '{ "R@1" = 4, "R@5" = 5, "R@10" = 6 }',
+                "both": "{ RSUM = 22 }",
+            },
+            "both: RSUM is printed as 22.0, its columns sum to 21.0",
+        ),
+        ({"t2v": '{ "R@1" = 10.0, "R@5" = 9.0 }'}, "R@5 is 9, less than R@1 with 10"),
+        ({"t2v": '{ "R@100" = 8.0, "R@10" = 9.0 }'}, "R@100 is 8, less than R@10 with 9"),
+        ({"t2v": '{ "R@1" = 101.0 }'}, "R@1 is 101, possible is 0 to 100"),
+        ({"v2t": "{ RSUM = 301 }"}, "RSUM is 301, possible is 0 to 300"),
+        ({"v2t": "{ MdR = 0.5 }"}, "MdR is 0.5, possible is 1 to inf"),
+        ({"v2t": "{ MRR = 1.5 }"}, "MRR is 1.5, possible is 0 to 1"),
+        ({}, "the row has no figure"),
+        ({"table": '" "', "t2v": "{ MnR = 3 }"}, "no table is named as the source"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_row_that_contradicts_itself_is_told(tmp_path, figures, said):
+    (told,) = problems(tmp_path, row(**figures))
+    assert told.startswith("LEAN, MSR-VTT full, paper") and told.endswith(said)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {
+            "t2v": '{ "R@1" = 10.0, "R@5" = 20.0, "R@10" = 30.0, RSUM = 60.2 }'
+        },  # four figures rounded by 0.05 each
+        {"t2v": '{ "R@1" = 13, "R@5" = 39, "R@10" = 47, RSUM = 101 }', "decimals": "0"},
+        {"t2v": '{ "R@1" = 10.0, RSUM = 207.7 }'},  # not all columns are printed
+        {"t2v": '{ "R@1" = 0, "R@5" = 0, "R@10" = 100, MdR = 1, MRR = 1 }'},
+    ],
+)
+def test_rounding_and_missing_columns_are_no_contradiction(tmp_path, figures):
+    assert problems(tmp_path, row(**figures)) == []
+
+
+def test_two_values_of_one_figure_are_told_also_across_files(tmp_path):
+    first = row(t2v='{ "R@1" = 10.0 }')
+    assert problems(tmp_path, first + row(t2v='{ "R@1" = 10.0, "R@5" = 20.0 }')) == []
+    said = "LEAN, MSR-VTT full, paper, t2v: R@1 is 10 in one row and 11 in another"
+    assert problems(tmp_path, first + row(t2v='{ "R@1" = 11.0 }')) == [said]
+    other = TABLE.replace('"lean"', '"gare"') + row(t2v='{ "R@1" = 11.0 }')
+    (tmp_path / "gare.toml").write_text(other)
+    assert problems(tmp_path, first) == [said.replace("10 in one row and 11", "11 in one row and 10")]
+
+
+def test_a_source_without_a_venue_is_told(tmp_path):
+    (tmp_path / "lean.toml").write_text(TABLE.replace("X 2024", "") + row(t2v="{ MnR = 2 }"))
+    assert lint(read_published(tmp_path)).new == ("lean: the source has no venue",)
+
+
+def test_a_known_contradiction_is_printed_and_a_new_or_a_mended_one_fails(tmp_path):
+    wrong = row(t2v='{ "R@1" = 1, "R@5" = 2, "R@10" = 3, RSUM = 9 }')
+    problem = "LEAN, MSR-VTT full, paper, t2v: RSUM is printed as 9.0, its columns sum to 6.0"
+    known = f'[[known]]\nproblem = "{problem}"\nnote = "as printed"\n'
+    (tmp_path / "lean.toml").write_text(TABLE + wrong)
+    assert call("--lint", "--tables", tmp_path, code=1) == f"new: {problem}\n"
+    (tmp_path / "lean.toml").write_text(TABLE + wrong + known)
+    told = call("--lint", "--tables", tmp_path)
+    assert told == f"known: {problem} (as printed)\n1 known contradictions, no new one\n"
+    (tmp_path / "lean.toml").write_text(TABLE + row(t2v='{ "R@1" = 1 }') + known)
+    assert call("--lint", "--tables", tmp_path, code=1) == f"listed, but not there any more: {problem}\n"
+    assert json.loads(call("--lint", "--json"))["new"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (TABLE + row(t2v='{ "R@2" = 1 }'), r"lean.toml: .*unknown metric 'R@2'; did you mean"),
+        (TABLE + row(origin='"hearsay"', t2v="{ MnR = 1 }"), r"lean.toml: .*'hearsay' is not possible"),
+        (TABLE + row(t2v="{ MnR = 1 }").replace('"full"', '"ful"'), r"has the protocol 'ful'; did you mean 'full'"),
+        (TABLE + "venus = 1", r"lean.toml: .*venus"),
+        ("method = ", r"lean.toml: .*not valid TOML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "lean.toml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_published(tmp_path)
+
+
+def test_an_empty_folder_and_a_method_with_two_files_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"no published table \(.toml\) in"):
+        read_published(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(TABLE + row(t2v="{ MnR = 1 }"))
+    with pytest.raises(UserError, match=r"two.toml: the method lean has a file already"):
+        read_published(tmp_path)
+
+
+def test_the_board_shows_paper_and_repository_with_source_and_protocol():
+    told = call()
+    assert "LEAN (paper)" in told and "HLFormer (repository)" in told and "NeighborRetr (second hand)" in told
+    assert "WSDM 2024, arXiv 2401.03177" in told and "epoch chosen on the test split" in told
+    assert told.count("contradicts itself: LEAN") == 4
+    assert "alpha 0.5" not in told and "alpha 0.5" in call("--all", "--method", "gare")
+    assert "LEAN" not in call("--method", "gare")
+    with pytest.raises(UserError, match="no published table of 'lena'; did you mean 'lean'"):
+        call("--method", "lena")
+
+
+def measured(**protocol) -> Metrics:
+    told = {"split": "test", "items": 1000, "captions": 1000, "dropped": 0, "ties": "mean rank"} | protocol
+    figure = {"value": 40.0, "low": 37.0, "high": 43.0}
+    return Metrics(metrics={"t2v": {"R@1": figure}, "both": {"RSUM": figure}}, mean_ties={}, protocol=told)
+
+
+CORPUS = {"name": "MSR-VTT 1k-A", "sentence": "MSR-VTT 1k-A: trained on the 9k list", "digest": "d"}
+
+
+def ours_in(**protocol):
+    """The section and the line that an evaluation of GARE gets."""
+    found = sections(read_published(), [Ours("gare", "exp.toml", measured(**protocol))])
+    return [(section, line) for section in found for line in section.lines if line.origin == "ours"]
+
+
+def test_ours_stands_in_the_table_of_its_protocol():
+    ((section, line),) = ours_in(corpus=CORPUS)
+    assert (section.dataset, section.protocol) == ("MSR-VTT", "1k-A")
+    assert {"GARE", "NeighborRetr"} <= {other.system for other in section.lines}
+    assert line.apart == () and line.figures["t2v"]["R@1"] == 40 and line.intervals["t2v"]["R@1"] == (37, 43)
+    assert (
+        "MSR-VTT 1k-A: trained on the 9k list; split test: 1,000 items, 1,000 captions; mean rank"
+        in line.protocol
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split": "val"}, "measured on the split val"),
+        ({"dropped": 3}, "3 captions dropped"),
+        ({"rerank": "two stages: 50"}, "two stages: 50"),
+        ({"corpus": CORPUS | {"sentence": "MSR-VTT 1k-A; 7 of 10 videos are missing"}}, "7 of 10 videos are missing"),
+        ({"corpus": CORPUS | {"name": "MSVD lists"}}, None),
+        ({"corpus": CORPUS | {"name": "T3DR-HIT v2 s3dis"}}, "do not say whether"),
+        ({"corpus": CORPUS | {"name": "DiDeMo lists"}}, "the sizes of its splits are not recorded"),
+    ],
+)  # fmt: skip
+def test_ours_is_marked_where_something_keeps_it_apart(change, words):
+    ((_, line),) = ours_in(**({"corpus": CORPUS} | change))
+    assert line.apart == () if words is None else words in line.apart[0]
+
+
+def test_ours_on_a_corpus_of_its_own_has_no_published_row_beside_it():
+    for corpus in (None, CORPUS | {"name": "MSR-VTT 7k"}):
+        ((section, line),) = ours_in(corpus=corpus)
+        assert section.lines == (line,) and section.dataset == "exp.toml"
+        assert "no published row applies" in line.apart[0]
+
+
+def test_moments_are_not_paragraphs():
+    sentence = f"ActivityNet Captions val_1: trained on train; {UNITS['moments']}"
+    found = [
+        p.name
+        for p in fitting(read_published(), {"name": "ActivityNet Captions val_1", "sentence": sentence})
+    ]
+    assert found == ["prvr"]
+    sentence = sentence.replace(UNITS["moments"], UNITS["paragraph"])
+    found = [
+        p.name
+        for p in fitting(read_published(), {"name": "ActivityNet Captions val_1", "sentence": sentence})
+    ]
+    assert found == ["paragraphs"]
+
+
+def test_ours_is_printed_with_its_interval_and_as_json(tmp_path, monkeypatch):
+    ours = [Ours("gare", "exp.toml", measured(corpus=CORPUS, dropped=2))]
+    monkeypatch.setattr("flows.commands.board._ours", lambda *given: ours)
+    lines = call("exp.toml", "--method", "gare").splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith("gare (ours) ≠"))
+    assert lines[place].split()[-1] == "40.0" and lines[place + 1].split() == ["95", "%", "37-43"]
+    assert "  gare (ours) ≠: 2 captions dropped, because items or captions failed" in lines
+    told = json.loads(call("exp.toml", "--json"))
+    assert {section["dataset"] for section in told} >= {"MSR-VTT", "MSVD", "TVR", "T3DR-HIT"}
+    assert [line["origin"] for line in told[0]["lines"]].count("ours") == 1
+
+
+def test_an_experiment_that_is_not_evaluated_is_one_sentence(small):
+    with pytest.raises(UserError, match=r"no method of .* is evaluated yet; run `crossreel run .*` first"):
+        call(small.toml)
+
+
+def test_the_tables_are_beside_the_module():
+    assert sorted(path.stem for path in FOLDER.glob("*.toml")) == sorted(METHODS)

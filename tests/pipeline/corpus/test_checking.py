@@ -1,0 +1,162 @@
+"""`corpus check`: what would cost hours later is said at once, errors first."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline.corpus.checking import check
+from pipeline.corpus.contents import read_contents
+from pipeline.corpus.manifest import Caption, Corpus, Item
+from pipeline.errors import UserError
+from pipeline.store.index import Index
+
+
+@pytest.fixture
+def findings(tmp_path):
+    """What is found in a corpus of these items, by level."""
+
+    def find(*items: Item) -> dict[str, list[str]]:
+        contents = read_contents(Corpus(tmp_path / "corpus.jsonl", items), Index(tmp_path / "index.sqlite"))
+        seen: list[int] = []
+        found = check(contents, 2, lambda done, total: seen.append(done))
+        assert [finding.level for finding in found] == sorted(finding.level for finding in found)
+        assert seen == list(range(1, len(seen) + 1))
+        return {level: [f.sentence for f in found if f.level == level] for level in ("error", "warning")}
+
+    return find
+
+
+def item(name: str, split: str = "train", *texts: str, media: str | None = None) -> Item:
+    said = texts or (f"{name} in {split}",)
+    return Item(
+        name, split, tuple(Caption(f"{name}#{n}", t) for n, t in enumerate(said)), media or f"{name}.mp4"
+    )
+
+
+def test_a_good_corpus_has_no_findings(findings, rendered, tmp_path):
+    items = [item(f"clip0{n}", split) for n, split in enumerate(("train", "val", "test"))]
+    for one in items:
+        shutil.copy(rendered / (one.media or ""), tmp_path)
+    assert findings(*items) == {"error": [], "warning": []}
+
+
+def test_each_broken_file_is_an_error_with_its_reason_and_the_rest_is_opened(findings, rendered, tmp_path):
+    shutil.copy(rendered / "clip00.mp4", tmp_path / "good.mp4")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video")
+    shutil.copy(rendered / "clip01.mp4", tmp_path / "cut.mp4")
+    with (tmp_path / "cut.mp4").open("r+b") as file:
+        file.truncate(600)
+    errors = findings(*(item(name) for name in ("good", "empty", "text", "cut", "gone")))["error"]
+    told = dict(sentence.split(": ", 1) for sentence in errors)
+    assert set(told) == {"empty", "text", "cut", "gone"}
+    assert "empty (0 bytes)" in told["empty"] and "does not exist" in told["gone"]
+    assert "not a readable video" in told["text"] and "not a readable video" in told["cut"]
+
+
+def test_the_same_bytes_are_a_warning_within_a_split_and_an_error_across(findings, rendered, tmp_path):
+    for name in ("a", "b", "c"):
+        shutil.copy(rendered / "clip00.mp4", tmp_path / f"{name}.mp4")
+    assert findings(item("a"), item("b"))["warning"][0] == "the same bytes: a (train), b (train)"
+    found = findings(item("a"), item("b"), item("c", "test"))
+    assert "the same bytes in several splits: a (train), b (train), c (test)" in found["error"]
+
+
+def test_captions_that_stand_in_train_too_are_a_warning(findings, rendered, tmp_path):
+    for n in range(2):
+        shutil.copy(rendered / f"clip0{n}.mp4", tmp_path)
+    found = findings(item("clip00", "train", "a dog", "a cat"), item("clip01", "test", "a dog", "a bird"))
+    assert "1 of 2 captions of test stand in train too, for instance 'a dog'" in found["warning"]
+
+
+def test_missing_and_mute_splits_are_told(findings, rendered, tmp_path):
+    shutil.copy(rendered / "clip00.mp4", tmp_path)
+    found = findings(Item("clip00", "val", (), "clip00.mp4"))
+    assert "the split 'val' has no captions" in found["error"]
+    assert {"there is no split 'train'", "there is no split 'test'"} <= set(found["warning"])
+
+
+def test_imported_items_have_nothing_to_open(findings):
+    said = (Caption("c", "x"),)
+    found = findings(*(Item(split, split, said, digest=split) for split in ("train", "val", "test")))
+    assert found["error"] == []
+
+
+# point clouds --------------------------------------------------------------------------------------
+
+ROWS = np.random.default_rng(0).uniform(0, 1, (20, 6))
+BYTES = ROWS * [1, 1, 1, 255, 255, 255]
+ALONG = np.array([1, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """`cloud(name, rows)` writes a table and gives its item."""
+
+    def make(name: str, rows: np.ndarray, split: str = "train") -> Item:
+        np.savetxt(tmp_path / f"{name}.txt", rows)
+        return Item(name, split, (Caption(f"{name}#0", f"{name} said"),), f"{name}.txt", "pointcloud")
+
+    return make
+
+
+def test_good_clouds_have_no_findings(findings, cloud):
+    items = [cloud(split, BYTES + n * ALONG, split) for n, split in enumerate(("train", "val", "test"))]
+    assert findings(*items) == {"error": [], "warning": []}
+
+
+def test_a_cloud_that_cannot_be_used_is_an_error_with_its_reason(findings, cloud, tmp_path):
+    items = [
+        cloud("good", BYTES),
+        cloud("narrow", BYTES[:, :5]),
+        cloud("nan", BYTES * np.nan),
+        cloud("empty", BYTES),
+    ]
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "cut.ply").write_bytes(b"ply\nformat")
+    errors = findings(*items, Item("cut", "train", (), "cut.ply", "pointcloud"))["error"]
+    assert sorted(errors) == [
+        "cut: it is no .ply file: its header does not end",
+        "empty: the file is empty (0 bytes)",
+        "nan: none of its 20 points is finite",
+        "narrow: it has 5 columns; x y z r g b needs 6, x y z alone 3 (the setting columns says which they are)",
+    ]
+
+
+def test_what_may_mislead_in_clouds_is_a_warning(findings, cloud):
+    dropped = BYTES.copy()
+    dropped[3] = np.nan
+    items = [
+        cloud("dropped", dropped), cloud("bytes", BYTES[::-1]), cloud("unit", ROWS), cloud("bare", ROWS[:, :3]),
+        cloud("far", BYTES + 4.5e6 * ALONG), cloud("dot", BYTES[[0, 0]]),
+        cloud("black", ROWS * [1, 1, 1, 0, 0, 0]),
+    ]  # fmt: skip
+    warnings = findings(*items)["warning"][:5]
+    assert warnings[:3] == [
+        "dropped: 1 of 20 points are NaN or infinite and are left out",
+        "far: it measures 0.983 and lies 4.5e+06 from the origin, where float32 has steps of 0.5; move it to the "
+        "origin",
+        "dot: all its points are one",
+    ]
+    assert warnings[3] == "1 of 7 point clouds have no colours, for instance bare; 0 is taken"
+    assert warnings[4] == (
+        "two scales of colours in one corpus: 1 point clouds reach no more than 1, for instance unit, and 4 reach "
+        "more, for instance dropped"
+    )
+
+
+def test_the_same_cloud_in_two_splits_is_an_error(findings, cloud):
+    found = findings(cloud("a", BYTES), cloud("b", BYTES, "test"))["error"]
+    assert "the same bytes in several splits: a (train), b (test)" in found
+
+
+def test_two_kinds_in_one_manifest_are_one_sentence(findings, cloud):
+    with pytest.raises(UserError) as raised:
+        findings(cloud("a", BYTES), item("b"), item("c"))
+    assert (
+        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest a kind"
+        in str(raised.value)
+    )

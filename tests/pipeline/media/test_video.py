@@ -1,0 +1,112 @@
+"""Frames are those on the screen at their time, times are presentation times, and decoders agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ItemError
+from pipeline.media import video
+from pipeline.media.video import (
+    Compression,
+    compress,
+    compress_command,
+    decode,
+    frame_times,
+    probe,
+)
+
+LOSSLESS = Compression(crf=0)
+
+
+def frames(path, decoder="pyav"):
+    chunks = list(decode(path, decoder))
+    return np.concatenate([f for f, _ in chunks]), np.concatenate([t for _, t in chunks])
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory, run_ffmpeg):
+    """A clip of 25 fps and 4 s whose grey level is twice the number of the frame."""
+    path = tmp_path_factory.mktemp("clock") / "clock.mkv"
+    source = "nullsrc=size=64x64:rate=25:duration=4,format=gray,geq=lum='2*N'"
+    run_ffmpeg("-f", "lavfi", "-i", source, "-c:v", "ffv1", path)
+    return path
+
+
+def test_each_frame_is_the_one_on_the_screen_at_its_time(clock, tmp_path):
+    times = compress(clock, tmp_path / "out.mp4", LOSSLESS, 60)
+    np.testing.assert_allclose(times, np.arange(12) / 3, atol=1e-3)
+    pictures, decoded = frames(tmp_path / "out.mp4")
+    np.testing.assert_allclose(decoded, times, atol=1e-3)
+    shown = np.floor(times * 25 + 1e-6)  # the frame that began last
+    levels = pictures.mean(axis=(1, 2, 3)) / 2
+    np.testing.assert_allclose(levels, shown, atol=1.0)
+    assert levels[0] < 1  # the first frame is kept
+
+
+@pytest.mark.parametrize("fps", [1, 3, 5, 12.5])
+def test_a_video_of_t_seconds_has_fps_times_t_frames(clock, tmp_path, fps):
+    assert len(compress(clock, tmp_path / "out.mp4", Compression(fps=fps), 60)) == round(4 * fps)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [("640x360", (224, 398)), ("360x640", (398, 224)), ("301x301", (224, 224)), ("160x120", (120, 160)),
+     ("161x99", (98, 160))],
+)  # fmt: skip
+def test_the_short_side_is_scaled_never_enlarged_and_even(clip_of, tmp_path, size, wanted):
+    clip_of(tmp_path / "in.mkv", 1, size, 25, 0, "-pix_fmt", "yuv444p")
+    compress(tmp_path / "in.mkv", tmp_path / "out.mp4", Compression(), 60)
+    found = probe(tmp_path / "out.mp4")
+    assert abs(found.height - wanted[0]) <= 2 and abs(found.width - wanted[1]) <= 2
+    assert min(found.height, found.width) == min(wanted) and found.width % 2 == found.height % 2 == 0
+
+
+def test_the_same_video_compresses_to_the_same_bytes(clock, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        compress(clock, tmp_path / name, Compression(), 60)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_decoders_agree_within_a_few_grey_levels(clip_of, tmp_path):
+    clip_of(tmp_path / "in.mp4", 3)
+    compress(tmp_path / "in.mp4", tmp_path / "out.mp4", Compression(), 60)
+    (ours, times), (theirs, other) = (frames(tmp_path / "out.mp4", name) for name in ("decord", "pyav"))
+    assert ours.shape == theirs.shape == (9, 120, 160, 3)
+    np.testing.assert_allclose(times, other, atol=1e-3)
+    assert np.abs(ours.astype(int) - theirs).mean() < 3
+
+
+def test_a_long_video_comes_in_chunks(clip_of, tmp_path):
+    clip_of(tmp_path / "in.mp4", 3, rate=25)
+    sizes = [len(pictures) for pictures, _ in decode(tmp_path / "in.mp4", "pyav", chunk=32)]
+    assert sizes == [32, 32, 11]
+
+
+def test_a_path_is_a_file_and_nothing_else(tmp_path):
+    command = compress_command(tmp_path / "-i http:x.mp4", tmp_path / "out.mp4", Compression())
+    assert f"file:{tmp_path}/-i http:x.mp4" in command
+    assert command[command.index("-protocol_whitelist") + 1] == "file" and "-nostdin" in command
+
+
+def test_a_failed_video_leaves_no_file(tmp_path):
+    (tmp_path / "in.mp4").write_bytes(b"nothing" * 100)
+    with pytest.raises(ItemError, match="not a readable video"):
+        compress(tmp_path / "in.mp4", tmp_path / "out.mp4", Compression(), 60)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_video_that_takes_too_long_is_a_named_failure(clip_of, tmp_path, monkeypatch):
+    clip_of(tmp_path / "in.mp4", 1)
+    stuck = tmp_path / "ffmpeg"
+    stuck.write_text("#!/bin/sh\nexec sleep 600\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr(video, "find_ffmpeg", lambda: str(stuck))
+    with pytest.raises(ItemError, match="was not done after 1 s"):
+        compress(tmp_path / "in.mp4", tmp_path / "out.mp4", Compression(), 0.5)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_times_come_from_the_packets(clip_of, tmp_path):
+    clip_of(tmp_path / "in.mp4", 2, rate=10)
+    np.testing.assert_allclose(frame_times(tmp_path / "in.mp4"), np.arange(20) / 10, atol=1e-3)

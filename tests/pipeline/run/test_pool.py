@@ -1,0 +1,130 @@
+"""A worker's death costs its shard, which is tried again; the unit at fault is found and named."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.child import ChildError
+from pipeline.run.engines.local import Process
+from pipeline.run.pool import TRIES, Killed, Message, run_shards
+
+WORKER = """
+import os, signal, time
+from pathlib import Path
+
+def work(request, send):
+    folder = Path(request["folder"])
+    with open(folder / "began", "a") as file:
+        print(",".join(request["keys"]), file=file)
+    for key in request["keys"]:
+        if key == "bug":
+            raise ZeroDivisionError("ours")
+        if key == "hangs":
+            time.sleep(600)
+        if key.startswith("deadly") or (key == "once" and not (folder / "died").exists()):
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        send({"done": key, "pid": os.getpid()}, {})
+    send({"segment": request["keys"]}, {})
+"""
+
+
+@pytest.fixture
+def pool(tmp_path: Path):
+    """`pool(shards)` runs shards of keys over two workers and gives the events."""
+    (tmp_path / "worker_of_test.py").write_text(WORKER)
+
+    def run(shards, workers=2, stall_seconds=60.0):
+        def request(shard, number):
+            return {"keys": shard, "folder": str(tmp_path)}
+
+        env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+        processes = [Process("worker_of_test:work", env=env) for _ in range(workers)]
+        return list(run_shards(processes, shards, request, stall_seconds))
+
+    return run
+
+
+def finished(events) -> list[str]:
+    """Keys of the shards that were finished; a shard that died in the middle gives none."""
+    return sorted(
+        k for e in events if isinstance(e, Message) and "segment" in e.header for k in e.header["segment"]
+    )
+
+
+def test_every_shard_is_done_once_by_workers_that_stay(pool):
+    events = pool([["a", "b"], ["c"], ["d", "e"], ["f"]])
+    assert finished(events) == list("abcdef")
+    assert len({e.header["pid"] for e in events if "pid" in e.header}) <= 2
+
+
+def test_a_shard_whose_worker_died_once_is_done_again_whole(pool):
+    events = pool([["a", "once", "b"], ["c"]])
+    assert finished(events) == ["a", "b", "c", "once"]
+    assert not any(isinstance(e, Killed) for e in events)
+
+
+def test_units_that_kill_their_worker_are_isolated_and_the_rest_succeeds(pool):
+    events = pool([["a", "b", "deadly1", "c", "d"], ["e", "deadly2"], ["f"]])
+    assert finished(events) == list("abcdef")
+    killed = {e.key: e.reason for e in events if isinstance(e, Killed)}
+    assert set(killed) == {"deadly1", "deadly2"}
+    assert all("SIGKILL" in reason for reason in killed.values())
+
+
+def test_a_shard_is_tried_three_times_whole_and_then_in_halves(pool, tmp_path):
+    events = pool([["a", "b", "deadly", "c"]], workers=1)
+    began = (tmp_path / "began").read_text().split()
+    assert began == ["a,b,deadly,c"] * TRIES + ["a,b", "deadly,c", "deadly", "c"] and TRIES == 3
+    assert finished(events) == ["a", "b", "c"]
+
+
+class NeverReady(Process):
+    """A worker for which there is no room."""
+
+    def ready(self, seconds: float) -> bool:
+        return False
+
+
+def test_a_worker_without_a_place_holds_no_shard_up(tmp_path):
+    (tmp_path / "worker_of_test.py").write_text(WORKER)
+    workers = [
+        kind("worker_of_test:work", env={"PYTHONPATH": str(tmp_path)}) for kind in (NeverReady, Process)
+    ]
+    events = run_shards(workers, [["a"], ["b"]], lambda s, n: {"keys": s, "folder": str(tmp_path)}, 60)
+    assert finished(list(events)) == ["a", "b"]
+
+
+def test_an_error_of_the_code_stops_everything(pool):
+    with pytest.raises(ChildError, match="ZeroDivisionError: ours"):
+        pool([["a"], ["bug"], ["b"]])
+
+
+def test_stopping_early_leaves_no_worker(pool, tmp_path):
+    (tmp_path / "sleeper_of_test.py").write_text(
+        "import os, time\ndef work(request, send):\n    send({'pid': os.getpid()}, {})\n    time.sleep(600)\n"
+    )
+    env = {"PYTHONPATH": str(tmp_path)}
+    workers = [Process("sleeper_of_test:work", env=env) for _ in range(2)]
+    events = run_shards(workers, [["a"], ["b"]], lambda s, n: {}, 60)
+    pids = [next(events).header["pid"] for _ in range(2)]
+    events.close()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_unit_without_any_progress_is_one_that_kills_its_worker(pool):
+    events = pool([["hangs"], ["a"]], stall_seconds=2.0)
+    assert finished(events) == ["a"]
+    (killed,) = [event for event in events if isinstance(event, Killed)]
+    assert killed.key == "hangs" and "no progress for 2 s" in killed.reason
+
+
+def test_no_thread_outlives_a_run_that_failed(pool):
+    before = threading.active_count()
+    with pytest.raises(ChildError):
+        pool([["bug"], ["hangs"]])
+    assert threading.active_count() == before

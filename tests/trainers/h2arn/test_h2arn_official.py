@@ -1,0 +1,134 @@
+"""H2ARN's checkpoints in the authors' layout: both kinds of file, there and back, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import UserError
+from trainers.h2arn import official
+from trainers.h2arn.config import H2arnConfig
+from trainers.h2arn.method import H2arn
+
+CASE = Path(__file__).parents[2] / "fixtures" / "h2arn" / "retrieval.safetensors"
+
+
+@pytest.fixture
+def tensors() -> official.State:
+    return load_file(CASE)
+
+
+@pytest.fixture
+def state(tensors: official.State) -> official.State:
+    return {name.removeprefix("state."): v for name, v in tensors.items() if name.startswith("state.")}
+
+
+def checkpoint(state: official.State) -> dict[str, Any]:
+    """What the authors write every 25 epochs."""
+    parameters = [torch.nn.Parameter(value.clone()) for value in state.values()]
+    adam = torch.optim.AdamW(parameters, lr=2e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1.0)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    return {
+        "epoch": 25, "model_state_dict": state, "optimizer_state_dict": adam.state_dict(),
+        "scheduler_state_dict": schedule.state_dict(), "best_recall_at_1": 0.1, "best_recall_at_5": 0.4,
+        "best_recall_at_10": 0.6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["best_r1.pth", "checkpoint.pth", "parallel.pth", "best.safetensors"])
+def test_both_kinds_of_file_are_imported_and_exported_to_the_last_bit(
+    tmp_path: Path, state: official.State, kind: str
+) -> None:
+    file, own, back = tmp_path / kind, tmp_path / "own", tmp_path / "back.pth"
+    if kind.endswith("safetensors"):
+        save_file(state, file)
+    elif kind.startswith("parallel"):
+        torch.save({f"module.{name}": value for name, value in state.items()}, file)
+    else:
+        torch.save(checkpoint(state) if kind.startswith("checkpoint") else state, file)
+    assert official.import_checkpoint(file, own) == {"d_model": 16, "nhead": 16, "num_layers": 2}
+    official.export_checkpoint(own, back)
+    found = torch.load(back, weights_only=True)
+    assert found.keys() == state.keys()
+    assert all(
+        torch.equal(found[name], value) and value.dtype == torch.float32 for name, value in state.items()
+    )
+
+
+def test_imported_weights_score_as_recorded_once_the_heads_are_told(
+    tensors: official.State, state: official.State
+) -> None:
+    method = official.method_from(state, official.config_of(state, nhead=4)).eval()
+    with torch.inference_mode():
+        texts = method.encode_texts({"text": tensors["in.eval_txt"]})
+        found = method.scores(texts, method.encode_items({"cloud": tensors["in.eval_pcd"]}))
+    torch.testing.assert_close(found, tensors["out.sim"], rtol=1e-4, atol=2e-4)
+
+
+def test_sizes_are_those_of_the_tensors(state: official.State) -> None:
+    assert official.sizes(state) == {"d_model": 16, "num_layers": 2, "d_txt": 24, "d_pcd": 20}
+    without = {name: value for name, value in state.items() if "input_proj" not in name}
+    assert official.sizes(without)["d_txt"] == official.sizes(without)["d_pcd"] == 16
+
+
+@pytest.mark.parametrize(("width", "heads"), [(512, 64), (96, 32), (16, 16), (6, 2), (5, 1)])
+def test_heads_are_the_published_number_or_the_greatest_that_divides_the_width(
+    width: int, heads: int
+) -> None:
+    config = H2arnConfig(d_model=width, nhead=1, num_layers=1)
+    state = official.state_of(H2arn(config, width, width))
+    assert official.config_of(state).nhead == heads
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"log_c": None}, "the tensor log_c is missing: the weights do not fit"),
+        (
+            {"pcd_encoder.1.encoder_layer.norm2.bias": None},
+            "the tensor pcd_encoder.1.encoder_layer.norm2.bias is missing",
+        ),
+        (
+            {"log_d": torch.zeros(())},
+            "the tensor log_d is not known: the weights do not fit; did you mean 'log_c'?",
+        ),
+        (
+            {"text_encoder.0.input_proj.bias": torch.zeros(3)},
+            r"the tensor text_encoder.0.input_proj.bias is \(3,\), \(16,\) is needed",
+        ),
+        ({"text_encoder.0.encoder_layer.linear2.bias": None}, "these are no weights of H2ARN's authors"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(
+    tmp_path: Path, state: official.State, change: dict[str, Any], message: str
+) -> None:
+    torch.save({name: v for name, v in {**state, **change}.items() if v is not None}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=message):
+        official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_files_that_are_no_checkpoints_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        official.read(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("no tensors")
+    with pytest.raises(UserError, match="is not a checkpoint that can be read safely"):
+        official.read(tmp_path / "text.pth")
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="has neither a state dict nor one under 'model_state_dict'"):
+        official.read(tmp_path / "other.pth")
+
+
+def test_settings_are_kept_with_the_weights(tmp_path: Path, state: official.State) -> None:
+    torch.save(state, tmp_path / "x.pth")
+    official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own")
+    saved = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert saved["method"] == "h2arn" and saved["config"]["num_layers"] == 2

@@ -1,0 +1,233 @@
+"""Training on several processes: torchrun as a child of the training stage, its ranks told apart from it.
+
+    the stage's process (launch) -> torchrun (agent) -> one process a rank
+
+The stage's process follows what the first rank tells, ends with the first error of any rank, and hands a
+SIGTERM on to the ranks themselves, so that they write their checkpoint before they end. Whoever is killed
+takes with it what it started. On several machines each starts its own agent; they meet at the rendezvous.
+
+Run as `python -m trainers.loop.torchrun agent|rank ...`, by this module alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from pipeline.child import Send, die_with_parent
+from pipeline.errors import ItemError, TrainingError, UserError
+
+POLL_SECONDS = 0.1
+LAST_LINES = 20  # of torchrun's own words, where no rank said what is wrong
+TOLD, ASKED, WORDS = "told.jsonl", "request.json", "words.txt"
+KNOWN = {"ItemError": ItemError, "UserError": UserError, "TrainingError": TrainingError}
+
+
+class RankFailed(Exception):
+    """A rank ended for a reason that is nobody's setting: its traceback, or torchrun's last words."""
+
+
+def wanted(request: Mapping[str, Any]) -> bool:
+    """Whether a training is to run on several processes, and this is not one of them."""
+    several = request.get("processes", 1) > 1 or request.get("nodes", 1) > 1
+    return several and "RANK" not in os.environ
+
+
+def launch(request: Mapping[str, Any], send: Send) -> None:
+    """Run a training request on `processes` ranks of this machine, of `nodes` machines that meet at `rendezvous`.
+
+    Returns when every rank has ended well. Raises what the first rank that failed raised, and
+    SystemExit(143) after a SIGTERM, when the ranks have ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="crossreel-ranks-") as name, _SignalsHeld() as held:
+        folder = Path(name)
+        (folder / ASKED).write_text(json.dumps(dict(request)), encoding="utf-8")
+        (folder / TOLD).touch()
+        with (folder / WORDS).open("wb") as words:
+            agent = subprocess.Popen(
+                _command(request, folder), stdin=subprocess.DEVNULL, stdout=words, stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": str(_threads(request))},
+            )  # fmt: skip
+        try:
+            for header in _followed(agent, folder, held):
+                send(header, {})
+        finally:
+            _end(agent, folder)
+        if held.number:
+            raise SystemExit(128 + held.number)
+        if agent.returncode:
+            raise _failure(folder)
+
+
+def _command(request: Mapping[str, Any], folder: Path) -> list[str]:
+    """torchrun with its ranks."""
+    meeting = ["--standalone"]
+    if request.get("nodes", 1) > 1:
+        meeting = [
+            f"--nnodes={request['nodes']}", "--rdzv-backend=c10d", f"--rdzv-endpoint={request['rendezvous']}",
+            f"--rdzv-id={request['fingerprint']}",
+        ]  # fmt: skip
+    own = [sys.executable, "-P", "-m", "trainers.loop.torchrun"]
+    rank = ["--no-python", *own, "rank", str(folder)]
+    count = [f"--nproc-per-node={request['processes']}", "--max-restarts=0"]
+    return [*own, "agent", str(os.getpid()), *meeting, *count, *rank]
+
+
+def _threads(request: Mapping[str, Any]) -> int:
+    """Threads of each rank: its share of the stage's."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // int(request["processes"]))
+
+
+def _followed(agent: subprocess.Popen[bytes], folder: Path, held: _SignalsHeld) -> Iterator[dict[str, Any]]:
+    """What the first rank tells and what any rank prints, as it comes, until torchrun ends."""
+    passed_on = False
+    with (folder / TOLD).open(encoding="utf-8") as told, (folder / WORDS).open(errors="replace") as words:
+        tellings, sayings = _Lines(told), _Lines(words)
+        while True:
+            ended = agent.poll() is not None
+            yield from (json.loads(line) for line in tellings)
+            failing = bool(held.number) or any(folder.glob("rank-*.error"))
+            if not failing:  # from then on torchrun counts the dead, at length
+                yield from ({"log": line} for line in sayings)
+            if ended:
+                return
+            if held.number and not passed_on:
+                passed_on = True
+                _signal_ranks(folder, signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+
+
+class _Lines:
+    """The whole lines of a file that is still written to; iterated again and again."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._begun = file, ""
+
+    def __iter__(self) -> Iterator[str]:
+        while part := self._file.readline():
+            self._begun += part
+            if self._begun.endswith("\n"):  # else its second half is still to come
+                line, self._begun = self._begun.rstrip("\n"), ""
+                yield line
+
+
+def _signal_ranks(folder: Path, number: int) -> None:
+    """Signal the ranks of this machine, not torchrun, which would give them half a minute."""
+    for path in folder.glob("rank-*.pid"):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(path.read_text(encoding="utf-8")), number)
+
+
+def _end(agent: subprocess.Popen[bytes], folder: Path) -> None:
+    """Leave no process behind, however the stage ends."""
+    if agent.poll() is None:
+        _signal_ranks(folder, signal.SIGKILL)
+        agent.kill()
+        agent.wait()
+
+
+def _failure(folder: Path) -> Exception:
+    """The error of the rank that failed first."""
+    errors = sorted(folder.glob("rank-*.error"), key=lambda path: path.stat().st_mtime_ns)
+    if not errors:
+        words = (folder / WORDS).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return RankFailed("torchrun ended without its ranks: " + "\n".join(words[-LAST_LINES:]))
+    told = json.loads(errors[0].read_text(encoding="utf-8"))
+    kind = KNOWN.get(told["kind"])
+    return kind(*told["arguments"]) if kind else RankFailed(f"{errors[0].stem}: {told['arguments'][0]}")
+
+
+class _SignalsHeld:
+    """A block in which SIGTERM only sets `number`."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> _SignalsHeld:
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+
+
+# What follows runs in torchrun and in its ranks. ----------------------------------------------------------------
+
+
+def agent(arguments: list[str]) -> None:
+    """torchrun itself, which ends with the process that started it."""
+    from torch.distributed.run import main as run
+
+    die_with_parent(int(arguments[0]))
+    run(arguments[1:])
+
+
+def rank(folder: Path) -> None:
+    """One process of the training."""
+    from trainers.workers import train
+
+    die_with_parent(os.getppid())
+    local, number = os.environ["LOCAL_RANK"], os.environ["RANK"]
+    (folder / f"rank-{local}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    request = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    if request["device"].startswith("cuda"):
+        request["device"] = f"cuda:{local}"
+    with _told_of_errors(folder / f"rank-{number}.error"), _channel(folder, number) as send:
+        train(request, send)
+
+
+@contextmanager
+def _channel(folder: Path, number: str) -> Iterator[Send]:
+    """What the training tells goes to the stage's process, from the first rank alone."""
+    if number != "0":
+        yield lambda header, arrays: None
+        return
+    with (folder / TOLD).open("a", encoding="utf-8") as file:
+
+        def send(header: Mapping[str, Any], _: Mapping[str, Any]) -> None:
+            file.write(json.dumps(dict(header)) + "\n")
+            file.flush()
+
+        yield send
+
+
+@contextmanager
+def _told_of_errors(path: Path) -> Iterator[None]:
+    """An error is written down, and ends the process without more words."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, (ItemError, UserError, TrainingError))
+        plain = [error.item, error.reason] if isinstance(error, ItemError) else [str(error)]
+        told = {"kind": type(error).__name__, "arguments": plain if known else [traceback.format_exc()]}
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(told), encoding="utf-8")
+        aside.rename(path)
+        raise SystemExit(1) from None
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of both."""
+    if arguments[0] == "agent":
+        agent(arguments[1:])
+    else:
+        rank(Path(arguments[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

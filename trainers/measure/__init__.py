@@ -1,0 +1,1 @@
+"""Scores, ranks, metrics, and the search over a trained method's encodings."""

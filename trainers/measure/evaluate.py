@@ -1,0 +1,582 @@
+"""Evaluation of a method on a split: encode everything once, score in blocks, rank, write it down.
+
+Axes: Q captions of a split, q of a block, V items, K places kept of each caption's ranking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from pipeline.errors import UserError, nearest
+from pipeline.settings import Params
+from trainers.data import SplitIndex
+from trainers.loop import distributed
+from trainers.measure import postprocess
+from trainers.measure.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
+from trainers.measure.metrics import (
+    LEVEL,
+    RESAMPLES,
+    Block,
+    Figure,
+    ItemRanks,
+    Links,
+    Positions,
+    Ranks,
+    chance,
+    intervals,
+    join,
+    metrics,
+    rsum,
+    text_ranks,
+    top,
+)
+from trainers.measure.postprocess import Bank
+from trainers.method import Batch, Encoded, Method, MethodData
+from trainers.stages import EvaluateParams
+
+DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
+TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
+MEMORY_MB = 1024
+EXPLAINED = 256  # captions at most whose matches are explained, spread over all
+EXPLAINED_PLACES = 3  # of their rankings; the right item follows
+BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
+
+Figures = dict[str, dict[str, Figure]]
+"""Direction, then metric; RSUM, which is of two directions, stands under `both`."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where every query found its answer. The ranks of `v2t` are those of `asked`, the items with a caption.
+
+    right: (Q,), the item whose rank a caption has, the best of its right ones. top_items, top_scores: (Q, K), best
+    first, equal scores in gallery order. occurrences: of each member of a direction's gallery, how many queries have it
+    in their first PLACES.
+    """
+
+    ranks: dict[str, Ranks]
+    asked: Positions
+    right: Positions
+    top_items: Positions
+    top_scores: NDArray[np.float32]
+    occurrences: dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class PostProcessed:
+    """The figures of one post-processing of the scores, with what they must be read with."""
+
+    metrics: Figures
+    mean_ties: Figures  # nothing if no answer is tied
+    note: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a split with the protocol and the rankings behind them.
+
+    mean_ties holds the same metrics under the mean rank of ties, and nothing if no answer is tied.
+    explanation: `query` (E,), `item` (E, P), positions of captions and of the first items of their rankings and the
+    right one, and (E, P, ...) what the method says of each pair; nothing if it says nothing.
+    post_processed: figures beside the others, which know nothing of it, by what was done to the scores.
+    """
+
+    index: SplitIndex
+    ranking: Ranking
+    metrics: Figures
+    mean_ties: Figures
+    protocol: dict[str, Any]
+    hubness: dict[str, Hubness] = field(default_factory=dict)
+    explanation: dict[str, NDArray[Any]] = field(default_factory=dict)
+    post_processed: dict[str, PostProcessed] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write metrics.json, ranking.safetensors (ranks, top places) and queries.json (ids and texts).
+
+        A method that explains its matches leaves explanation.safetensors too.
+        """
+        summary = {
+            "metrics": _plain(self.metrics),
+            "mean_ties": _plain(self.mean_ties),
+            "protocol": self.protocol,
+            "hubness": {direction: asdict(found) for direction, found in self.hubness.items()},
+        }
+        if self.post_processed:
+            summary["post_processed"] = {name: asdict(found) for name, found in self.post_processed.items()}
+        names = ["items", "captions", "caption_item", "texts"]
+        if self.index.caption_also:
+            names.append("caption_also")
+        queries = {name: getattr(self.index, name) for name in names}
+        (folder / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (folder / "queries.json").write_text(json.dumps(queries) + "\n", encoding="utf-8")
+        save_file(_arrays(self.ranking, bool(self.index.caption_also)), folder / "ranking.safetensors")
+        if self.explanation:
+            save_file(self.explanation, folder / "explanation.safetensors")
+
+
+def evaluate(
+    method: Method,
+    data: MethodData,
+    split: str,
+    index: SplitIndex,
+    directions: Sequence[str] = ("t2v",),
+    device: str | torch.device = "cpu",
+    memory_mb: int = MEMORY_MB,
+    seed: int = 0,
+    corpus: Mapping[str, Any] | None = None,
+    rerank: int = 0,
+    kind: str = "video",
+    queries: int | None = None,
+    post_processing: EvaluateParams | None = None,
+    bank: MethodData | None = None,
+) -> Evaluation:
+    """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
+
+    The encodings of the split, which several processes share the work of and all get, stay on the host; the
+    blocks of scores, and what is scored at once, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
+    quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of so many `queries` of
+    the corpus were dropped, because they failed or no item that is right for them is left.
+    With `rerank`, only so many items of each caption are truly scored, the best by the method's cheap scores; the
+    protocol says so. Raises UserError if the method has none.
+    What `post_processing` asks for is measured besides, on the same scores; QB-norm takes the training split of `bank`.
+    """
+    for direction in directions:
+        if direction not in DIRECTIONS:
+            raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
+    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
+    links = index.links
+    asked = post_processing.post_processing if post_processing else ()
+    # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
+    blocks: Iterable[Block] = list(rows) if ("v2t" in directions or asked) and rows.fit else rows
+    ranking = _rank(blocks, links, directions)
+    strict, mean = _both_figures(ranking.ranks, links, seed)
+    return Evaluation(
+        index,
+        ranking,
+        metrics=strict,
+        mean_ties=mean,
+        protocol={"kind": kind, **_protocol(split, index, directions, seed, queries)}
+        | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
+        | ({"corpus": dict(corpus)} if corpus else {}),
+        hubness={
+            direction: hubness(counts, min(PLACES, len(counts)))
+            for direction, counts in ranking.occurrences.items()
+        },
+        explanation=rows.explanation(ranking.top_items, _caption_item(index)),
+        post_processed=_post_processed(blocks, rows, links, directions, seed, post_processing, bank),
+    )
+
+
+def validation_figure(
+    method: Method,
+    data: MethodData,
+    split: str,
+    index: SplitIndex,
+    device: str | torch.device = "cpu",
+    memory_mb: int = MEMORY_MB,
+) -> float:
+    """SumR of captions looking for items, the figure that early stopping watches; no bootstrap.
+
+    It takes the mean rank of ties: a model collapsed to one score for everything has strict rank 1
+    everywhere, and would be kept as the best.
+    """
+    links = index.links
+    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
+    return metrics(join([text_ranks(scores, links[where]) for where, scores in rows]).mean)["SumR"]
+
+
+class ScoreRows:
+    """Blocks of score rows over all items, computed anew on every pass, one tile of items at a time.
+
+    A block of scores takes an eighth of the memory, because ranking it needs masks and a partial sort
+    of its size; the encodings of a tile take a quarter for texts and one for items. The rest is the
+    method's. With `rerank`, cheap scores choose which items of a caption are scored (`_rerank`).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        texts: Encoded,
+        items: Encoded,
+        device: str | torch.device,
+        memory_mb: int,
+        rerank: int = 0,
+    ) -> None:
+        self.method, self.texts, self.items, self.device = method, texts, items, device
+        self.rerank = rerank
+        self.memory_mb = memory_mb
+        memory = memory_mb * 2**20
+        method.work_bytes = memory * 3 // 8
+        self.queries, self.gallery = _count(texts), _count(items)
+        row_bytes = 4 * self.gallery
+        self.rows = max(1, min(memory // 8 // row_bytes, memory // 4 // _bytes_each(texts)))
+        self.columns = max(1, memory // 4 // _bytes_each(items))
+        self.fit = self.queries * row_bytes <= memory // 8
+
+    def __iter__(self) -> Iterator[Block]:
+        for first in range(0, self.queries, self.rows):
+            where = slice(first, min(first + self.rows, self.queries))
+            yield where, self._block(where)
+
+    def between(self, texts: Encoded, items: Encoded) -> ScoreRows:
+        """Those of other captions or items of the same method, all pairs scored truly."""
+        return ScoreRows(self.method, texts, items, self.device, self.memory_mb)
+
+    def _block(self, where: slice) -> NDArray[np.float32]:
+        """Scores (q, V) of the captions at `where`."""
+        out = np.empty((where.stop - where.start, self.gallery), np.float32)
+        with _inference(self.method):
+            texts = _part(self.texts, where, self.device)
+            for first in range(0, self.gallery, self.columns):
+                tile = slice(first, first + self.columns)
+                out[:, tile] = self._scores(texts, _part(self.items, tile, self.device))
+            if 0 < self.rerank < self.gallery:
+                self._rerank(out, texts)
+        return out
+
+    def _scores(self, texts: Encoded, items: Encoded) -> NDArray[np.float32]:
+        """True scores, or cheap ones where they are to choose."""
+        if not 0 < self.rerank < self.gallery:
+            return self.method.scores(texts, items).float().cpu().numpy()
+        cheap = self.method.cheap_scores(texts, items)
+        if cheap is None:
+            raise UserError(
+                f"rerank = {self.rerank} is not possible: the method has no cheap scores to choose by"
+            )
+        return cheap.float().cpu().numpy()
+
+    def _rerank(self, out: NDArray[np.float32], texts: Encoded) -> None:
+        """Score the best items of each caption truly, and put all others far below them, in the cheap order.
+
+        float32 tells cheap scores 1e-4 apart there; equal ones are ties, which `mean_ties` shows.
+        """
+        best, _ = top(out, self.rerank)
+        out -= np.float32(BELOW)
+        for row, items in enumerate(best):
+            some = {
+                name: values[torch.from_numpy(items)].to(self.device) for name, values in self.items.items()
+            }
+            scores = self.method.scores({name: values[row : row + 1] for name, values in texts.items()}, some)
+            out[row, items] = scores[0].float().cpu().numpy()
+            if out[row, items].min() <= 1 - BELOW:
+                raise ValueError(
+                    f"a score is {out[row, items].min()}; two stages need scores above {1 - BELOW}"
+                )
+
+    def explanation(self, top_items: Positions, right: Positions) -> dict[str, NDArray[Any]]:
+        """What the method says of the first items and the right one of some captions: see Evaluation.
+
+        top_items: (Q, K), best first; right: (Q,).
+        """
+        step = -(-self.queries // EXPLAINED)
+        queries = np.arange(0, self.queries, step)
+        items = np.concatenate([top_items[queries, :EXPLAINED_PLACES], right[queries, None]], 1)
+        said: dict[str, list[NDArray[Any]]] = {}
+        with _inference(self.method):
+            for query, places in zip(queries, items, strict=True):
+                texts = _part(self.texts, slice(query, query + 1), self.device)
+                some = {name: v[torch.from_numpy(places)].to(self.device) for name, v in self.items.items()}
+                found = self.method.explain(texts, some)
+                if not found:
+                    return {}
+                for name, values in found.items():
+                    said.setdefault(name, []).append(values[0].cpu().numpy())
+        stacked = {name: np.ascontiguousarray(np.stack(rows)) for name, rows in said.items()}
+        return {"query": queries, "item": items} | stacked
+
+
+def _score_rows(
+    method: Method,
+    data: MethodData,
+    split: str,
+    index: SplitIndex,
+    *,
+    device: str | torch.device,
+    memory_mb: int,
+    rerank: int = 0,
+) -> ScoreRows:
+    """The encoded split, ready to be scored. Raises UserError if it has nothing to rank."""
+    if not index.items:
+        raise UserError(f"the split {split!r} has no items, so there is no gallery to search")
+    if not index.captions:
+        raise UserError(f"the split {split!r} has no captions, so there are no queries to rank")
+    with distributed.process_group(torch.device(device)), _inference(method):
+        items = _encode(method.encode_items, data.item_batches(split), len(index.items), "items", device)
+        texts = _encode(
+            method.encode_texts, data.text_batches(split), len(index.captions), "captions", device
+        )
+    return ScoreRows(method, texts, items, device, memory_mb, rerank)
+
+
+def _encode(
+    encode: Callable[[Batch], Encoded],
+    batches: Iterable[Batch],
+    count: int,
+    what: str,
+    device: str | torch.device,
+) -> Encoded:
+    """All encodings on the host of every process, put at the `index` of their batch, or in order where it has none.
+
+    Of several processes each encodes its share. All then score everything: encoding is what takes the time, and
+    blocks of the same shape everywhere leave no process with other figures than one alone has.
+    """
+    out: Encoded = {}
+    seen = torch.zeros(count, dtype=torch.int64)
+    place = 0
+    for batch, ours in _own(batches):
+        encoded = encode({name: values.to(device) for name, values in batch.items()})
+        encoded = _joint(encoded, ours)
+        size = _count(encoded)
+        where = torch.arange(place, place + size)
+        if "index" in batch:
+            where = _joint({"index": batch["index"].to(device)}, ours)["index"]
+        for name, values in encoded.items():
+            if name not in out:
+                out[name] = torch.empty((count, *values.shape[1:]), dtype=values.dtype)
+            if values.shape != (len(where), *out[name].shape[1:]):
+                raise ValueError(f"{name} of {what} changes its shape from batch to batch: {values.shape}")
+            out[name][where] = values
+        seen.index_add_(0, where, torch.ones_like(where))
+        place += size
+    if not (seen == 1).all():
+        raise ValueError(f"of {count} {what} {int((seen != 1).sum())} were not encoded exactly once")
+    return out
+
+
+def _own(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """This process's batch of every `world` consecutive ones, and whether it is truly its own.
+
+    Where the last ones do not suffice, a process left over encodes the first of them too and hands in nothing:
+    all processes take the same steps, and each knows the shapes.
+    """
+    rank, world = distributed.rank(), distributed.world()
+    chosen: tuple[Batch, bool] | None = None
+    for number, batch in enumerate(batches):
+        if number % world == 0 and chosen:
+            yield chosen
+        if number % world in (0, rank):
+            chosen = batch, number % world == rank
+    if chosen:
+        yield chosen
+
+
+def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
+    """The rows of all processes that have a batch, on the host, in order of rank."""
+    return {
+        name: torch.cat(distributed.gather(values if ours else values[:0])).cpu()
+        for name, values in rows.items()
+    }
+
+
+def _rank(blocks: Iterable[Block], links: Links, directions: Sequence[str]) -> Ranking:
+    """Ranks in every direction and the top places of each caption."""
+    both = "v2t" in directions
+    found, right, places, items = [], [], [], ItemRanks(links.items)
+    best = ColumnTop(links.items)
+    for where, scores in blocks:
+        linked = links[where]
+        found.append(text_ranks(scores, linked))
+        right.append(linked.best(scores))
+        places.append(top(scores, TOP))
+        if both:
+            items.find(scores, linked)
+            best.add(scores)
+    ranks = {"t2v": join(found)}
+    if both:
+        for where, scores in blocks:
+            items.count(scores, links[where])
+        ranks["v2t"] = items.ranks()
+    top_items = np.concatenate([positions for positions, _ in places])
+    held = {"t2v": (top_items[:, :PLACES], links.items)}
+    if both:
+        held["v2t"] = best.positions[links.asked], links.captions
+    wanted = [direction for direction in DIRECTIONS if direction in directions]
+    return Ranking(
+        {direction: ranks[direction] for direction in wanted},
+        asked=links.asked,
+        right=np.concatenate(right),
+        top_items=top_items,
+        top_scores=np.concatenate([scores for _, scores in places]),
+        occurrences={direction: occurrences(*held[direction]) for direction in wanted},
+    )
+
+
+def _post_processed(
+    blocks: Iterable[Block], rows: ScoreRows, links: Links, directions: Sequence[str], seed: int,
+    params: EvaluateParams | None, bank: MethodData | None,
+) -> dict[str, PostProcessed]:  # fmt: skip
+    """The figures of every option that is asked for."""
+    if params is None or not params.post_processing:
+        return {}
+    shape = rows.queries, rows.gallery
+    options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
+    out = {}
+    for name, ranks in postprocess.ranks(blocks, links, directions, options).items():
+        strict, mean = _both_figures(ranks, links, seed)
+        told: Params = getattr(params, name)
+        out[name] = PostProcessed(strict, mean, postprocess.NOTES[name], told.model_dump())
+    return out
+
+
+def _bank(data: MethodData, rows: ScoreRows) -> Bank:
+    """The training split as queries: encoded a batch at a time, and scored in blocks like the split itself."""
+
+    def encoded(encode: Callable[[Batch], Encoded], batches: Iterable[Batch]) -> Iterator[Encoded]:
+        for batch in batches:
+            with _inference(rows.method):
+                some = encode({name: values.to(rows.device) for name, values in batch.items()})
+            yield some
+
+    def texts() -> Iterator[NDArray[np.float32]]:
+        for some in encoded(rows.method.encode_texts, data.text_batches("train")):
+            yield from (scores for _, scores in rows.between(some, rows.items))
+
+    def items() -> Iterator[ScoreRows]:
+        for some in encoded(rows.method.encode_items, data.item_batches("train")):
+            yield rows.between(rows.texts, some)
+
+    return Bank(texts, items)
+
+
+def _both_figures(ranks: Mapping[str, Ranks], links: Links, seed: int) -> tuple[Figures, Figures]:
+    """The figures of strict ranks and of mean ones, the latter nothing if no answer is tied."""
+    strict = _figures({direction: found.strict for direction, found in ranks.items()}, links, seed)
+    if not any(found.differ for found in ranks.values()):
+        return strict, {}
+    return strict, _figures({direction: found.mean for direction, found in ranks.items()}, links, seed)
+
+
+def _figures(ranks: Mapping[str, NDArray[Any]], links: Links, seed: int) -> Figures:
+    """Every metric with its interval, from ranks of one kind by direction."""
+    out = {direction: intervals(values, seed) for direction, values in ranks.items()}
+    if len(ranks) == len(DIRECTIONS):
+        out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], links, seed)}
+    return out
+
+
+def _protocol(
+    split: str, index: SplitIndex, directions: Sequence[str], seed: int, queries: int | None
+) -> dict[str, Any]:
+    """What another party needs in order to compare its numbers with these."""
+    links = index.links
+    right = np.bincount(links.caption, minlength=links.captions)
+    captions = np.bincount(links.item, minlength=links.items)
+    asked = captions[captions > 0]
+    sides = {
+        "t2v": {
+            "queries": len(index.captions),
+            "gallery": len(index.items),
+            "chance": chance(len(index.items), right),
+        },
+        "v2t": {
+            "queries": len(asked),
+            "gallery": len(index.captions),
+            "chance": chance(len(index.captions), asked),
+        },
+    }
+    several = {
+        "items_per_caption": _spread(right),
+        "t2v_rank": "the best rank among a caption's right items",
+        "v2t_rank": "the best rank among the captions that describe the item",
+        "ties": "mean rank: 1 + larger scores + t / (m + 1) with t wrong answers and m right ones at the best right "
+        "score; the best rank of ties stands beside",
+    }
+    return {
+        "split": split,
+        "split_digest": split_digest(index),
+        "items": len(index.items),
+        "captions": len(index.captions),
+        "dropped": 0 if queries is None else queries - len(index.captions),
+        "captions_per_item": _spread(captions),
+        "directions": {direction: sides[direction] for direction in DIRECTIONS if direction in directions},
+        "ties": "mean rank: 1 + larger scores + half of the equal ones; the best rank of ties stands beside",
+        "v2t_rank": "best rank among the item's captions",
+        "post_processing": "none",
+        "intervals": f"{LEVEL:.0%} percentile bootstrap over queries, {RESAMPLES} resamples, seed {seed}",
+    } | (several if links.several else {})
+
+
+def _spread(counts: NDArray[np.int64]) -> dict[str, float]:
+    return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}
+
+
+def _two_stages(rerank: int) -> str:
+    """How the protocol labels an evaluation that did not score every pair."""
+    return (
+        f"two stages: of each caption's items, the {rerank} with the best cheap scores are scored; "
+        "the others follow in the cheap order"
+    )
+
+
+def split_digest(index: SplitIndex) -> str:
+    """16 hex digits of who is in a split: item and caption ids in order, texts, and the right items of each."""
+    members: list[Any] = [index.items, index.captions, index.caption_item, index.texts]
+    if index.caption_also:
+        members.append(index.caption_also)
+    return hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _inference(method: Method) -> Iterator[None]:
+    """No gradients and no dropout inside; outside, every part is again in the mode it was in.
+
+    Part by part, because a method may keep a frozen backbone in evaluation mode while it trains.
+    """
+    modes = [(part, part.training) for part in method.modules()]
+    method.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _caption_item(index: SplitIndex) -> Positions:
+    return np.asarray(index.caption_item, dtype=np.int64)
+
+
+def _count(encoded: Encoded) -> int:
+    return len(next(iter(encoded.values())))
+
+
+def _bytes_each(encoded: Encoded) -> int:
+    return max(1, sum(values[:1].nbytes for values in encoded.values()))
+
+
+def _part(encoded: Encoded, where: slice, device: str | torch.device) -> Encoded:
+    return {name: values[where].to(device) for name, values in encoded.items()}
+
+
+def _plain(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures as JSON holds them."""
+    return {
+        direction: {name: asdict(figure) for name, figure in named.items()}
+        for direction, named in figures.items()
+    }
+
+
+def _arrays(ranking: Ranking, several: bool) -> dict[str, NDArray[Any]]:
+    """The tensors of ranking.safetensors; which right item has a caption's rank is told where it has several."""
+    arrays: dict[str, NDArray[Any]] = {"top.items": ranking.top_items, "top.scores": ranking.top_scores}
+    for direction, ranks in ranking.ranks.items():
+        arrays |= {f"{direction}.rank": ranks.strict, f"{direction}.mean_rank": ranks.mean}
+    if "t2v" in ranking.ranks and several:
+        arrays["t2v.item"] = ranking.right
+    if "v2t" in ranking.ranks:
+        arrays["v2t.item"] = ranking.asked
+    arrays |= {f"{direction}.occurrences": counts for direction, counts in ranking.occurrences.items()}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

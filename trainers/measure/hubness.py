@@ -1,0 +1,75 @@
+"""Hubness of a gallery: how unevenly the top places of all rankings fall on its members; no model and no torch.
+
+Axes: Q queries, N gallery, K places kept, q rows of a block of scores, V its columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainers.measure.metrics import Positions, Scores, top
+
+PLACES = 10  # k of the k-occurrence
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """The k-occurrence N_k of a gallery (Radovanovic et al. 2010, section 3): in how many top k each member stands.
+
+    skewness: E(N_k - mean)^3 / std^3, 0 where all are equal. anti_hub_share: of the members, those nobody's top k
+    holds. hub_share: of all top places, those held by members with N_k > mean + 2 std. Shares lie in [0, 1].
+    """
+
+    k: int
+    mean: float  # of N_k: k * queries / gallery
+    most: int  # the largest N_k
+    skewness: float
+    anti_hub_share: float
+    hub_share: float
+
+
+def hubness(counts: NDArray[np.int64], k: int) -> Hubness:
+    """The figures of N_k (N,). Raises ValueError if no place was given."""
+    if not counts.any():
+        raise ValueError("hubness of no rankings")
+    mean, std = counts.mean(), counts.std()
+    cubes = ((counts - mean) ** 3).mean()
+    hubs = counts[counts > mean + 2 * std]
+    return Hubness(
+        k=k,
+        mean=float(mean),
+        most=int(counts.max()),
+        skewness=float(cubes / std**3) if std > 0 else 0.0,
+        anti_hub_share=float((counts == 0).mean()),
+        hub_share=float(hubs.sum() / counts.sum()),
+    )
+
+
+def occurrences(positions: Positions, gallery: int) -> NDArray[np.int64]:
+    """N_k (gallery,) of top places (Q, k), positions in the gallery."""
+    return np.bincount(positions.ravel(), minlength=gallery)
+
+
+class ColumnTop:
+    """The best rows of every column, from blocks of consecutive rows: memory (V, K), whatever Q is.
+
+    Equal scores stand in the order of their rows, so the blocks may be cut anywhere.
+    """
+
+    def __init__(self, columns: int, count: int = PLACES) -> None:
+        self.count, self.rows = count, 0
+        self.positions = np.empty((columns, 0), np.int64)
+        self.scores: Scores = np.empty((columns, 0))
+
+    def add(self, scores: Scores) -> None:
+        """Take in the next rows (q, V)."""
+        rows, best = top(scores.T, self.count)
+        # Those kept come from earlier rows: in front, they win ties again.
+        positions = np.concatenate([self.positions, rows + self.rows], axis=1)
+        joint = np.concatenate([self.scores.astype(best.dtype), best], axis=1)
+        places, self.scores = top(joint, self.count)
+        self.positions = np.take_along_axis(positions, places, axis=1)
+        self.rows += len(scores)

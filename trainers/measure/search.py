@@ -1,0 +1,201 @@
+"""What a search needs of a trained method: a split's encodings on disk, a new query encoded, the best of all.
+
+Axes: V entries of an index (items, or captions), K places.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from trainers.measure.metrics import Positions, require_finite, top
+from trainers.method import Batch, Encoded, MethodData
+from trainers.workers import CONFIG, Declared, open_trained
+
+QUERY = "query"  # the split that a new caption or item is packed as
+MEMORY_MB = 512
+DTYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # as safetensors calls them
+
+Read = Callable[[str, str, str], NDArray[Any]]
+"""What a stage (its name) has in an output ("": the first) of an item or caption (its key)."""
+
+Score = Callable[[Encoded], Tensor]
+"""Scores (V,) of one query with a block of encodings."""
+
+
+class Encodings:
+    """The encodings of a split's items or captions in a file: memory-mapped, so that only what is asked for is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        self._tensors = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - no mapping
+
+    def __len__(self) -> int:
+        return int(next(iter(self._tensors.values())).get_shape()[0])
+
+    @property
+    def bytes_each(self) -> int:
+        """What one entry takes."""
+        return max(1, sum(values[:1].nbytes for values in self._tensors.values()))
+
+    def block(self, first: int, last: int, device: str | torch.device = "cpu") -> Encoded:
+        """The entries from `first` to before `last`, or to the end."""
+        return {name: values[first:last].to(device) for name, values in self._tensors.items()}
+
+    def rows(self, places: Sequence[int], device: str | torch.device = "cpu") -> Encoded:
+        """The entries at some places, in their order."""
+        each = [self.block(place, place + 1, device) for place in places]
+        return {name: torch.cat([row[name] for row in each]) for name in self._tensors}
+
+
+def write_encodings(
+    path: Path,
+    encode: Callable[[Batch], Encoded],
+    batches: Iterable[Batch],
+    count: int,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Encode everything exactly once, each at the `index` of its batch, or in order where it has none.
+
+    Written as it comes: memory holds one batch, however many there are.
+    """
+    out: Encoded = {}
+    seen, place = np.zeros(count, np.int64), 0
+    with torch.inference_mode():
+        for batch in batches:
+            encoded = encode({name: values.to(device) for name, values in batch.items()})
+            size = len(next(iter(encoded.values())))
+            where = batch["index"] if "index" in batch else torch.arange(place, place + size)
+            out = out or _room(path, encoded, count)
+            for name, values in encoded.items():
+                if values.shape != (size, *out[name].shape[1:]):
+                    raise ValueError(f"{name} changes its shape from batch to batch: {tuple(values.shape)}")
+                out[name][where] = values.cpu()
+            np.add.at(seen, where.numpy(), 1)
+            place += size
+    if not (seen == 1).all():
+        raise ValueError(f"of {count} entries {int((seen != 1).sum())} were not encoded exactly once")
+
+
+def _room(path: Path, like: Encoded, count: int) -> Encoded:
+    """Tensors (count, ...) that are the content of a new safetensors file, of the kinds of a first batch.
+
+    The library writes what is in memory whole; the layout is a length, a JSON header, and the bytes.
+    """
+    header, end = {}, 0
+    for name in sorted(
+        like, key=lambda name: (-like[name].element_size(), name)
+    ):  # each aligned for its type
+        values = like[name]
+        start, end = end, end + count * values[:1].nbytes
+        shape = [count, *values.shape[1:]]
+        header[name] = {"dtype": DTYPES[values.dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, file.tell() + end)  # a full disk is told here, not by a SIGBUS
+    raw = torch.from_numpy(np.memmap(path, np.uint8, "r+", offset=8 + len(text)))
+    return {
+        name: raw[slice(*told["data_offsets"])].view(like[name].dtype).reshape(told["shape"])
+        for name, told in header.items()
+    }
+
+
+def best(
+    score: Score, among: Encodings, count: int, device: str | torch.device = "cpu",
+    memory_mb: float = MEMORY_MB,
+) -> tuple[Positions, NDArray[np.float32]]:  # fmt: skip
+    """Positions and scores (K,) of the best entries, best first, equal scores in their order; K = min(count, V).
+
+    Every entry is scored, a block at a time that keeps within the memory.
+    """
+    step = max(1, int(memory_mb * 2**20) // (2 * among.bytes_each))  # the other half is for its scores
+    positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    for first in range(0, len(among), step):
+        with torch.inference_mode():
+            found = score(among.block(first, first + step, device)).float().cpu().numpy()
+        require_finite(found)
+        # those kept stand in front, and of equal ones in order, so that the first of equal ones stays
+        positions = np.concatenate([positions, first + np.arange(len(found))])
+        places, kept = top(np.concatenate([scores, found])[None], count)
+        positions, scores = positions[places[0]], kept[0]
+    return positions, scores
+
+
+class Trained:
+    """A trained method that encodes a caption or an item it has never seen, from features of the usual stages."""
+
+    def __init__(self, folder: Path, packed: Path, device: str | torch.device, memory_mb: int) -> None:
+        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        self.device = torch.device(device)
+        self._declared = Declared(saved["method"])
+        self._config = self._declared.config_class(**saved["config"])
+        self.method, _ = open_trained(folder, packed, self.device)
+        self.method.work_bytes = memory_mb * 2**20 // 2
+
+    def encode_text(self, text: str, caption: str, item: str, read: Read, work: Path) -> Encoded:
+        """What is kept of one caption.
+
+        It is packed as the only caption of a split with one item, any that has features, because a method packs both;
+        `caption` and `item` are the keys `read` knows them by, `work` is a folder that is not there yet.
+        """
+        with self._packed(text, caption, item, read, work) as data:
+            return self._encoded(self.method.encode_texts, data.text_batches(QUERY))
+
+    def encode_item(self, item: str, text: str, caption: str, read: Read, work: Path) -> Encoded:
+        """What is kept of one item, packed beside any caption that has features."""
+        with self._packed(text, caption, item, read, work) as data:
+            return self._encoded(self.method.encode_items, data.item_batches(QUERY))
+
+    @contextmanager
+    def _packed(self, text: str, caption: str, item: str, read: Read, work: Path) -> Iterator[MethodData]:
+        """The data of a split of one item and one caption. Raises ItemError where a method cannot read them."""
+        inputs = self._config.inputs()
+        named = {name: partial(read, stage, output) for name, (stage, output) in inputs.items()}
+        work.mkdir()
+        self._declared.data.pack(work, self._config, {QUERY: ([item], [(caption, text, item)])}, named)
+        yield self._declared.data.open_data(work, self._config)
+
+    def _encoded(self, encode: Callable[[Batch], Encoded], batches: Iterator[Batch]) -> Encoded:
+        (batch,) = batches
+        with torch.inference_mode():
+            return encode({name: values.to(self.device) for name, values in batch.items()})
+
+    def explain(self, texts: Encoded, items: Encoded) -> dict[str, NDArray[Any]]:
+        """What the method says of one caption and each of K items, arrays (K, ...); nothing if it cannot tell."""
+        with torch.inference_mode():
+            said = self.method.explain(texts, items)
+        return {name: np.ascontiguousarray(values[0].cpu().numpy()) for name, values in said.items()}
+
+
+def best_stretches(clip_scores: NDArray[Any]) -> NDArray[np.float64]:
+    """Where on each item its best clip lies, (K, 2), as shares of its length.
+
+    clip_scores: (K, T), of T stretches of equal length; of equal scores the first counts.
+    """
+    start = clip_scores.argmax(1)
+    return np.stack([start, start + 1], 1) / clip_scores.shape[1]

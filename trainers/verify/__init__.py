@@ -1,0 +1,1 @@
+"""Recorded numerical cases of the authors' code, a module a method."""

@@ -1,0 +1,212 @@
+"""Entries of the worker processes that pack, train and evaluate: from folders to folders."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from pipeline.child import Send
+from pipeline.store.store import FeatureReader, write_json
+from trainers.config import MethodConfig
+from trainers.data import Rows, SplitIndex, write_also
+from trainers.loop import checkpoint, distributed, torchrun
+from trainers.loop.engine import fit
+from trainers.loop.progress import Progress
+from trainers.loop.seeds import seed_everything
+from trainers.measure.evaluate import evaluate as measure
+from trainers.measure.evaluate import validation_figure
+from trainers.method import Method, MethodData
+from trainers.stages import WEIGHTS, EvaluateParams
+
+FIGURE = "SumR"  # what early stopping watches
+CONFIG = "config.json"
+
+
+class Declared:
+    """A method by name: its folder's config and functions."""
+
+    def __init__(self, method: str) -> None:
+        config = importlib.import_module(f"trainers.{method}.config")
+        self.config_class: type[MethodConfig] = config.CONFIG
+        self.data = importlib.import_module(f"trainers.{method}.data")
+        self.model = importlib.import_module(f"trainers.{method}.method")
+
+    def config(self, text: str) -> MethodConfig:
+        """Its settings from JSON."""
+        return self.config_class.model_validate_json(text)
+
+
+def pack(request: dict[str, Any], send: Send) -> None:
+    """Read the features of some splits from the store and write them as the method wants them."""
+    declared = Declared(request["method"])
+    config = declared.config(request["params"])
+    inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
+    folder = _emptied(Path(request["folder"]))
+    sources = {stage: Source(rows) for stage, rows in inputs["rows"].items()}
+    read = {name: sources[stage].reader(output) for name, (stage, output) in config.inputs().items()}
+    splits = {
+        name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])
+        for name, split in inputs["splits"].items()
+    }
+    declared.data.pack(folder, config, splits, read)
+    also = {name: [c["also"] for c in split["captions"]] for name, split in inputs["splits"].items()}
+    write_also(folder, also)
+    counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
+    send({"record": {"splits": counts}}, {})
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder without what a killed predecessor left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Source:
+    """Reads a stage's outputs of an item or caption; what it reads is checked against its checksum once."""
+
+    def __init__(self, rows: dict[str, Any]) -> None:
+        self._features = FeatureReader({key: (Path(path), row) for key, (path, row) in rows["where"].items()})
+        self._first: str = rows["field"]
+        self._checked: set[str] = set()
+
+    def reader(self, output: str) -> Rows:
+        """Gives one output by key, as it is stored; "" is the stage's first."""
+        return lambda key: self._read(key, output or self._first)
+
+    def _read(self, key: str, output: str) -> NDArray[Any]:
+        check = key not in self._checked
+        self._checked.add(key)
+        return self._features.rows(key, output, check=check)
+
+
+def train(request: dict[str, Any], send: Send) -> None:
+    """Train a method on its packed inputs, going on where a killed predecessor stopped.
+
+    Where several processes are asked for, this one starts them and waits; each of them comes here again.
+    """
+    if torchrun.wanted(request):
+        torchrun.launch(request, send)
+        return
+    declared = Declared(request["method"])
+    config = declared.config(request["params"])
+    folder = Path(request["folder"])
+    if (folder / CONFIG).exists():  # it was killed between its last line and its publication
+        _close(folder, send)
+        return
+    (packed,) = (Path(path) for path in request["needs"].values())
+    device = torch.device(request["device"])
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    seed_everything(config.seed)  # of the initial weights
+    data = declared.data.open_data(packed, config)
+    method: Method = declared.model.build(config.to_be_filled() if config.weights else config, data)
+    if config.weights:
+        checkpoint.load_weights(Path(config.weights) / WEIGHTS, method)
+    if config.epochs == 0:
+        _finish(
+            folder, request["method"], config, method, {"epochs": 0, "best_epoch": 0, "validation": {}}, send
+        )
+        return
+    updates = -(-data.train_steps(distributed.world()) // config.accumulate)
+    optimizer = declared.model.optimizer(config, method, updates * config.epochs)
+    index = SplitIndex.read(packed / "splits" / "val.json")
+
+    def validate(current: Method) -> dict[str, float]:
+        return {FIGURE: validation_figure(current, data, "val", index, device)}
+
+    def tell(progress: Progress) -> None:
+        send({"progress": asdict(progress)}, {})
+
+    result = fit(
+        method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device,
+        on_progress=tell,
+    )  # fmt: skip
+    summary = {
+        name: getattr(result, name) for name in ("best_epoch", "epochs", "validation", "stopped_early")
+    }
+    _finish(folder, request["method"], config, method, summary, send)
+
+
+def _finish(
+    folder: Path, name: str, config: MethodConfig, method: Method, summary: dict[str, Any], send: Send
+) -> None:
+    """Leave the weights and settings in the folder, and none of what only a resumption needs.
+
+    The settings are written after the weights and before anything goes: a folder that has them is finished.
+    Of several processes the first does it.
+    """
+    if distributed.rank():
+        return
+    checkpoint.save_weights(folder / WEIGHTS, method, {"method": name})
+    summary = summary | {"parameters": sum(p.numel() for p in method.parameters())}
+    settings = config.model_dump(mode="json")
+    write_json(folder / CONFIG, {"method": name, "config": settings, "summary": summary})
+    _close(folder, send)
+
+
+def _close(folder: Path, send: Send) -> None:
+    """Clear a finished folder of the optimizer and of older weights, and report what it says of itself."""
+    if distributed.rank():
+        return
+    for path in folder.glob("*.safetensors"):
+        if path.name != WEIGHTS:
+            path.unlink()
+    send({"record": json.loads((folder / CONFIG).read_text(encoding="utf-8"))["summary"]}, {})
+
+
+def evaluate(request: dict[str, Any], send: Send) -> None:
+    """Measure a trained method on a packed split."""
+    params = EvaluateParams.model_validate_json(request["params"])
+    name = request["method"]
+    needs = {stage: Path(path) for stage, path in request["needs"].items()}
+    learned = needs.get(f"pack-{name}")
+    packed = needs.get(f"pack-{name}-{params.split}", learned)
+    if packed is None:
+        raise ValueError(f"an evaluation of {params.split!r} was given {', '.join(needs)}")
+    device = torch.device(request["device"])
+    method, data = open_trained(needs[f"train-{name}"], packed, device)
+    directions = {"auto": Declared(name).config_class.directions, "both": ("t2v", "v2t")}.get(
+        params.directions, (params.directions,)
+    )
+    index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
+    told = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
+    result = measure(
+        method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
+        rerank=params.rerank, post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **told,
+    )  # fmt: skip
+    result.write(_emptied(Path(request["folder"])))
+    figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}
+    send({"record": {"metrics": figures}}, {})
+
+
+def _bank(params: EvaluateParams, trained: Path, learned: Path | None) -> MethodData | None:
+    """What the method learned from, where its captions and items are asked for."""
+    if "qb_norm" not in params.post_processing or learned is None:
+        return None
+    declared, config = _settings(trained)
+    data: MethodData = declared.data.open_data(learned, config)
+    return data
+
+
+def _settings(trained: Path) -> tuple[Declared, MethodConfig]:
+    """The method of a training's folder, with the settings it was trained with."""
+    saved = json.loads((trained / CONFIG).read_text(encoding="utf-8"))
+    declared = Declared(saved["method"])
+    return declared, declared.config_class(**saved["config"])
+
+
+def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
+    """A trained method from its folder, in evaluation mode, with the packed data it is to encode."""
+    declared, config = _settings(trained)
+    data = declared.data.open_data(packed, config)
+    method: Method = declared.model.build(config.to_be_filled(), data)
+    checkpoint.load_weights(trained / WEIGHTS, method, whole=True)
+    return method.to(device).eval(), data
