@@ -24,8 +24,9 @@ from torch import Tensor
 from trainers.h2arn import model
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
-from trainers.measure.metrics import Links, link_ranks
+from trainers.measure.metrics import link_ranks
 from trainers.method import Batch, Encoded
+from trainers.relevance import Relevance
 
 BLOCK = 50
 TEXT_TOKENS, CLOUD_TOKENS = 77, 100
@@ -79,7 +80,7 @@ def parts(items: int, runs: int) -> Iterator[slice]:
 def ranks(scores: Tensor) -> float:
     """Mean rank over both directions."""
     count = len(scores)
-    found = link_ranks([(slice(0, count), scores.numpy())], Links.one_each(np.arange(count), count))
+    found = link_ranks([(slice(0, count), scores.numpy())], Relevance.one_each(np.arange(count), count))
     return float(np.concatenate([direction.strict for direction in found]).mean())
 
 

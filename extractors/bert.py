@@ -11,8 +11,9 @@ from pydantic import model_validator
 from extractors.backbones import hub
 from extractors.backbones.precision import Precision
 from extractors.base import Array, TextExtractor, WorkOptions
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class BertParams(Params):

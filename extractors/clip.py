@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 from extractors.backbones import weights
 from extractors.backbones.precision import Precision
 from extractors.base import Array, FrameExtractor, WorkOptions
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class ClipNetworkParams(Params):

@@ -11,7 +11,8 @@ from pydantic import model_validator
 from extractors.backbones import weights
 from extractors.base import Array, TextExtractor, WorkOptions
 from extractors.clip import ClipNetworkParams
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
+from pipeline.store.fields import Field
 
 
 class ClipTextParams(ClipNetworkParams):

@@ -12,8 +12,9 @@ from extractors.backbones import cloud_weights
 from extractors.backbones import weights as weight_files
 from extractors.base import Extractor, Output, Unit, WorkOptions
 from pipeline.errors import ItemError
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 if TYPE_CHECKING:
     import torch

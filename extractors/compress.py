@@ -10,8 +10,9 @@ from pydantic import Field as Setting
 
 from extractors.base import Extractor, Output, Unit
 from pipeline.media import video
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class CompressParams(Params):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field as Bounded
 
 from extractors.clouds import CloudEncoder, CloudParams
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
+from pipeline.store.fields import Field
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from pydantic import Field as Setting
 from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
 from pipeline.media import sampling
-from pipeline.run.stage import Field
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class FramesParams(Params):

@@ -15,8 +15,8 @@ from pydantic import Field as Setting
 
 from extractors.backbones.pictures import squares
 from extractors.base import Array, FrameReader, Output, Result, Unit
-from pipeline.run.stage import Field
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 BINS = 32  # a channel
 

@@ -14,8 +14,9 @@ from extractors.base import Extractor, Output, Unit
 from pipeline.media.clouds import read as clouds
 from pipeline.media.clouds.cloud import AUTO, parse_columns
 from pipeline.media.clouds.sampling import farthest_points, nine_columns
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class PointsParams(Params):

@@ -12,8 +12,9 @@ from extractors.backbones import parsers
 from extractors.base import Array, Extractor, Output, Result, TextExtractor, Unit, WorkOptions
 from extractors.triple_rules import Triple
 from pipeline.errors import ItemError
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class TriplesParams(Params):

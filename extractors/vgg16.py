@@ -11,8 +11,9 @@ import numpy as np
 from extractors.backbones import hub, weights
 from extractors.backbones.precision import Precision
 from extractors.base import Array, Extractor, Output, Result, Unit, WorkOptions
-from pipeline.run.stage import Digests, Field
+from pipeline.run.stage import Digests
 from pipeline.settings import Params
+from pipeline.store.fields import Field
 
 
 class Vgg16Params(Params):

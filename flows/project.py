@@ -12,10 +12,11 @@ from flows.experiment import Experiment, load
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
-from pipeline.features.imported import has_imports, imported_stages
+from pipeline.features.imported import imported_stages
 from pipeline.run import plan
 from pipeline.run.execute import OnProgress, Runner, Say
 from pipeline.run.stage import Stage
+from pipeline.store.imports import has_imports
 from pipeline.store.store import Store
 
 OnHashed = Callable[[int, int], None]

@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.corpus.contents import Contents
-from pipeline.run.briefing import Briefing
-from pipeline.run.stage import Stage
+from pipeline.run.stage import Briefing, Stage
 from pipeline.settings import Params
 
 

@@ -11,7 +11,8 @@ import typer.main
 from flows.cli import app
 from flows.experiment import Experiment, load
 from flows.graph import EXTRACTORS, METHODS, build
-from pipeline.features.imported import Imported, ImportedParams
+from pipeline.features.imported import Imported
+from pipeline.store.imports import ImportedParams
 
 ROOT = Path(__file__).parents[1]
 STAGES = (ROOT / "docs/stages.md").read_text(encoding="utf-8")

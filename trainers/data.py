@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import ItemError, UserError, nearest
-from trainers.measure.metrics import Links
+from trainers.relevance import Relevance
 
 Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
 """Item ids in gallery order, and (caption id, text, item id) in query order."""
@@ -89,11 +89,11 @@ class SplitIndex:
         return [[item, *others] for item, others in zip(self.caption_item, also, strict=True)]
 
     @property
-    def links(self) -> Links:
+    def relevance(self) -> Relevance:
         """The same as the rank metrics read it."""
         if not self.caption_also:
-            return Links.one_each(np.asarray(self.caption_item, np.int64), len(self.items))
-        return Links.of(self.positives, len(self.items))
+            return Relevance.one_each(np.asarray(self.caption_item, np.int64), len(self.items))
+        return Relevance.of(self.positives, len(self.items))
 
     def write(self, path: Path) -> None:
         """Save as JSON."""

@@ -11,9 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import Caption
 from pipeline.errors import UserError
-from pipeline.run.briefing import Briefing
 from pipeline.run.plan import left_out
-from pipeline.run.stage import Digests, Stage
+from pipeline.run.stage import Briefing, Digests, Stage
 from pipeline.settings import Params
 from trainers.config import MethodConfig
 

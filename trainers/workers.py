@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -25,23 +24,10 @@ from trainers.measure.evaluate import evaluate as measure
 from trainers.measure.evaluate import validation_figure
 from trainers.method import Method, MethodData
 from trainers.stages import WEIGHTS, EvaluateParams
+from trainers.trained import CONFIG, Declared, open_trained, read_settings
 
 FIGURE = "SumR"  # what early stopping watches
-CONFIG = "config.json"
-
-
-class Declared:
-    """A method by name: its folder's config and functions."""
-
-    def __init__(self, method: str) -> None:
-        config = importlib.import_module(f"trainers.{method}.config")
-        self.config_class: type[MethodConfig] = config.CONFIG
-        self.data = importlib.import_module(f"trainers.{method}.data")
-        self.model = importlib.import_module(f"trainers.{method}.method")
-
-    def config(self, text: str) -> MethodConfig:
-        """Its settings from JSON."""
-        return self.config_class.model_validate_json(text)
+TRAIN = "trainers.workers:train"  # what each rank of a training calls
 
 
 def pack(request: dict[str, Any], send: Send) -> None:
@@ -94,7 +80,7 @@ def train(request: dict[str, Any], send: Send) -> None:
     Where several processes are asked for, this one starts them and waits; each of them comes here again.
     """
     if torchrun.wanted(request):
-        torchrun.launch(request, send)
+        torchrun.launch(TRAIN, request, send)
         return
     declared = Declared(request["method"])
     config = declared.config(request["params"])
@@ -191,22 +177,6 @@ def _bank(params: EvaluateParams, trained: Path, learned: Path | None) -> Method
     """What the method learned from, where its captions and items are asked for."""
     if "qb_norm" not in params.post_processing or learned is None:
         return None
-    declared, config = _settings(trained)
+    declared, config = read_settings(trained)
     data: MethodData = declared.data.open_data(learned, config)
     return data
-
-
-def _settings(trained: Path) -> tuple[Declared, MethodConfig]:
-    """The method of a training's folder, with the settings it was trained with."""
-    saved = json.loads((trained / CONFIG).read_text(encoding="utf-8"))
-    declared = Declared(saved["method"])
-    return declared, declared.config_class(**saved["config"])
-
-
-def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
-    """A trained method from its folder, in evaluation mode, with the packed data it is to encode."""
-    declared, config = _settings(trained)
-    data = declared.data.open_data(packed, config)
-    method: Method = declared.model.build(config.to_be_filled(), data)
-    checkpoint.load_weights(trained / WEIGHTS, method, whole=True)
-    return method.to(device).eval(), data

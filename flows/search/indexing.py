@@ -13,7 +13,7 @@ from pipeline.child import Send
 from pipeline.store.store import write_json
 from trainers.data import SPLITS, SplitIndex
 from trainers.measure.search import write_encodings
-from trainers.workers import open_trained
+from trainers.trained import open_trained
 
 
 def run(request: dict[str, Any], send: Send) -> None:

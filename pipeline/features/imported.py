@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
 
-from pipeline.run.stage import Field, Stage
-from pipeline.settings import Params
+from pipeline.run.stage import Stage
+from pipeline.store.fields import Field
+from pipeline.store.imports import PREFIX, ImportedParams
 from pipeline.store.index import Index
-
-PREFIX = "import-"
-
-
-class ImportedParams(Params):
-    """Where imported features come from: the digest of their files stands for all their content."""
-
-    layout: str
-    source: str  # digest
-    of: Literal["items", "captions"]
-    dims: int
-    dtype: Literal["float32", "float16"] = "float32"  # float16 where all of the source is
-    array: str = ""  # which array of each file was taken, where it was chosen
-
-    def decisive(self) -> dict[str, Any]:
-        """All of them; what came in before a setting existed keeps its fingerprint."""
-        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class Imported(Stage[ImportedParams]):
@@ -52,8 +34,3 @@ def imported_stages(index: Index) -> dict[str, Imported]:
         if name.startswith(PREFIX):
             stages[name] = Imported(name, ImportedParams(**components["params"]))
     return stages
-
-
-def has_imports(store: Path) -> bool:
-    """Whether anything was imported into a store, without opening it."""
-    return any((store / "segments").glob(f"{PREFIX}*"))

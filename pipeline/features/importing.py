@@ -15,12 +15,13 @@ from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.importers.published import HELD_OUT, PAPERS, held_out
 from pipeline.corpus.manifest import Caption, Corpus, Item, Protocol, write_manifest
 from pipeline.errors import ItemError, UserError
-from pipeline.features.imported import PREFIX, Imported, ImportedParams
+from pipeline.features.imported import Imported
 from pipeline.features.layouts.feature_files import FeatureFiles, as_rows, match
 from pipeline.features.layouts.h2arn_files import H2arnFiles, stage_words
 from pipeline.features.layouts.ms_sl import MsSl
 from pipeline.run.plan import components
 from pipeline.store.fingerprint import Fingerprint, digest_of
+from pipeline.store.imports import PREFIX, ImportedParams
 from pipeline.store.segments import Array
 from pipeline.store.store import Store
 

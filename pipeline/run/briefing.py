@@ -1,4 +1,4 @@
-"""What a stage over the whole corpus is told before it runs: the corpus, the states, where things are."""
+"""The data that a stage over the whole corpus reads before it runs: the corpus, the states, where outputs lie."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.store.store import Store
 
 
 @dataclass(frozen=True)
-class Briefing:
-    """The view that a stage's `brief` turns into the plain data its worker reads."""
+class RunBriefing:
+    """The `Briefing` of a stage in a run: its `brief` turns it into the plain data its worker reads."""
 
     contents: Contents
     store: Store

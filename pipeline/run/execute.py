@@ -13,7 +13,7 @@ from pipeline.child import ChildDied
 from pipeline.corpus.contents import Contents
 from pipeline.errors import UserError
 from pipeline.run import plan
-from pipeline.run.briefing import Briefing
+from pipeline.run.briefing import RunBriefing
 from pipeline.run.engines.choice import engine_for
 from pipeline.run.engines.corpus_process import CorpusProcess
 from pipeline.run.engines.gpu_slots import gpu_slots
@@ -300,7 +300,7 @@ class Runner:
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
         request = self._request(state, states)
-        brief = stage.brief(Briefing(self.contents, self.store, states, self.reports, self.about))
+        brief = stage.brief(RunBriefing(self.contents, self.store, states, self.reports, self.about))
         inputs = self.store.root / "work" / f"{stage.name}-{fp.hex}.inputs.json"
         if brief:
             write_json(inputs, brief)

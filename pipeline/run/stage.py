@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+from pipeline.corpus.contents import Contents
 from pipeline.settings import Params
-
-if TYPE_CHECKING:
-    from pipeline.run.briefing import Briefing
+from pipeline.store.fields import Field
+from pipeline.store.store import Store
 
 
 class Digests(Protocol):
@@ -25,21 +24,45 @@ class Digests(Protocol):
         ...
 
 
+class Briefing(Protocol):
+    """What a stage over the whole corpus may read before it runs; `pipeline.run.briefing` implements it."""
+
+    @property
+    def contents(self) -> Contents:
+        """The corpus with the digest of every item."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """The store of the experiment."""
+        ...
+
+    @property
+    def states(self) -> Mapping[str, Any]:
+        """The `plan.State` of every stage by name; plan imports this module, so its type cannot stand here."""
+        ...
+
+    @property
+    def reports(self) -> Sequence[Mapping[str, Any]]:
+        """The reports of the stages that this run has brought up to date so far, in order."""
+        ...
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """The experiment: its name, path and settings by stage."""
+        ...
+
+    def run_folder(self, stage: str) -> str:
+        """The finished folder of a stage over the corpus."""
+        ...
+
+    def where(self, stage: str) -> dict[str, Any]:
+        """The name of a stage's first output, and for each item or caption the path and row of its segment."""
+        ...
+
+
 Over = Literal["items", "captions", "corpus"]
 P = TypeVar("P", bound=Params)
-
-
-@dataclass(frozen=True)
-class Field:
-    """One output: its dtype, and its shape, whose first axis is free and whose None axes the model fixes."""
-
-    dtype: str
-    shape: tuple[int | None, ...]
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape is one item's output."""
-        wanted = self.shape
-        return len(shape) == len(wanted) and all(w in (None, s) for w, s in zip(wanted, shape, strict=True))
 
 
 class Stage(Generic[P]):
@@ -86,7 +109,7 @@ class Stage(Generic[P]):
         return ()
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
-        """What the worker of a stage over the corpus is told besides its params. Plain data."""
+        """Return plain data that the worker of a stage over the corpus needs besides its params."""
         return {}
 
     @property

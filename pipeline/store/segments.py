@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ItemError, UserError
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 
 Array = NDArray[Any]
 COPY_BYTES = 16 << 20

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_file
 from pipeline.store.index import Index
 from pipeline.store.places import Place, Places, Units

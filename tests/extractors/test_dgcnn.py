@@ -22,8 +22,8 @@ from extractors.dgcnn import Dgcnn as Stage
 from extractors.dgcnn import DgcnnParams
 from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import ItemError, UserError
-from pipeline.run.stage import Field
 from pipeline.settings import fill
+from pipeline.store.fields import Field
 from pipeline.store.index import Index
 from pipeline.store.segments import SegmentWriter
 

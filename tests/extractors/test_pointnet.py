@@ -12,7 +12,7 @@ from extractors.backbones.pointnet import PointNet
 from extractors.base import Output, Unit, WorkOptions
 from extractors.pointnet import Pointnet, PointnetParams
 from pipeline.errors import UserError
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.segments import SegmentWriter
 
 

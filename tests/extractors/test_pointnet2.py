@@ -11,7 +11,7 @@ from extractors.backbones import cloud_weights
 from extractors.backbones.pointnet2 import MEMBERS, RADII, SAMPLES, PointNet2, starts_of
 from extractors.base import Output, Unit, WorkOptions
 from extractors.pointnet2 import Pointnet2, Pointnet2Params
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.segments import SegmentWriter
 
 STARTS = (5, 17, 0, 3)

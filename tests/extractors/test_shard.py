@@ -21,7 +21,7 @@ import numpy as np
 from extractors.base import Extractor, FrameExtractor, FrameReader, Output, TextExtractor
 from pipeline.errors import ItemError
 from pipeline.settings import Params
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 
 class ToyParams(Params):
     scale: float = 1.0

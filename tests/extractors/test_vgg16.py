@@ -16,8 +16,8 @@ from extractors.base import Output, Unit, WorkOptions
 from extractors.vgg16 import Vgg16, Vgg16Params
 from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import UserError
-from pipeline.run.stage import Field
 from pipeline.settings import fill
+from pipeline.store.fields import Field
 from pipeline.store.index import Index
 from pipeline.store.segments import Damaged, SegmentWriter
 

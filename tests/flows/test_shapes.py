@@ -19,7 +19,7 @@ from flows.results.report.shapes import (
     shown_colours,
     views,
 )
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.segments import SegmentWriter
 
 CENTRE = SIDE_PIXELS * OVERSAMPLING // 2

@@ -29,14 +29,21 @@ def test_index_without_other_items_has_the_bytes_it_always_had_and_these_are_rea
     assert (folder / "splits" / "test.json").read_text() == FORMER
     index = read_splits(folder)["test"]
     assert index.caption_also == [] and index.positives == [[1], [0], [2]]
-    assert not index.links.several and index.links.item.tolist() == [1, 0, 2]
+    assert not index.relevance.several and index.relevance.item.tolist() == [1, 0, 2]
 
 
 def test_other_items_are_added_to_their_split_alone_own_first_each_once(folder: Path) -> None:
     write_also(folder, {"test": [["c", "a", "c", "b"], [], ["a"]], "val": [[], [], []]})
     splits = read_splits(folder)
     assert splits["test"].positives == [[1, 0, 2], [0], [2, 0]]
-    assert splits["test"].links.several and splits["test"].links.caption.tolist() == [0, 0, 0, 1, 2, 2]
+    assert splits["test"].relevance.several and splits["test"].relevance.caption.tolist() == [
+        0,
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
     assert (folder / "splits" / "val.json").read_text() == FORMER
     assert replace(splits["test"], caption_also=[]) == splits["val"]
 

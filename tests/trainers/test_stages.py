@@ -15,7 +15,7 @@ from flows.graph import build
 from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import Caption, Corpus, Item, Protocol, write_manifest
 from pipeline.run import plan
-from pipeline.run.briefing import Briefing
+from pipeline.run.briefing import RunBriefing
 from pipeline.store.index import Failure
 from pipeline.store.store import Store
 from trainers import workers as run
@@ -87,7 +87,7 @@ def briefed(survey: Any, stage: str, corpus: Contents, failed: str = "") -> dict
     states = survey(corpus)
     if failed:
         states["clip"] = replace(states["clip"], failed={failed: Failure(failed, "v6", "broken", 1)})
-    return dict(states[stage].stage.brief(Briefing(corpus, None, states, [], {})))  # type: ignore[arg-type]
+    return dict(states[stage].stage.brief(RunBriefing(corpus, None, states, [], {})))  # type: ignore[arg-type]
 
 
 def test_packing_is_told_the_readable_other_items_that_did_not_fail(survey: Any) -> None:

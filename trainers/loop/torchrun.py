@@ -26,12 +26,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from pipeline.child import Send, die_with_parent
+from pipeline.child import Handler, Send, die_with_parent, resolve
 from pipeline.errors import ItemError, TrainingError, UserError
 
 POLL_SECONDS = 0.1
 LAST_LINES = 20  # of torchrun's own words, where no rank said what is wrong
 TOLD, ASKED, WORDS = "told.jsonl", "request.json", "words.txt"
+ENTRY = "entry"  # the key of a request file that names what a rank calls
 KNOWN = {"ItemError": ItemError, "UserError": UserError, "TrainingError": TrainingError}
 
 
@@ -45,15 +46,17 @@ def wanted(request: Mapping[str, Any]) -> bool:
     return several and "RANK" not in os.environ
 
 
-def launch(request: Mapping[str, Any], send: Send) -> None:
+def launch(entry: str, request: Mapping[str, Any], send: Send) -> None:
     """Run a training request on `processes` ranks of this machine, of `nodes` machines that meet at `rendezvous`.
+
+    `entry` is the `module:function` that every rank calls with the request.
 
     Returns when every rank has ended well. Raises what the first rank that failed raised, and
     SystemExit(143) after a SIGTERM, when the ranks have ended.
     """
     with tempfile.TemporaryDirectory(prefix="crossreel-ranks-") as name, _SignalsHeld() as held:
         folder = Path(name)
-        (folder / ASKED).write_text(json.dumps(dict(request)), encoding="utf-8")
+        (folder / ASKED).write_text(json.dumps({ENTRY: entry, **request}), encoding="utf-8")
         (folder / TOLD).touch()
         with (folder / WORDS).open("wb") as words:
             agent = subprocess.Popen(
@@ -179,12 +182,11 @@ def agent(arguments: list[str]) -> None:
 
 def rank(folder: Path) -> None:
     """One process of the training."""
-    from trainers.workers import train
-
     die_with_parent(os.getppid())
     local, number = os.environ["LOCAL_RANK"], os.environ["RANK"]
     (folder / f"rank-{local}.pid").write_text(str(os.getpid()), encoding="utf-8")
     request = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    train: Handler = resolve(request.pop(ENTRY))
     if request["device"].startswith("cuda"):
         request["device"] = f"cuda:{local}"
     with _told_of_errors(folder / f"rank-{number}.error"), _channel(folder, number) as send:

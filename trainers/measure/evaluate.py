@@ -29,10 +29,8 @@ from trainers.measure.metrics import (
     LEVEL,
     RESAMPLES,
     Block,
-    Figure,
+    Estimate,
     ItemRanks,
-    Links,
-    Positions,
     Ranks,
     chance,
     intervals,
@@ -44,6 +42,7 @@ from trainers.measure.metrics import (
 )
 from trainers.measure.postprocess import Bank
 from trainers.method import Batch, Encoded, Method, MethodData
+from trainers.relevance import Positions, Relevance
 from trainers.stages import EvaluateParams
 
 DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
@@ -53,7 +52,7 @@ EXPLAINED = 256  # captions at most whose matches are explained, spread over all
 EXPLAINED_PLACES = 3  # of their rankings; the right item follows
 BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
 
-Figures = dict[str, dict[str, Figure]]
+Estimates = dict[str, dict[str, Estimate]]
 """Direction, then metric; RSUM, which is of two directions, stands under `both`."""
 
 
@@ -78,8 +77,8 @@ class Ranking:
 class PostProcessed:
     """The figures of one post-processing of the scores, with what they must be read with."""
 
-    metrics: Figures
-    mean_ties: Figures  # nothing if no answer is tied
+    metrics: Estimates
+    mean_ties: Estimates  # nothing if no answer is tied
     note: str
     params: dict[str, Any]
 
@@ -96,8 +95,8 @@ class Evaluation:
 
     index: SplitIndex
     ranking: Ranking
-    metrics: Figures
-    mean_ties: Figures
+    metrics: Estimates
+    mean_ties: Estimates
     protocol: dict[str, Any]
     hubness: dict[str, Hubness] = field(default_factory=dict)
     explanation: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -157,7 +156,7 @@ def evaluate(
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
-    links = index.links
+    links = index.relevance
     asked = post_processing.post_processing if post_processing else ()
     # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
     blocks: Iterable[Block] = list(rows) if ("v2t" in directions or asked) and rows.fit else rows
@@ -193,7 +192,7 @@ def validation_figure(
     It takes the mean rank of ties: a model collapsed to one score for everything has strict rank 1
     everywhere, and would be kept as the best.
     """
-    links = index.links
+    links = index.relevance
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
     return metrics(join([text_ranks(scores, links[where]) for where, scores in rows]).mean)["SumR"]
 
@@ -381,7 +380,7 @@ def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
     }
 
 
-def _rank(blocks: Iterable[Block], links: Links, directions: Sequence[str]) -> Ranking:
+def _rank(blocks: Iterable[Block], links: Relevance, directions: Sequence[str]) -> Ranking:
     """Ranks in every direction and the top places of each caption."""
     both = "v2t" in directions
     found, right, places, items = [], [], [], ItemRanks(links.items)
@@ -415,7 +414,7 @@ def _rank(blocks: Iterable[Block], links: Links, directions: Sequence[str]) -> R
 
 
 def _post_processed(
-    blocks: Iterable[Block], rows: ScoreRows, links: Links, directions: Sequence[str], seed: int,
+    blocks: Iterable[Block], rows: ScoreRows, links: Relevance, directions: Sequence[str], seed: int,
     params: EvaluateParams | None, bank: MethodData | None,
 ) -> dict[str, PostProcessed]:  # fmt: skip
     """The figures of every option that is asked for."""
@@ -451,7 +450,7 @@ def _bank(data: MethodData, rows: ScoreRows) -> Bank:
     return Bank(texts, items)
 
 
-def _both_figures(ranks: Mapping[str, Ranks], links: Links, seed: int) -> tuple[Figures, Figures]:
+def _both_figures(ranks: Mapping[str, Ranks], links: Relevance, seed: int) -> tuple[Estimates, Estimates]:
     """The figures of strict ranks and of mean ones, the latter nothing if no answer is tied."""
     strict = _figures({direction: found.strict for direction, found in ranks.items()}, links, seed)
     if not any(found.differ for found in ranks.values()):
@@ -459,7 +458,7 @@ def _both_figures(ranks: Mapping[str, Ranks], links: Links, seed: int) -> tuple[
     return strict, _figures({direction: found.mean for direction, found in ranks.items()}, links, seed)
 
 
-def _figures(ranks: Mapping[str, NDArray[Any]], links: Links, seed: int) -> Figures:
+def _figures(ranks: Mapping[str, NDArray[Any]], links: Relevance, seed: int) -> Estimates:
     """Every metric with its interval, from ranks of one kind by direction."""
     out = {direction: intervals(values, seed) for direction, values in ranks.items()}
     if len(ranks) == len(DIRECTIONS):
@@ -471,7 +470,7 @@ def _protocol(
     split: str, index: SplitIndex, directions: Sequence[str], seed: int, queries: int | None
 ) -> dict[str, Any]:
     """What another party needs in order to compare its numbers with these."""
-    links = index.links
+    links = index.relevance
     right = np.bincount(links.caption, minlength=links.captions)
     captions = np.bincount(links.item, minlength=links.items)
     asked = captions[captions > 0]
@@ -561,8 +560,8 @@ def _part(encoded: Encoded, where: slice, device: str | torch.device) -> Encoded
     return {name: values[where].to(device) for name, values in encoded.items()}
 
 
-def _plain(figures: Figures) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures as JSON holds them."""
+def _plain(figures: Estimates) -> dict[str, dict[str, dict[str, float]]]:
+    """Estimates as JSON holds them."""
     return {
         direction: {name: asdict(figure) for name, figure in named.items()}
         for direction, named in figures.items()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.measure.metrics import Positions, Scores, top
+from trainers.measure.metrics import top
+from trainers.relevance import Positions, Scores
 
 PLACES = 10  # k of the k-occurrence
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
+from trainers.relevance import Positions, Relevance, Scores
 
 CUTOFFS = (1, 5, 10, 100)
 RSUM_CUTOFFS = (1, 5, 10)
@@ -26,67 +27,8 @@ RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
 SAMPLE_ENTRIES = 2**22  # counts held at once while bootstrapping: 32 MB
 
-Scores = NDArray[Any]  # float16, float32 or float64: compared in the type they come in
-Positions = NDArray[np.int64]
-
 Block = tuple[slice, Scores]
 """Consecutive captions and their scores (Q, V) against all items."""
-
-
-@dataclass(frozen=True)
-class Links:
-    """Which items are right for which captions: L pairs by position, in order of the captions, none twice.
-
-    caption, item: (L,); of several items of a caption, its own stands first. captions, items: how many there are of
-    either, with those that no pair names: such a caption or item asks nothing, and others still compete with it.
-    """
-
-    caption: Positions
-    item: Positions
-    captions: int
-    items: int
-
-    @classmethod
-    def of(cls, right: Sequence[Sequence[int]], items: int) -> Links:
-        """From the right items of each caption; one that stands twice counts once."""
-        kept = [list(dict.fromkeys(found)) for found in right]
-        caption = np.repeat(np.arange(len(kept)), [len(found) for found in kept])
-        item = np.array([place for found in kept for place in found], np.int64)
-        return cls(caption.astype(np.int64), item, len(kept), items)
-
-    @classmethod
-    def one_each(cls, item: Positions, items: int) -> Links:
-        """From the one right item (Q,) of each caption."""
-        return cls(np.arange(len(item)), np.asarray(item, np.int64), len(item), items)
-
-    def __getitem__(self, where: slice) -> Links:
-        """The pairs of consecutive captions, who are then counted from 0."""
-        start, stop, _ = where.indices(self.captions)
-        first, last = np.searchsorted(self.caption, (start, stop))
-        return Links(self.caption[first:last] - start, self.item[first:last], stop - start, self.items)
-
-    @property
-    def several(self) -> bool:
-        """Whether any caption has more than one right item."""
-        return len(self.answered) < len(self.caption)
-
-    @property
-    def answered(self) -> Positions:
-        """The captions with a right item, in order."""
-        return np.unique(self.caption)
-
-    @property
-    def asked(self) -> Positions:
-        """The items with a caption, in gallery order."""
-        return np.unique(self.item)
-
-    def best(self, scores: Scores) -> Positions:
-        """Of each answered caption, the right item with the highest score; of equal ones the first. scores: (Q, V)."""
-        own, starts = scores[self.caption, self.item], np.unique(self.caption, return_index=True)[1]
-        order = np.lexsort(
-            (-own, self.caption)
-        )  # stable: captions keep their place, and the best comes first
-        return self.item[order][starts]
 
 
 @dataclass(frozen=True)
@@ -108,7 +50,7 @@ class Ranks:
         return bool((self.strict != self.mean).any())
 
 
-def text_ranks(scores: Scores, right: Positions | Links) -> Ranks:
+def text_ranks(scores: Scores, right: Positions | Relevance) -> Ranks:
     """Ranks of the right item of each caption among all items: of several, the best rank.
 
     With b the highest score of a caption's right items, which none of them exceeds, strict = 1 + #{v: s[v] > b}. With
@@ -128,8 +70,8 @@ def text_ranks(scores: Scores, right: Positions | Links) -> Ranks:
     return Ranks(1 + larger, 1 + larger + ties / (level + 1))
 
 
-def _links(right: Positions | Links, items: int) -> Links:
-    return right if isinstance(right, Links) else Links.one_each(right, items)
+def _links(right: Positions | Relevance, items: int) -> Relevance:
+    return right if isinstance(right, Relevance) else Relevance.one_each(right, items)
 
 
 def join(parts: Sequence[Ranks]) -> Ranks:
@@ -151,13 +93,13 @@ class ItemRanks:
         self.larger, self.ties, self.own_ties = np.zeros((3, items), np.int64)
         self.best = np.full(items, -np.inf)
 
-    def find(self, scores: Scores, right: Positions | Links) -> None:
+    def find(self, scores: Scores, right: Positions | Relevance) -> None:
         """First pass over rows (Q, V): the best own score of each item."""
         require_finite(scores)
         links = _links(right, scores.shape[1])
         np.maximum.at(self.best, links.item, scores[links.caption, links.item])
 
-    def count(self, scores: Scores, right: Positions | Links) -> None:
+    def count(self, scores: Scores, right: Positions | Relevance) -> None:
         """Second pass over the same rows (Q, V): the captions of other items that reach the best own one."""
         links = _links(right, scores.shape[1])
         best = self.best.astype(scores.dtype)  # exact, the scores came from this type
@@ -174,7 +116,7 @@ class ItemRanks:
         return Ranks(strict, strict + self.ties[asked] / (self.own_ties[asked] + 1))
 
 
-def link_ranks(blocks: Iterable[Block], links: Links) -> tuple[Ranks, Ranks]:
+def link_ranks(blocks: Iterable[Block], links: Relevance) -> tuple[Ranks, Ranks]:
     """Ranks of the captions with a right item, and of the items with a caption, each in their order.
 
     blocks: all captions in order, so many at a time; read twice, which is why an iterator will not do.
@@ -215,7 +157,7 @@ def require_finite(scores: Scores) -> None:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A metric and the ends of its bootstrap interval."""
 
     value: float
@@ -233,7 +175,7 @@ def metrics(ranks: NDArray[Any]) -> dict[str, float]:
     return {name: float(value[0]) for name, value in _from_counts(values, counts[None]).items()}
 
 
-def intervals(ranks: NDArray[Any], seed: int, resamples: int = RESAMPLES) -> dict[str, Figure]:
+def intervals(ranks: NDArray[Any], seed: int, resamples: int = RESAMPLES) -> dict[str, Estimate]:
     """The metrics of ranks (N,), each with its 95 % percentile interval over resampled queries.
 
     Drawing N queries with replacement is drawing their rank histogram from a multinomial, which costs
@@ -248,8 +190,8 @@ def intervals(ranks: NDArray[Any], seed: int, resamples: int = RESAMPLES) -> dic
 
 
 def rsum(
-    text: NDArray[Any], item: NDArray[Any], links: Links, seed: int, resamples: int = RESAMPLES
-) -> Figure:
+    text: NDArray[Any], item: NDArray[Any], links: Relevance, seed: int, resamples: int = RESAMPLES
+) -> Estimate:
     """RSUM, the sum of R@1/5/10 of both directions, with its 95 % percentile interval.
 
     Items are resampled together with all their captions: the two directions judge the same pairs, and
@@ -271,7 +213,7 @@ def rsum(
     return _figure(float(value(counts[None])[0]), np.concatenate(samples))
 
 
-def _units(links: Links) -> tuple[Positions, Positions]:
+def _units(links: Relevance) -> tuple[Positions, Positions]:
     """What is resampled as one: the unit of each answered caption, and of each item with a caption.
 
     A unit is an item with the captions whose own it is. An item that is nobody's own goes with the caption that names
@@ -333,7 +275,7 @@ def _resampled(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator
         yield random.multinomial(total, counts / total, size=min(chunk, resamples - start))
 
 
-def _figure(value: float, samples: NDArray[np.float64]) -> Figure:
+def _figure(value: float, samples: NDArray[np.float64]) -> Estimate:
     """A value with the percentile interval of its bootstrap samples."""
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Figure(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))

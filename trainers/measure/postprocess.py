@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from trainers.measure.hubness import ColumnTop
-from trainers.measure.metrics import Block, ItemRanks, Links, Positions, Ranks, Scores, join, text_ranks, top
+from trainers.measure.metrics import Block, ItemRanks, Ranks, join, text_ranks, top
+from trainers.relevance import Positions, Relevance, Scores
 from trainers.stages import EvaluateParams
 
 PIECE = 2**18  # scores that are worked on at once: 2 MB in float64 stay in the cache
@@ -223,7 +224,7 @@ def _pieces(blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def ranks(
-    blocks: Iterable[Block], links: Links, directions: Sequence[str], options: Mapping[str, Adjusted]
+    blocks: Iterable[Block], links: Relevance, directions: Sequence[str], options: Mapping[str, Adjusted]
 ) -> dict[str, dict[str, Ranks]]:
     """Ranks by option and direction, as those of the scores are counted. blocks: read twice for `v2t`."""
     texts: dict[str, list[Ranks]] = {name: [] for name in options}

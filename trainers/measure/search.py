@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from trainers.measure.metrics import Positions, require_finite, top
+from trainers.measure.metrics import require_finite, top
 from trainers.method import Batch, Encoded, MethodData
-from trainers.workers import CONFIG, Declared, open_trained
+from trainers.relevance import Positions
+from trainers.trained import CONFIG, Declared, open_trained
 
 QUERY = "query"  # the split that a new caption or item is packed as
 MEMORY_MB = 512

@@ -25,7 +25,8 @@ from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import BETAS, H2arn, optimizer
 from trainers.h2arn.model import Aggregator, Pooled, encode
 from trainers.loop.optim import WarmupAdamW
-from trainers.measure.metrics import Links, link_ranks, metrics, rsum
+from trainers.measure.metrics import link_ranks, metrics, rsum
+from trainers.relevance import Relevance
 from trainers.verify import h2arn_encoders as verify_encoders
 from trainers.verify import h2arn_pipeline as verify_pipeline
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same
@@ -429,7 +430,7 @@ def evaluation(path: Path, case: Case) -> Iterator[Quantity]:
         right: list[list[int]] = [[] for _ in scores]
         for text, cloud in pairs:
             right[text].append(cloud)
-        links = Links.of(right, scores.shape[1])
+        links = Relevance.of(right, scores.shape[1])
         half = len(scores) // 2
         blocks = [(slice(a, b), scores[a:b]) for a, b in ((0, half), (half, len(scores))) if b > a]
         ranks = [found.strict for found in link_ranks(blocks, links)]

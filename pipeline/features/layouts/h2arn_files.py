@@ -24,8 +24,8 @@ from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import SPLITS
 from pipeline.errors import ItemError, UserError, nearest
 from pipeline.features.exporting import Exported, Output
-from pipeline.features.imported import PREFIX
 from pipeline.features.layouts.feature_files import UNREADABLE, OpenFile
+from pipeline.store.imports import PREFIX
 from pipeline.store.segments import Array
 from pipeline.store.store import write_json
 

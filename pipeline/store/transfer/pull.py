@@ -20,8 +20,8 @@ import h5py
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
-from pipeline.features.imported import PREFIX, ImportedParams
 from pipeline.store.fingerprint import Fingerprint, digest_text
+from pipeline.store.imports import PREFIX, ImportedParams
 from pipeline.store.segments import Damaged, Segment
 from pipeline.store.store import RECORD, Store
 from pipeline.store.transfer.entry import (

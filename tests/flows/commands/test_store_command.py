@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.store import Store
 

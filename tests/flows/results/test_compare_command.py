@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from flows.commands.board import board
 from flows.results.measured import read_measured
 from pipeline.errors import UserError
-from trainers.measure.metrics import Links, link_ranks
+from trainers.measure.metrics import link_ranks
+from trainers.relevance import Relevance
 
 TINY = Path(__file__).parents[2] / "fixtures/hlformer/mssl_tiny/tiny"
 SETTINGS = """
@@ -46,7 +47,7 @@ def write(
     scores[np.arange(captions), own] += skill
     order = np.arange(captions) if order is None else order
     right = [[int(own[c]), *([(int(own[c]) + 1) % items] if also and c % 5 == 0 else [])] for c in order]
-    texts, of_items = link_ranks([(slice(0, captions), scores[order])], links := Links.of(right, items))
+    texts, of_items = link_ranks([(slice(0, captions), scores[order])], links := Relevance.of(right, items))
     folder.mkdir()
     protocol = {
         "kind": "video", "split": "test", "split_digest": str(order[:3]), "items": items, "captions": captions,

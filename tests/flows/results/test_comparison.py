@@ -23,7 +23,8 @@ from flows.results.comparison import (
 )
 from flows.results.measured import Asked, Measured
 from pipeline.errors import UserError
-from trainers.measure.metrics import Links, metrics, rsum
+from trainers.measure.metrics import metrics, rsum
+from trainers.relevance import Relevance
 
 PROTOCOL = {"kind": "video", "split": "test", "split_digest": "0", "ties": "mean", "post_processing": "none"}
 
@@ -102,7 +103,7 @@ def test_values_are_those_of_the_leaderboard():
         values = {name: d.a for name, d in found[direction].differences.items()}
         assert values == pytest.approx(expected)
     of = np.array([int(unit[1:]) for unit in b.asked["t2v"].units])
-    links = Links.one_each(of, len(b.asked["v2t"].keys))
+    links = Relevance.one_each(of, len(b.asked["v2t"].keys))
     assert found["both"].differences["RSUM"].b == pytest.approx(
         rsum(b.asked["t2v"].rank, b.asked["v2t"].rank, links, seed=0).value
     )

@@ -28,7 +28,7 @@ from flows.results.report.queries import choose, read_queries
 from flows.results.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
 from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
-from pipeline.run.briefing import Briefing
+from pipeline.run.briefing import RunBriefing
 from pipeline.store.store import write_json
 from trainers.config import Recipe
 from trainers.data import SplitIndex
@@ -683,7 +683,7 @@ def test_brief_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> No
     said = [Caption("a#0", "a door opens", 1.0, 2.0), Caption("a#1", "a door opens", 5.0, 6.0)]
     items = (Item("a", "test", tuple(said)), Item("b", "test", (Caption("b#0", "a door opens"),)))
     contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {"a": "digest-a", "b": "digest-b"})
-    brief = Report(()).brief(Briefing(contents, None, {}, [], {}))  # type: ignore[arg-type]
+    brief = Report(()).brief(RunBriefing(contents, None, {}, [], {}))  # type: ignore[arg-type]
     assert brief["captions"][said[0].digest] == {
         "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
         "digest-b": {"id": "b#0", "moments": []},

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.features.exporting import Output, export_ms_sl
 from pipeline.features.importing import import_ms_sl
 from pipeline.features.layouts.ms_sl import MsSl
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.store import Store
 

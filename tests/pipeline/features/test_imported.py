@@ -10,12 +10,13 @@ import pytest
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
 from pipeline.errors import UserError
-from pipeline.features.imported import Imported, ImportedParams, has_imports, imported_stages
+from pipeline.features.imported import Imported, imported_stages
 from pipeline.features.importing import NOT_THERE, FilesReport, import_files
 from pipeline.features.layouts.feature_files import FeatureFiles
 from pipeline.run.execute import Runner, RunOptions
 from pipeline.run.plan import State, components, survey
 from pipeline.store.fingerprint import Fingerprint
+from pipeline.store.imports import ImportedParams, has_imports
 from pipeline.store.store import Store
 
 

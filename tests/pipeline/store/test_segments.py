@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import ItemError
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.segments import Damaged, Segment, SegmentWriter
 
 FIELDS = {

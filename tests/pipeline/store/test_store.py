@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.segments import Damaged
 from pipeline.store.store import RECORD, Store, write_json

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.run.stage import Field
+from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_file
 from pipeline.store.segments import Segment
 from pipeline.store.store import RECORD, Store

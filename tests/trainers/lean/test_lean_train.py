@@ -22,6 +22,7 @@ from trainers.lean.method import Lean, build, optimizer
 from trainers.loop import checkpoint, distributed
 from trainers.measure.evaluate import evaluate
 from trainers.method import Method
+from trainers.trained import open_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,7 +137,7 @@ def test_training_learns_what_captions_say_and_evaluation_finds_it(learnt: Path)
 def test_trained_weights_are_those_of_the_best_epoch_and_reload(learnt: Path) -> None:
     record = json.loads((learnt / "record.json").read_text())
     assert 1 <= record["best_epoch"] <= record["epochs"] == 12
-    method, data = run.open_trained(learnt / "run", learnt / "packed", torch.device("cpu"))
+    method, data = open_trained(learnt / "run", learnt / "packed", torch.device("cpu"))
     assert isinstance(method, Lean) and isinstance(data, LeanData)
     assert record["parameters"] == sum(p.numel() for p in method.parameters())
 

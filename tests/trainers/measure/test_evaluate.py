@@ -405,7 +405,7 @@ def test_post_processed_figures_are_those_of_the_whole_matrix_and_of_a_bank_enco
         )
     blocks = [(slice(0, CAPTIONS), scores)]
     options = postprocess.adjusted(blocks, scores.shape, EVERY, bank, both)
-    twins = postprocess.ranks(blocks, index.links, both, options)
+    twins = postprocess.ranks(blocks, index.relevance, both, options)
     assert list(result.post_processed) == list(twins) == list(EVERY.post_processing)
     for name, found in result.post_processed.items():
         for way in both:

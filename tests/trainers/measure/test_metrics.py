@@ -20,7 +20,6 @@ from scipy.stats import rankdata
 from pipeline.errors import TrainingError
 from trainers.measure.metrics import (
     ItemRanks,
-    Links,
     Ranks,
     chance,
     intervals,
@@ -31,6 +30,7 @@ from trainers.measure.metrics import (
     text_ranks,
     top,
 )
+from trainers.relevance import Relevance
 
 seeds = st.integers(0, 2**32 - 1)
 SHARED = Path(__file__).parents[4] / "shared" / "golden" / "h2arn" / "evaluation_a.json"
@@ -221,7 +221,7 @@ def test_rsum_is_the_sum_of_the_recalls_of_both_directions() -> None:
     text, items = some_ranks(9, 120), some_ranks(10, 40)
     t2v, v2t = metrics(text), metrics(items)
     expected = sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10))
-    assert rsum(text, items, Links.one_each(item, 40), seed=0).value == pytest.approx(expected)
+    assert rsum(text, items, Relevance.one_each(item, 40), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_one() -> None:
@@ -235,7 +235,7 @@ def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_o
         units = random.integers(0, 80, 80)
         t2v, v2t = metrics(text[np.concatenate([captions[v] for v in units])]), metrics(items[units])
         drawn.append(sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10)))
-    figure = rsum(text, items, Links.one_each(item, 80), seed=0, resamples=3000)
+    figure = rsum(text, items, Relevance.one_each(item, 80), seed=0, resamples=3000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 
@@ -268,7 +268,7 @@ def linked(seed: int, queries: int = 6, items: int = 5, levels: int = 2) -> tupl
 def ranked(scores: NDArray, right: Right, *cuts: int) -> tuple[Ranks, Ranks]:
     """What `link_ranks` says of a matrix that is cut at the given rows."""
     blocks = [(slice(a, b), scores[a:b]) for a, b in itertools.pairwise((0, *cuts, len(scores)))]
-    return link_ranks(blocks, Links.of(right, scores.shape[1]))
+    return link_ranks(blocks, Relevance.of(right, scores.shape[1]))
 
 
 def slow_ranks(scores: NDArray, right: Right) -> list[tuple[int, float]]:
@@ -315,7 +315,7 @@ def test_permuted_captions_and_items_permute_the_ranks_of_links(seed: int) -> No
     place = np.argsort(columns)
     moved = [[int(place[v]) for v in right[q]] for q in rows]
     shuffled = ranked(scores[rows][:, columns], moved)
-    before, after = Links.of(right, 9), Links.of(moved, 9)
+    before, after = Relevance.of(right, 9), Relevance.of(moved, 9)
     names = (before.answered, rows[after.answered]), (before.asked, columns[after.asked])
     for (old, new), one, other in zip(names, ranked(scores, right), shuffled, strict=True):
         assert dict(zip(old.tolist(), one.mean, strict=True)) == dict(
@@ -346,7 +346,7 @@ def test_another_right_item_never_worsens_a_rank(seed: int) -> None:
 @given(seeds)
 def test_the_best_right_item_is_the_one_that_has_the_rank(seed: int) -> None:
     scores, right = linked(seed, 12, 9)
-    links = Links.of(right, 9)
+    links = Relevance.of(right, 9)
     best = links.best(scores)
     rows = scores[links.answered]
     assert np.array_equal(text_ranks(scores, links).strict, text_ranks(rows, best).strict)
@@ -363,7 +363,7 @@ def test_captions_and_items_without_links_have_no_rank_and_still_compete() -> No
 
 def test_blocks_that_can_be_read_once_only_are_refused() -> None:
     with pytest.raises(ValueError, match="read twice"):
-        link_ranks(iter([(slice(0, 1), np.zeros((1, 2), np.float32))]), Links.of([[0]], 2))
+        link_ranks(iter([(slice(0, 1), np.zeros((1, 2), np.float32))]), Relevance.of([[0]], 2))
 
 
 def test_rsum_of_links_is_the_sum_of_the_recalls_of_both_directions() -> None:
@@ -371,7 +371,7 @@ def test_rsum_of_links_is_the_sum_of_the_recalls_of_both_directions() -> None:
     texts, items = (metrics(found.strict) for found in ranked(scores, right))
     expected = sum(side[f"R@{k}"] for side in (texts, items) for k in (1, 5, 10))
     text, item = (found.strict for found in ranked(scores, right))
-    assert rsum(text, item, Links.of(right, 40), seed=0).value == pytest.approx(expected)
+    assert rsum(text, item, Relevance.of(right, 40), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_captions_and_with_lent_items() -> (
@@ -382,7 +382,7 @@ def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_capt
     lent = {q: 60 + int(v) for q, v in enumerate(random.integers(0, 20, len(own))) if q % 4 == 0}
     right = [[int(v), *([lent[q]] if q in lent else [])] for q, v in enumerate(own)]
     text, item = (found.strict for found in ranked(random.normal(size=(len(own), 80)), right))
-    asked = Links.of(right, 80).asked
+    asked = Relevance.of(right, 80).asked
     home = {int(v): int(v) for v in own} | {v: int(own[q]) for q, v in reversed(lent.items())}
     captions = [np.flatnonzero(own == v) for v in range(60)]
     members = [[place for place, v in enumerate(asked) if home[int(v)] == unit] for unit in range(60)]
@@ -394,7 +394,7 @@ def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_capt
             metrics(item[np.concatenate([members[v] for v in units]).astype(int)]),
         )
         drawn.append(sum(side[f"R@{k}"] for side in sides for k in (1, 5, 10)))
-    figure = rsum(text, item, Links.of(right, 80), seed=0, resamples=3000)
+    figure = rsum(text, item, Relevance.of(right, 80), seed=0, resamples=3000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 

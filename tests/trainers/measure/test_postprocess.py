@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.settings import fill
 from trainers.hlformer.config import HLFormerConfig
 from trainers.measure import postprocess
-from trainers.measure.metrics import Block, Links, text_ranks
+from trainers.measure.metrics import Block, text_ranks
 from trainers.measure.postprocess import (
     Adjusted,
     Bank,
@@ -24,6 +24,7 @@ from trainers.measure.postprocess import (
     ranks,
     sinkhorn,
 )
+from trainers.relevance import Relevance
 from trainers.stages import EvaluateParams, stages_of
 
 Q, V, BANK_TEXTS, BANK_ITEMS = 61, 43, 70, 29
@@ -56,8 +57,8 @@ def a_bank(seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return cosines(BANK_TEXTS, V, seed), cosines(Q, BANK_ITEMS, seed + 1)
 
 
-def links(seed: int = 3) -> Links:
-    return Links.one_each(np.random.default_rng(seed).integers(0, V, Q), V)
+def links(seed: int = 3) -> Relevance:
+    return Relevance.one_each(np.random.default_rng(seed).integers(0, V, Q), V)
 
 
 def full(option: Adjusted, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -230,7 +231,7 @@ def test_dual_softmax_and_sinkhorn_do_not_change_where_all_scores_move_together(
 
 
 def test_every_option_undoes_a_hub() -> None:
-    right = Links.one_each(np.arange(Q) % V, V)
+    right = Relevance.one_each(np.arange(Q) % V, V)
     scores, (texts, items) = cosines() / 4, a_bank()
     scores[np.arange(Q), right.item] += 0.3
     scores[:, 7] += 0.5  # the first place of everybody
