@@ -79,7 +79,7 @@ def train(request: dict[str, Any], send: Send) -> None:
 
     Where several processes are asked for, this one starts them and waits; each of them comes here again.
     """
-    if torchrun.wanted(request):
+    if torchrun.starts_ranks(request):
         torchrun.launch(TRAIN, request, send)
         return
     declared = Declared(request["method"])

@@ -33,7 +33,7 @@ MERU = Bounds(lambda below: below + EPS, cut=EPS, slope_cut=1e-6)
 """MERU's values. Its cut is 1 in float32, where acos and asin have an infinite slope, which is not kept."""
 
 CLAMPED = Bounds(lambda below: below.clamp_min(EPS), cut=1e-7, slope_cut=1e-7)
-"""H2ARN's, whose cut float32 can tell from 1."""
+"""H2ARN's values. Its cut, 1 - 1e-7, is a float32 number other than 1, so that slopes stay finite."""
 
 
 def half_aperture(space: Tensor, c: Tensor | float, radius: float = RADIUS, bounds: Bounds = MERU) -> Tensor:
@@ -42,7 +42,7 @@ def half_aperture(space: Tensor, c: Tensor | float, radius: float = RADIUS, boun
 
 
 def aperture_at(norm: Tensor, c: Tensor | float, radius: float = RADIUS, bounds: Bounds = MERU) -> Tensor:
-    """Half the opening angle (...) of the cones with apexes of so long space components (...)."""
+    """Half the opening angle (...) of the cones whose apexes have space components of the length `norm` (...)."""
     return _guarded(torch.asin, 2 * radius / bounds.off_zero(norm * c**0.5), bounds)
 
 

@@ -16,7 +16,7 @@ WORD = 0xFFFFFFFF
 
 
 def uniform(count: int, stream: int) -> NDArray[np.float64]:
-    """So many numbers in [-1, 1): murmur3's fmix32 of their index, moved by the stream."""
+    """`count` numbers in [-1, 1): murmur3's fmix32 of their index, offset by the stream."""
     u = (np.arange(count, dtype=np.uint64) + np.uint64(GOLDEN * (stream + 1) & WORD)) & np.uint64(WORD)
     u ^= u >> np.uint64(16)
     u = u * np.uint64(FIRST) & np.uint64(WORD)

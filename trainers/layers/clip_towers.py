@@ -100,8 +100,8 @@ class ClipTowers(LogitScale):
                     f"CLIP weight {name} is {what}: these weights are not those of a vision transformer"
                 )
             if have[name].shape != own[name].shape:
-                found, wanted = tuple(own[name].shape), tuple(have[name].shape)
-                raise UserError(f"CLIP weight {name} is {found}, {wanted} is needed")
+                given, expected = tuple(own[name].shape), tuple(have[name].shape)
+                raise UserError(f"CLIP weight {name} is {given}, {expected} is needed")
         network.load_state_dict(own)
         return cls(network, freeze_patches, half)
 

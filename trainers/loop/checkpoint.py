@@ -120,8 +120,8 @@ def fill_weights(method: nn.Module, tensors: Mapping[str, Tensor], source: str) 
         if name not in tensors:
             raise UserError(f"{misfit}{name!r} is missing; {nearest(name, tensors.keys() - own.keys())}")
         if tensors[name].shape != tensor.shape:
-            found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
-            raise UserError(f"{misfit}{name!r} has shape {found}, {wanted} is needed")
+            given, expected = tuple(tensors[name].shape), tuple(tensor.shape)
+            raise UserError(f"{misfit}{name!r} has shape {given}, {expected} is needed")
     for name in tensors:
         if name not in own:
             raise UserError(f"{misfit}{name!r} is not one of its weights; {nearest(name, own)}")

@@ -77,8 +77,8 @@ def fit(
 
     `validate` is called after every epoch on every process, the method in evaluation mode; the run keeps
     the weights with the strictly largest `figure` and ends after more than `recipe.patience` epochs
-    in a row without a larger one. A checkpoint is written then, every `checkpoint_minutes`, and, if wanted,
-    every `checkpoint_steps` steps. `recipe.clip_norm` bounds the global norm of the gradients; an optimizer
+    in a row without a larger one. A checkpoint is written then, every `checkpoint_minutes`, and, where it is
+    given, every `checkpoint_steps` steps. `recipe.clip_norm` bounds the global norm of the gradients; an optimizer
     that clips for itself wants None. On the CPU a resumed run ends with the very bits of an unbroken one.
 
     Raises TrainingError for a loss term, gradient, weight or figure that is not finite. Ctrl-C and SIGTERM
@@ -185,28 +185,28 @@ class _Run:
             for name, value in terms.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value * len(group)
             self.meter.steps += len(group)
-            self._tell(terms, rates[0])
+            self._report_step(terms, rates[0])
             self._checkpoint_if_due(len(group))
 
     def _take(self, batches: Iterator[Batch]) -> list[Batch]:
         """The batches of one update: `accumulate`, or what is left of the epoch."""
-        wanted = min(self.recipe.accumulate, self.steps - self.state.step)
-        group = list(islice(batches, wanted))
-        if len(group) < wanted:
-            found = self.state.step + len(group)
-            raise ValueError(f"epoch {self.state.epoch + 1} has {found} batches, {self.steps} were announced")
+        size = min(self.recipe.accumulate, self.steps - self.state.step)
+        group = list(islice(batches, size))
+        if len(group) < size:
+            count = self.state.step + len(group)
+            raise ValueError(f"epoch {self.state.epoch + 1} has {count} batches, {self.steps} were announced")
         return group
 
     def _update(self, group: list[Batch]) -> dict[str, float]:
         """Change the weights once; the mean of each loss term over the batches that went into it."""
-        found: list[tuple[int, str, Tensor]] = []
+        values: list[tuple[int, str, Tensor]] = []
         for number, batch in enumerate(group, self.state.step + 1):
             terms = self._losses(batch)
             (torch.stack(list(terms.values())).sum() / len(group)).backward()
-            found += [(number, name, term.detach()) for name, term in terms.items()]
+            values += [(number, name, term.detach()) for name, term in terms.items()]
         distributed.mean_gradients(self.parameters)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
-        means = self._finite_means(found, norm.to(self.device), len(group))
+        means = self._finite_means(values, norm.to(self.device), len(group))
         if self.recipe.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip_norm, norm)
         self.optimizer.step()
@@ -214,13 +214,13 @@ class _Run:
         return means
 
     def _finite_means(
-        self, found: list[tuple[int, str, Tensor]], norm: Tensor, batches: int
+        self, terms: list[tuple[int, str, Tensor]], norm: Tensor, batches: int
     ) -> dict[str, float]:
         """The mean of each term over the batches of an update; TrainingError names the first bad number."""
         # The one look from the host in an update: a GPU is waited for once.
-        *values, size = torch.stack([*(term for *_, term in found), norm]).tolist()
+        *values, size = torch.stack([*(term for *_, term in terms), norm]).tolist()
         means: dict[str, float] = {}
-        for (step, name, _), value in zip(found, values, strict=True):
+        for (step, name, _), value in zip(terms, values, strict=True):
             if not math.isfinite(value):
                 raise TrainingError(f"{self._at(step)}: the loss term {name!r} is {value}")
             means[name] = means.get(name, 0.0) + value / batches
@@ -285,7 +285,7 @@ class _Run:
             "best": better,
         }
 
-    def _tell(self, terms: Mapping[str, float], lr: float) -> None:
+    def _report_step(self, terms: Mapping[str, float], lr: float) -> None:
         state = self.state
         state.points = {}
         self._add_point("loss", {**terms, "total": sum(terms.values())})
@@ -306,7 +306,7 @@ class _Run:
         if self.curves is not None:
             self.curves.add(group, values, self._steps_done())
 
-    # What a run leaves behind, and how it is taken up again.
+    # Checkpoints: writing them, and resuming from them.
 
     def _checkpoint_if_due(self, steps: int) -> None:
         """Write `last` where time or steps ask for it or a signal came, and stop in the latter case.
@@ -316,8 +316,8 @@ class _Run:
         due = time.monotonic() - self.saved_at >= 60 * self.checkpoint_minutes
         if every := self.checkpoint_steps:
             due |= self.state.step // every > (self.state.step - steps) // every
-        number, wanted = distributed.agree(self.interrupts.caught, due)
-        if number or wanted:
+        number, due_anywhere = distributed.agree(self.interrupts.caught, due)
+        if number or due_anywhere:
             self._refuse_bad_weights()
             self._save(self._random_states())
         if number:
@@ -366,7 +366,7 @@ class _Run:
         return tensors[f"random.{self.rank}"] if self.state.step else None
 
     def _settings(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that takes it up."""
+        """The settings that a checkpoint must share with the run that resumes from it."""
         own = {
             "clip_norm": self.recipe.clip_norm,
             "figure": self.figure,
@@ -375,15 +375,15 @@ class _Run:
         }
         return self.recipe.model_dump(mode="json") | own
 
-    def _refuse_other_settings(self, found: Mapping[str, Any]) -> None:
+    def _refuse_other_settings(self, saved: Mapping[str, Any]) -> None:
         for name, value in self._settings().items():
-            if found.get(name) != value:
+            if saved.get(name) != value:
                 raise UserError(
-                    f"{self.snapshots.folder} holds a run with {name} = {found.get(name)!r}, not {value!r}; "
+                    f"{self.snapshots.folder} holds a run with {name} = {saved.get(name)!r}, not {value!r}; "
                     "give that setting again or take another folder"
                 )
 
-    # What is said when numbers go bad.
+    # Errors for numbers that are not finite.
 
     def _at(self, step: int) -> str:
         return f"epoch {self.state.epoch + 1}, step {step}"
@@ -404,7 +404,7 @@ class _Run:
 
 
 def _learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The rate of each group's next update: an optimizer that carries its schedule tells it."""
+    """The learning rate of each group's next update, from the optimizer where it carries its own schedule."""
     if hasattr(optimizer, "learning_rates"):
         return list(optimizer.learning_rates())
     return [float(group["lr"]) for group in optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""How far a training run is: what a progress bar shows, told at most twice a second."""
+"""Progress of a training run, reported at most twice a second."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Progress:
 
 
 class Meter:
-    """Measures the rates of one process and decides when progress is told."""
+    """Measures the rates of one process and decides when progress is reported."""
 
-    def __init__(self, items_per_step: int, tell: Callable[[Progress], None] | None) -> None:
-        self._items_per_step, self._tell = items_per_step, tell
-        self._began, self._told = time.monotonic(), float("-inf")
+    def __init__(self, items_per_step: int, report: Callable[[Progress], None] | None) -> None:
+        self._items_per_step, self._report = items_per_step, report
+        self._began, self._reported_at = time.monotonic(), float("-inf")
         self.steps, self._paused = 0, 0.0
 
     @property
     def seconds(self) -> float:
-        """Since this process began."""
+        """Seconds since this process began."""
         return time.monotonic() - self._began
 
     def pause(self, seconds: float) -> None:
@@ -44,7 +44,7 @@ class Meter:
 
     @property
     def steps_per_second(self) -> float:
-        """Of training, pauses left out."""
+        """Training steps per second, pauses left out."""
         return self.steps / max(self.seconds - self._paused, 1e-9)
 
     def show(
@@ -58,13 +58,13 @@ class Meter:
         lr: float,
         validation: Mapping[str, float],
     ) -> None:
-        """Tell how far the run is, unless it was told less than half a second ago."""
+        """Report the progress, unless the last report is less than half a second old."""
         last = epoch == epochs and step == steps
-        if self._tell is None or (time.monotonic() - self._told < SECONDS_BETWEEN and not last):
+        if self._report is None or (time.monotonic() - self._reported_at < SECONDS_BETWEEN and not last):
             return
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
         left = (epochs - epoch) * steps + steps - step
-        self._tell(
+        self._report(
             Progress(
                 epoch=epoch,
                 epochs=epochs,

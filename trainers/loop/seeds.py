@@ -32,12 +32,12 @@ def random_state(device: torch.device) -> Tensor:
 
 
 def restore_random_state(state: Tensor, device: torch.device) -> None:
-    """Put every generator back to where `random_state` found it."""
-    found = json.loads(bytes(state.tolist()))
-    version, words, gauss = found["python"]
+    """Restore the state of every generator that `random_state` saved."""
+    saved = json.loads(bytes(state.tolist()))
+    version, words, gauss = saved["python"]
     random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = found["numpy"]
+    kind, keys, position, has_gauss, cached = saved["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(torch.tensor(found["torch"], dtype=torch.uint8))
-    if device.type == "cuda" and found["cuda"] is not None:
-        torch.cuda.set_rng_state(torch.tensor(found["cuda"], dtype=torch.uint8), device)
+    torch.set_rng_state(torch.tensor(saved["torch"], dtype=torch.uint8))
+    if device.type == "cuda" and saved["cuda"] is not None:
+        torch.cuda.set_rng_state(torch.tensor(saved["cuda"], dtype=torch.uint8), device)

@@ -1,8 +1,8 @@
-"""Training on several processes: torchrun as a child of the training stage, its ranks told apart from it.
+"""Training on several processes: torchrun as a child of the training stage, and the ranks that it starts.
 
     the stage's process (launch) -> torchrun (agent) -> one process a rank
 
-The stage's process follows what the first rank tells, ends with the first error of any rank, and hands a
+The stage's process passes on the messages of the first rank, ends with the first error of any rank, and hands a
 SIGTERM on to the ranks themselves, so that they write their checkpoint before they end. Whoever is killed
 takes with it what it started. On several machines each starts its own agent; they meet at the rendezvous.
 
@@ -30,18 +30,18 @@ from pipeline.child import Handler, Send, die_with_parent, resolve
 from pipeline.errors import ItemError, TrainingError, UserError
 
 POLL_SECONDS = 0.1
-LAST_LINES = 20  # of torchrun's own words, where no rank said what is wrong
-TOLD, ASKED, WORDS = "told.jsonl", "request.json", "words.txt"
+LAST_LINES = 20  # of torchrun's own output, quoted where no rank left an error
+MESSAGES, REQUEST, OUTPUT = "messages.jsonl", "request.json", "output.txt"
 ENTRY = "entry"  # the key of a request file that names what a rank calls
 KNOWN = {"ItemError": ItemError, "UserError": UserError, "TrainingError": TrainingError}
 
 
 class RankFailed(Exception):
-    """A rank ended for a reason that is nobody's setting: its traceback, or torchrun's last words."""
+    """A rank ended with an error that is ours: its traceback, or the last lines of torchrun's output."""
 
 
-def wanted(request: Mapping[str, Any]) -> bool:
-    """Whether a training is to run on several processes, and this is not one of them."""
+def starts_ranks(request: Mapping[str, Any]) -> bool:
+    """Whether a request asks for several processes and this process is not yet one of them."""
     several = request.get("processes", 1) > 1 or request.get("nodes", 1) > 1
     return several and "RANK" not in os.environ
 
@@ -56,15 +56,15 @@ def launch(entry: str, request: Mapping[str, Any], send: Send) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="crossreel-ranks-") as name, _SignalsHeld() as held:
         folder = Path(name)
-        (folder / ASKED).write_text(json.dumps({ENTRY: entry, **request}), encoding="utf-8")
-        (folder / TOLD).touch()
-        with (folder / WORDS).open("wb") as words:
+        (folder / REQUEST).write_text(json.dumps({ENTRY: entry, **request}), encoding="utf-8")
+        (folder / MESSAGES).touch()
+        with (folder / OUTPUT).open("wb") as output:
             agent = subprocess.Popen(
-                _command(request, folder), stdin=subprocess.DEVNULL, stdout=words, stderr=subprocess.STDOUT,
+                _command(request, folder), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": str(_threads(request))},
             )  # fmt: skip
         try:
-            for header in _followed(agent, folder, held):
+            for header in _messages(agent, folder, held):
                 send(header, {})
         finally:
             _end(agent, folder)
@@ -93,17 +93,20 @@ def _threads(request: Mapping[str, Any]) -> int:
     return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // int(request["processes"]))
 
 
-def _followed(agent: subprocess.Popen[bytes], folder: Path, held: _SignalsHeld) -> Iterator[dict[str, Any]]:
-    """What the first rank tells and what any rank prints, as it comes, until torchrun ends."""
+def _messages(agent: subprocess.Popen[bytes], folder: Path, held: _SignalsHeld) -> Iterator[dict[str, Any]]:
+    """Yield the messages of the first rank and the output of all ranks, as they come, until torchrun ends."""
     passed_on = False
-    with (folder / TOLD).open(encoding="utf-8") as told, (folder / WORDS).open(errors="replace") as words:
-        tellings, sayings = _Lines(told), _Lines(words)
+    with (
+        (folder / MESSAGES).open(encoding="utf-8") as sent,
+        (folder / OUTPUT).open(errors="replace") as printed,
+    ):
+        messages, output = _Lines(sent), _Lines(printed)
         while True:
             ended = agent.poll() is not None
-            yield from (json.loads(line) for line in tellings)
+            yield from (json.loads(line) for line in messages)
             failing = bool(held.number) or any(folder.glob("rank-*.error"))
             if not failing:  # from then on torchrun counts the dead, at length
-                yield from ({"log": line} for line in sayings)
+                yield from ({"log": line} for line in output)
             if ended:
                 return
             if held.number and not passed_on:
@@ -145,15 +148,15 @@ def _failure(folder: Path) -> Exception:
     """The error of the rank that failed first."""
     errors = sorted(folder.glob("rank-*.error"), key=lambda path: path.stat().st_mtime_ns)
     if not errors:
-        words = (folder / WORDS).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return RankFailed("torchrun ended without its ranks: " + "\n".join(words[-LAST_LINES:]))
-    told = json.loads(errors[0].read_text(encoding="utf-8"))
-    kind = KNOWN.get(told["kind"])
-    return kind(*told["arguments"]) if kind else RankFailed(f"{errors[0].stem}: {told['arguments'][0]}")
+        lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return RankFailed("torchrun ended without its ranks: " + "\n".join(lines[-LAST_LINES:]))
+    error = json.loads(errors[0].read_text(encoding="utf-8"))
+    kind = KNOWN.get(error["kind"])
+    return kind(*error["arguments"]) if kind else RankFailed(f"{errors[0].stem}: {error['arguments'][0]}")
 
 
 class _SignalsHeld:
-    """A block in which SIGTERM only sets `number`."""
+    """A block in which SIGTERM only sets `number`, its number."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -185,21 +188,21 @@ def rank(folder: Path) -> None:
     die_with_parent(os.getppid())
     local, number = os.environ["LOCAL_RANK"], os.environ["RANK"]
     (folder / f"rank-{local}.pid").write_text(str(os.getpid()), encoding="utf-8")
-    request = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     train: Handler = resolve(request.pop(ENTRY))
     if request["device"].startswith("cuda"):
         request["device"] = f"cuda:{local}"
-    with _told_of_errors(folder / f"rank-{number}.error"), _channel(folder, number) as send:
+    with _errors_recorded(folder / f"rank-{number}.error"), _channel(folder, number) as send:
         train(request, send)
 
 
 @contextmanager
 def _channel(folder: Path, number: str) -> Iterator[Send]:
-    """What the training tells goes to the stage's process, from the first rank alone."""
+    """The function by which a training reports to the stage's process; only the first rank's messages are sent."""
     if number != "0":
         yield lambda header, arrays: None
         return
-    with (folder / TOLD).open("a", encoding="utf-8") as file:
+    with (folder / MESSAGES).open("a", encoding="utf-8") as file:
 
         def send(header: Mapping[str, Any], _: Mapping[str, Any]) -> None:
             file.write(json.dumps(dict(header)) + "\n")
@@ -209,16 +212,16 @@ def _channel(folder: Path, number: str) -> Iterator[Send]:
 
 
 @contextmanager
-def _told_of_errors(path: Path) -> Iterator[None]:
-    """An error is written down, and ends the process without more words."""
+def _errors_recorded(path: Path) -> Iterator[None]:
+    """Write an error of the block to a file and end the process with status 1, without a traceback."""
     try:
         yield
     except Exception as error:
         known = isinstance(error, (ItemError, UserError, TrainingError))
         plain = [error.item, error.reason] if isinstance(error, ItemError) else [str(error)]
-        told = {"kind": type(error).__name__, "arguments": plain if known else [traceback.format_exc()]}
+        record = {"kind": type(error).__name__, "arguments": plain if known else [traceback.format_exc()]}
         aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(told), encoding="utf-8")
+        aside.write_text(json.dumps(record), encoding="utf-8")
         aside.rename(path)
         raise SystemExit(1) from None
 

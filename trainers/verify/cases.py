@@ -1,7 +1,7 @@
 """Runs recorded numerical cases of the methods through our own implementation, a line per quantity.
 
-A case is a .json file with tensors beside it. It is told by what it holds, never by its name; one that no
-method understands is a failure, because a case left out would pass for one that agrees.
+A case is a .json file with tensors beside it. Its content says which method it belongs to, never its name. A case
+that no method understands is a failure, because a case left out would pass for one that agrees.
 """
 
 from __future__ import annotations
@@ -126,12 +126,12 @@ def run_case(path: Path, method: str | None = None) -> CaseResult:
     return CaseResult(path, name, quantities)
 
 
-def compare(name: str, found: ArrayLike, expected: ArrayLike, allowed: float, note: str = "") -> Quantity:
+def compare(name: str, computed: ArrayLike, expected: ArrayLike, allowed: float, note: str = "") -> Quantity:
     """The greatest absolute difference against the absolute error `allowed`, both over the greatest value expected.
 
     A wrong shape is an infinite error; so is a NaN.
     """
-    a, b = np.asarray(found, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    a, b = np.asarray(computed, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if a.shape != b.shape:
         return failure(name, f"shape {a.shape}, expected {b.shape}")
     if b.size == 0:
@@ -141,11 +141,11 @@ def compare(name: str, found: ArrayLike, expected: ArrayLike, allowed: float, no
     return Quantity(name, error / scale if np.isfinite(error) else np.inf, allowed / scale, note)
 
 
-def same(name: str, found: object, expected: object) -> Quantity:
+def same(name: str, computed: object, expected: object) -> Quantity:
     """Whether two values, not numbers alone, are equal."""
-    if found == expected:
+    if computed == expected:
         return Quantity(name, 0.0, 0.0)
-    return failure(name, f"{str(found)[:80]} instead of {str(expected)[:80]}")
+    return failure(name, f"{str(computed)[:80]} instead of {str(expected)[:80]}")
 
 
 def skipped(name: str, note: str) -> Quantity:
@@ -159,25 +159,25 @@ def failure(name: str, note: str) -> Quantity:
 
 
 def worst(name: str, quantities: list[Quantity]) -> Iterator[Quantity]:
-    """Many alike quantities as one: the one that is nearest to failing, or fails."""
+    """Several alike quantities as one: the one with the largest error in units of its tolerance."""
     if quantities:
-        found = max(quantities, key=lambda q: q.error / max(q.tolerance, 1e-300))
-        note = f"worst of {len(quantities)}: {found.name} {found.note}".rstrip()
-        yield Quantity(name, found.error, found.tolerance, note)
+        computed = max(quantities, key=lambda q: q.error / max(q.tolerance, 1e-300))
+        note = f"worst of {len(quantities)}: {computed.name} {computed.note}".rstrip()
+        yield Quantity(name, computed.error, computed.tolerance, note)
 
 
 class Recorded(Generic[T]):
-    """The tensors of a case, which remembers what was asked for: one that nothing understands must not pass."""
+    """The tensors of a case. It remembers which were read: a tensor that no check reads must fail, not pass."""
 
     def __init__(self, tensors: Mapping[str, T]) -> None:
         self.tensors = tensors
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
     def __getitem__(self, name: str) -> T:
-        self.asked.add(name)
+        self.read.add(name)
         return self.tensors[name]
 
     def get(self, name: str) -> T | None:
@@ -187,16 +187,16 @@ class Recorded(Generic[T]):
         return self[name]
 
     def names(self, prefix: str) -> list[str]:
-        """The names that begin so, without that beginning."""
+        """The names that begin with a prefix, without the prefix."""
         return [name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)]
 
     def under(self, prefix: str) -> dict[str, T]:
-        """The tensors whose name begins so, by the rest of their name."""
+        """The tensors whose names begin with a prefix, by the rest of their name."""
         return {name: self[prefix + name] for name in self.names(prefix)}
 
     def left(self) -> Iterator[Quantity]:
-        """A failure for each tensor that nothing asked for."""
-        for name in sorted(set(self.tensors) - self.asked):
+        """A failure for each tensor that no check has read."""
+        for name in sorted(set(self.tensors) - self.read):
             yield failure(name, "this quantity is not understood")
 
 
@@ -212,7 +212,7 @@ def _without_data(paths: list[Path], method: str | None) -> list[Path]:
         try:
             case = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # it is told when it is run
+            continue  # it fails with its reason when it is run
         name = _method_of(case, method)
         if name is not None:
             cases.add(path)

@@ -77,11 +77,11 @@ def _is_preprocessing(case: Mapping[str, Any]) -> bool:
 
 def _tensors(path: Path, case: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors beside a case, floats as float32."""
-    found: dict[str, Tensor] = {}
+    computed: dict[str, Tensor] = {}
     for file in sorted({*path.parent.glob(f"{path.stem}.*safetensors")} or _named(path, case)):
         if not file.name.endswith((".weights.safetensors", ".state.safetensors")):
-            found |= {name: _float(value) for name, value in load_file(file).items()}
-    return found
+            computed |= {name: _float(value) for name, value in load_file(file).items()}
+    return computed
 
 
 def _named(path: Path, case: Mapping[str, Any]) -> set[Path]:
@@ -104,37 +104,37 @@ class ModelCase:
 
     def settings(self) -> GareConfig:
         """Our settings for the case's."""
-        found = {**self.spec["cfg"], **self.spec.get("opt", {})}
+        computed = {**self.spec["cfg"], **self.spec.get("opt", {})}
         for name in ("t_total", "steps", "save"):
-            found.pop(name, None)
-        if "agg_module" in found:
-            found["agg_module"] = str(found["agg_module"])
-        for name in found:
+            computed.pop(name, None)
+        if "agg_module" in computed:
+            computed["agg_module"] = str(computed["agg_module"])
+        for name in computed:
             if name not in GareConfig.model_fields:
                 raise UserError(f"the case has an option {name!r}; {nearest(name, GareConfig.model_fields)}")
-        free = {name: value for name, value in found.items() if name not in FREE}
+        free = {name: value for name, value in computed.items() if name not in FREE}
         size = {"batch_size": max(2, int(self.spec.get("B", self.spec.get("A", 2))))}
         config = GareConfig(**{**official.sizes(self.state), **size, **free})
-        reduced = found.get("kl_reduction", config.kl_reduction)
-        return config.model_copy(update={"kl_reduction": reduced, "beta": found.get("beta", config.beta)})
+        reduced = computed.get("kl_reduction", config.kl_reduction)
+        return config.model_copy(update={"kl_reduction": reduced, "beta": computed.get("beta", config.beta)})
 
     def fresh(self, **changes: Any) -> Gare:
         """The method with the recorded weights."""
         config = self.config.model_copy(update=changes)
         return Gare(config, official.network_from(self.state, config))
 
-    def close(self, name: str, found: Tensor, share: float = VALUES, note: str = "") -> Quantity:
-        """A found tensor against the recorded one."""
-        return near(f"{name}{note}", found, self.recorded[name], share)
+    def close(self, name: str, computed: Tensor, share: float = VALUES, note: str = "") -> Quantity:
+        """Compare a computed tensor with the recorded one."""
+        return near(f"{name}{note}", computed, self.recorded[name], share)
 
-    def intermediates(self, found: PlainPairs) -> Iterator[Quantity]:
+    def intermediates(self, computed: PlainPairs) -> Iterator[Quantity]:
         """eval/: everything the plain form of the head goes through, and the unused head."""
-        for name, value in found._asdict().items():
+        for name, value in computed._asdict().items():
             if f"eval/{name}" in self.recorded:
                 yield self.close(f"eval/{name}", value)
         if "eval/dead_log_std" in self.recorded:
             weight, bias = (self.unused[f"{official.PSI}log_std_proj.{part}"] for part in ("weight", "bias"))
-            yield self.close("eval/dead_log_std", F.linear(found.psi_ln3, weight, bias))
+            yield self.close("eval/dead_log_std", F.linear(computed.psi_ln3, weight, bias))
 
     def forms(
         self, method: Gare, text: Tensor, frames: Tensor, mask: Tensor, prefix: str
@@ -150,13 +150,13 @@ class ModelCase:
 
     def scalars(self, part: str, method: Gare, pairs: Pairs, total: Tensor) -> Iterator[Quantity]:
         """scalars.<part>: each term raw and weighted, and their sums."""
-        expected, found = self.case["scalars"][part], terms(method, pairs, total)
+        expected, computed = self.case["scalars"][part], terms(method, pairs, total)
         for name, value in expected.items():
             if name == "grad_total_norm":
                 grads = [p.grad for p in method.parameters() if p.grad is not None]
                 yield near(f"{part}/{name}", torch.nn.utils.get_total_norm(grads), value, CHANGES)
-            elif name in found:
-                yield near(f"{part}/{name}", found[name], value)
+            elif name in computed:
+                yield near(f"{part}/{name}", computed[name], value)
             else:
                 yield failure(f"{part}/{name}", "this quantity is not understood")
 
@@ -164,20 +164,20 @@ class ModelCase:
         """<part>/grad/ and <part>_grad_norms."""
         grads = {official.official_name(name): p.grad for name, p in network.named_parameters()}
         for name in self.recorded.names(f"{part}/grad/"):
-            found = grads.get(name)
-            if found is None:
+            computed = grads.get(name)
+            if computed is None:
                 yield failure(f"{part}/grad/{name}", "there is no gradient")
             else:
-                yield self.close(f"{part}/grad/{name}", found, CHANGES)
+                yield self.close(f"{part}/grad/{name}", computed, CHANGES)
         norms = self.case.get(f"{part}_grad_norms", {})
         greatest = max((norm for norm in norms.values() if norm), default=1.0)
         for name, norm in norms.items():
-            found = grads.get(name)
-            if norm is None or found is None:
-                yield same(f"{part} gradient of {name}", found is not None, norm is not None)
+            computed = grads.get(name)
+            if norm is None or computed is None:
+                yield same(f"{part} gradient of {name}", computed is not None, norm is not None)
             else:
                 allowed = ABSOLUTE * greatest if name.endswith(ROUNDING) else CHANGES * norm + ABSOLUTE
-                yield compare(f"{part} norm of {name}", found.norm().detach().numpy(), norm, allowed)
+                yield compare(f"{part} norm of {name}", computed.norm().detach().numpy(), norm, allowed)
 
     def groups(self) -> Iterator[Quantity]:
         """param_groups: decay and rate of every parameter that is used."""
@@ -216,22 +216,22 @@ class ModelCase:
         pairs, total = loss(method)
         total.backward()
         parameters = [p for p in method.parameters() if p.grad is not None]
-        found = terms(method, pairs, total)
-        found["loss"] = total
-        found["grad_norm_before_clip"] = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-        found["lr_per_group"] = torch.tensor(adam.learning_rates())
+        computed = terms(method, pairs, total)
+        computed["loss"] = total
+        computed["grad_norm_before_clip"] = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        computed["lr_per_group"] = torch.tensor(adam.learning_rates())
         adam.step()
         adam.zero_grad()
         method.network.towers.clamp_scale_()
-        found["logit_scale"] = method.network.towers.clip.logit_scale
+        computed["logit_scale"] = method.network.towers.clip.logit_scale
         for name, value in expected.items():
-            if name in found:
-                yield near(f"update {expected['step']} {name}", found[name], value, share)
+            if name in computed:
+                yield near(f"update {expected['step']} {name}", computed[name], value, share)
             elif name != "step":
                 yield failure(f"update {expected['step']} {name}", "this quantity is not understood")
 
     def left(self) -> Iterator[Quantity]:
-        """A failure for each tensor and each group of scalars that nothing asked for."""
+        """A failure for each tensor and each group of scalars that no check has read."""
         for name in self.case.get("scalars", {}):
             if name not in SCALARS:
                 yield failure(f"scalars {name}", "this quantity is not understood")
@@ -256,7 +256,7 @@ class FullCase(ModelCase):
         self.pixels, self.mask = self.recorded["in/video"], self.recorded["in/video_mask"]
         self.keep = self.recorded.get("in/dropout_keep_mask")
         if "in/idx" in self.recorded:
-            self.recorded.asked.add("in/idx")  # numbers of videos, which change nothing
+            self.recorded.read.add("in/idx")  # numbers of videos, which change nothing
 
     def quantities(self) -> Iterator[Quantity]:
         """Every quantity, in the order in which a mistake would show first."""
@@ -287,8 +287,8 @@ class FullCase(ModelCase):
         towers, features = method.network.towers, self.features(method)
         hidden = towers.text(self.tokens, self.token_mask) if isinstance(towers, ClipTowers) else features
         text, frames = self.encoded(method)
-        found = {"text_hidden": hidden, "text_cls": text, "frame_feat": features, "video_feat": frames}
-        for name, value in found.items():
+        computed = {"text_hidden": hidden, "text_cls": text, "frame_feat": features, "video_feat": frames}
+        for name, value in computed.items():
             if f"eval/{name}" in self.recorded:
                 yield self.close(f"eval/{name}", value)
         yield from self.intermediates(method.network.head.plain(text, frames, self.mask))
@@ -378,9 +378,9 @@ class HeadCase(ModelCase):
         pairs.delta.retain_grad()
         total = _total(method.pair_terms(pairs))
         total.backward()
-        found = {"sim": pairs.similarity, "delta": pairs.delta}
+        computed = {"sim": pairs.similarity, "delta": pairs.delta}
         grads = {"grad_text_cls": text.grad, "grad_video_feat": frames.grad, "grad_delta": pairs.delta.grad}
-        for name, value in {**found, **grads}.items():
+        for name, value in {**computed, **grads}.items():
             if f"{part}/{name}" in self.recorded and value is not None:
                 yield self.close(f"{part}/{name}", value, CHANGES if name in grads else VALUES)
         yield from self.scalars(part, method, pairs, total)
@@ -401,9 +401,9 @@ class HeadCase(ModelCase):
                     yield near(f"{name} {lower}", losses.norm(start, float(lower)), one)
             elif name in REGULARISERS:
                 delta = start.clone().requires_grad_()
-                found = REGULARISERS[name](delta, self.config)
-                found.backward()
-                yield near(f"isolated {name}", found, value)
+                computed = REGULARISERS[name](delta, self.config)
+                computed.backward()
+                yield near(f"isolated {name}", computed, value)
                 if f"iso/grad_delta/{name}" in self.recorded and delta.grad is not None:
                     yield self.close(f"iso/grad_delta/{name}", delta.grad, CHANGES)
             else:
@@ -453,8 +453,8 @@ class Preprocessing:
         for name in sorted({name.split("/")[0] for name in self.recorded.names("transform/")}):
             picture = self.recorded[f"transform/{name}/in"].numpy().astype(np.uint8)
             cropped = squares(picture[None], int(self.case["transform_resolution"]))
-            found = clip_input.pixels(torch.from_numpy(cropped), torch.ones(1))[0]
-            yield near(f"transform {name}", found, self.recorded[f"transform/{name}/out"])
+            computed = clip_input.pixels(torch.from_numpy(cropped), torch.ones(1))[0]
+            yield near(f"transform {name}", computed, self.recorded[f"transform/{name}/out"])
 
     def augmentations(self) -> Iterator[Quantity]:
         """augment/: every operation at the level of a magnitude, of either sign."""
@@ -471,8 +471,10 @@ class Preprocessing:
                 level = OPERATIONS[name].level(float(described["magnitude"]), sign)
                 if levels[side]:
                     yield compare(f"augment {side} {name} level", level, levels[side][0], 1e-9)
-                found = np.asarray(OPERATIONS[name].apply(image, level))
-                yield compare(f"augment {side} {name}", found, self.recorded[f"augment/{side}/{name}"], grey)
+                computed = np.asarray(OPERATIONS[name].apply(image, level))
+                yield compare(
+                    f"augment {side} {name}", computed, self.recorded[f"augment/{side}/{name}"], grey
+                )
 
 
 def terms(method: Gare, pairs: Pairs, total: Tensor) -> dict[str, Tensor]:
@@ -480,12 +482,15 @@ def terms(method: Gare, pairs: Pairs, total: Tensor) -> dict[str, Tensor]:
     c = method.config
     t2v, v2t = losses.directions(pairs.similarity, method.network.towers.scale)
     raw = {name: regulariser(pairs.delta, c) for name, regulariser in REGULARISERS.items()}
-    found = {"loss_t2v": t2v, "loss_v2t": v2t, "contrastive": (t2v + v2t) / 2, **raw, "total": total}
-    found["norm_truncated"] = losses.norm(pairs.delta, c.lambda_lower)
-    found["vib"] = c.beta * losses.divergence(pairs.delta, c.kl_reduction)
-    found["dir"], found["norm"] = c.lambda_dir * raw["dir_raw"], c.lambda_epsilon * found["norm_truncated"]
-    found["reg"] = found["vib"] + found["dir"] + found["norm"]
-    return found
+    computed = {"loss_t2v": t2v, "loss_v2t": v2t, "contrastive": (t2v + v2t) / 2, **raw, "total": total}
+    computed["norm_truncated"] = losses.norm(pairs.delta, c.lambda_lower)
+    computed["vib"] = c.beta * losses.divergence(pairs.delta, c.kl_reduction)
+    computed["dir"], computed["norm"] = (
+        c.lambda_dir * raw["dir_raw"],
+        c.lambda_epsilon * computed["norm_truncated"],
+    )
+    computed["reg"] = computed["vib"] + computed["dir"] + computed["norm"]
+    return computed
 
 
 def frame_positions(name: str, one: Mapping[str, Any]) -> Iterator[Quantity]:
@@ -494,14 +499,14 @@ def frame_positions(name: str, one: Mapping[str, Any]) -> Iterator[Quantity]:
     Where the release fails there is nothing to agree with: of an empty stretch no frame is taken, and a
     stride under one is one.
     """
-    found = _positions(one)
+    computed = _positions(one)
     if one["positions"] is None:
         yield Quantity(
-            name, 0.0, 0.0, f"the release fails here with {one['mask']}; {len(found)} frames are taken"
+            name, 0.0, 0.0, f"the release fails here with {one['mask']}; {len(computed)} frames are taken"
         )
         return
-    yield same(name, found, one["positions"])
-    yield same(f"{name} mask", [int(slot < len(found)) for slot in range(one["max_frames"])], one["mask"])
+    yield same(name, computed, one["positions"])
+    yield same(f"{name} mask", [int(slot < len(computed)) for slot in range(one["max_frames"])], one["mask"])
 
 
 def _positions(one: Mapping[str, Any]) -> list[int]:
@@ -526,12 +531,12 @@ def compare_metrics(name: str, scores: NDArray[Any], expected: Mapping[str, floa
     ties = np.rint(2 * (ranks.mean - ranks.strict)).astype(int)
     places = np.concatenate([rank + np.arange(t + 1) for rank, t in zip(ranks.strict, ties, strict=True)])
     median = float(np.median(places))
-    found = {"MR": median, "MedianR": median, "MeanR": float(places.mean())}
+    computed = {"MR": median, "MedianR": median, "MeanR": float(places.mean())}
     for key, value in expected.items():
         if cutoff := re.fullmatch(r"R(\d+)", key):
             yield compare(f"{name} {key}", 100 * (places <= int(cutoff[1])).mean(), value, 1e-9)
-        elif key in found:
-            yield compare(f"{name} {key}", found[key], value, 1e-9)
+        elif key in computed:
+            yield compare(f"{name} {key}", computed[key], value, 1e-9)
         else:
             yield failure(f"{name} {key}", "this figure is not understood")
 
@@ -543,16 +548,16 @@ def released_size(width: int, height: int) -> list[int]:
     return [even, 224] if shape > 1 else [224, even]
 
 
-def near(name: str, found: Tensor, expected: Tensor | float, share: float = VALUES) -> Quantity:
+def near(name: str, computed: Tensor, expected: Tensor | float, share: float = VALUES) -> Quantity:
     """A value against an expected one, within a share of the greatest value and 1e-5."""
-    wanted = np.asarray(expected.detach() if isinstance(expected, Tensor) else expected)
+    reference = np.asarray(expected.detach() if isinstance(expected, Tensor) else expected)
     return compare(
-        name, found.detach().numpy(), wanted, share * float(np.abs(wanted).max(initial=0)) + ABSOLUTE
+        name, computed.detach().numpy(), reference, share * float(np.abs(reference).max(initial=0)) + ABSOLUTE
     )
 
 
-def _total(found: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(found.values())).sum()
+def _total(computed: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(computed.values())).sum()
 
 
 def _weights(path: Path, stem: str) -> Path:

@@ -83,9 +83,9 @@ def listed(path: Path, case: Case) -> Iterator[Quantity]:
         yield same(f"{row['case']}: kind {row['kind']}", row["kind"] in KINDS, True)
 
 
-def near(name: str, found: ArrayLike, expected: ArrayLike, absolute: float, relative: float) -> Quantity:
+def near(name: str, computed: ArrayLike, expected: ArrayLike, absolute: float, relative: float) -> Quantity:
     """Values each of which may be off by `absolute` and by `relative` of itself."""
-    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    a, b = np.asarray(computed, np.float64), np.asarray(expected, np.float64)
     if a.shape != b.shape or not a.size:
         return compare(name, a, b, absolute)
     off = np.abs(a - b) / (absolute + relative * np.abs(b))
@@ -100,25 +100,25 @@ def near(name: str, found: ArrayLike, expected: ArrayLike, absolute: float, rela
 def tensors_of(path: Path, case: Case) -> Recorded[Tensor]:
     """The tensors beside a case, which may have been renamed."""
     names = [path.with_suffix(".safetensors"), path.parent / f"{case.get('case')}.safetensors"]
-    found = next((name for name in names if name.is_file()), None)
-    if found is None:
+    computed = next((name for name in names if name.is_file()), None)
+    if computed is None:
         raise UserError(f"there is no {names[0]}")
-    return Recorded(load_file(found))
+    return Recorded(load_file(computed))
 
 
 def settings_of(case: Case) -> H2arnConfig:
     """Our settings for a case's. Raises UserError for one that it cannot mean."""
-    told = {**case["config"], **case.get("optimizer", {})}
-    if told.pop("name", "AdamW") != "AdamW":
+    settings = {**case["config"], **case.get("optimizer", {})}
+    if settings.pop("name", "AdamW") != "AdamW":
         raise UserError(f"the case has the optimizer {case['optimizer']['name']!r}; possible: AdamW")
-    unknown = [name for name in told if name not in {*SETTINGS, *RECIPE, *ADAM, *SHAPES}]
+    unknown = [name for name in settings if name not in {*SETTINGS, *RECIPE, *ADAM, *SHAPES}]
     if unknown:
         raise UserError(f"the case has the settings {unknown}, which are not understood")
     ours = {**SETTINGS, **RECIPE}
     steps = case.get("trajectory", {})
     ratio = (steps["warmup_steps"] + 0.5) / steps["steps"] if steps else 0.1
-    found = {ours[name]: value for name, value in told.items() if name in ours}
-    return H2arnConfig(**{"dropout": 0.0, "warmup_ratio": ratio, **found})
+    computed = {ours[name]: value for name, value in settings.items() if name in ours}
+    return H2arnConfig(**{"dropout": 0.0, "warmup_ratio": ratio, **computed})
 
 
 def official_order(points: Tensor) -> Tensor:
@@ -167,26 +167,26 @@ class RetrievalCase:
             text, cloud = (self.input(f"eval_{side}", method) for side in SIDES)
             pooled = dict(zip(SIDES, (net.texts(text), net.clouds(cloud)), strict=True))
             encoded = method.encode_texts({"text": text}), method.encode_items({"cloud": cloud})
-            found = {"sim": method.scores(*encoded)}
+            computed = {"sim": method.scores(*encoded)}
             for side, tokens, stack in zip(
                 SIDES, (text, cloud), (net.text_encoder, net.pcd_encoder), strict=True
             ):
-                found[f"{side}_enc0"] = encode(stack, tokens[:1])
+                computed[f"{side}_enc0"] = encode(stack, tokens[:1])
         for side, values in pooled.items():
-            found |= {
+            computed |= {
                 f"{side}_dist": values.distances,
                 f"{side}_weights": values.weights,
                 f"{side}_h": official_order(values.point),
             }
-        return found
+        return computed
 
     def trained(self, method: H2arn) -> dict[str, Tensor]:
         """The losses of the training batch; their gradients are left at the parameters."""
-        found = self.terms(method.train())
+        computed = self.terms(method.train())
         method.zero_grad()
-        found["loss_total"].backward()
+        computed["loss_total"].backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
-        return found | {"grad_norm": norm}
+        return computed | {"grad_norm": norm}
 
     def terms(self, method: H2arn) -> dict[str, Tensor]:
         """Each term as the cases name and weigh it, and their sum as it is trained on."""
@@ -203,13 +203,13 @@ class RetrievalCase:
             "loss_entail": entail, "loss_total": total,
         }  # fmt: skip
 
-    def expected(self, dtype: torch.dtype, prefix: str, found: Mapping[str, Tensor]) -> Iterator[Quantity]:
-        """What was found against what is recorded of it, in one precision."""
+    def expected(self, dtype: torch.dtype, prefix: str, computed: Mapping[str, Tensor]) -> Iterator[Quantity]:
+        """Compare computed values with the recorded ones, in one precision."""
         prefix = prefix if dtype is torch.float32 else f"f64.{prefix}".replace("f64.out.", "f64.")
-        for name, value in found.items():
+        for name, value in computed.items():
             if prefix + name in self.recorded:
-                wanted = self.recorded[prefix + name]
-                yield near(prefix + name, value.detach(), wanted, *self.allowed(dtype, name, wanted))
+                reference = self.recorded[prefix + name]
+                yield near(prefix + name, value.detach(), reference, *self.allowed(dtype, name, reference))
 
     def allowed(self, dtype: torch.dtype, name: str, expected: Tensor) -> tuple[float, float]:
         """Absolute and relative tolerance of a quantity."""
@@ -239,34 +239,34 @@ class RetrievalCase:
                 yield near(f"f64.traj.{name}", values, self.recorded[f"f64.traj.{name}"], *DOUBLE)
         yield from self.parameters("f64.traj.final.", method)
         if "f64.traj.final_sim" in self.recorded:
-            found = self.evaluated(method)["sim"]
-            yield near("f64.traj.final_sim", found, self.recorded["f64.traj.final_sim"], *DOUBLE)
+            computed = self.evaluated(method)["sim"]
+            yield near("f64.traj.final_sim", computed, self.recorded["f64.traj.final_sim"], *DOUBLE)
 
     def adam(self, method: H2arn, total_steps: int, **changes: Any) -> WarmupAdamW:
         """The optimizer that is trained with, with what the case says of it."""
         made = optimizer(self.config.model_copy(update=changes), method, total_steps)
-        told = {**ADAM, **self.case.get("optimizer", {})}
+        settings = {**ADAM, **self.case.get("optimizer", {})}
         for group in made.param_groups:
-            group |= {"betas": tuple(told["betas"]), "eps": told["eps"]}
+            group |= {"betas": tuple(settings["betas"]), "eps": settings["eps"]}
         return made
 
     def update(self, method: H2arn, adam: WarmupAdamW) -> tuple[float, float, float]:
         """One update as the engine does it: the loss, the rate, the norm of the gradients before they are clipped."""
         (rate,) = adam.learning_rates()
-        found = self.trained(method)
+        computed = self.trained(method)
         clip = self.config.clip_norm
         if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(method.parameters(), clip, found["grad_norm"])
+            torch.nn.utils.clip_grads_with_norm_(method.parameters(), clip, computed["grad_norm"])
         adam.step()
-        return float(found["loss_total"].detach()), rate, float(found["grad_norm"])
+        return float(computed["loss_total"].detach()), rate, float(computed["grad_norm"])
 
     def parameters(self, prefix: str, method: H2arn) -> Iterator[Quantity]:
         """Parameters after updates."""
         state = official.state_of(method)
         for name in self.recorded.names(prefix):
             if name in state:
-                wanted = self.recorded[prefix + name]
-                yield near(prefix + name, state[name], wanted, AFTER_STEPS, DOUBLE[1])
+                reference = self.recorded[prefix + name]
+                yield near(prefix + name, state[name], reference, AFTER_STEPS, DOUBLE[1])
 
 
 def _entailment(method: H2arn, texts: Tensor, clouds: Tensor, rows: Tensor) -> Tensor:
@@ -291,8 +291,8 @@ def retrieval(path: Path, case: Case) -> Iterator[Quantity]:
 def published_size(path: Path, case: Case) -> Iterator[Quantity]:
     """The published sizes, whose weights and inputs are numbers of a hash."""
     recorded, config = tensors_of(path, case), settings_of(case)
-    told = case["config"]
-    method = H2arn(config, told["d_txt"], told["d_pcd"]).eval()
+    settings = case["config"]
+    method = H2arn(config, settings["d_txt"], settings["d_pcd"]).eval()
     own = official.state_of(method)
     state = hashed.state({name: tuple(value.shape) for name, value in own.items()}, case["base_stream"])
     method = official.method_from({**own, **state}, config).eval()
@@ -305,8 +305,8 @@ def published_size(path: Path, case: Case) -> Iterator[Quantity]:
         if dtype is torch.float64 and not recorded.names("f64."):
             continue
         with torch.inference_mode():
-            found = _published(method.to(dtype), text.to(dtype), cloud.to(dtype), rows)
-        for name, value in found.items():
+            computed = _published(method.to(dtype), text.to(dtype), cloud.to(dtype), rows)
+        for name, value in computed.items():
             full = f"f64.{name}" if dtype is torch.float64 else f"out.{name}"
             if full in recorded:
                 allowed = (1e-8, 0.0) if dtype is torch.float64 else _published_tolerance(name)
@@ -343,25 +343,25 @@ def geometry(path: Path, case: Case) -> Iterator[Quantity]:
     yield from recorded.left()
 
 
-Found = Callable[[Recorded[Tensor], Case, str, torch.dtype], dict[str, Tensor]]
+Compute = Callable[[Recorded[Tensor], Case, str, torch.dtype], dict[str, Tensor]]
 """What a part of a case computes in one precision, by the names it is recorded under."""
 
 
-def _both(recorded: Recorded[Tensor], row: Case, part: str, compute: Found) -> Iterator[Quantity]:
+def _both(recorded: Recorded[Tensor], row: Case, part: str, compute: Compute) -> Iterator[Quantity]:
     """What one row of a case computes, against what is recorded, in both precisions."""
     name = f"{part}.{row['tag']}"
     for dtype in (torch.float32, torch.float64):
         prefix = f"{name}." if dtype is torch.float32 else f"f64.{name}."
         for key, value in compute(recorded, row, name, dtype).items():
             if prefix + key in recorded:
-                wanted = recorded[prefix + key]
+                reference = recorded[prefix + key]
                 exact = recorded.get(f"f64.{name}.{key}")
-                noise = 0.0 if exact is None else float((wanted.double() - exact).abs().max())
+                noise = 0.0 if exact is None else float((reference.double() - exact).abs().max())
                 noise = row.get("max_f32_f64_diff", {}).get(key, noise)
-                yield _geometric(prefix + key, row["tag"], value.detach(), wanted, noise)
+                yield _geometric(prefix + key, row["tag"], value.detach(), reference, noise)
 
 
-def _geometric(name: str, tag: str, found: Tensor, expected: Tensor, noise: float) -> Quantity:
+def _geometric(name: str, tag: str, computed: Tensor, expected: Tensor, noise: float) -> Quantity:
     """One quantity of the geometry to its tolerance; where a clamp decides, to that of the clamp.
 
     noise: what float32 made of it in the authors' modules; of one number it can be near 0 by luck.
@@ -371,14 +371,14 @@ def _geometric(name: str, tag: str, found: Tensor, expected: Tensor, noise: floa
     clamped_slope = key.startswith("grad_") and tag == CLAMPED_PAIR
     if expected.dtype is torch.float64:
         absolute = 1e-6 if clamped_distance else DOUBLE[0]
-        return near(name, found, expected, absolute, 1e-4 if clamped_slope else DOUBLE[1])
+        return near(name, computed, expected, absolute, 1e-4 if clamped_slope else DOUBLE[1])
     if clamped_distance:
         greatest = max(CLAMPED_DISTANCE, float(expected.max()))
-        return compare(name, found.abs().max(), 0.0, greatest, "a clamp decides: near 0 is all")
+        return compare(name, computed.abs().max(), 0.0, greatest, "a clamp decides: near 0 is all")
     if clamped_slope:
-        return same(f"{name} is finite (ill-conditioned)", bool(found.isfinite().all()), True)
+        return same(f"{name} is finite (ill-conditioned)", bool(computed.isfinite().all()), True)
     cancels = SCALAR_SLOPE if key in ("grad_c", "grad_temperature") else 0.0
-    return near(name, found, expected, max(NOISE * noise, LEAST_NOISE), cancels)
+    return near(name, computed, expected, max(NOISE * noise, LEAST_NOISE), cancels)
 
 
 def _aggregated(recorded: Recorded[Tensor], row: Case, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -391,8 +391,8 @@ def _aggregated(recorded: Recorded[Tensor], row: Case, name: str, dtype: torch.d
     v = torch.linspace(-1, 1, h.numel(), dtype=dtype).reshape(h.shape)
     (h * v).sum().backward()
     grads = {f"grad_{key}": leaf.grad for key, leaf in (("x", x), ("c", c), ("temperature", temperature))}
-    found = {"dist": pooled.distances, "weights": pooled.weights, "h": h}
-    return found | {key: value for key, value in grads.items() if value is not None}
+    computed = {"dist": pooled.distances, "weights": pooled.weights, "h": h}
+    return computed | {key: value for key, value in grads.items() if value is not None}
 
 
 def _lost(recorded: Recorded[Tensor], row: Case, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -408,12 +408,12 @@ def _lost(recorded: Recorded[Tensor], row: Case, name: str, dtype: torch.dtype) 
     entail = losses.entailment(texts, clouds, inner, positive, c, row.get("K", RADIUS))
     total = contrastive + row["lambda"] * entail
     total.backward()
-    found = {
+    computed = {
         "inner": inner, "distance": lorentz.distance(inner, c), "contrastive": contrastive, "entail": entail,
         "total": total,
     }  # fmt: skip
     grads = {f"grad_{key}": leaf.grad for key, leaf in (("txt", txt), ("pcd", pcd), ("c", c))}
-    return found | {key: value for key, value in grads.items() if value is not None}
+    return computed | {key: value for key, value in grads.items() if value is not None}
 
 
 def _leaf(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -433,13 +433,13 @@ def evaluation(path: Path, case: Case) -> Iterator[Quantity]:
         links = Relevance.of(right, scores.shape[1])
         half = len(scores) // 2
         blocks = [(slice(a, b), scores[a:b]) for a, b in ((0, half), (half, len(scores))) if b > a]
-        ranks = [found.strict for found in link_ranks(blocks, links)]
+        ranks = [computed.strict for computed in link_ranks(blocks, links)]
         for name, side in DIRECTIONS.items():
             yield same(f"{tag}.{name}.ranks", ranks[side].tolist(), recorded[f"{tag}.{name}.ranks"].tolist())
             yield from _figures(f"{tag}.{name}", ranks[side], row[name])
         if "Rsum_percent" in row:
-            found = rsum(ranks[0], ranks[1], links, seed=0, resamples=1).value
-            yield near(f"{tag}.Rsum_percent", found, row["Rsum_percent"], 1e-4, 1e-6)
+            computed = rsum(ranks[0], ranks[1], links, seed=0, resamples=1).value
+            yield near(f"{tag}.Rsum_percent", computed, row["Rsum_percent"], 1e-4, 1e-6)
     yield from recorded.left()
 
 

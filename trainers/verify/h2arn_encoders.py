@@ -41,9 +41,9 @@ def dgcnn(path: Path, case: Case) -> Iterator[Quantity]:
     recorded = _recorded(path, case)
     network = _filled(Dgcnn(case["k"]), recorded)
     for name in recorded.names("in."):
-        found = network(recorded[f"in.{name}"])
-        yield from _graphs(found, recorded, name)
-        yield _close(f"{name}.tokens", found.tokens, recorded[f"out.{name}.tokens"])
+        computed = network(recorded[f"in.{name}"])
+        yield from _graphs(computed, recorded, name)
+        yield _close(f"{name}.tokens", computed.tokens, recorded[f"out.{name}.tokens"])
     yield from recorded.left()
 
 
@@ -53,11 +53,11 @@ def dgcnn_published(path: Path, case: Case) -> Iterator[Quantity]:
     network = Dgcnn(case["k"])
     cloud_weights.put(network, _computed_weights(network, case["base_stream"]), "computed weights do not fit")
     (name,) = recorded.names("in.")
-    found = network(recorded[f"in.{name}"]).tokens
-    yield from _mostly_close("tokens", found, recorded["out.tokens"])
+    computed = network(recorded[f"in.{name}"]).tokens
+    yield from _mostly_close("tokens", computed, recorded["out.tokens"])
     exact = recorded.get("f64.tokens_max_per_channel")
     if exact is not None:
-        yield from _mostly_close("tokens, greatest of a channel (float64)", found.amax(0), exact)
+        yield from _mostly_close("tokens, greatest of a channel (float64)", computed.amax(0), exact)
     yield from recorded.left()
 
 
@@ -84,19 +84,19 @@ def dgcnn_public(path: Path, case: Case) -> Iterator[Quantity]:
 def pointnet(path: Path, case: Case) -> Iterator[Quantity]:
     """Tokens and transforms of each batch."""
     recorded = _recorded(path, case)
-    wanted = PointNet(case["d_pcd"], case["feature_transform"], case["input_dim"])
-    network = _filled(wanted, recorded)
+    reference = PointNet(case["d_pcd"], case["feature_transform"], case["input_dim"])
+    network = _filled(reference, recorded)
     for name in recorded.names("in."):
         clouds = [network(cloud) for cloud in recorded[f"in.{name}"]]
-        found: dict[str, list[Tensor | None]] = {
+        computed: dict[str, list[Tensor | None]] = {
             "tokens": [cloud.tokens for cloud in clouds],
             "transform": [cloud.transform for cloud in clouds],
         }
         for output in recorded.names(f"out.{name}."):
             expected = recorded[f"out.{name}.{output}"]
-            if output not in found and expected.shape[1:] == (WIDTHS[0], WIDTHS[0]):
-                found[output] = [cloud.feature_transform for cloud in clouds]
-            mine = [value for value in found.get(output, []) if value is not None]
+            if output not in computed and expected.shape[1:] == (WIDTHS[0], WIDTHS[0]):
+                computed[output] = [cloud.feature_transform for cloud in clouds]
+            mine = [value for value in computed.get(output, []) if value is not None]
             if mine:
                 yield _close(f"{name}.{output}", torch.stack(mine), expected)
             else:
@@ -124,8 +124,8 @@ def sampling(path: Path, case: Case) -> Iterator[Quantity]:
             continue
         xyz, expected = recorded[name].numpy(), recorded[f"{tag}.indices"].numpy()
         clouds = xyz if xyz.ndim == 3 else xyz[None]
-        found = [farthest_points(cloud, expected.shape[-1]) for cloud in clouds]
-        yield _equal(f"{tag}.indices", np.stack(found) if xyz.ndim == 3 else found[0], expected)
+        computed = [farthest_points(cloud, expected.shape[-1]) for cloud in clouds]
+        yield _equal(f"{tag}.indices", np.stack(computed) if xyz.ndim == 3 else computed[0], expected)
     yield from recorded.left()
 
 
@@ -156,10 +156,10 @@ def _computed_weights(network: Dgcnn, base_stream: int) -> dict[str, Tensor]:
 def _recorded(path: Path, case: Case) -> Recorded[Tensor]:
     """The tensors beside a case, which may have been renamed."""
     names = [path.with_suffix(".safetensors"), path.parent / f"{case.get('case')}.safetensors"]
-    found = next((name for name in names if name.is_file()), None)
-    if found is None:
+    computed = next((name for name in names if name.is_file()), None)
+    if computed is None:
         raise UserError(f"there is no {names[0]}")
-    return Recorded(load_file(found))
+    return Recorded(load_file(computed))
 
 
 def _filled(network: N, recorded: Recorded[Tensor]) -> N:
@@ -168,9 +168,9 @@ def _filled(network: N, recorded: Recorded[Tensor]) -> N:
     return network.eval()
 
 
-def _graphs(found: CloudFeatures, recorded: Recorded[Tensor], name: str) -> Iterator[Quantity]:
+def _graphs(computed: CloudFeatures, recorded: Recorded[Tensor], name: str) -> Iterator[Quantity]:
     """The neighbours of each point in each graph, as sets."""
-    for number, graph in enumerate(found.graphs, 1):
+    for number, graph in enumerate(computed.graphs, 1):
         expected = recorded.get(f"out.{name}.knn{number}")
         if expected is not None:
             yield _equal(f"{name}.knn{number}", graph.sort(1).values.numpy(), expected.sort(1).values.numpy())
@@ -181,26 +181,26 @@ def _levels(levels: list[Sampled], recorded: Recorded[Tensor]) -> Iterator[Quant
     for number, level in enumerate(levels, 1):
         indices = {f"fps{number}": level.samples}
         indices |= {f"group{number}_{scale}": groups for scale, groups in enumerate(level.groups)}
-        for name, found in indices.items():
+        for name, computed in indices.items():
             expected = recorded.get(f"out.{name}")
             if expected is not None:
-                yield _equal(name, found.numpy(), expected.numpy())
+                yield _equal(name, computed.numpy(), expected.numpy())
 
 
-def _close(name: str, found: Tensor, expected: Tensor) -> Quantity:
+def _close(name: str, computed: Tensor, expected: Tensor) -> Quantity:
     """Every value within its own tolerance; the error is in shares of it."""
-    if found.shape != expected.shape:
-        return compare(name, found, expected, ATOL)
-    share = (found - expected).abs() / (ATOL + RTOL * expected.abs())
+    if computed.shape != expected.shape:
+        return compare(name, computed, expected, ATOL)
+    share = (computed - expected).abs() / (ATOL + RTOL * expected.abs())
     return Quantity(name, _finite(share.max()), 1.0, "in shares of 2e-4 + 1e-4 of the value")
 
 
-def _mostly_close(name: str, found: Tensor, expected: Tensor) -> Iterator[Quantity]:
+def _mostly_close(name: str, computed: Tensor, expected: Tensor) -> Iterator[Quantity]:
     """Nearly all values within a tolerance, and all within a larger one; both are absolute."""
-    if found.shape != expected.shape:
-        yield compare(name, found, expected, LARGEST)
+    if computed.shape != expected.shape:
+        yield compare(name, computed, expected, LARGEST)
         return
-    apart = (found - expected).abs()
+    apart = (computed - expected).abs()
     usual = torch.quantile(apart, USUAL_SHARE)
     yield Quantity(f"{name}, all but 1 %", _finite(usual), USUAL, "absolute")
     yield Quantity(f"{name}, all", _finite(apart.max()), LARGEST, "absolute")
@@ -210,9 +210,9 @@ def _finite(value: Tensor) -> float:
     return value.item() if value.isfinite() else math.inf
 
 
-def _equal(name: str, found: ArrayLike, expected: NDArray[Any]) -> Quantity:
+def _equal(name: str, computed: ArrayLike, expected: NDArray[Any]) -> Quantity:
     """Whether indices are the recorded ones to the last; the error is the share of those that are not."""
-    mine = np.asarray(found)
+    mine = np.asarray(computed)
     if mine.shape != expected.shape:
         return same(name, mine.shape, expected.shape)
     return Quantity(name, float((mine != expected).mean()), 0.0, "share of indices that differ")

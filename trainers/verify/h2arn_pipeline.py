@@ -90,16 +90,16 @@ def end_to_end(path: Path, case: Case) -> Iterator[Quantity]:
         for split in sorted({name.split(".")[1] for name in names}):
             compared.add(f"{subset.name}.{split}")
             prefix = f"{subset.name}.{split}."
-            found = extract(path.parent / DATA, subset, split, case["num_points"], networks)
-            yield from _clouds(found, recorded, prefix, allowed)
-            yield from _links(found, recorded, prefix, links)
+            computed = extract(path.parent / DATA, subset, split, case["num_points"], networks)
+            yield from _clouds(computed, recorded, prefix, allowed)
+            yield from _links(computed, recorded, prefix, links)
             for name in recorded.names(f"{prefix}txt."):
                 if name not in encoders:
                     folder = (path.parent / name.lower()).absolute()
                     encoders[name] = BertBackbone(
                         Model(str(folder)), max_tokens=TOKENS, pad=True, precision="fp32"
                     )
-                yield from _texts(found.texts, encoders[name], name, recorded, prefix, allowed)
+                yield from _texts(computed.texts, encoders[name], name, recorded, prefix, allowed)
     for name in sorted(set(links) - compared):
         yield failure(f"links of {name}", "this quantity is not understood")
     yield from recorded.left()
@@ -137,7 +137,7 @@ def captions_of(data: Path, subset: Subset, split: str) -> dict[str, list[str]]:
 
 def _points(data: Path, item: Item, most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """The rows of a cloud that are used, in order, and their nine columns (N, 9); None if it cannot be read."""
-    assert item.media is not None  # the importer was asked for it
+    assert item.media is not None  # the importer names a file for each item
     try:
         cloud = clouds.read(data / item.media)
     except ItemError:
@@ -159,14 +159,14 @@ def networks_of(folder: Path, case: Case) -> dict[str, Dgcnn]:
     out: dict[str, Dgcnn] = {}
     for clause in clauses:
         areas, shift = AREAS.search(clause), SHIFT.search(clause)
-        wanted = [""] if "Elephant" in clause else []
-        wanted += re.findall(r"\d+", areas["areas"]) if areas else []
+        reference = [""] if "Elephant" in clause else []
+        reference += re.findall(r"\d+", areas["areas"]) if areas else []
         if NO_OTHERS.fullmatch(clause):
             continue
-        if not wanted or ("same weights" in clause) != bool(shift):
+        if not reference or ("same weights" in clause) != bool(shift):
             raise _not_understood(clause)
         put = (shift["name"], float(shift["shift"])) if shift else ("", 0.0)
-        out |= dict.fromkeys(wanted, _network(case["k"], state, *put))
+        out |= dict.fromkeys(reference, _network(case["k"], state, *put))
     return out
 
 
@@ -182,10 +182,10 @@ def _network(k: int, state: Mapping[str, Tensor], name: str = "", shift: float =
 
 def tolerance_of(case: Case) -> Tolerance:
     """What the case allows. Raises UserError where that is not understood."""
-    found = TOLERANCE.search(case["tolerance"])
-    if found is None:
+    computed = TOLERANCE.search(case["tolerance"])
+    if computed is None:
         raise _not_understood(case["tolerance"])
-    return Tolerance(float(found["points"]), float(found["abs"]), float(found["rel"]))
+    return Tolerance(float(computed["points"]), float(computed["abs"]), float(computed["rel"]))
 
 
 def _not_understood(words: str) -> UserError:
@@ -193,32 +193,34 @@ def _not_understood(words: str) -> UserError:
 
 
 def _clouds(
-    found: Extracted, recorded: Recorded[Tensor], prefix: str, allowed: Tolerance
+    computed: Extracted, recorded: Recorded[Tensor], prefix: str, allowed: Tolerance
 ) -> Iterator[Quantity]:
     """Tokens of the clouds; of the objects that are recorded, the sampled rows and the nine columns."""
     expected = recorded.get(f"{prefix}pc")
     if expected is not None:
-        tokens = torch.stack(found.tokens) if found.tokens else expected.new_empty(0, *expected.shape[1:])
+        tokens = (
+            torch.stack(computed.tokens) if computed.tokens else expected.new_empty(0, *expected.shape[1:])
+        )
         yield _close(f"{prefix}pc", tokens, expected, allowed)
-    for name, rows in found.rows.items():
+    for name, rows in computed.rows.items():
         sampled = recorded.get(f"{prefix}{name}.fps")
         if sampled is not None:
             yield same(f"{prefix}{name}.fps", rows.tolist(), sampled.tolist())
         points = recorded.get(f"{prefix}{name}.points9")
         if points is not None:
-            yield compare(f"{prefix}{name}.points9", found.points[name], points.numpy(), allowed.points)
+            yield compare(f"{prefix}{name}.points9", computed.points[name], points.numpy(), allowed.points)
 
 
 def _links(
-    found: Extracted, recorded: Recorded[Tensor], prefix: str, told: Mapping[str, list[list[int]]]
+    computed: Extracted, recorded: Recorded[Tensor], prefix: str, settings: Mapping[str, list[list[int]]]
 ) -> Iterator[Quantity]:
     """Text and cloud rows that belong together, as tensor and as list."""
     expected = recorded.get(f"{prefix}link")
     if expected is not None:
-        yield same(f"{prefix}link", found.links, expected.tolist())
+        yield same(f"{prefix}link", computed.links, expected.tolist())
     name = prefix.rstrip(".")
-    if name in told:
-        yield same(f"links of {name}", found.links, told[name])
+    if name in settings:
+        yield same(f"links of {name}", computed.links, settings[name])
 
 
 def _texts(
@@ -239,14 +241,14 @@ def _texts(
     yield _close(f"{prefix}txt.{name}", states, recorded[f"{prefix}txt.{name}"], allowed)
 
 
-def _close(name: str, found: Tensor, expected: Tensor, allowed: Tolerance) -> Quantity:
+def _close(name: str, computed: Tensor, expected: Tensor, allowed: Tolerance) -> Quantity:
     """Every value of (rows, tokens, D) within its own tolerance; the error is in shares of it."""
-    if found.shape != expected.shape:
-        return compare(name, found, expected, allowed.features)
+    if computed.shape != expected.shape:
+        return compare(name, computed, expected, allowed.features)
     if not expected.numel():
-        return compare(name, found, expected, allowed.features)
+        return compare(name, computed, expected, allowed.features)
     rounding = ROUNDING * expected.abs().amax((1, 2), keepdim=True)
-    share = (found - expected).abs() / (allowed.features + allowed.relative * expected.abs() + rounding)
+    share = (computed - expected).abs() / (allowed.features + allowed.relative * expected.abs() + rounding)
     worst = float(share.max())
     note = f"in shares of {allowed.features:g} + {allowed.relative:g} of the value, and rounding"
     return Quantity(name, worst if math.isfinite(worst) else math.inf, 1.0, note)

@@ -108,9 +108,9 @@ class ModelCase:
         official.load_state(method, self.state)
         return method.train()
 
-    def compared(self, name: str, found: Tensor | NDArray | float) -> Quantity:
-        """A found value against the recorded one, with the noise that the case records as a measure."""
-        return compare(name, _array(found), _array(self.recorded[name]), self.allowed(name))
+    def compared(self, name: str, computed: Tensor | NDArray | float) -> Quantity:
+        """Compare a computed value with the recorded one; the noise that the case records sets the tolerance."""
+        return compare(name, _array(computed), _array(self.recorded[name]), self.allowed(name))
 
     def allowed(self, name: str) -> float:
         """Ten times the recorded float32 noise and 1e-6 of the greatest value, as the cases ask.
@@ -126,11 +126,11 @@ class ModelCase:
     def windows(self) -> Iterator[Quantity]:
         """gauss/L<length>_w<width>."""
         for name in self.recorded.under("gauss/"):
-            found = re.fullmatch(r"L(\d+)_w([\d.]+)", name)
-            if found is None:
+            computed = re.fullmatch(r"L(\d+)_w([\d.]+)", name)
+            if computed is None:
                 yield failure(f"gauss/{name}", "this quantity is not understood")
                 continue
-            window = gaussian_window(int(found[1]), float(found[2]), torch.device("cpu"))
+            window = gaussian_window(int(computed[1]), float(computed[2]), torch.device("cpu"))
             yield self.compared(f"gauss/{name}", window)
 
     def data(self) -> Iterator[Quantity]:
@@ -159,11 +159,11 @@ class ModelCase:
 
     def judged(self) -> Split | None:
         """The recorded evaluation as a split."""
-        found = self.case.get("eval")
-        if not found:
+        computed = self.case.get("eval")
+        if not computed:
             return None
-        owner = [found["video_ids"][row] for row in found["gt_video_index"]]
-        return found["video_ids"], [(q, "", v) for q, v in zip(found["query_ids"], owner, strict=True)]
+        owner = [computed["video_ids"][row] for row in computed["gt_video_index"]]
+        return computed["video_ids"], [(q, "", v) for q, v in zip(computed["query_ids"], owner, strict=True)]
 
     def collation(self, data: HLFormerData) -> Iterator[Quantity]:
         """batch/: order, padding, masks."""
@@ -183,12 +183,12 @@ class ModelCase:
             order = torch.cat([batch["index"] for batch in batches]).argsort()
             texts = {name: values[order] for name, values in texts.items()}
             clip, frame = method.branch_scores(texts, items)
-            found = {"clip_cos": clip, "frame_cos": frame, "fused": method.scores(texts, items)}
-        for name, scores in found.items():
+            computed = {"clip_cos": clip, "frame_cos": frame, "fused": method.scores(texts, items)}
+        for name, scores in computed.items():
             if f"eval/{name}" in self.recorded:
                 yield self.compared(f"eval/{name}", scores)
         expected = self.case["eval"]
-        yield from compare_metrics("eval", found["fused"].numpy(), expected["gt_video_index"], expected)
+        yield from compare_metrics("eval", computed["fused"].numpy(), expected["gt_video_index"], expected)
 
     def metric(self) -> Iterator[Quantity]:
         """The recalls of a recorded score matrix."""
@@ -205,18 +205,18 @@ class ModelCase:
         if not self.recorded.under("out/"):
             return
         method = self.fresh()
-        found = intermediates(method, self.batch())
+        computed = intermediates(method, self.batch())
         for name, value in self.case.get("clamped", {}).items():
             parameter = method.network.get_parameter(name)
             yield compare(f"clamped {name}", parameter.item(), value, 1e-6 * max(1.0, abs(value)))
         for name in self.recorded.under("out/"):
-            if name in found:
-                yield self.compared(f"out/{name}", found[name])
+            if name in computed:
+                yield self.compared(f"out/{name}", computed[name])
             else:
                 yield failure(f"out/{name}", "this quantity is not understood")
 
     def negatives(self, group: str, out: TrainingOutputs) -> tuple[Negatives, Negatives]:
-        """The recorded negatives of both branches, found by their recorded ranks where only those are there."""
+        """The recorded negatives of both branches, looked up by their ranks where only ranks are recorded."""
         return self._negatives(group, "clip", out), self._negatives(group, "frame", out)
 
     def _negatives(self, group: str, branch: str, out: TrainingOutputs) -> Negatives:
@@ -248,12 +248,12 @@ class ModelCase:
                 or f"{name.replace('neg', 'rng')}_t2v_rank" not in self.recorded
             ):
                 continue
-            found = self.ranked(group, branch, out)
+            computed = self.ranked(group, branch, out)
             yield same(
-                f"{name}_v2t_query", found.captions.tolist(), self.recorded[f"{name}_v2t_query"].tolist()
+                f"{name}_v2t_query", computed.captions.tolist(), self.recorded[f"{name}_v2t_query"].tolist()
             )
             yield same(
-                f"{name}_t2v_video", found.videos.tolist(), self.recorded[f"{name}_t2v_video"].tolist()
+                f"{name}_t2v_video", computed.videos.tolist(), self.recorded[f"{name}_t2v_video"].tolist()
             )
 
     def phases(self) -> Iterator[Quantity]:
@@ -266,10 +266,13 @@ class ModelCase:
             out = method.outputs(self.batch())
             yield from self.draws(phase, out)
             terms = method.terms(out, self.recorded["batch/text_labels"], *self.negatives(phase, out))
-            found = {**_raw_terms(out, self.recorded["batch/text_labels"], self.config), **_used_terms(terms)}
+            computed = {
+                **_raw_terms(out, self.recorded["batch/text_labels"], self.config),
+                **_used_terms(terms),
+            }
             for name in expected:
-                if name in found:
-                    yield self.compared(f"loss_{phase}/{name}", found[name])
+                if name in computed:
+                    yield self.compared(f"loss_{phase}/{name}", computed[name])
                 else:
                     yield failure(f"loss_{phase}/{name}", "this quantity is not understood")
 
@@ -278,14 +281,14 @@ class ModelCase:
         for stated in (self.case.get("t_total"), self.case["config"].get("t_total")):
             if stated:
                 return int(stated)
-        found = re.search(r"t_total (\d+)", " ".join(map(str, self.case.get("description", {}).values())))
-        if found:
-            return int(found[1])
+        computed = re.search(r"t_total (\d+)", " ".join(map(str, self.case.get("description", {}).values())))
+        if computed:
+            return int(computed[1])
         return round(1 / (self.case["lr_multipliers"][1] * self.config.warmup))
 
     def updates(self, method: HLFormer, adam: BertAdam) -> Iterator[Quantity]:
         """grad/, steps/loss and step<k>/: as many updates as are recorded, on the recorded batch."""
-        expected, found = self.recorded["steps/loss"], []
+        expected, computed = self.recorded["steps/loss"], []
         factors: list[float] = []
         for step in range(1, len(expected) + 1):
             adam.zero_grad()
@@ -294,19 +297,19 @@ class ModelCase:
             negatives = self.negatives(f"step{step}", out)
             loss = _total(method.terms(out, self.recorded["batch/text_labels"], *negatives))
             loss.backward()
-            found.append(loss.item())
+            computed.append(loss.item())
             if step == 1:
                 yield from self.gradients(method)
             factors.append(adam.learning_rates()[0] / self.config.lr)
             adam.step()
             yield from self.parameters(method, adam, step)
-        yield self.compared("steps/loss", np.array(found))
+        yield self.compared("steps/loss", np.array(computed))
         if "lr_multipliers" in self.case:
             yield compare("lr_multipliers", factors, self.case["lr_multipliers"], 1e-6)
         for key, norms in self.case.items():
             if re.fullmatch(r"param_norms_after_step\d+", key) and int(
                 key[len("param_norms_after_step") :]
-            ) == len(found):
+            ) == len(computed):
                 yield from self.norms(key, norms, dict(method.network.named_parameters()))
 
     def gradients(self, method: HLFormer) -> Iterator[Quantity]:
@@ -323,7 +326,7 @@ class ModelCase:
         yield from self.norms("grad_norms_step1", self.case.get("grad_norms_step1", {}), gradients)
 
     def norms(
-        self, key: str, expected: Mapping[str, float | None], found: Mapping[str, Tensor]
+        self, key: str, expected: Mapping[str, float | None], computed: Mapping[str, Tensor]
     ) -> Iterator[Quantity]:
         """The norms of named tensors as one quantity: the worst, relative to its own size."""
         exact = self.case.get(f"{key}_f64", {})
@@ -331,10 +334,10 @@ class ModelCase:
         for name, norm in expected.items():
             if norm is None or name.endswith(official.CURVATURE) or name in self.zero_gradient:
                 continue
-            if name in found:
+            if name in computed:
                 noise = abs(norm - exact.get(name, norm))
                 quantities.append(
-                    compare(name, found[name].norm().item(), norm, 10 * noise + NORM_SHARE * norm)
+                    compare(name, computed[name].norm().item(), norm, 10 * noise + NORM_SHARE * norm)
                 )
             else:
                 quantities.append(failure(name, "is not there"))
@@ -354,7 +357,9 @@ class ModelCase:
             moved = [n for n in named if n not in clamped and not torch.equal(named[n], self.state[n])]
             yield same("step1 leaves the weights unchanged", moved, [])
 
-    def updated(self, name: str, found: Tensor, expected: Tensor, moments: Mapping[str, Tensor]) -> Quantity:
+    def updated(
+        self, name: str, computed: Tensor, expected: Tensor, moments: Mapping[str, Tensor]
+    ) -> Quantity:
         """A parameter after updates, within a small share of a learning rate.
 
         Adam divides by sqrt(v), so that an element whose gradient is rounding noise moves by noise of the
@@ -365,7 +370,7 @@ class ModelCase:
             noise = NOISE_SHARE * moments["first"].abs().max() / (moments["second"].sqrt() + 1e-6)
             weight = STEP_SHARE / (STEP_SHARE + noise)
         allowed = STEP_SHARE * self.config.lr + ULPS * float(expected.detach().abs().max())
-        return compare(name, _array(weight * found), _array(weight * expected), allowed)
+        return compare(name, _array(weight * computed), _array(weight * expected), allowed)
 
     def checkpoint(self, method: HLFormer | None, adam: BertAdam | None) -> Iterator[Quantity]:
         """The authors' checkpoint: read and compared with our updates, written and compared with itself."""
@@ -381,14 +386,14 @@ class ModelCase:
             yield from exported(official.read(copy), theirs)
 
     def imported(
-        self, found: HLFormer, restored: BertAdam, method: HLFormer, adam: BertAdam
+        self, computed: HLFormer, restored: BertAdam, method: HLFormer, adam: BertAdam
     ) -> Iterator[Quantity]:
         """Weights, moments and count of updates in the checkpoint against those after our updates."""
         weights, moments = [], []
         for name, mine in method.network.named_parameters():
             if name in self.zero_gradient:
                 continue
-            theirs = found.network.get_parameter(name)
+            theirs = computed.network.get_parameter(name)
             weights.append(self.updated(name, mine, theirs, restored.state.get(theirs, {})))
             for moment, value in adam.state.get(mine, {}).items():
                 b = restored.state[theirs][moment]
@@ -427,8 +432,11 @@ class LoaderCase:
     def orders(self, source: MsSl) -> Iterator[Quantity]:
         """The videos and captions of each split, in order."""
         for split, (videos, captions) in source.splits.items():
-            found = {"video_ids_order": videos, "caption_ids_order": [caption for caption, _, _ in captions]}
-            for key, order in found.items():
+            computed = {
+                "video_ids_order": videos,
+                "caption_ids_order": [caption for caption, _, _ in captions],
+            }
+            for key, order in computed.items():
                 if f"{split}_{key}" in self.case:
                     yield same(f"{split}_{key}", list(order), self.case[f"{split}_{key}"])
 
@@ -436,12 +444,12 @@ class LoaderCase:
         """train_batch/: all training videos taken in the order of the data."""
         index = data.splits["train"]
         batch, videos, captions = data.train_batch("train", data.train_items())
-        found = {
+        computed = {
             "train_video_ids": index.items,
             "train_batch_video_ids": [index.items[v] for v in videos],
             "train_batch_caption_ids": [index.captions[c] for c in captions],
         }
-        for key, order in found.items():
+        for key, order in computed.items():
             if key in self.case:
                 yield same(key, order, self.case[key])
         yield from compare_batch(batch, self.recorded, "train_batch/")
@@ -453,7 +461,7 @@ def intermediates(method: HLFormer, batch: Batch) -> dict[str, Tensor]:
     with torch.no_grad(), seen:
         out = method.outputs(batch)
         tokens = net.videos(batch["clips"], batch["frames"], batch["frame_mask"])
-        found = {
+        computed = {
             "query.input_proj": seen["query_input_proj"],
             "query.pos_embed": seen["query_pos_embed"],
             "query.self_attn": seen["query_encoder.self"],
@@ -471,11 +479,11 @@ def intermediates(method: HLFormer, batch: Batch) -> dict[str, Tensor]:
             "hyp.video": out.videos_space,
         }
         angle, aperture = losses.cone_terms(out.texts_space, out.videos_space, batch["owner"], out.c)
-        found |= {"hyp.oxy_angle": angle, "hyp.half_aperture": aperture}
-        found |= _mixture(net.clip_encoder, seen, "clip", "clip_encoder")
-        found |= _mixture(net.frame_encoder_1, seen, "frame", "frame_encoder_1")
-        found |= _lorentz(net, seen)
-    return found
+        computed |= {"hyp.oxy_angle": angle, "hyp.half_aperture": aperture}
+        computed |= _mixture(net.clip_encoder, seen, "clip", "clip_encoder")
+        computed |= _mixture(net.frame_encoder_1, seen, "frame", "frame_encoder_1")
+        computed |= _lorentz(net, seen)
+    return computed
 
 
 def _mixture(mixture: MixtureEncoder, seen: _Seen, branch: str, encoder: str) -> dict[str, Tensor]:
@@ -487,8 +495,8 @@ def _mixture(mixture: MixtureEncoder, seen: _Seen, branch: str, encoder: str) ->
         for i in range(half)
     ]
     outputs = torch.stack([seen[module] for _, module in names], 1)
-    found = {f"{branch}.{short}": seen[module] for short, module in names}
-    return found | {
+    computed = {f"{branch}.{short}": seen[module] for short, module in names}
+    return computed | {
         f"{branch}.input_proj": seen[f"{branch}_input_proj"],
         f"{branch}.pos_embed": seen[f"{branch}_pos_embed"],
         f"{branch}.mean_token": mixture.mean_token(outputs),
@@ -549,30 +557,30 @@ class _Seen:
         return self.outputs[name]
 
 
-def exported(found: official.Checkpoint, expected: official.Checkpoint) -> Iterator[Quantity]:
+def exported(computed: official.Checkpoint, expected: official.Checkpoint) -> Iterator[Quantity]:
     """A written checkpoint against the one it was read from: keys, order, shapes, values, optimizer."""
-    yield same("export keys", list(found.state_dict), list(expected.state_dict))
+    yield same("export keys", list(computed.state_dict), list(expected.state_dict))
     values = [
-        compare(name, _array(found.state_dict[name]), _array(value), 0.0)
+        compare(name, _array(computed.state_dict[name]), _array(value), 0.0)
         for name, value in expected.state_dict.items()
-        if name in found.state_dict
+        if name in computed.state_dict
     ]
     yield from worst("export values", values)
-    yield same("export config", found.config, {**found.config, **expected.config})
-    yield same("export config keys", sorted(found.config), sorted(expected.config))
-    yield same("export epoch", found.epoch, expected.epoch)
-    yield same("export model_val", found.model_val, expected.model_val)
-    yield from _optimizers(found.optimizer, expected.optimizer)
+    yield same("export config", computed.config, {**computed.config, **expected.config})
+    yield same("export config keys", sorted(computed.config), sorted(expected.config))
+    yield same("export epoch", computed.epoch, expected.epoch)
+    yield same("export model_val", computed.model_val, expected.model_val)
+    yield from _optimizers(computed.optimizer, expected.optimizer)
 
 
-def _optimizers(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Quantity]:
-    for number, (a, b) in enumerate(zip(found["param_groups"], expected["param_groups"], strict=True)):
+def _optimizers(computed: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Quantity]:
+    for number, (a, b) in enumerate(zip(computed["param_groups"], expected["param_groups"], strict=True)):
         plain = [{**group, "schedule": vars(group["schedule"])} for group in (a, b)]
         yield same(f"export optimizer group {number}", *plain)
-    yield same("export optimizer indices", sorted(found["state"]), sorted(expected["state"]))
+    yield same("export optimizer indices", sorted(computed["state"]), sorted(expected["state"]))
     entries = []
     for index, state in expected["state"].items():
-        mine = found["state"].get(index, {})
+        mine = computed["state"].get(index, {})
         entries.append(same(f"{index} entries", list(mine), list(state)))
         entries += [
             compare(f"{index} {key}", _array(mine[key]), _array(value), 0.0)
@@ -626,11 +634,11 @@ def compare_metrics(
     name: str, scores: NDArray, truth: Iterable[int], expected: Mapping[str, Any]
 ) -> Iterator[Quantity]:
     """Recalls and their sum of a score matrix (Q, V) against recorded ones."""
-    found = metrics(text_ranks(scores, np.asarray(list(truth), dtype=np.int64)).strict)
+    computed = metrics(text_ranks(scores, np.asarray(list(truth), dtype=np.int64)).strict)
     if "r1_r5_r10_r100" in expected:
-        yield compare(f"{name} recalls", [found[r] for r in RECALLS], expected["r1_r5_r10_r100"], 1e-9)
+        yield compare(f"{name} recalls", [computed[r] for r in RECALLS], expected["r1_r5_r10_r100"], 1e-9)
     if "sumr" in expected:
-        yield compare(f"{name} sumr", found["SumR"], expected["sumr"], 1e-9)
+        yield compare(f"{name} sumr", computed["SumR"], expected["sumr"], 1e-9)
 
 
 def _raw_terms(out: TrainingOutputs, owner: Tensor, c: HLFormerConfig) -> dict[str, Tensor]:
@@ -645,9 +653,9 @@ def _raw_terms(out: TrainingOutputs, owner: Tensor, c: HLFormerConfig) -> dict[s
 
 def _used_terms(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The terms that a case records as they are used, and the total."""
-    found = {"total": _total(terms), "total_official": _total(terms)}
+    computed = {"total": _total(terms), "total_official": _total(terms)}
     triplets = {"clip_trip": "clip_triplet", "frame_trip": "frame_triplet"}
-    return found | {name: terms[ours] for name, ours in triplets.items() if ours in terms}
+    return computed | {name: terms[ours] for name, ours in triplets.items() if ours in terms}
 
 
 def _total(terms: Mapping[str, Tensor]) -> Tensor:

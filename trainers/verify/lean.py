@@ -85,21 +85,23 @@ class Case:
     def quantities(self) -> Iterator[Quantity]:
         """Every quantity, and a failure for each that is not understood."""
         with torch.inference_mode():
-            found = self.evaluated() | self.pair()
-        found |= self.trained()
-        for name, value in found.items():
+            computed = self.evaluated() | self.pair()
+        computed |= self.trained()
+        for name, value in computed.items():
             if name in self.recorded:
                 yield self.compared(name, value)
         for name in sorted(set(self.recorded) - self.seen):
             yield failure(name + self.suffix, "this quantity is not understood")
 
-    def compared(self, name: str, found: Tensor) -> Quantity:
-        """A found value against the recorded one; what is recorded of padding has to be zero."""
+    def compared(self, name: str, computed: Tensor) -> Quantity:
+        """Compare a computed value with the recorded one; recorded padding has to be zero."""
         self.seen.add(name)
         expected = self.recorded[name]
-        if found.ndim == expected.ndim and found.ndim and len(found) < len(expected):
-            found = torch.cat([found, found.new_zeros(len(expected) - len(found), *found.shape[1:])])
-        return compare(name + self.suffix, found.detach().numpy(), expected.numpy(), self.allowed(name))
+        if computed.ndim == expected.ndim and computed.ndim and len(computed) < len(expected):
+            computed = torch.cat(
+                [computed, computed.new_zeros(len(expected) - len(computed), *computed.shape[1:])]
+            )
+        return compare(name + self.suffix, computed.detach().numpy(), expected.numpy(), self.allowed(name))
 
     def allowed(self, name: str) -> float:
         """The absolute error that a quantity may have."""
@@ -121,11 +123,11 @@ class Case:
         graphs = net.graphs(items["top"], items["nodes"], textual)
         refined = net.refine(items["nodes"], textual, graphs)
         latent = net.encode(refined, graphs)
-        found = {
+        computed = {
             "alpha": refined.alpha, "nodes": refined.nodes, "mu": latent.spread(net.mean(latent)),
             "logsigma": latent.spread(net.log_sigma(latent)),
         }  # fmt: skip
-        return {f"out.pair00.{name}": value[0, 0] for name, value in found.items()}
+        return {f"out.pair00.{name}": value[0, 0] for name, value in computed.items()}
 
     def trained(self) -> dict[str, Tensor]:
         """Scores with the recorded noise, losses, and the gradient of their sum."""
@@ -134,12 +136,12 @@ class Case:
         video = torch.arange(len(scores))
         total = torch.stack(list(method.terms(scores, divergence, video).values())).sum()
         total.backward()
-        found = {
+        computed = {
             "train_scores": scores, "loss": total, "kl": divergence.mean(), "kl_eval": divergence.mean(),
             "loss_t2v": losses.contrastive(scores, video), "loss_v2t": losses.contrastive(scores.T, video),
         }  # fmt: skip
         named = method.network.named_parameters()
-        outputs = {f"out.{name}": value for name, value in found.items()}
+        outputs = {f"out.{name}": value for name, value in computed.items()}
         return outputs | {f"grad.{name}": p.grad for name, p in named if p.grad is not None}
 
 
@@ -149,15 +151,15 @@ def _greatest(values: Tensor) -> float:
 
 def _config(case: Mapping[str, Any]) -> tuple[LeanConfig, dict[str, int]]:
     """The settings of a case and the dimensions of its features. Raises UserError for a setting it cannot mean."""
-    told = dict(case["config"])
-    dims = {name: int(told.pop(name)) for name in DIMENSIONS}
+    settings = dict(case["config"])
+    dims = {name: int(settings.pop(name)) for name in DIMENSIONS}
     weights = {
         WEIGHTS[name]: value for name, value in case.get("weights_of_losses", {}).items() if name in WEIGHTS
     }
-    unknown = [name for name in told if name not in LeanConfig.model_fields]
+    unknown = [name for name in settings if name not in LeanConfig.model_fields]
     unknown += [name for name in case.get("weights_of_losses", {}) if name not in WEIGHTS]
     if unknown:
         raise UserError(
             f"the case has the settings {unknown}, which are not understood; known: {list(SIZES)}"
         )
-    return LeanConfig(**told, **weights), dims
+    return LeanConfig(**settings, **weights), dims

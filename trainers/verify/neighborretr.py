@@ -141,14 +141,14 @@ class ModelCase:
         """The number at a place in the sentence of the case's first tolerance that has one of the names."""
         for name in names:
             if name in self.case.get("tolerance", {}):
-                found = re.findall(r"\d+(?:\.\d+)?e-?\d+", str(self.case["tolerance"][name]))
-                return float(found[place]) if place < len(found) else default
+                computed = re.findall(r"\d+(?:\.\d+)?e-?\d+", str(self.case["tolerance"][name]))
+                return float(computed[place]) if place < len(computed) else default
         return default
 
-    def value(self, name: str, found: Tensor, share: float = 0.0) -> Quantity:
-        """A found tensor against the recorded one; infinities count as equal where both have them."""
+    def value(self, name: str, computed: Tensor, share: float = 0.0) -> Quantity:
+        """Compare a computed tensor with the recorded one; infinities are equal where both have them."""
         expected = self.expected[name]
-        a, b = _array(found), _array(expected)
+        a, b = _array(computed), _array(expected)
         if a.shape == b.shape:
             alike = np.isinf(b) & (a == b)
             a, b = np.where(alike, 0, a), np.where(alike, 0, b)
@@ -157,26 +157,28 @@ class ModelCase:
 
     def head(self, out: Outputs, terms: tuple[losses.Neighbors, losses.Neighbors]) -> Iterator[Quantity]:
         """Every recorded intermediate of the head."""
-        found = intermediates(self.config, out, terms)
+        computed = intermediates(self.config, out, terms)
         share = self.tolerance(("values",), RTOL, place=1)
-        for name, value in found.items():
+        for name, value in computed.items():
             full = self.prefix + name
             if full in self.expected:
                 yield self.value(full, value, share if name.startswith("global_") else 0.0)
 
     def losses(
-        self, title: str, found: Mapping[str, Tensor], expected: Sequence[float], share: float
+        self, title: str, computed: Mapping[str, Tensor], expected: Sequence[float], share: float
     ) -> Iterator[Quantity]:
         """The total and each term against recorded ones."""
         recorded = dict(zip(self.case["loss_order"], expected, strict=True))
         values = (
-            {name: value.item() for name, value in found.items()}
+            {name: value.item() for name, value in computed.items()}
             if self._weighted(recorded)
             else {
-                name: value.item() / weight for name, value in found.items() if (weight := self._weight(name))
+                name: value.item() / weight
+                for name, value in computed.items()
+                if (weight := self._weight(name))
             }
         )
-        values["total"] = torch.stack(list(found.values())).sum().item()
+        values["total"] = torch.stack(list(computed.values())).sum().item()
         for term, value in recorded.items():
             if term in values:
                 yield compare(f"{title} {term}", values[term], value, share * abs(value))
@@ -196,12 +198,12 @@ class ModelCase:
         return any(fnmatch(name, pattern) for pattern in self.case.get("rounding_driven", ()))
 
     def gradients(
-        self, found: Mapping[str, Tensor | None], expected: Mapping[str, Tensor]
+        self, computed: Mapping[str, Tensor | None], expected: Mapping[str, Tensor]
     ) -> Iterator[Quantity]:
         """grad.*: the greatest error against the norm of the tensor."""
         share = self.tolerance(("grads",), GRADIENTS)
         for name, value in expected.items():
-            mine = found.get(name)
+            mine = computed.get(name)
             if mine is None:
                 yield failure(f"grad.{name}", "there is no such gradient")
             elif not self.rounding(name):
@@ -209,12 +211,12 @@ class ModelCase:
                 yield compare(f"grad.{name}", a, b, share * float(np.linalg.norm(b)))
 
     def statistics(
-        self, title: str, found: Mapping[str, Tensor | None], expected: Mapping[str, Any]
+        self, title: str, computed: Mapping[str, Tensor | None], expected: Mapping[str, Any]
     ) -> Iterator[Quantity]:
         """Norm and sum of each gradient; one without statistics has no gradient."""
         share, parts = self.tolerance(("grads",), GRADIENTS), []
         for name, stats in expected.items():
-            mine = found.get(name)
+            mine = computed.get(name)
             if stats is None or mine is None:
                 parts.append(same(f"{name} has a gradient", mine is not None, stats is not None))
             elif not self.rounding(name):
@@ -224,7 +226,7 @@ class ModelCase:
         yield from worst(title, parts)
 
     def bank_after(self, number: int, bank: Bank, count: int) -> Iterator[Quantity]:
-        """bank_after<number>.*: the bank and the order of its entries after so many updates."""
+        """bank_after<number>.*: the bank and the order of its entries after that number of updates."""
         for name, attribute in BANK_NAMES.items():
             key = f"bank_after{number}.{name}"
             if key in self.expected:
@@ -348,21 +350,21 @@ class FullCase(ModelCase):
     def batch(self, step: int) -> dict[str, Tensor]:
         """The recorded batch of a step under our names."""
         names = {"tokens": "text_ids", "word_mask": "text_mask", "frame_mask": "video_mask"}
-        found = {ours: self.inputs[f"step{step}.{theirs}"] for ours, theirs in names.items()}
-        return found | {"frames": self.inputs[f"step{step}.video_u8"].movedim(-3, -1)}
+        computed = {ours: self.inputs[f"step{step}.{theirs}"] for ours, theirs in names.items()}
+        return computed | {"frames": self.inputs[f"step{step}.video_u8"].movedim(-3, -1)}
 
     @torch.no_grad()
     def encoders(self, method: NeighborRetr) -> Iterator[Quantity]:
         """Features of the first batch: frames by themselves and in their context, words."""
         batch, net = self.batch(0), method.network
         pixels = clip_input.pixels(batch["frames"], batch["frame_mask"])
-        found: dict[str, Callable[[], Tensor]] = {
+        computed: dict[str, Callable[[], Tensor]] = {
             "frame_cls": lambda: net.frame_features(pixels),
             "text_feat": lambda: method.words(batch),
             "video_feat": lambda: method.frames(batch),
             "image_tokens_0": lambda: _image_tokens(method, pixels, self.expected["image_tokens_0"].shape),
         }
-        for name, compute in found.items():
+        for name, compute in computed.items():
             if name in self.expected:
                 yield self.value(name, compute())
 
@@ -412,8 +414,8 @@ class FullCase(ModelCase):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm).item()
         if "grad_norm" in self.case:
             share = self.tolerance(("deltas",), DELTAS) if step else self.tolerance(("grads",), GRADIENTS)
-            wanted = self.case["grad_norm"][step]
-            yield compare(f"step {step} grad_norm", norm, wanted, share * wanted)
+            reference = self.case["grad_norm"][step]
+            yield compare(f"step {step} grad_norm", norm, reference, share * reference)
         adam.step()
         adam.zero_grad()
         method.network.clamp_()
@@ -456,7 +458,7 @@ def intermediates(
     config: NeighborRetrConfig, out: Outputs, terms: tuple[losses.Neighbors, losses.Neighbors]
 ) -> dict[str, Tensor]:
     """Every intermediate of the head under the names of the cases."""
-    found = {
+    computed = {
         "local_t2v": out.local,
         "global_t2v": out.overall,
         "bank_t2v": out.bank_videos,
@@ -467,27 +469,27 @@ def intermediates(
         "nbr_centrality_v2t": out.text_hubness,
     }
     for way, near, overall in (("t2v", terms[0], out.overall), ("v2t", terms[1], out.overall.T)):
-        found |= {
+        computed |= {
             f"plan_{way}": losses.uniform_targets(overall, config.beta, config.sinkhorn_iters),
             f"nbr_mask_{way}": near.mask,
             f"nbr_normsim_{way}": near.scaled_scores,
             f"nbr_normcen_{way}": near.scaled_centrality,
             f"nbr_posw_{way}": near.weights,
         }
-    return found | _summary("text", out.text) | _summary("video", out.video)
+    return computed | _summary("text", out.text) | _summary("video", out.video)
 
 
 def _summary(side: str, summary: Summary) -> dict[str, Tensor]:
-    found = {f"global_{side}": summary.vectors[:, None], f"{side}_block1.out": summary.vectors[:, None]}
-    found[f"{side}_block0.out"] = summary.first_out
+    computed = {f"global_{side}": summary.vectors[:, None], f"{side}_block1.out": summary.vectors[:, None]}
+    computed[f"{side}_block0.out"] = summary.first_out
     for stage, clusters in enumerate((summary.first, summary.second)):
-        found |= {
+        computed |= {
             f"{side}_ctm{stage}.tokens": clusters.tokens,
             f"{side}_ctm{stage}.score": clusters.score[..., None],
             f"{side}_ctm{stage}.assign": clusters.assign,
             f"{side}_ctm{stage}.merged": clusters.merged,
         }
-    return found
+    return computed
 
 
 def _image_tokens(method: NeighborRetr, pixels: Tensor, shape: torch.Size) -> Tensor:
@@ -553,8 +555,8 @@ def _frame_sampling(cases: list[dict[str, Any]]) -> Iterator[Quantity]:
             yield same(f"frame_sampling {number} candidates", positions.tolist(), case["candidates"])
         for how in ("head", "uniform"):
             if how in case:
-                found = select(positions, case["max_frames"], how).tolist()
-                yield same(f"frame_sampling {number} {how}", found, case[how])
+                computed = select(positions, case["max_frames"], how).tolist()
+                yield same(f"frame_sampling {number} {how}", computed, case[how])
 
 
 def _window(case: Mapping[str, Any], positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -568,28 +570,28 @@ def _window(case: Mapping[str, Any], positions: NDArray[np.int64]) -> NDArray[np
 
 
 def _schedule(cases: list[dict[str, Any]]) -> Iterator[Quantity]:
-    found = [warmup_cosine(case["step"] / case["t_total"], case["warmup"]) for case in cases]
-    yield compare("schedule", found, [case["multiplier"] for case in cases], EXACT)
+    computed = [warmup_cosine(case["step"] / case["t_total"], case["warmup"]) for case in cases]
+    yield compare("schedule", computed, [case["multiplier"] for case in cases], EXACT)
 
 
 def _cluster_counts(cases: list[dict[str, Any]]) -> Iterator[Quantity]:
     ratios = {"text": NeighborRetrConfig().text_ratios, "video": NeighborRetrConfig().video_ratios}
     for case in cases:
         first, second = ratios[case["modality"]]
-        found = cluster_count(case["n"], first)
+        computed = cluster_count(case["n"], first)
         name = f"cluster_counts {case['modality']} {case['n']}"
-        yield same(name, (found, cluster_count(found, second)), (case["level0"], case["level1"]))
+        yield same(name, (computed, cluster_count(computed, second)), (case["level0"], case["level1"]))
 
 
 def _metrics_single(case: Mapping[str, Any]) -> Iterator[Quantity]:
     scores = np.asarray(case["sim"])
     truth = np.arange(len(scores))
     ranks = {"t2v": text_ranks(scores, truth).strict, "v2t": text_ranks(scores.T, truth).strict}
-    for way, found in ranks.items():
+    for way, computed in ranks.items():
         if way in case:
-            yield from _figures(f"metrics_single {way}", found, case[way], float(np.median(found)))
+            yield from _figures(f"metrics_single {way}", computed, case[way], float(np.median(computed)))
         if f"{way}_ranks" in case:
-            yield same(f"metrics_single {way}_ranks", (found - 1).tolist(), case[f"{way}_ranks"])
+            yield same(f"metrics_single {way}_ranks", (computed - 1).tolist(), case[f"{way}_ranks"])
 
 
 def _metrics_multi(case: Mapping[str, Any]) -> Iterator[Quantity]:
@@ -609,12 +611,17 @@ def _figures(
 ) -> Iterator[Quantity]:
     """Recalls, median and mean of ranks against recorded ones."""
     ours = metrics(ranks)
-    found = {f"R{cut}": ours[f"R@{cut}"] for cut in (1, 5, 10)}
-    found |= {"R50": 100 * float((ranks <= 50).mean()), "MR": median, "MedianR": median, "MeanR": ours["MnR"]}
-    found["Std_Rank"] = float(np.std(ranks))
+    computed = {f"R{cut}": ours[f"R@{cut}"] for cut in (1, 5, 10)}
+    computed |= {
+        "R50": 100 * float((ranks <= 50).mean()),
+        "MR": median,
+        "MedianR": median,
+        "MeanR": ours["MnR"],
+    }
+    computed["Std_Rank"] = float(np.std(ranks))
     for figure, value in expected.items():
-        if figure in found:
-            yield compare(f"{name} {figure}", found[figure], value, EXACT * max(1.0, abs(value)))
+        if figure in computed:
+            yield compare(f"{name} {figure}", computed[figure], value, EXACT * max(1.0, abs(value)))
         else:
             yield failure(f"{name} {figure}", "this figure is not understood")
 
@@ -634,5 +641,5 @@ def _listed(value: Any) -> list[str]:
 
 
 def _array(value: Tensor) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = value.detach().double().numpy()
-    return found
+    computed: NDArray[np.float64] = value.detach().double().numpy()
+    return computed
