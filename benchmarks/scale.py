@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.project import Project, open_project
@@ -56,6 +56,15 @@ def linked(folder: Path, names: Iterator[str]) -> None:
 
 def make(folder: Path, count: int) -> Project:
     """A corpus of so many items, whose digests are remembered and whose features are in the index."""
+    project = open_project(make_corpus(folder, count))
+    for name, state in project.survey().items():
+        if state.stage.over != "corpus":
+            fill(project, name, state.keys)
+    return project
+
+
+def make_corpus(folder: Path, count: int) -> Path:
+    """The experiment file of a corpus of `count` items, whose digests are remembered in its store."""
     media = folder / "media"
     media.mkdir()
     linked(media, (f"{number % 256:02x}/{number}.mp4" for number in range(count)))
@@ -70,11 +79,7 @@ def make(folder: Path, count: int) -> Project:
             file.write(json.dumps(item | {"captions": captions}) + "\n")
     (folder / "experiment.toml").write_text(EXPERIMENT)
     remember(folder, count)
-    project = open_project(folder / "experiment.toml")
-    for name, state in project.survey().items():
-        if state.stage.over != "corpus":
-            fill(project, name)
-    return project
+    return folder / "experiment.toml"
 
 
 def remember(folder: Path, count: int) -> None:
@@ -90,20 +95,20 @@ def remember(folder: Path, count: int) -> None:
     index.close()
 
 
-def fill(project: Project, name: str) -> None:
-    """Every unit of a stage, as it stands when the stage is done."""
+def fill(project: Project, name: str, keys: Sequence[str]) -> None:
+    """These units of a stage, as they stand when they are made."""
     state, store = project.survey()[name], project.store
     fp, suffix = state.fingerprint.hex, state.stage.file_suffix
     folder = store.segments_folder(name, fp)
     folder.mkdir(parents=True)
-    for start in range(0, len(state.keys), ITEMS_A_SEGMENT):
-        part = state.keys[start : start + ITEMS_A_SEGMENT]
+    for start in range(0, len(keys), ITEMS_A_SEGMENT):
+        part = keys[start : start + ITEMS_A_SEGMENT]
         (folder / f"{name}{start}.h5").touch()
         store.index.add_segment(f"{name}{start}", fp, 0, dict.fromkeys(part, 1 if suffix else None))
     if suffix:
         files = store.root / "files" / name / fp
         files.mkdir(parents=True)
-        linked(files, (f"{key[:2]}/{key}{suffix}" for key in state.keys))
+        linked(files, (f"{key[:2]}/{key}{suffix}" for key in keys))
 
 
 def measured(folder: Path) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
-from flows.deployment.tasks import Wish, bring_up_to_date
+from flows.deployment.tasks import FlowRequest, run_request
 from flows.project import Project
 
 
@@ -31,8 +31,9 @@ def extract(
         redo: Stages to make again.
         retries: How often a stage that stops with an error is tried again.
     """
-    return bring_up_to_date(Wish(experiment, methods, set, retry_failed, redo, retries), _extraction)
+    return run_request(FlowRequest(experiment, methods, set, retry_failed, redo, retries), extraction_stages)
 
 
-def _extraction(project: Project) -> list[str]:
+def extraction_stages(project: Project) -> list[str]:
+    """Names of the stages that read items or captions one by one."""
     return [name for name, stage in project.stages.items() if stage.over != "corpus"]

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
-from flows.deployment.tasks import Wish, bring_up_to_date
+from flows.deployment.tasks import FlowRequest, run_request
 
 
 @flow(name="extract-and-train", persist_result=False)
@@ -30,6 +30,6 @@ def extract_and_train(
         redo: Stages to make again.
         retries: How often a stage that stops with an error is tried again; training goes on where it was.
     """
-    return bring_up_to_date(
-        Wish(experiment, methods, set, retry_failed, redo, retries), lambda project: list(project.stages)
+    return run_request(
+        FlowRequest(experiment, methods, set, retry_failed, redo, retries), lambda project: list(project.stages)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,26 @@ class Project:
         return RememberedDigests(self.store.index)
 
     def survey(self) -> dict[str, plan.State]:
-        """The state of every stage."""
-        return plan.survey(self.stages, self.contents, self.store, self.known)
+        """The state of every stage, read from the store now."""
+        return dict(self.states())
+
+    def states(self) -> plan.Survey:
+        """A new survey, which reads the state of a stage from the store when it is first asked for it."""
+        return plan.Survey(self.stages, self.contents, self.store, self.known)
 
     def runner(
-        self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None
-    ) -> Runner:
-        """What brings the stages up to date."""
+        self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
+        states: plan.Survey | None = None,
+    ) -> Runner:  # fmt: skip
+        """A runner of the stages. `states`: a survey of this project to go on with, instead of a new one."""
         about = {
             "name": self.experiment.name,
             "path": str(self.experiment.path),
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
         }
-        options = self.experiment.run
-        return Runner(self.stages, self.contents, self.store, self.known, options, on_progress, say, about)
+        return Runner(
+            self.stages, self.contents, self.store, self.known, self.experiment.run, on_progress, say, about, states
+        )
 
 
 def open_project(
@@ -62,19 +68,20 @@ def open_project(
     """
     experiment = load(path, sets, methods)
     corpus = Corpus.read(experiment.corpus_path)
-    fresh = not has_imports(experiment.store_path)
-    if fresh:
-        _require_kind(corpus, graph.build(experiment, {}))  # complain before a store is made
-    store = Store(experiment.store_path)
-    stages = graph.build(experiment, imported_stages(store.index))
-    _require_kind(corpus, stages)
+    if has_imports(experiment.store_path):
+        store = Store(experiment.store_path)
+        stages = _stages(experiment, corpus, imported_stages(store.index))
+    else:
+        stages = _stages(experiment, corpus, {})  # first, so that it complains before a store is made
+        store = Store(experiment.store_path)
     for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
         corpus.require_queries(split)
     return Project(experiment, store, read_contents(corpus, store.index, hashed), stages)
 
 
-def _require_kind(corpus: Corpus, stages: Mapping[str, Stage[Any]]) -> None:
-    """Raise UserError for stages that read media of another kind than the corpus holds."""
+def _stages(experiment: Experiment, corpus: Corpus, imported: plan.Stages) -> dict[str, Stage[Any]]:
+    """Build the stages. Raises UserError for one that reads media of another kind than the corpus holds."""
+    stages = graph.build(experiment, imported)
     kinds = {item.kind for item in corpus.items}
     for stage in stages.values():
         if stage.kind and stage.kind not in kinds:
@@ -82,3 +89,4 @@ def _require_kind(corpus: Corpus, stages: Mapping[str, Stage[Any]]) -> None:
                 f"{stage.name} reads items of the kind {stage.kind}, {corpus.path} holds {next(iter(kinds))}; "
                 "name methods and extractors that fit"
             )
+    return stages

@@ -66,11 +66,12 @@ def run_stages(
     retry_failed: bool = False,
     each: Each = lambda name, call: call(),
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    states: plan.Survey | None = None,
 ) -> RunResult:
     """Bring stages, and everything they need, up to date in order; record the run in the store.
 
-    `redo` names stages that are made again. Raises what a stage's own code raises; what was finished
-    by then is kept.
+    `redo` names stages that are made again, `states` is a survey of the project to go on with, if there is
+    one already. Raises what a stage's own code raises; what was finished by then is kept.
     """
 
     def show(progress: Progress) -> None:
@@ -78,17 +79,17 @@ def run_stages(
         on_progress(progress)
 
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
-    runner = project.runner(show, display.say)
+    runner = project.runner(show, display.say, states)
     index = project.store.index
     index.start_run(run, project.experiment.name)
     project.store.sweep()
     reports: list[Report] = []
     status = "failed"
     try:
-        wanted = plan.ancestors(project.stages, names)
+        needed = plan.ancestors(project.stages, names)
         for name in plan.order(project.stages):
-            if name in wanted:
-                along = [other for other in wanted if (other in redo) == (name in redo)]
+            if name in needed:
+                along = [other for other in needed if (other in redo) == (name in redo)]
                 reports.append(each(name, _call(runner, name, name in redo, retry_failed, along)))
                 display.report(reports[-1])
         status = "done"
@@ -98,10 +99,11 @@ def run_stages(
     finally:
         runner.close()
         index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
-    seconds, states = time.monotonic() - started, project.survey()
+    seconds, ended = time.monotonic() - started, runner.states
+    ended.refresh()
     unreadable = dict(project.contents.unreadable)
     return RunResult(
-        run, reports, seconds, unreadable, leaderboard(project, states), report_path(project, states)
+        run, reports, seconds, unreadable, leaderboard(project, ended), report_path(project, ended)
     )
 
 
@@ -111,11 +113,10 @@ def _call(
     return lambda: runner.bring_up_to_date(name, redo, retry_failed, along)
 
 
-def nothing_to_do(project: Project, names: Sequence[str], retry_failed: bool) -> bool:
+def nothing_to_do(states: plan.Survey, names: Sequence[str], retry_failed: bool) -> bool:
     """Whether a run of these stages would find everything made already."""
-    states = project.survey()
-    wanted = plan.ancestors(project.stages, names)
-    return all(states[n].complete and not (retry_failed and states[n].failed) for n in wanted)
+    needed = plan.ancestors(states.stages, names)
+    return all(states[n].complete and not (retry_failed and states[n].failed) for n in needed)
 
 
 def leaderboard(project: Project, states: Mapping[str, plan.State]) -> list[dict[str, Any]]:

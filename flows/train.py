@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
-from flows.deployment.tasks import Wish, bring_up_to_date
+from flows.deployment.tasks import FlowRequest, run_request
 from flows.project import Project
 from pipeline.errors import UserError
 
@@ -32,10 +32,11 @@ def train(
         redo: Stages to make again.
         retries: How often a stage that stops with an error is tried again; training goes on where it was.
     """
-    return bring_up_to_date(Wish(experiment, methods, set, retry_failed, redo, retries), _training)
+    return run_request(FlowRequest(experiment, methods, set, retry_failed, redo, retries), training_stages)
 
 
-def _training(project: Project) -> list[str]:
+def training_stages(project: Project) -> list[str]:
+    """Names of the stages over the corpus. Raises UserError where there are none."""
     names = [name for name, stage in project.stages.items() if stage.over == "corpus"]
     if not names:
         raise UserError(f"{project.experiment.path}: methods names nothing to train")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from flows.batch import Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
-from flows.commands.experiments import bring_up_to_date, number
+from flows.commands.experiments import number, run_experiment
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.project import open_project
@@ -89,7 +89,7 @@ def _all(
 
     def here(settings: Settings) -> None:
         every = [*sets, *as_sets(settings)]
-        bring_up_to_date(asked.experiment_path, every, asked.methods, [], False, display)
+        run_experiment(asked.experiment_path, every, asked.methods, [], False, display)
 
     def apart(settings: Settings) -> None:
         _in_a_process(asked, [*sets, *as_sets(settings)])

@@ -66,11 +66,11 @@ def run(
     answers, else on one that lives as long as this command.
     """
     with StageDisplay(quiet=as_json) as display:
-        results = [bring_up_to_date(path, sets, methods, redo, retry_failed, display) for path in experiments]
+        results = [run_experiment(path, sets, methods, redo, retry_failed, display) for path in experiments]
     finish(results, as_json)
 
 
-def bring_up_to_date(
+def run_experiment(
     path: Path,
     sets: list[str],
     methods: list[str],
@@ -78,15 +78,18 @@ def bring_up_to_date(
     retry_failed: bool,
     display: StageDisplay,
 ) -> RunResult:
-    """One experiment, run as a flow; without Prefect where everything is made already."""
+    """Run one experiment as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
-    redone = [name for word in redo for name in planning.choose(project.stages, word)]
-    if not redone and nothing_to_do(project, list(project.stages), retry_failed):
-        return run_stages(project, list(project.stages), display)
-    from flows.deployment.launch import run_flow  # Prefect: only a run pays for it
+    with closing(project.store.index):
+        names, states = list(project.stages), project.states()
+        redone = [name for word in redo for name in planning.choose(project.stages, word)]
+        if not redone and nothing_to_do(states, names, retry_failed):
+            return run_stages(project, names, display, states=states)
+        from flows.deployment.launch import run_flow  # Prefect: only a run pays for it
+        from flows.deployment.parameters import FlowRequest
 
-    project.store.index.close()
-    return run_flow("extract-and-train", path, methods, sets, redone, retry_failed, display)
+        request = FlowRequest(str(path), methods, sets, retry_failed, redone)
+        return run_flow("extract-and-train", request, project, names, display, states)
 
 
 def stage(

@@ -11,13 +11,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from flows.console import StageDisplay
+from flows.deployment.parameters import FlowRequest, one_or_more
 from flows.deployment.server import LOOPBACK, QUIET, EmbeddedServer, api_url
+from flows.project import Project
 from flows.run import RunResult
 from pipeline.errors import UserError, nearest
+from pipeline.run import plan
 
 FLOWS = {
     "extract": "flows.extract.extract",
@@ -31,48 +33,30 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 def run_flow(
-    flow_name: str,
-    experiment: Path,
-    methods: Sequence[str],
-    sets: Sequence[str],
-    redo: Sequence[str],
-    retry_failed: bool,
-    display: StageDisplay,
-    stages: Sequence[str] | None = None,
-) -> RunResult:
-    """What a flow did, run here and watched by `display`; `stages` stand instead of the flow's own.
+    flow_name: str, request: FlowRequest, project: Project, names: Sequence[str], display: StageDisplay,
+    states: plan.Survey | None = None,
+) -> RunResult:  # fmt: skip
+    """Run stages of an opened experiment as a run of a flow, here and watched by `display`; return the result.
 
-    Raises the UserError, or the error of a stage, that ended it. SIGTERM ends the process with 143.
+    `request` holds the parameters that the server records, `states` is a survey of the project to go on
+    with. Raises the UserError, or the error of a stage, that ended it. SIGTERM ends the process with 143.
     """
     if flow_name not in FLOWS:
         raise UserError(f"unknown flow {flow_name!r}; {nearest(flow_name, FLOWS)}")
+    redo = one_or_more(request.redo)
     with exit_on_sigterm():
         server = prepare()
-        from flows.deployment.tasks import CALLER, Caller  # Prefect reads the environment as it is imported
+        from flows.deployment.tasks import run_as_tasks, run_opened  # Prefect reads the environment as it is imported
 
         module, _, function = FLOWS[flow_name].rpartition(".")
         flow = getattr(importlib.import_module(module), function)
         if server is not None:
             server.wait_ready()
-        caller = Caller(display, stages)
-        token = CALLER.set(caller)
-        try:
-            state = flow(
-                str(experiment), list(methods), list(sets), retry_failed, list(redo), return_state=True
-            )
-        except Exception as error:
-            if caller.result is None:
-                raise
-            display.say(f"done, but the Prefect server could not be told: {error}")
-            return caller.result
-        finally:
-            CALLER.reset(token)
-    if caller.error is not None:
-        raise caller.error
-    if caller.result is None:
-        state.result()  # raises what ended the flow
-        raise RuntimeError(f"the flow {flow_name} ended as {state.name}")
-    return caller.result
+
+        def run() -> RunResult:
+            return run_as_tasks(project, names, display, redo, request.retry_failed, request.retries, states)
+
+        return run_opened(flow, request, run, display)
 
 
 @functools.cache

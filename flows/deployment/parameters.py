@@ -1,4 +1,4 @@
-"""The types of the flows' parameters: what a form offers, and what a server refuses before a run is made.
+"""The flows' parameters: their types, that is what a form offers, and what a server refuses before a run is made.
 
 They describe and do not convert: a value arrives at the flow as it was given, and what is wrong with it
 is said there, in a sentence that names the nearest possible value. A single word may stand for a list of
@@ -7,6 +7,7 @@ one, as `-p methods=hlformer` gives it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -38,3 +39,27 @@ Stages = (
 
 Retries = Annotated[int, Field(ge=0, le=MOST_RETRIES)]
 """How often a stage is tried again."""
+
+Words = list[str] | str | None
+"""One or more words, as a form, `-p name=word` and `-p 'name=["a", "b"]'` give them."""
+
+
+@dataclass(frozen=True)
+class FlowRequest:
+    """The parameters of a flow run: the same for all three flows, which describe them."""
+
+    experiment: str
+    methods: Words = None
+    set: Words = None
+    retry_failed: bool = False
+    redo: Words = None
+    retries: int = 0
+
+
+def one_or_more(words: Words, split: bool = True) -> list[str]:
+    """The words as a list; a bare one may hold several, between commas or spaces, where `split` allows it."""
+    if not isinstance(words, str):
+        return list(words or [])
+    if split:
+        return words.replace(",", " ").split()
+    return [words] if words.strip() else []

@@ -7,14 +7,15 @@ thread that can end them.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import Flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
@@ -22,74 +23,86 @@ from prefect.tasks import Task
 
 from flows.console import StageDisplay, sentence
 from flows.deployment.artifacts import ProgressBar, publish
+from flows.deployment.parameters import FlowRequest, one_or_more
 from flows.project import Project, open_project
 from flows.run import RunResult, run_stages
 from pipeline.errors import TrainingError, UserError
 from pipeline.run import plan
 from pipeline.run.execute import Progress, Report, placement
 
-Words = list[str] | str | None
-"""One or more words, as a form, `-p name=word` and `-p 'name=["a", "b"]'` give them."""
-
 RETRY_DELAY_SECONDS = 10
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a flow is asked for."""
+def run_request(request: FlowRequest, choose: Callable[[Project], list[str]]) -> State[Any]:
+    """Run the chosen stages of an experiment, and all they need, a task each; return the state the flow ends in.
 
-    experiment: str
-    methods: Words = None
-    set: Words = None
-    retry_failed: bool = False
-    redo: Words = None
-    retries: int = 0
-
-
-@dataclass
-class Caller:
-    """Who called a flow in this process: where it watches, which stages it wants, what it gets back."""
-
-    display: StageDisplay
-    stages: Sequence[str] | None = None  # instead of those of the flow
-    result: RunResult | None = None
-    error: UserError | None = None
-
-
-CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
-
-
-def bring_up_to_date(wish: Wish, choose: Callable[[Project], list[str]]) -> State[Any]:
-    """The body of every flow: the chosen stages and all they need, a task each, and the state it ends in."""
-    caller = CALLER.get() or Caller(RunLog())
+    This is the body of every flow of a deployment, where the parameters are all there is.
+    """
+    display = RunLog()
     try:
         project = open_project(
-            Path(wish.experiment), one_or_more(wish.set, split=False), one_or_more(wish.methods)
+            Path(request.experiment), one_or_more(request.set, split=False), one_or_more(request.methods)
         )
         with closing(project.store.index):
-            names = list(caller.stages or choose(project))
-            redo = [name for word in one_or_more(wish.redo) for name in plan.choose(project.stages, word)]
-            tasks = StageTasks(project, wish.retries)
-            caller.result = run_stages(
-                project, names, caller.display, redo, wish.retry_failed, tasks.each, tasks.on_progress
-            )
+            redo = [name for word in one_or_more(request.redo) for name in plan.choose(project.stages, word)]
+            names = choose(project)
+            result = run_as_tasks(project, names, display, redo, request.retry_failed, request.retries)
     except UserError as error:
-        caller.error = error
         return Failed(message=str(error))
-    publish(caller.result, project.experiment.name)
-    return Completed(message=summary(caller.result))
+    return Completed(message=run_sentence(result))
 
 
-def one_or_more(words: Words, split: bool = True) -> list[str]:
-    """The words as a list; a bare one may hold several, between commas or spaces, where `split` allows it."""
-    if not isinstance(words, str):
-        return list(words or [])
-    if split:
-        return words.replace(",", " ").split()
-    return [words] if words.strip() else []
+def run_opened(
+    flow: Flow[..., State[Any]], request: FlowRequest, run: Callable[[], RunResult], display: StageDisplay
+) -> RunResult:
+    """Make a run of `flow` in this process, whose body is `run` on what is opened already; return its result.
+
+    The server sees a run of the flow with the parameters of `request`. A flow's parameters and, without a
+    server that answers at the end, its result cannot carry objects of ours; so the body is replaced, as
+    Prefect itself does for flows that are methods. Raises what `run` raises.
+    """
+    ended: RunResult | UserError | None = None
+
+    @functools.wraps(flow.fn)
+    def body(*parameters: Any, **others: Any) -> State[Any]:
+        nonlocal ended
+        try:
+            ended = run()
+        except UserError as error:  # its sentence is all: Prefect would log a traceback
+            ended = error
+            return Failed(message=str(error))
+        return Completed(message=run_sentence(ended))
+
+    opened = copy.copy(flow)
+    opened.fn = body
+    opened.should_validate_parameters = False  # it resolves the types' names in the module of `body`; all was opened
+    try:
+        state = opened(**asdict(request), return_state=True)
+    except Exception as error:
+        if not isinstance(ended, RunResult):
+            raise
+        display.say(f"done, but the Prefect server could not record it: {error}")
+        return ended
+    if isinstance(ended, UserError):
+        raise ended
+    if ended is None:
+        state.result()  # raises what ended the flow
+        raise RuntimeError(f"the flow {flow.name} ended as {state.name}")
+    return ended
 
 
-def summary(result: RunResult) -> str:
+def run_as_tasks(
+    project: Project, names: Sequence[str], display: StageDisplay, redo: Sequence[str], retry_failed: bool,
+    retries: int, states: plan.Survey | None = None,
+) -> RunResult:  # fmt: skip
+    """Run stages inside a flow, a task each, and publish the result as artifacts."""
+    tasks = StageTasks(project, retries)
+    result = run_stages(project, names, display, redo, retry_failed, tasks.each, tasks.on_progress, states)
+    publish(result, project.experiment.name)
+    return result
+
+
+def run_sentence(result: RunResult) -> str:
     """For instance "3 stages ran, 5 cached; 2 items failed"."""
     failed = f"; {result.failed} items failed" if result.failed else ""
     return f"{result.ran} stages ran, {len(result.reports) - result.ran} cached{failed}"

@@ -57,7 +57,7 @@ class Gallery:
     """The items of a corpus and what the store has of them. `strip` and `points` may be called from any thread."""
 
     def __init__(self, project: Project, states: Mapping[str, State]) -> None:
-        self.items: dict[str, Item] = project.contents.items()
+        self.items: Mapping[str, Item] = project.contents.items()
         self._store = project.store
         self._compressed = states.get("compress")
         self._points = FeatureReader({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,16 +30,24 @@ class Contents:
     unreadable: Mapping[str, str] = field(default_factory=dict)  # item id -> reason
     split_digests: dict[str, str] = field(default_factory=dict, compare=False)  # filled as they are asked for
 
-    def items(self) -> dict[str, Item]:
+    def items(self) -> Mapping[str, Item]:
         """Digest -> item, in manifest order; of items with the same bytes, the first."""
+        return self._items
+
+    def captions(self) -> Mapping[str, Caption]:
+        """Digest -> caption, distinct ones in manifest order."""
+        return self._captions
+
+    @functools.cached_property
+    def _items(self) -> dict[str, Item]:
         out: dict[str, Item] = {}
         for item in self.corpus.items:
             if item.id in self.digests:
                 out.setdefault(self.digests[item.id], item)
         return out
 
-    def captions(self) -> dict[str, Caption]:
-        """Digest -> caption, distinct ones in manifest order."""
+    @functools.cached_property
+    def _captions(self) -> dict[str, Caption]:
         out: dict[str, Caption] = {}
         for item in self.corpus.items:
             for caption in item.captions:

@@ -64,20 +64,24 @@ Say = Callable[[str], None]
 
 
 class Runner:
-    """Runs stages of one experiment on one store; re-surveys before each, so that it sees what others made."""
+    """Runs stages of one experiment on one store.
+
+    `states` is the survey that it reads and keeps up to date: what this run made, and, under the lock of
+    each stage, what other runs made meanwhile.
+    """
 
     def __init__(
         self, stages: plan.Stages, contents: Contents, store: Store, known: Digests, options: RunOptions,
         on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None, states: plan.Survey | None = None,
     ) -> None:  # fmt: skip
         self.stages, self.contents, self.options = stages, contents, options
-        self.store, self.known = store, known
+        self.store = store
         self.on_progress, self.say, self.about = on_progress, say, about or {}
+        self.states = plan.Survey(stages, contents, store, known) if states is None else states
         self.reports: list[dict[str, Any]] = []
         self.engine: Engine = engine_for(options, say)
         self._corpus_process = CorpusProcess()
-        self._states: dict[str, plan.State] = {}
         self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
 
     def close(self) -> None:
@@ -85,88 +89,99 @@ class Runner:
         self._corpus_process.close()
         self.engine.close()
 
-    def survey(self) -> dict[str, plan.State]:
-        """The state of every stage."""
-        return plan.survey(self.stages, self.contents, self.store, self.known)
-
     def bring_up_to_date(
         self, name: str, redo: bool = False, retry_failed: bool = False, along: Collection[str] = ()
     ) -> Report:
-        """Make whatever a stage lacks; nothing where nothing is missing.
+        """Make whatever a stage lacks; nothing where nothing is missing. What it did is also put in `reports`.
 
         `redo` makes its units again, `retry_failed` those that failed. Stages of `along` that can share
         its pass over the items are made in it, under the same orders. Raises what the stage's own code
         raises; a broken item is recorded and counted.
         """
-        started = time.monotonic()
-        if name in self._made_along:
-            return self._told(self._made_along.pop(name))
-        state = self._states[name] if self._states else None
-        if state is None:
-            self._states = self.survey()  # kept until something is made: an unchanged corpus is surveyed once
-            state = self._states[name]
-        report = None
-        if state.complete and not redo and not (retry_failed and state.failed):
-            report = self._counted(state)
-        while report is None:
-            self._states = {}
-            states = self.survey()
-            group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
-            prints = {member: states[member].fingerprint.hex for member in group}
-            with contextlib.ExitStack() as locks:
-                for member in sorted(
-                    group
-                ):  # always in one order, so that two runs never wait for each other
-                    locks.enter_context(self.store.lock(member, prints[member], self.say))
-                report = self._under_locks(prints, redo, retry_failed)
-        report.seconds = time.monotonic() - started
-        return self._told(report)
-
-    def _told(self, report: Report) -> Report:
+        report = self._made_along.pop(name, None) or self._make(name, redo, retry_failed, along)
         self.reports.append(report.as_json())
         return report
 
-    def _under_locks(self, prints: Mapping[str, str], redo: bool, retry_failed: bool) -> Report | None:
-        """What was done for the first of these stages, the others in its pass.
+    def _make(self, name: str, redo: bool, retry_failed: bool, along: Collection[str]) -> Report:
+        started = time.monotonic()
+        report = None
+        if not self._has_work(name, redo, retry_failed):
+            self.states.refresh()  # it is complete as far as is known; another run may have dropped some of it
+            if not self._has_work(name, redo, retry_failed):
+                report = self._count(self.states[name])
+        group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
+        while report is None:
+            self._complete_needs(name)
+            prints = {member: self.states[member].fingerprint.hex for member in group}
+            with contextlib.ExitStack() as locks:
+                for member in sorted(group):  # in one order for all, so that two runs never wait for each other
+                    locks.enter_context(self.store.lock(member, prints[member], self.say))
+                report = self._under_locks(prints, redo, retry_failed)
+        report.seconds = time.monotonic() - started
+        return report
 
-        None where another run changed, before the locks were had, what a stage depends on.
+    def _has_work(self, name: str, redo: bool, retry_failed: bool) -> bool:
+        state = self.states[name]
+        return redo or not state.complete or (retry_failed and bool(state.failed))
+
+    def _complete_needs(self, name: str) -> None:
+        """Make what is missing of the stages that a stage needs: another run dropped it, to make it again perhaps."""
+        for need in self.stages[name].needs:
+            if not self.states[need].complete:
+                self._make(need, False, False, ())
+                if not self.states[need].complete:
+                    raise RuntimeError(f"{need} still lacks {len(self.states[need].missing)} units after it was made")
+
+    def _under_locks(self, prints: Mapping[str, str], redo: bool, retry_failed: bool) -> Report | None:
+        """Return what was done for the first of these stages, the others in its pass.
+
+        None where another run changed, before the locks were held, what a stage depends on.
         """
         for name, fp in prints.items():
-            if self.stages[name].over != "corpus":
-                self.store.adopt(name, fp)
-        states = self.survey()
-        if any(states[name].fingerprint.hex != fp for name, fp in prints.items()):
+            if self.stages[name].over != "corpus" and self.store.adopt(name, fp):
+                self.states.forget([name])
+        self.states.refresh()
+        first = next(iter(prints))
+        if any(self.states[name].fingerprint.hex != fp for name, fp in prints.items()) or not all(
+            self.states[need].complete for need in self.stages[first].needs
+        ):
             return None
         for name, fp in prints.items():
             if not self.stages[name].runner:
                 continue  # imported features: nobody here can make them again
             if redo:
-                self._forget(states[name])
-            elif retry_failed and states[name].failed:
-                self.store.index.forget_items(fp, states[name].failed)
-        states = self.survey()
-        first = next(iter(prints))
-        group = [states[name] for name in prints if name == first or states[name].missing]
-        reports = [self._counted(state) for state in group]
+                self._forget(self.states[name])
+            elif retry_failed and self.states[name].failed:
+                self.store.index.forget_items(fp, self.states[name].failed)
+                self.states.forget([name])
+        group = [self.states[name] for name in prints if name == first or self.states[name].missing]
+        reports = [self._count(state) for state in group]
         if group[0].missing:
-            for state in group:
-                state.stage.require()
-                self.store.index.add_fingerprint(
-                    state.fingerprint.hex, state.stage.name, state.fingerprint.components
-                )
-            if group[0].stage.over == "corpus":
-                self._whole(group[0], states, reports[0])
-            else:
-                self._mapped(group, states, reports)
-            for state, report in zip(group, reports, strict=True):
-                self._add_failures(report, state)
+            try:
+                self._work_on(group, reports)
+            finally:  # also where it was interrupted: what was finished is in the index
+                self.states.forget([state.stage.name for state in group])
+            for report in reports:
+                self._add_failures(report)
             for report in reports[1:]:
                 report.shared_with = first
                 self._made_along[report.stage] = report
         return reports[0]
 
-    def _counted(self, state: plan.State) -> Report:
-        """A stage as it is: what is cached, failed and blocked."""
+    def _work_on(self, group: Sequence[plan.State], reports: Sequence[Report]) -> None:
+        """Make what the stages of a group lack, and count it in their reports."""
+        for state in group:
+            state.stage.require()
+            self.store.index.add_fingerprint(
+                state.fingerprint.hex, state.stage.name, state.fingerprint.components
+            )
+        if group[0].stage.over == "corpus":
+            self._whole(group[0], reports[0])
+        else:
+            self._mapped(group, reports)
+
+    def _count(self, state: plan.State) -> Report:
+        """Return the report of a stage as it stands: what is cached, failed and blocked."""
         report = Report(
             state.stage.name,
             state.fingerprint.hex,
@@ -174,34 +189,27 @@ class Runner:
             cached=state.done,
             blocked=len(state.blocked),
         )
-        self._add_failures(report, state)
+        self._add_failures(report)
         return report
 
     def _forget(self, state: plan.State) -> None:
+        """Drop everything that was made of a stage, so that all of it is missing."""
         if state.stage.over == "corpus":
             for folder in (self.store.run_folder, self.store.work_folder):
                 shutil.rmtree(folder(state.stage.name, state.fingerprint.hex), ignore_errors=True)
         else:
             self.store.index.forget_items(state.fingerprint.hex, state.keys)
             self.store.drop_unused_segments(state.stage.name, state.fingerprint.hex)
+        self.states.forget([state.stage.name])
 
-    def _add_failures(self, report: Report, state: plan.State) -> None:
-        if state.stage.over == "corpus":
-            return
-        wanted = set(state.keys)
-        failures = self.store.index.failures(report.fingerprint)
-        report.failures = [
-            {"name": f.name, "reason": f.reason}
-            for key, f in failures.items()
-            if key in wanted and key not in state.places
-        ]
+    def _add_failures(self, report: Report) -> None:
+        failures = self.states[report.stage].failed.values()
+        report.failures = [{"name": failure.name, "reason": failure.reason} for failure in failures]
         report.failed = len(report.failures)
 
     # stages mapped over items or captions ----------------------------------------------------------
 
-    def _mapped(
-        self, group: Sequence[plan.State], states: Mapping[str, plan.State], reports: Sequence[Report]
-    ) -> None:
+    def _mapped(self, group: Sequence[plan.State], reports: Sequence[Report]) -> None:
         """One pass over the items, or captions, that any stage of a group lacks."""
         leader = group[0].stage
         if not leader.runner:
@@ -212,7 +220,7 @@ class Runner:
             )
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
         wanted = {state.stage.name: set(state.missing) for state in group}
-        units = {key: unit for state in group for key, unit in self._units(state, states).items()}
+        units = {key: unit for state in group for key, unit in self._units(state).items()}
         if len(group) > 1:
             names = ", ".join(state.stage.name for state in group)
             self.say(f"one pass over {len(units)} {leader.over} for {names}")
@@ -222,7 +230,7 @@ class Runner:
             shards=cut(group[0].keys, leader.shard_items, set(units)),
             store=str(self.store.root),
             units=units,
-            stages=[_told_of(state) for state in group],
+            stages=[_worker_spec(state) for state in group],
             lacking={
                 key: [n for n, state in enumerate(group) if key in wanted[state.stage.name]] for key in units
             },
@@ -248,7 +256,7 @@ class Runner:
                         self._record(state.fingerprint.hex, header["segments"][state.stage.name], report)
                     reports[0].decodes += header["decodes"]
                 elif "failed" in header:
-                    fp = states[header["stage"]].fingerprint.hex
+                    fp = self.states[header["stage"]].fingerprint.hex
                     self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"])
                     tally.add()
                 elif "done" in header:
@@ -259,8 +267,8 @@ class Runner:
             self.store.index.add_segment(made["segment"], fp, made["bytes"], made["items"])
             report.ran += len(made["items"])
 
-    def _units(self, state: plan.State, states: Mapping[str, plan.State]) -> dict[str, dict[str, Any]]:
-        """What a worker is told of each missing unit."""
+    def _units(self, state: plan.State) -> dict[str, dict[str, Any]]:
+        """Return, for each missing unit by key, what a worker needs to know of it."""
         if state.stage.over == "captions":
             captions = self.contents.captions()
             return {
@@ -277,13 +285,14 @@ class Runner:
                     "name the imported stage where trainers.<method> says which features it reads"
                 )
             out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
-            out[key] |= self._upstream(key, state.stage, states)
+            out[key] |= self._upstream(key, state.stage)
         return out
 
-    def _upstream(self, key: str, stage: Stage[Any], states: Mapping[str, plan.State]) -> dict[str, Any]:
+    def _upstream(self, key: str, stage: Stage[Any]) -> dict[str, Any]:
+        """Return the files and rows that the stages it needs have made of a unit."""
         files, rows = {}, {}
         for need in stage.needs:
-            upstream = states[need]
+            upstream = self.states[need]
             fp, place = upstream.fingerprint.hex, upstream.places[key]
             if upstream.stage.file_suffix:
                 files[need] = str(self.store.item_file(need, fp, key, upstream.stage.file_suffix))
@@ -292,15 +301,15 @@ class Runner:
 
     # stages over the whole corpus ------------------------------------------------------------------
 
-    def _whole(self, state: plan.State, states: Mapping[str, plan.State], report: Report) -> None:
+    def _whole(self, state: plan.State, report: Report) -> None:
         stage, fp = state.stage, state.fingerprint
         report.ran = 1
         if self.store.publish_finished(stage.name, fp.hex):
             return
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
-        request = self._request(state, states)
-        brief = stage.brief(RunBriefing(self.contents, self.store, states, self.reports, self.about))
+        request = self._request(state)
+        brief = stage.brief(RunBriefing(self.contents, self.store, self.states, self.reports, self.about))
         inputs = self.store.root / "work" / f"{stage.name}-{fp.hex}.inputs.json"
         if brief:
             write_json(inputs, brief)
@@ -308,18 +317,18 @@ class Runner:
         with self._place(stage) as (place, env):
             started = time.monotonic()
             self.on_progress(Progress(stage.name, 0, 1))
-            extra = self._told_by(stage, request | place, env)
+            extra = self._run_in_process(stage, request | place, env)
         self.store.publish(stage.name, fp, time.monotonic() - started, extra)
         inputs.unlink(missing_ok=True)
         self.on_progress(Progress(stage.name, 1, 1))
 
-    def _request(self, state: plan.State, states: Mapping[str, plan.State]) -> dict[str, Any]:
-        """What the process of a stage over the corpus is asked."""
+    def _request(self, state: plan.State) -> dict[str, Any]:
+        """Return the request to the process that makes a stage over the corpus."""
         stage, fp = state.stage, state.fingerprint
         return {
             "stage": stage.name, "method": stage.method, "params": stage.params.model_dump_json(),
             "folder": str(self.store.work_folder(stage.name, fp.hex)), "fingerprint": fp.hex,
-            "needs": {n: str(self.store.run_folder(n, states[n].fingerprint.hex)) for n in stage.needs},
+            "needs": {n: str(self.store.run_folder(n, self.states[n].fingerprint.hex)) for n in stage.needs},
         }  # fmt: skip
 
     def join(self, name: str) -> None:
@@ -327,17 +336,17 @@ class Runner:
 
         Raises UserError where nothing is to be done or to be met.
         """
-        states = self.survey()
-        state = states[name]
+        self.states.refresh()
+        state = self.states[name]
         if not state.stage.several or self.options.nodes == 1:
             raise UserError(f"{name} cannot be joined: only a training with run.nodes above 1 can")
         if state.complete:
             raise UserError(f"{name} is done already")
         for need in state.stage.needs:
-            if not states[need].complete:
+            if not self.states[need].complete:
                 raise UserError(f"{need} is not done yet; the run that leads makes it first")
         with self._place(state.stage) as (place, env):
-            self._told_by(state.stage, self._request(state, states) | place, env)
+            self._run_in_process(state.stage, self._request(state) | place, env)
 
     @contextlib.contextmanager
     def _place(self, stage: Stage[Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
@@ -365,8 +374,10 @@ class Runner:
             visible = ",".join(visible_gpus()[number] for number in numbers[:count])
             yield place | {"device": "cuda:0"}, env | {"CUDA_VISIBLE_DEVICES": visible}
 
-    def _told_by(self, stage: Stage[Any], request: Mapping[str, Any], env: dict[str, str]) -> dict[str, Any]:
-        """What the process that makes a stage over the corpus says for the record of it."""
+    def _run_in_process(
+        self, stage: Stage[Any], request: Mapping[str, Any], env: dict[str, str]
+    ) -> dict[str, Any]:
+        """Make a stage over the corpus in a process of its own; return what that adds to the artifact's record."""
         extra: dict[str, Any] = {}
 
         def hear(header: dict[str, Any]) -> None:
@@ -384,8 +395,8 @@ class Runner:
         return extra
 
 
-def _told_of(state: plan.State) -> dict[str, Any]:
-    """What a worker is told of a stage."""
+def _worker_spec(state: plan.State) -> dict[str, Any]:
+    """Return what a worker needs to build a stage again, and to mark its segments."""
     return {
         "entry": state.stage.entry, "params": state.stage.params.model_dump_json(),
         "fingerprint": state.fingerprint.hex, "components": dict(state.fingerprint.components),
@@ -393,7 +404,7 @@ def _told_of(state: plan.State) -> dict[str, Any]:
 
 
 class _Tally:
-    """Counts the units of a pass and tells of it."""
+    """Counts the units of a pass and reports the count as progress."""
 
     def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
         self.stage, self.total, self.on_progress, self.done = stage, total, on_progress, -1

@@ -1,8 +1,9 @@
-"""Pure functions over a set of stages: order, ancestors, what is done, what is missing, and why."""
+"""What stages need and how far they are: order, ancestors, and which units are done, failed, blocked or missing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.memory import no_collection
 from pipeline.run.stage import Digests, Stage
 from pipeline.store.fingerprint import Fingerprint, digest_of, digest_of_lists
 from pipeline.store.index import Failure
-from pipeline.store.places import Place, Units
+from pipeline.store.places import Place, Places, Units
 from pipeline.store.store import Store
 
 Stages = Mapping[str, Stage[Any]]
@@ -117,20 +118,96 @@ class State:
 
 def survey(stages: Stages, contents: Contents, store: Store, known: Digests) -> dict[str, State]:
     """The state of every stage, in order, from the index and a look at file sizes."""
-    with no_collection():
-        units = {
-            "items": Units(contents.items()),
-            "captions": Units(contents.captions()),
+    return dict(Survey(stages, contents, store, known))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a store holds of one fingerprint: the places of its outputs, and its failures by key."""
+
+    places: Places
+    failures: Mapping[str, Failure]
+
+
+class Survey(Mapping[str, State]):
+    """The state of each stage by name, in order. Looked up in the store when it is first asked for, and then kept.
+
+    A lookup reads the index once for the stage and once for each of its ancestors that is not known yet. A
+    million items take 5 CPU seconds a stage, so a run keeps one survey: it calls `forget` for what it made
+    itself, and `refresh` before it relies on anything that another run on the same store may have changed.
+    """
+
+    def __init__(self, stages: Stages, contents: Contents, store: Store, known: Digests) -> None:
+        self.stages = stages
+        self._contents, self._store, self._digests = contents, store, known
+        self._order = order(stages)
+        self._states: dict[str, State] = {}
+        self._recorded: dict[str, Recorded] = {}  # by fingerprint
+        self._changes = store.index.changes_of_others()
+
+    def __getitem__(self, name: str) -> State:
+        if name not in self._states:
+            stage = self.stages[name]
+            needed = {need: self[need] for need in stage.needs}
+            with no_collection():
+                self._states[name] = self._look_up(stage, needed)
+        return self._states[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stages
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Read the store again for these stages when they are asked for.
+
+        The states of the stages that need them are worked out again, from what was read of those before.
+        """
+        names = set(names)
+        for name in names & self._states.keys():
+            self._recorded.pop(self._states[name].fingerprint.hex, None)
+        for name in descendants(self.stages, names):
+            self._states.pop(name, None)
+
+    def refresh(self) -> None:
+        """Forget whatever another process may have changed since it was read.
+
+        Of stages over items and captions that is nothing, unless somebody else has written to the index.
+        Stages over the corpus are folders, which the index does not know; a look at them is cheap.
+        """
+        changes = self._store.index.changes_of_others()
+        if changes != self._changes:
+            self._changes = changes
+            self._recorded.clear()
+            self._states.clear()
+        for name, stage in self.stages.items():
+            if stage.over == "corpus":
+                self._states.pop(name, None)
+
+    @functools.cached_property
+    def _units(self) -> dict[str, Units]:
+        return {
+            "items": Units(self._contents.items()),
+            "captions": Units(self._contents.captions()),
             "corpus": Units([WHOLE]),
         }
-        states: dict[str, State] = {}
-        for name in order(stages):
-            stage = stages[name]
-            mapped = stage.over != "corpus"
-            states[name] = (_mapped if mapped else _whole)(
-                stage, units[stage.over], states, contents, store, known
-            )
-    return states
+
+    def _look_up(self, stage: Stage[Any], needed: Mapping[str, State]) -> State:
+        keys = self._units[stage.over]
+        if stage.over == "corpus":
+            return _whole(stage, keys, needed, self._contents, self._store, self._digests)
+        fingerprint = Fingerprint.of(components(stage, needed, self._digests))
+        return _mapped(stage, keys, fingerprint, needed, self._read(stage, keys, fingerprint))
+
+    def _read(self, stage: Stage[Any], keys: Units, fingerprint: Fingerprint) -> Recorded:
+        if fingerprint.hex not in self._recorded:
+            places = self._store.places_of(stage.name, fingerprint.hex, keys, stage.file_suffix)
+            self._recorded[fingerprint.hex] = Recorded(places, self._store.index.failures(fingerprint.hex))
+        return self._recorded[fingerprint.hex]
 
 
 def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -> dict[str, Any]:
@@ -145,17 +222,14 @@ def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -
 
 
 def _mapped(
-    stage: Stage[Any], keys: Units, states: Mapping[str, State], contents: Contents, store: Store,
-    known: Digests,
-) -> State:  # fmt: skip
-    fingerprint = Fingerprint.of(components(stage, states, known))
-    places = store.places_of(stage.name, fingerprint.hex, keys, stage.file_suffix)
+    stage: Stage[Any], keys: Units, fingerprint: Fingerprint, states: Mapping[str, State], recorded: Recorded
+) -> State:
+    places = recorded.places
     missing = ~places.there
     stopped = {key for need in stage.needs for key in (*states[need].failed, *states[need].blocked)}
     blocked = frozenset(key for key in stopped if key in keys and key not in places)
-    failures = store.index.failures(fingerprint.hex)
     failed = {
-        key: failure for key, failure in failures.items()
+        key: failure for key, failure in recorded.failures.items()
         if key in keys and key not in places and key not in blocked
     }  # fmt: skip
     missing[[keys.position[key] for key in (*blocked, *failed)]] = False

@@ -103,6 +103,11 @@ class Index:
                 self.db.execute("ROLLBACK")
             raise
 
+    def changes_of_others(self) -> int:
+        """A number that is another one once any other connection than this has written to the index."""
+        (number,) = self.db.execute("PRAGMA data_version").fetchone()
+        return int(number)
+
     # digests of files ---------------------------------------------------------------------------
 
     def known_files(self) -> dict[str, tuple[int, int, str]]:

@@ -27,13 +27,22 @@ RUN = """
 import json, sys
 from pathlib import Path
 from flows.console import StageDisplay
-from flows.deployment.launch import run_flow
+from flows.deployment.launch import prepare, run_flow
+from flows.deployment.parameters import FlowRequest
+from flows.project import open_project
 from pipeline.errors import UserError
 asked = json.loads(sys.argv[1])
+if asked.get("deployed"):  # a worker calls the flow with its parameters, and nothing is opened before
+    prepare()
+    from flows.extract_and_train import extract_and_train
+    state = extract_and_train(asked["experiment"], set=asked.get("sets", []), return_state=True)
+    print(json.dumps({"type": state.type, "message": state.message}))
+    sys.exit(0)
 try:
-    result = run_flow(asked.get("flow", "extract-and-train"), Path(asked["experiment"]),
-                      asked.get("methods", []), asked.get("sets", []), asked.get("redo", []),
-                      asked.get("retry_failed", False), StageDisplay())
+    methods, sets = asked.get("methods", []), asked.get("sets", [])
+    project = open_project(Path(asked["experiment"]), sets, methods)
+    request = FlowRequest(asked["experiment"], methods, sets, asked.get("retry_failed", False), asked.get("redo", []))
+    result = run_flow(asked.get("flow", "extract-and-train"), request, project, list(project.stages), StageDisplay())
 except UserError as error:
     print("UserError:", error)
     sys.exit(2)

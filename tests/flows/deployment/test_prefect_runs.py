@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flows.deployment.server import EmbeddedServer, answers, api_url, configured_url
+from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,14 +61,42 @@ def test_a_stage_with_failed_items_completes_and_says_how_many(
     assert task["state"]["message"].startswith("compress: 1 made, 1 failed")
 
 
-def test_a_mistake_of_the_user_fails_the_flow_with_its_sentence_alone(
+def test_a_mistake_in_the_parameters_fails_the_flow_with_its_sentence_alone(
     served: Place, prefect_server: PrefectServer
 ) -> None:
     experiment = served.experiment()
-    run = served.start_flow(experiment, sets=["extractors.compress.crv=30"])
+    run = served.start_flow(experiment, sets=["extractors.compress.crv=30"], deployed=True)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    ended = json.loads(out)
+    assert ended["type"] == "FAILED"
+    assert ended["message"].startswith("unknown setting extractors.compress.crv; did you mean")
+    assert "Traceback" not in err
+    (record,) = prefect_server.flow_runs(experiment)
+    assert record["state"]["message"] == ended["message"]
+
+
+def test_a_flow_that_is_called_with_its_parameters_alone_opens_the_experiment_itself(
+    served: Place, prefect_server: PrefectServer
+) -> None:
+    experiment = served.experiment()
+    run = served.start_flow(experiment, deployed=True)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    assert json.loads(out) == {"type": "COMPLETED", "message": "1 stages ran, 0 cached"}
+    (record,) = prefect_server.flow_runs(experiment)
+    assert [task["name"] for task in prefect_server.task_runs(record)] == ["compress"]
+
+
+def test_a_mistake_that_a_stage_finds_fails_the_run_of_an_opened_experiment_with_its_sentence_alone(
+    served: Place, prefect_server: PrefectServer
+) -> None:
+    write_manifest(served.folder / "corpus.jsonl", [Item("a", "train", (Caption("c", "x"),), digest="d" * 32)])
+    experiment = served.experiment()
+    run = served.start_flow(experiment)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 2
-    assert out.startswith("UserError: unknown setting extractors.compress.crv; did you mean")
+    assert out.startswith("UserError: a of ") and "has no media to make compress of" in out
     assert "Traceback" not in err
     (record,) = prefect_server.flow_runs(experiment)
     assert record["state"]["type"] == "FAILED"

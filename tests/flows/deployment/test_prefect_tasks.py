@@ -5,7 +5,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MOD
 from prefect.states import Failed
 
 from flows.deployment.artifacts import ProgressBar, coverage, leaderboard, publish, slug
-from flows.deployment.tasks import Words, _worth_another_try, one_or_more, summary
+from flows.deployment.parameters import Words, one_or_more
+from flows.deployment.tasks import _worth_another_try, run_sentence
 from flows.run import RunResult
 from pipeline.errors import TrainingError, UserError
 from pipeline.run.execute import Progress, Report
@@ -42,7 +43,7 @@ RESULT = RunResult(
 
 
 def test_the_sentence_of_a_run_counts_stages_and_failed_items() -> None:
-    assert summary(RESULT) == "1 stages ran, 1 cached; 1 items failed"
+    assert run_sentence(RESULT) == "1 stages ran, 1 cached; 1 items failed"
 
 
 def test_coverage_accounts_for_every_unit() -> None:
