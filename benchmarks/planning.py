@@ -100,11 +100,14 @@ def plain(path: Path) -> float:
 
 
 def grown(folder: Path, count: int, new: int) -> dict[str, float]:
-    """CPU seconds of this process in a run of the synthetic stages, each of which lacks the last `new` of `count` items."""
+    """CPU seconds of this process in a run of the synthetic stages, which lack the last `new` of `count` items."""
     path = scale.make_corpus(folder, count)
     project = replace(open_project(path), stages=synthetic.stages())
     captions = list(project.contents.captions())
-    old = {"items": list(project.contents.items())[: count - new], "captions": captions[: scale.CAPTIONS * (count - new)]}
+    old = {
+        "items": list(project.contents.items())[: count - new],
+        "captions": captions[: scale.CAPTIONS * (count - new)],
+    }
     for name, state in project.survey().items():
         if state.stage.over != "corpus":
             scale.fill(project, name, old[state.stage.over])
@@ -134,7 +137,9 @@ def count_reads(index: Index, reads: list[int]) -> None:
 
 def main() -> None:
     """Make the corpus, time both forms in turns; or run the sixteen stages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grown", type=int, default=0, help="items of the run of sixteen stages")
@@ -144,8 +149,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             found = grown(Path(name), arguments.grown, arguments.new)
         print(f"a run of 16 stages over {arguments.grown:,} items, {arguments.new:,} of them new (goal: 15 CPU s): "
-              f"{found['cpu']:.1f} CPU s, {found['opening']:.1f} of them for opening; {found['table reads']:.0f} reads of "
-              f"a stage's table, {found['wall']:.0f} s with the workers")  # fmt: skip
+              f"{found['cpu']:.1f} CPU s, {found['opening']:.1f} of them for opening; "
+              f"{found['table reads']:.0f} reads of a stage's table, {found['wall']:.0f} s with the workers")  # fmt: skip
         return
     with tempfile.TemporaryDirectory() as name:
         path = make(Path(name), arguments.items)

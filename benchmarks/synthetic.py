@@ -84,5 +84,9 @@ def stages() -> dict[str, Stage[Any]]:
     ]
     made += [Mapped(MappedParams(name="pooled"), ("frames0",))]
     made += [Mapped(MappedParams(name=f"texts{n}"), over="captions") for n in range(4)]
-    made += [Whole("pack", ("pooled", "texts0")), Whole("train", ("pack",)), Whole("evaluate", ("pack", "train"))]
+    made += [
+        Whole("pack", ("pooled", "texts0")),
+        Whole("train", ("pack",)),
+        Whole("evaluate", ("pack", "train")),
+    ]
     return {stage.name: stage for stage in made}

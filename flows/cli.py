@@ -7,25 +7,12 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from flows.commands import (
-    batch,
-    board,
-    compare,
-    corpus,
-    exchange,
-    experiments,
-    search,
-    serve,
-    service,
-    store,
-    triples,
-)
+from flows.commands.lazy import LazyGroup, Verb
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
 
@@ -33,8 +20,95 @@ OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
 HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
 
+VERBS = {
+    "run": Verb(
+        "flows.commands.experiments:run",
+        "Bring an experiment up to date: everything that is missing, and nothing else.",
+    ),
+    "batch": Verb(
+        "flows.commands.batch:batch", "Run an experiment under every setting of a sweep, and compare them."
+    ),
+    "plan": Verb(
+        "flows.commands.experiments:plan",
+        "What a run would do: what is cached, what is missing, disk and time to expect.",
+    ),
+    "stage": Verb(
+        "flows.commands.experiments:stage",
+        "Bring one stage, and what it needs, up to date, here and without Prefect.",
+    ),
+    "status": Verb(
+        "flows.commands.experiments:status",
+        "How far each stage is, which items failed and why, and the latest runs.",
+    ),
+    "why": Verb(
+        "flows.commands.experiments:why",
+        "Why a stage's artifact of an item is there or is missing: which component of its fingerprint differs.",
+    ),
+    "report": Verb(
+        "flows.commands.experiments:report",
+        "Draw the report of an experiment again, and print where it is.",
+    ),
+    "search": Verb(
+        "flows.commands.search:search",
+        "The items that match a sentence best; with --media, the captions that match a file best.",
+    ),
+    "serve": Verb(
+        "flows.commands.serve:serve",
+        "Search, watch and compare in the browser, on this machine alone. Ctrl-C ends it.",
+    ),
+    "board": Verb(
+        "flows.commands.board:board",
+        "Published figures and ours side by side: paper, repository, ours, with the protocol of each.",
+    ),
+    "triples": Verb(
+        "flows.commands.triples:triples",
+        "The triples of sentences, or with --golden how well a parser finds those of sentences known.",
+    ),
+    "demo": Verb(
+        "flows.commands.service:demo",
+        "Render a small corpus of moving shapes and one of point clouds, and run the whole pipeline on both, offline.",
+    ),
+    "verify": Verb(
+        "flows.commands.service:verify",
+        "Prove that a method is the published one: run the authors' numerical cases through it.",
+    ),
+    "deploy": Verb(
+        "flows.commands.service:deploy",
+        "Make the flows deployments of the Prefect server that runs, and start a worker for them.",
+    ),
+    "doctor": Verb(
+        "flows.commands.service:doctor",
+        "What this machine has of what crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk.",
+    ),
+    "corpus": Verb(
+        "flows.commands.corpus:app", "Make a corpus manifest, and check one before hours are spent."
+    ),
+    "import": Verb(
+        "flows.commands.exchange:importing", "Bring in published features or an authors' checkpoint."
+    ),
+    "export": Verb(
+        "flows.commands.exchange:exporting",
+        "Write features, scores, results, a model card or a checkpoint for other programs.",
+    ),
+    "compare": Verb(
+        "flows.commands.compare:app",
+        "Compare evaluated runs on the same queries: `crossreel compare A B` is `compare runs A B`. "
+        "`compare features A B` says whether two sets of features are the same.",
+    ),
+    "store": Verb("flows.commands.store:app", "Look after a store."),
+}
+"""Every verb by name, in the order of `crossreel --help`. A new verb is one entry here."""
+
+
+class Verbs(LazyGroup):
+    """The verbs of the command."""
+
+    verbs = VERBS
+
+
 app = typer.Typer(
     name="crossreel",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,21 +129,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of the command itself; `_tell_version` has answered the only one."""
-
-
-VERBS: tuple[Callable[..., None], ...] = (
-    experiments.run, batch.batch, experiments.plan, experiments.stage, experiments.status, experiments.why,
-    experiments.report,
-    search.search, serve.serve, board.board, triples.triples,
-    service.demo, service.verify, service.deploy, service.doctor,
-)  # fmt: skip
-for verb in VERBS:
-    app.command()(verb)
-app.add_typer(corpus.app, name="corpus")
-app.add_typer(exchange.importing, name="import")
-app.add_typer(exchange.exporting, name="export")
-app.add_typer(compare.app, name="compare")
-app.add_typer(store.app, name="store")
 
 
 def main() -> None:

@@ -31,5 +31,6 @@ def extract_and_train(
         retries: How often a stage that stops with an error is tried again; training goes on where it was.
     """
     return run_request(
-        FlowRequest(experiment, methods, set, retry_failed, redo, retries), lambda project: list(project.stages)
+        FlowRequest(experiment, methods, set, retry_failed, redo, retries),
+        lambda project: list(project.stages),
     )

@@ -55,7 +55,15 @@ class Project:
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
         }
         return Runner(
-            self.stages, self.contents, self.store, self.known, self.experiment.run, on_progress, say, about, states
+            self.stages,
+            self.contents,
+            self.store,
+            self.known,
+            self.experiment.run,
+            on_progress,
+            say,
+            about,
+            states,
         )
 
 

@@ -56,7 +56,8 @@ def verbs() -> set[str]:
     """Every verb of the command line, with its noun if it has one."""
     command = typer.main.get_command(app)
     out = set()
-    for name, sub in command.commands.items():
+    for name in command.commands:
+        sub = command.load(name)
         out |= {f"{name} {inner}" for inner in sub.commands} if hasattr(sub, "commands") else {name}
     return out
 

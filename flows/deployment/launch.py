@@ -46,7 +46,10 @@ def run_flow(
     redo = one_or_more(request.redo)
     with exit_on_sigterm():
         server = prepare()
-        from flows.deployment.tasks import run_as_tasks, run_opened  # Prefect reads the environment as it is imported
+        from flows.deployment.tasks import (
+            run_as_tasks,
+            run_opened,
+        )  # Prefect reads the environment as it is imported
 
         module, _, function = FLOWS[flow_name].rpartition(".")
         flow = getattr(importlib.import_module(module), function)

@@ -75,7 +75,9 @@ def run_opened(
 
     opened = copy.copy(flow)
     opened.fn = body
-    opened.should_validate_parameters = False  # it resolves the types' names in the module of `body`; all was opened
+    opened.should_validate_parameters = (
+        False  # it resolves the types' names in the module of `body`; all was opened
+    )
     try:
         state = opened(**asdict(request), return_state=True)
     except Exception as error:

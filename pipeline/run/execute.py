@@ -106,7 +106,9 @@ class Runner:
         started = time.monotonic()
         report = None
         if not self._has_work(name, redo, retry_failed):
-            self.states.refresh()  # it is complete as far as is known; another run may have dropped some of it
+            self.states.refresh(
+                [name]
+            )  # it is complete as far as is known; another run may have dropped some of it
             if not self._has_work(name, redo, retry_failed):
                 report = self._count(self.states[name])
         group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
@@ -114,7 +116,9 @@ class Runner:
             self._complete_needs(name)
             prints = {member: self.states[member].fingerprint.hex for member in group}
             with contextlib.ExitStack() as locks:
-                for member in sorted(group):  # in one order for all, so that two runs never wait for each other
+                for member in sorted(
+                    group
+                ):  # in one order for all, so that two runs never wait for each other
                     locks.enter_context(self.store.lock(member, prints[member], self.say))
                 report = self._under_locks(prints, redo, retry_failed)
         report.seconds = time.monotonic() - started
@@ -130,7 +134,9 @@ class Runner:
             if not self.states[need].complete:
                 self._make(need, False, False, ())
                 if not self.states[need].complete:
-                    raise RuntimeError(f"{need} still lacks {len(self.states[need].missing)} units after it was made")
+                    raise RuntimeError(
+                        f"{need} still lacks {len(self.states[need].missing)} units after it was made"
+                    )
 
     def _under_locks(self, prints: Mapping[str, str], redo: bool, retry_failed: bool) -> Report | None:
         """Return what was done for the first of these stages, the others in its pass.
@@ -140,7 +146,7 @@ class Runner:
         for name, fp in prints.items():
             if self.stages[name].over != "corpus" and self.store.adopt(name, fp):
                 self.states.forget([name])
-        self.states.refresh()
+        self.states.refresh(prints)
         first = next(iter(prints))
         if any(self.states[name].fingerprint.hex != fp for name, fp in prints.items()) or not all(
             self.states[need].complete for need in self.stages[first].needs
@@ -336,7 +342,7 @@ class Runner:
 
         Raises UserError where nothing is to be done or to be met.
         """
-        self.states.refresh()
+        self.states.refresh([name])
         state = self.states[name]
         if not state.stage.several or self.options.nodes == 1:
             raise UserError(f"{name} cannot be joined: only a training with run.nodes above 1 can")

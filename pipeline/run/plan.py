@@ -127,6 +127,7 @@ class Recorded:
 
     places: Places
     failures: Mapping[str, Failure]
+    changes: int  # of the index by others, when this was read
 
 
 class Survey(Mapping[str, State]):
@@ -143,7 +144,6 @@ class Survey(Mapping[str, State]):
         self._order = order(stages)
         self._states: dict[str, State] = {}
         self._recorded: dict[str, Recorded] = {}  # by fingerprint
-        self._changes = store.index.changes_of_others()
 
     def __getitem__(self, name: str) -> State:
         if name not in self._states:
@@ -173,20 +173,22 @@ class Survey(Mapping[str, State]):
         for name in descendants(self.stages, names):
             self._states.pop(name, None)
 
-    def refresh(self) -> None:
-        """Forget whatever another process may have changed since it was read.
+    def refresh(self, names: Iterable[str] | None = None) -> None:
+        """Forget what others may have changed of these stages, or of all, and of what they need, since it was read.
 
-        Of stages over items and captions that is nothing, unless somebody else has written to the index.
+        Of stages over items and captions that is nothing, unless another process has written to the index.
         Stages over the corpus are folders, which the index does not know; a look at them is cheap.
         """
         changes = self._store.index.changes_of_others()
-        if changes != self._changes:
-            self._changes = changes
-            self._recorded.clear()
-            self._states.clear()
-        for name, stage in self.stages.items():
-            if stage.over == "corpus":
-                self._states.pop(name, None)
+        names = ancestors(self.stages, self._order if names is None else names)
+        self.forget(
+            name for name in names if name in self._states and self._is_stale(self._states[name], changes)
+        )
+
+    def _is_stale(self, state: State, changes: int) -> bool:
+        if state.stage.over == "corpus":
+            return True
+        return self._recorded[state.fingerprint.hex].changes != changes
 
     @functools.cached_property
     def _units(self) -> dict[str, Units]:
@@ -205,8 +207,10 @@ class Survey(Mapping[str, State]):
 
     def _read(self, stage: Stage[Any], keys: Units, fingerprint: Fingerprint) -> Recorded:
         if fingerprint.hex not in self._recorded:
+            changes = self._store.index.changes_of_others()  # first: what is written meanwhile is read again
             places = self._store.places_of(stage.name, fingerprint.hex, keys, stage.file_suffix)
-            self._recorded[fingerprint.hex] = Recorded(places, self._store.index.failures(fingerprint.hex))
+            failures = self._store.index.failures(fingerprint.hex)
+            self._recorded[fingerprint.hex] = Recorded(places, failures, changes)
         return self._recorded[fingerprint.hex]
 
 

@@ -91,7 +91,9 @@ def test_a_flow_that_is_called_with_its_parameters_alone_opens_the_experiment_it
 def test_a_mistake_that_a_stage_finds_fails_the_run_of_an_opened_experiment_with_its_sentence_alone(
     served: Place, prefect_server: PrefectServer
 ) -> None:
-    write_manifest(served.folder / "corpus.jsonl", [Item("a", "train", (Caption("c", "x"),), digest="d" * 32)])
+    write_manifest(
+        served.folder / "corpus.jsonl", [Item("a", "train", (Caption("c", "x"),), digest="d" * 32)]
+    )
     experiment = served.experiment()
     run = served.start_flow(experiment)
     out, err = run.communicate(timeout=60)

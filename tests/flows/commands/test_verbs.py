@@ -1,0 +1,60 @@
+"""The table of verbs: its lines are those of the verbs themselves, and listing it imports none of them."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from flows.cli import VERBS, app
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_line_of_a_verb_is_the_first_paragraph_of_its_own_help(name: str) -> None:
+    verb = typer.main.get_command(app).load(name)  # type: ignore[attr-defined]
+    first = inspect.cleandoc(verb.help).split("\n\n")[0]
+    assert " ".join(first.split()) == VERBS[name].line
+    assert verb.name == name
+
+
+def modules_after(*words: str) -> set[str]:
+    """The modules of `flows` that a command line imports, seen from a process of its own."""
+    code = (
+        "import sys\nfrom flows.cli import app\n"
+        "try:\n    app()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print('MODULES', *sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return {name for name in ended.stdout.rpartition("MODULES")[2].split() if name.startswith("flows.")}
+
+
+def test_the_list_of_verbs_imports_no_verb() -> None:
+    assert modules_after("--help") == {"flows.cli", "flows.commands", "flows.commands.lazy"}
+
+
+def test_help_of_a_verb_imports_that_verb_and_not_the_others() -> None:
+    found = modules_after("triples", "--help")
+    assert "flows.commands.triples" in found
+    assert not found & {"flows.commands.search", "flows.commands.serve", "flows.commands.exchange"}
+
+
+def test_help_of_a_verb_and_of_one_inside_a_noun_is_its_own() -> None:
+    for words, option in ((["run", "--help"], "--retry-failed"), (["compare", "runs", "-h"], "--common")):
+        ended = CliRunner().invoke(app, words, terminal_width=120)
+        assert ended.exit_code == 0, ended.output
+        assert option in ended.output
+
+
+def test_a_verb_that_does_not_exist_is_answered_with_the_nearest() -> None:
+    ended = CliRunner().invoke(app, ["statsu"])
+    assert ended.exit_code == 2
+    assert "No such command 'statsu'" in ended.output and "status" in ended.output
