@@ -150,7 +150,8 @@ def main() -> None:
             found = grown(Path(name), arguments.grown, arguments.new)
         print(f"a run of 16 stages over {arguments.grown:,} items, {arguments.new:,} of them new (goal: 15 CPU s): "
               f"{found['cpu']:.1f} CPU s, {found['opening']:.1f} of them for opening; "
-              f"{found['table reads']:.0f} reads of a stage's table, {found['wall']:.0f} s with the workers")  # fmt: skip
+              f"{found['table reads']:.0f} reads of a stage's table, "
+              f"{found['wall']:.0f} s with the workers")  # fmt: skip
         return
     with tempfile.TemporaryDirectory() as name:
         path = make(Path(name), arguments.items)

@@ -320,16 +320,14 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         project = opened(experiment, sets, [], display)
         if "report" not in project.stages:
             raise UserError(f"{experiment} names no methods, so there is nothing to report")
-        reports: list[Report] = []
-        runner = project.runner(display.progress, display.say)
-        states = project.survey()
+        states = project.states()
         missing = [name for name, state in states.items() if name != "report" and not state.complete]
         if missing:
             raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
-        runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
-        reports.append(runner.bring_up_to_date("report", redo=True))
-        display.say(sentence(reports[-1]))
-    out.print(str(report_path(project, project.survey())), markup=False)
+        with closing(project.runner(display.progress, display.say, states)) as runner:
+            runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
+            display.say(sentence(runner.bring_up_to_date("report", redo=True)))
+    out.print(str(report_path(project, states)), markup=False)
 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:

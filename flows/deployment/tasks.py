@@ -57,15 +57,17 @@ def run_opened(
 ) -> RunResult:
     """Make a run of `flow` in this process, whose body is `run` on what is opened already; return its result.
 
-    The server sees a run of the flow with the parameters of `request`. A flow's parameters and, without a
-    server that answers at the end, its result cannot carry objects of ours; so the body is replaced, as
-    Prefect itself does for flows that are methods. Raises what `run` raises.
+    The server sees a run of the flow with the parameters of `request`, which cannot carry objects of ours.
+    So a copy of the flow gets another body, as Prefect itself does it for flows that are methods. The result
+    is not taken from the flow's final state, which is lost where the server does not answer any more at the
+    end. Raises what `run` raises.
     """
     ended: RunResult | UserError | None = None
 
     @functools.wraps(flow.fn)
     def body(*parameters: Any, **others: Any) -> State[Any]:
         nonlocal ended
+        ended = None
         try:
             ended = run()
         except UserError as error:  # its sentence is all: Prefect would log a traceback
@@ -75,22 +77,19 @@ def run_opened(
 
     opened = copy.copy(flow)
     opened.fn = body
-    opened.should_validate_parameters = (
-        False  # it resolves the types' names in the module of `body`; all was opened
-    )
+    opened.should_validate_parameters = False  # it would look for the types' names in this module
     try:
         state = opened(**asdict(request), return_state=True)
     except Exception as error:
-        if not isinstance(ended, RunResult):
+        if ended is None:
             raise
-        display.say(f"done, but the Prefect server could not record it: {error}")
+        display.say(f"the Prefect server could not record how the run ended: {error}")
+    if isinstance(ended, RunResult):
         return ended
     if isinstance(ended, UserError):
         raise ended
-    if ended is None:
-        state.result()  # raises what ended the flow
-        raise RuntimeError(f"the flow {flow.name} ended as {state.name}")
-    return ended
+    state.result()  # raises what ended the flow
+    raise RuntimeError(f"the flow {flow.name} ended as {state.name}")
 
 
 def run_as_tasks(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 from prefect.states import Failed
 
+from flows.console import StageDisplay
 from flows.deployment.artifacts import ProgressBar, coverage, leaderboard, publish, slug
-from flows.deployment.parameters import Words, one_or_more
-from flows.deployment.tasks import _worth_another_try, run_sentence
+from flows.deployment.parameters import FlowRequest, Words, one_or_more
+from flows.deployment.tasks import _worth_another_try, run_opened, run_sentence
 from flows.run import RunResult
 from pipeline.errors import TrainingError, UserError
 from pipeline.run.execute import Progress, Report
@@ -72,3 +75,44 @@ def test_without_a_server_there_is_no_artifact_and_no_error() -> None:
         bar = ProgressBar("nothing to talk to", "compress")
         bar.show(Progress("compress", 0, 2))
         bar.finish()
+
+
+class Unrecorded:
+    """Stands for a flow whose server is gone when its body has ended."""
+
+    name = "unrecorded"
+
+    def fn(self) -> None:
+        """The body of a deployment, which is not called here."""
+
+    def __call__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+        self.fn(**parameters)
+        raise OSError("no server answers")
+
+
+REQUEST = FlowRequest("experiment.toml", ["hlformer"], ["a.b=1"])
+
+
+def test_a_run_whose_end_no_server_recorded_still_has_its_result(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_opened(Unrecorded(), REQUEST, lambda: RESULT, StageDisplay())  # type: ignore[arg-type]
+    assert result is RESULT
+    assert (
+        "the Prefect server could not record how the run ended: no server answers" in capsys.readouterr().err
+    )
+
+
+def test_a_mistake_of_the_user_is_raised_even_if_no_server_recorded_it() -> None:
+    def mistaken() -> RunResult:
+        raise UserError("no such thing")
+
+    with pytest.raises(UserError, match="no such thing"):
+        run_opened(Unrecorded(), REQUEST, mistaken, StageDisplay(quiet=True))  # type: ignore[arg-type]
+
+
+def test_an_error_of_ours_comes_out_of_the_flow_as_it_is() -> None:
+    def broken() -> RunResult:
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        run_opened(Unrecorded(), REQUEST, broken, StageDisplay(quiet=True))  # type: ignore[arg-type]
