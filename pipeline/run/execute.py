@@ -106,9 +106,7 @@ class Runner:
         started = time.monotonic()
         report = None
         if not self._has_work(name, redo, retry_failed):
-            self.states.refresh(
-                [name]
-            )  # it is complete as far as is known; another run may have dropped some of it
+            self.states.refresh([name])  # complete when it was read; another run may have dropped some since
             if not self._has_work(name, redo, retry_failed):
                 report = self._count(self.states[name])
         group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
@@ -118,7 +116,7 @@ class Runner:
             with contextlib.ExitStack() as locks:
                 for member in sorted(
                     group
-                ):  # in one order for all, so that two runs never wait for each other
+                ):  # all runs in one order, so that none waits for another in a circle
                     locks.enter_context(self.store.lock(member, prints[member], self.say))
                 report = self._under_locks(prints, redo, retry_failed)
         report.seconds = time.monotonic() - started
@@ -129,7 +127,10 @@ class Runner:
         return redo or not state.complete or (retry_failed and bool(state.failed))
 
     def _complete_needs(self, name: str) -> None:
-        """Make what is missing of the stages that a stage needs: another run dropped it, to make it again perhaps."""
+        """Make what a stage's needs lack. In a run that goes in order, they lack what another run has dropped since.
+
+        Where that run makes it again, its lock is waited for.
+        """
         for need in self.stages[name].needs:
             if not self.states[need].complete:
                 self._make(need, False, False, ())
