@@ -92,7 +92,7 @@ def test_what_a_setting_does_is_read_off_its_annotation_also_where_a_subclass_de
     assert Base.marked(PACKS) == {"size"} and Derived.marked(PACKS) == {"size", "more"}
     assert Derived.marked(SPEED, DIGESTED) == {"block", "file"} and Derived.marked(PATH) == {"file"}
     assert Derived().decisive() == {"size": 5, "rate": 1.0, "more": 1}
-    with pytest.raises(UserError, match="x.size = 1 is not possible"):
+    with pytest.raises(UserError, match=r"x\.size = 1 is not possible"):
         fill(Derived, {"size": 1}, "x")
 
 
