@@ -77,9 +77,8 @@ OTHER: dict[str, dict[str, Any]] = {  # values that a rule cannot find
 class Disk:
     """Digests of files, each of which is read once."""
 
-    @cache
-    def file(self, path: Path) -> str:
-        return digest_file(path)
+    def __init__(self) -> None:
+        self.file = cache(digest_file)
 
     def located(self, name: str, find: Callable[[], Path | None]) -> Path | None:
         return find()
