@@ -115,18 +115,32 @@ def _config(name: str, experiment: Experiment) -> MethodConfig:
 def _extractors(
     configs: Mapping[str, MethodConfig], experiment: Experiment
 ) -> Iterator[type[Extractor[Any]]]:
-    """The extractors that are built in, and those of installed packages that something names or needs."""
+    """The extractors that are built in, and those of installed packages that something names or needs.
+
+    Each comes after those it needs. Raises UserError for one that needs a stage that is not there, or itself.
+    """
     yield from EXTRACTORS
+    offered, seen = set(EVERY_EXTRACTOR.names()) - {kind.name for kind in EXTRACTORS}, set[str]()
+
+    def visit(name: str, path: tuple[str, ...]) -> Iterator[type[Extractor[Any]]]:
+        if name in path:
+            raise UserError(f"the extractor {name!r} needs itself: {' <- '.join([*path, name])}")
+        if name not in offered or name in seen:
+            return
+        kind = EVERY_EXTRACTOR.find(name)
+        for need in kind.needs:
+            if need not in EVERY_EXTRACTOR.names():
+                possible = nearest(need, EVERY_EXTRACTOR.names())
+                raise UserError(
+                    f"the extractor {name!r} needs a stage {need!r}, which is not there; {possible}"
+                )
+            yield from visit(need, (*path, name))
+        seen.add(name)
+        yield kind
+
     features = [feature for config in configs.values() for feature in config.features()]
-    todo, seen = [*experiment.extract, *experiment.extractors, *features], {kind.name for kind in EXTRACTORS}
-    offered = set(EVERY_EXTRACTOR.names())
-    while todo:
-        name = todo.pop(0)
-        if name in offered - seen:
-            kind = EVERY_EXTRACTOR.find(name)
-            seen.add(name)
-            todo += kind.needs
-            yield kind
+    for name in (*experiment.extract, *experiment.extractors, *features):
+        yield from visit(name, ())
 
 
 def _wishes(configs: Mapping[str, MethodConfig], experiment: Experiment) -> dict[str, dict[str, Any]]:
