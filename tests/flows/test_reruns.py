@@ -39,7 +39,9 @@ SEEDED: dict[str, dict[str, Any]] = {  # what lets every stage say what decides 
 PAIR = {"backbone_weights": "seed:0"}
 SETTINGS: dict[str, dict[str, Any]] = {"gare": PAIR, "neighborretr": PAIR}
 
-# What reruns for each setting that does not stand here is training and evaluation.
+# What reruns for each setting that does not stand here is training and evaluation; a method that does not stand here
+# packs again for its features alone.
+FEATURES = {"text_features", "video_features"}
 PACKED: dict[str, set[str]] = {
     "hlformer": {"text_features", "video_features", "map_size", "max_ctx_l", "max_desc_l"},
     "gare": {"mode", "max_words", "max_frames", "video_framerate", "frame_select"},
@@ -162,7 +164,8 @@ def test_a_changed_setting_of_a_method_makes_exactly_what_it_decides_again(
         base = {**base, "loss_lambda": 0.0}
     before = fingerprints(experiment(methods=[method], trainers={method: base}))
     after = fingerprints(experiment(methods=[method], trainers={method: changed}))
-    expected = PACK if name in PACKED[method] else NOTHING if name in SPEED[method] else TRAIN
+    packs = PACKED.get(method, FEATURES)
+    expected = PACK if name in packs else NOTHING if name in SPEED.get(method, set()) else TRAIN
     names = {"pack": (f"pack-{method}", f"pack-{method}-test")} | {
         part: (f"{part}-{method}",) for part in TRAIN
     }
@@ -171,7 +174,7 @@ def test_a_changed_setting_of_a_method_makes_exactly_what_it_decides_again(
     kept = tuple(part for part, own in names.items() if all(before[s].hex == after[s].hex for s in own))
     assert set(rerun) | set(kept) == set(PACK)  # both packed inputs, or neither
     # the arrays themselves are decided by the setting, not only what they are made of
-    packed = {n for n, value in changed.items() if base.get(n) != value} & PACKED[method] - {"preset"}
+    packed = {n for n, value in changed.items() if base.get(n) != value} & packs - {"preset"}
     assert packed <= before[f"pack-{method}"].components["params"].keys()
 
 

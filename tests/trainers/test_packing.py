@@ -53,7 +53,9 @@ def test_packing_reads_no_setting_that_is_not_marked_as_packing(method: str, tmp
         options = [{"mode": "frozen"}, {"mode": "finetune"}]
     for number, own in enumerate(options):
         config = Watched(**own)
-        inputs = {"video": pictures} if own.get("mode") == "finetune" else INPUTS[method]
+        inputs = (
+            {"video": pictures} if own.get("mode") == "finetune" else INPUTS.get(method, INPUTS["hlformer"])
+        )
         read.clear()
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -29,6 +29,7 @@ from trainers.gare.config import GareConfig
 from trainers.hlformer.config import HLFormerConfig
 from trainers.registry import METHODS
 
+DRAWN = [name for name in METHODS.names() if METHODS.find(name).drawing]
 QUERIES, ITEMS, PLACES = 5, 9, 4
 TEXT = "a red cube <b>meets</b> a ring"
 GENERATOR = np.random.default_rng(0)
@@ -86,7 +87,7 @@ def numbers(path: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", path)]
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", DRAWN)
 def test_every_method_draws_explained_results_and_no_others(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +103,7 @@ def test_every_method_draws_explained_results_and_no_others(
     assert Explanation.read(method, tmp_path).legend == ""  # of a method that declares no drawing
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS.names() if drawer_of(m).needs])
+@pytest.mark.parametrize("method", [m for m in DRAWN if drawer_of(m).needs])
 def test_where_the_file_or_a_name_is_missing_nothing_is_drawn(tmp_path: Path, method: str) -> None:
     nothing = stored(tmp_path, method, None)
     assert nothing.legend == "" and nothing.queries is None and nothing.drawn(4, 3, TEXT, 1.0) is None
