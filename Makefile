@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: demo test test-all check fix docs format-check lint types floors bench docker-check vendor clean
+.PHONY: demo test test-all check fix docs format-check lint types floors versions record-versions same-numbers bench docker-check vendor clean
 
 demo: $(READY) ## Install, render a small corpus, run the pipeline on it, print the leaderboard
 	$(BIN)/crossreel demo demo
@@ -16,7 +16,7 @@ test: $(READY) ## Install what the tests need, run them, but for the longest one
 test-all: $(READY) ## Run every test: the browser, deployments, S3, sweeps and real shapes too
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests
 
-check: format-check lint types floors docs ## What continuous integration runs beside the tests
+check: format-check lint types floors versions docs ## What continuous integration runs beside the tests
 
 fix: $(READY) ## Format, and mend what can be mended by itself
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -33,6 +33,15 @@ types: $(READY)
 floors: $(READY)
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || (cat .lint-imports.log; rm -f .lint-imports.log; exit 1)
 	@tail -n 7 .lint-imports.log; rm -f .lint-imports.log
+
+versions: $(READY) ## Check that no stage or method computes something else under its old version
+	$(BIN)/python .ci/versions.py
+
+record-versions: $(READY) ## Write down new stages and methods, and raised versions
+	$(BIN)/python .ci/versions.py --record
+
+same-numbers: $(READY) ## Write down that changed code computes what it computed: make same-numbers STAGES="clip gare" (or all)
+	$(BIN)/python .ci/versions.py --same-numbers $(STAGES)
 
 docs: $(READY) ## Check that the docs name what exists (tables of stages, verbs and settings)
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ItemError
 from pipeline.media import video
-from pipeline.run.stage import Digests, Stage
+from pipeline.run.stage import Digests, Stage, WorkerKind
 from pipeline.settings import Options, Params
 from pipeline.store.segments import Segment
 
@@ -88,7 +88,9 @@ class TextExtractor(Extractor[P]):
     """Captions to arrays, in batches."""
 
     over = "captions"
-    worker_kind = "model"
+    worker_kind: ClassVar[WorkerKind] = (
+        "model"  # a base declares what a subclass may change, or its type is fixed
+    )
     shard_items = 2048
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
@@ -113,7 +115,7 @@ class FrameReader(Extractor[P]):
     yield, and an ItemError they raise, is the outcome of that unit.
     """
 
-    needs = ("compress",)
+    needs: tuple[str, ...] = ("compress",)
     kind = "video"
     one_pass = True
     shard_items = 32
@@ -162,7 +164,7 @@ class _Rows:
 class FrameExtractor(FrameReader[P]):
     """Frames of a compressed video to one row each. Batches fill across videos."""
 
-    worker_kind = "model"
+    worker_kind: ClassVar[WorkerKind] = "model"
 
     def load(self, options: WorkOptions) -> None:
         """Also make room for frames that wait for a batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field as Bounded
 from pydantic import model_validator
@@ -12,15 +12,17 @@ from extractors.backbones import hub
 from extractors.backbones.precision import Precision
 from extractors.base import Array, TextExtractor, WorkOptions
 from pipeline.run.stage import Digests
-from pipeline.settings import Params
+from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
 
 
 class BertParams(Params):
     """Which network, which of its states, and how they are stored."""
 
-    model: str = "bert-base-uncased"  # any encoder's or CLIP's name on the hub, a folder, or crossreel-demo
-    weights: str = "pretrained"  # the model's own, or seed:N (random, for tests)
+    model: Annotated[str, PATH, DIGESTED] = (
+        "bert-base-uncased"  # any encoder's or CLIP's name on the hub, a folder, or crossreel-demo
+    )
+    weights: Annotated[str, DIGESTED] = "pretrained"  # the model's own, or seed:N (random, for tests)
     layers: tuple[int, ...] = Bounded(
         (-1,), min_length=1
     )  # averaged; 0 is the embeddings, -1 the last (LEAN)
@@ -29,10 +31,7 @@ class BertParams(Params):
     pad: bool = False  # keep the states of the padding up to max_tokens too, as H2ARN reads them
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
     dtype: Literal["float16", "float32"] = "float16"
-    download: bool = False  # fetch a model that is not on this machine
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"download", "model", "weights"})  # the digests count
-    places: ClassVar[frozenset[str]] = frozenset({"model"})
+    download: Annotated[bool, SPEED] = False  # fetch a model that is not on this machine
 
     @model_validator(mode="after")
     def _padding_is_special(self) -> Self:

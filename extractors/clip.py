@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from extractors.backbones import weights
 from extractors.backbones.precision import Precision
 from extractors.base import Array, FrameExtractor, WorkOptions
 from pipeline.run.stage import Digests
-from pipeline.settings import Params
+from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
 
 
 class ClipNetworkParams(Params):
     """Which network, with which weights, computed and stored how."""
 
-    model: str = "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
-    weights: str = "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
+    model: Annotated[str, PATH] = (
+        "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
+    )
+    weights: Annotated[str, PATH, DIGESTED] = (
+        "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
+    )
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
-    download: bool = False  # fetch the weights of a tag that is not on this machine
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"download", "weights"})  # the weights' digest counts
-    places: ClassVar[frozenset[str]] = frozenset({"model", "weights"})
+    download: Annotated[bool, SPEED] = False  # fetch the weights of a tag that is not on this machine
 
     def decisive(self) -> dict[str, Any]:
         """Of a model's own file the digest counts, which stands beside the weights', not its place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from extractors.backbones import cloud_weights
 from extractors.backbones import weights as weight_files
 from extractors.base import Extractor, Output, Unit, WorkOptions
 from pipeline.errors import ItemError
-from pipeline.run.stage import Digests
-from pipeline.settings import Params
+from pipeline.run.stage import Digests, WorkerKind
+from pipeline.settings import DIGESTED, PATH, Params
 from pipeline.store.fields import Field
 
 if TYPE_CHECKING:
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 class CloudParams(Params):
     """With which weights, stored how."""
 
-    weights: str = ""  # a local file, for S3DIS with {area} in its path, or seed:N (random, for tests)
+    weights: Annotated[str, PATH, DIGESTED] = (
+        ""  # a local file, for S3DIS with {area} in its path, or seed:N (random, for tests)
+    )
     dtype: Literal["float32", "float16"] = "float32"  # as H2ARN stores them
     precision: Literal["fp32"] = "fp32"  # only: in fewer bits a point has other neighbours
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"weights"})  # the weights' digest counts
-    places: ClassVar[frozenset[str]] = frozenset({"weights"})
 
 
 P = TypeVar("P", bound=CloudParams)
@@ -40,8 +39,8 @@ class CloudEncoder(Extractor[P]):
     """Prepared points (N, 9) of a cloud to tokens (100, D), in the order of the points."""
 
     kind = "pointcloud"
-    needs = ("points",)
-    worker_kind = "model"
+    needs: tuple[str, ...] = ("points",)
+    worker_kind: ClassVar[WorkerKind] = "model"
     shard_items = 32
     least_points: int = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from extractors.base import Array, Extractor, Output, Result, TextExtractor, Uni
 from extractors.triple_rules import Triple
 from pipeline.errors import ItemError
 from pipeline.run.stage import Digests
-from pipeline.settings import Params
+from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
 
 
@@ -21,13 +21,12 @@ class TriplesParams(Params):
     """Which parser; what its models are enters the fingerprint by their digests."""
 
     backend: Literal["stanza", "corenlp"] = "stanza"
-    package: str = "default"  # of stanza: its name for it, a resources folder, or crossreel-small
-    server: str = "http://localhost:9000"  # of CoreNLP
-    timeout_seconds: float = 60.0  # that the server may take over a caption
-    download: bool = False  # fetch a stanza package that is not on this machine
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"package", "server", "timeout_seconds", "download"})
-    places: ClassVar[frozenset[str]] = frozenset({"package"})
+    package: Annotated[str, PATH, DIGESTED] = (
+        "default"  # of stanza: its name for it, a resources folder, or crossreel-small
+    )
+    server: Annotated[str, SPEED] = "http://localhost:9000"  # of CoreNLP
+    timeout_seconds: Annotated[float, SPEED] = 60.0  # that the server may take over a caption
+    download: Annotated[bool, SPEED] = False  # fetch a stanza package that is not on this machine
 
 
 class Triples(TextExtractor[TriplesParams]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from extractors.backbones import hub, weights
 from extractors.backbones.precision import Precision
 from extractors.base import Array, Extractor, Output, Result, Unit, WorkOptions
 from pipeline.run.stage import Digests
-from pipeline.settings import Params
+from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
 
 
@@ -20,14 +20,13 @@ class Vgg16Params(Params):
     """Which layer of which network, with which weights, stored how."""
 
     model: Literal["vgg16", "crossreel-demo"] = "vgg16"  # crossreel-demo: an eighth of the width everywhere
-    weights: str = "IMAGENET1K_V1"  # torchvision's name, a local file, or seed:N (random, for tests)
+    weights: Annotated[str, PATH, DIGESTED] = (
+        "IMAGENET1K_V1"  # torchvision's name, a local file, or seed:N (random, for tests)
+    )
     layer: Literal["fc7", "fc6"] = "fc7"  # LEAN: "the second fully connected layer"
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
-    download: bool = False  # fetch published weights that are not on this machine
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"download", "weights"})  # the weights' digest counts
-    places: ClassVar[frozenset[str]] = frozenset({"weights"})
+    download: Annotated[bool, SPEED] = False  # fetch published weights that are not on this machine
 
 
 class Vgg16(Extractor[Vgg16Params]):

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.estimate import estimate
+from flows.graph import EVERY_EXTRACTOR
 from flows.project import open_project
 from pipeline.errors import UserError
 from pipeline.media import video
+from pipeline.plugins import Catalogue
 from pipeline.run.execute import cores, gpus
 from pipeline.run.stage import Digests, Stage
+from trainers.registry import METHODS
 
 PACKAGES = (
     "torch",
@@ -43,7 +46,7 @@ TORCH_QUESTION = (
     "print(torch.cuda.device_count(), torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'no GPU')"
 )
 DECODE_QUESTION = (
-    "import sys; from pathlib import Path; from pipeline import video; "
+    "import sys; from pathlib import Path; from pipeline.media import video; "
     "print(sum(len(frames) for frames, _ in video.decode(Path(sys.argv[1]), sys.argv[2])))"
 )
 
@@ -65,6 +68,7 @@ def examine(experiment: Path | None) -> list[Finding]:
         *_packages(),
     ]
     findings += [_torch(), Finding("cores", True, str(cores()))]
+    findings += [*_named("extractor", EVERY_EXTRACTOR), *_named("method", METHODS)]
     return findings + (list(_experiment(experiment)) if experiment else [])
 
 
@@ -126,6 +130,21 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name, True, version(name))
         except PackageNotFoundError:
             yield Finding(name, False, f"not installed: pip install {name} -c constraints.txt")
+
+
+def _named(noun: str, catalogue: Catalogue[Any]) -> Iterator[Finding]:
+    """Where each extractor or method comes from: one line for all that are built in, one for each of a package."""
+    origins = list(catalogue.origins())
+    yield Finding(f"{noun}s", True, f"{', '.join(o.name for o in origins if not o.package)}: built in")
+    for origin in origins:
+        if not origin.package:
+            continue
+        try:
+            found = catalogue.find(origin.name)
+        except UserError as error:
+            yield Finding(f"{noun} {origin.name}", False, str(error))
+        else:
+            yield Finding(f"{noun} {origin.name}", True, f"version {found.version}, of {origin}")
 
 
 def _torch() -> Finding:

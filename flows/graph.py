@@ -5,13 +5,14 @@
     captions -> clip_text, bert, triples ------------------> pack-<method> -> train-<method> -> evaluate-<method>
                                                                                                  -> report
 
-A new extractor is one line in EXTRACTORS, a new method one line in METHODS. Importing this page
-imports neither torch nor Prefect.
+A new extractor is one line in EXTRACTORS, a new method one line in `trainers.registry`, whose table METHODS shows
+here; installed packages add theirs by entry points, and are imported when an experiment names them. Importing this
+page imports neither torch nor Prefect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from extractors.base import Extractor
@@ -29,16 +30,13 @@ from extractors.triples import Triples
 from extractors.vgg16 import Vgg16
 from flows.experiment import Experiment
 from flows.reporting import Report
+from pipeline import plugins
 from pipeline.errors import UserError, nearest
 from pipeline.run.plan import Stages, ancestors
 from pipeline.run.stage import Stage
 from pipeline.settings import Params, fill, located
 from trainers.config import MethodConfig
-from trainers.gare.config import GareConfig
-from trainers.h2arn.config import H2arnConfig
-from trainers.hlformer.config import HLFormerConfig
-from trainers.lean.config import LeanConfig
-from trainers.neighborretr.config import NeighborRetrConfig
+from trainers.registry import METHODS
 from trainers.stages import EvaluateParams, stages_of
 
 EXTRACTORS: tuple[type[Extractor[Any]], ...] = (
@@ -56,17 +54,24 @@ EXTRACTORS: tuple[type[Extractor[Any]], ...] = (
     Triples,
 )
 
-METHODS: dict[str, type[MethodConfig]] = {
-    "hlformer": HLFormerConfig,
-    "neighborretr": NeighborRetrConfig,
-    "gare": GareConfig,
-    "lean": LeanConfig,
-    "h2arn": H2arnConfig,
-}
-
 INHERITS = {
     "clip_text": ("clip", ("model", "weights", "dtype", "precision", "download"))
 }  # settings taken over unless set
+
+
+def _problem(found: Any, name: str) -> str:
+    """What is wrong with the extractor that a package offers under a name; "" where nothing is."""
+    if not (isinstance(found, type) and issubclass(found, Extractor)):
+        return f"it is a {type(found).__name__}, not a subclass of extractors.base.Extractor"
+    if not (isinstance(getattr(found, "settings", None), type) and issubclass(found.settings, Params)):
+        return "its settings are not a subclass of pipeline.settings.Params"
+    return plugins.wrong_name(found, name) or plugins.wrong_version(found)
+
+
+EVERY_EXTRACTOR: plugins.Catalogue[type[Extractor[Any]]] = plugins.Catalogue(
+    "extractor", plugins.EXTRACTORS, {kind.name: kind for kind in EXTRACTORS}, _problem
+)
+"""Every extractor that an experiment can name."""
 
 
 def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
@@ -79,7 +84,8 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     configs = {name: _config(name, experiment) for name in experiment.methods}
     wishes = _wishes(configs, experiment)
     everything: dict[str, Stage[Any]] = {
-        kind.name: kind(_params(kind, experiment, wishes.get(kind.name, {}))) for kind in EXTRACTORS
+        kind.name: kind(_params(kind, experiment, wishes.get(kind.name, {})))
+        for kind in _extractors(configs, experiment)
     }
     everything |= imported
     evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
@@ -87,10 +93,9 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     for name, config in configs.items():
         for feature in config.features():
             if feature not in everything:
-                raise UserError(
-                    f"trainers.{name} reads the features {feature!r}; {nearest(feature, everything)}"
-                )
-        stages = stages_of(name, config, evaluate)
+                known = {*everything, *EVERY_EXTRACTOR.names()}
+                raise UserError(f"trainers.{name} reads the features {feature!r}; {nearest(feature, known)}")
+        stages = stages_of(METHODS.find(name), config, evaluate)
         everything |= {stage.name: stage for stage in stages}
         wanted += [stage.name for stage in stages]
     if experiment.methods:
@@ -102,8 +107,40 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
 
 def _config(name: str, experiment: Experiment) -> MethodConfig:
     """The settings of a method."""
-    tree = located(experiment.trainers.get(name, {}), METHODS[name], experiment.path.parent)
-    return fill(METHODS[name], tree, f"trainers.{name}")
+    model = METHODS.find(name).config
+    tree = located(experiment.trainers.get(name, {}), model, experiment.path.parent)
+    return fill(model, tree, f"trainers.{name}")
+
+
+def _extractors(
+    configs: Mapping[str, MethodConfig], experiment: Experiment
+) -> Iterator[type[Extractor[Any]]]:
+    """The extractors that are built in, and those of installed packages that something names or needs.
+
+    Each comes after those it needs. Raises UserError for one that needs a stage that is not there, or itself.
+    """
+    yield from EXTRACTORS
+    offered, seen = set(EVERY_EXTRACTOR.names()) - {kind.name for kind in EXTRACTORS}, set[str]()
+
+    def visit(name: str, path: tuple[str, ...]) -> Iterator[type[Extractor[Any]]]:
+        if name in path:
+            raise UserError(f"the extractor {name!r} needs itself: {' <- '.join([*path, name])}")
+        if name not in offered or name in seen:
+            return
+        kind = EVERY_EXTRACTOR.find(name)
+        for need in kind.needs:
+            if need not in EVERY_EXTRACTOR.names():
+                possible = nearest(need, EVERY_EXTRACTOR.names())
+                raise UserError(
+                    f"the extractor {name!r} needs a stage {need!r}, which is not there; {possible}"
+                )
+            yield from visit(need, (*path, name))
+        seen.add(name)
+        yield kind
+
+    features = [feature for config in configs.values() for feature in config.features()]
+    for name in (*experiment.extract, *experiment.extractors, *features):
+        yield from visit(name, ())
 
 
 def _wishes(configs: Mapping[str, MethodConfig], experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -139,10 +176,10 @@ def _params(kind: type[Extractor[Any]], experiment: Experiment, wishes: Mapping[
 
 def _require_known(experiment: Experiment) -> None:
     """Raise UserError for a method or extractor that does not exist, naming the nearest."""
-    extractors = {kind.name for kind in EXTRACTORS}
+    extractors, methods = EVERY_EXTRACTOR.names(), METHODS.names()
     for where, names, known in (
-        ("methods", experiment.methods, set(METHODS)),
-        ("trainers", experiment.trainers, set(METHODS)),
+        ("methods", experiment.methods, methods),
+        ("trainers", experiment.trainers, methods),
         ("extract", experiment.extract, extractors),
         ("extractors", experiment.extractors, extractors),
     ):

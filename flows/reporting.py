@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
-from pipeline.settings import Params
+from pipeline.settings import DIGESTED, SPEED, Params
 
 
 class ReportParams(Params):
@@ -78,14 +78,15 @@ class Report(Stage[ReportParams]):
 def differences(config: Params) -> list[dict[str, Any]]:
     """The settings that are not those published, for the same preset where a method has several.
 
-    What changes speed alone is none.
+    What changes speed alone is none; nor is where the weights of a backbone are, whose digest counts.
     """
+    left_out = config.marked(SPEED) | (config.marked(DIGESTED) - {"weights"})
     preset = {"preset": config.preset} if hasattr(config, "preset") else {}
     published = type(config)(**preset).model_dump(mode="json")
     return [
         {"setting": name, "here": value, "published": published[name]}
         for name, value in config.model_dump(mode="json").items()
-        if value != published[name] and name not in config.speed_only
+        if value != published[name] and name not in left_out
     ]
 
 

@@ -9,26 +9,65 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import UserError, nearest
 
 
+class Role(Enum):
+    """What a setting does besides deciding a number, stated in its annotation: `lr: Annotated[float, SPEED]`."""
+
+    PACKS = (
+        "packs"  # it shapes the packed inputs of a method; any other setting retrains without packing again
+    )
+    SPEED = (
+        "speed"  # it changes only speed, memory or whether something is downloaded: no part of a fingerprint
+    )
+    DIGESTED = "digested"  # it says where something is whose digest enters the fingerprint in its place
+    PATH = "path"  # it may name a file, relative to the folder of the experiment's file
+
+
+PACKS, SPEED, DIGESTED, PATH = Role.PACKS, Role.SPEED, Role.DIGESTED, Role.PATH
+
+
 class Params(BaseModel):
-    """What can change a number. Every field enters the fingerprint of the stage that owns it, but `speed_only`."""
+    """What can change a number. Every field enters the fingerprint of its stage, but those marked SPEED or DIGESTED."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-    speed_only: ClassVar[frozenset[str]] = frozenset()  # fields that change no number after all
-    places: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that may name a file, relative to the experiment's
+
+    @classmethod
+    def marked(cls, *roles: Role) -> frozenset[str]:
+        """Names of the fields whose annotation states one of the roles, here or in a base class.
+
+        A subclass that declares a field again, for another default, keeps the roles of its base.
+        """
+        return _marked(cls, roles)
 
     def decisive(self) -> dict[str, Any]:
         """The settings that can change a number, as plain data."""
-        return self.model_dump(mode="json", exclude=set(self.speed_only))
+        return self.model_dump(mode="json", exclude=set(self.marked(SPEED, DIGESTED)))
+
+
+@cache
+def _marked(model: type[Params], roles: tuple[Role, ...]) -> frozenset[str]:
+    """`Params.marked`, computed once a class."""
+    declared = [base.model_fields for base in model.__mro__ if issubclass(base, Params)]
+    return frozenset(
+        name
+        for fields in declared
+        for name, field in fields.items()
+        if set(roles) & set(_roles(field.metadata))
+    )
+
+
+def _roles(metadata: Sequence[Any]) -> list[Role]:
+    """The roles among what stands in a field's annotation."""
+    return [mark for mark in metadata if isinstance(mark, Role)]
 
 
 def located(tree: Mapping[str, Any], model: type[Params], base: Path) -> Tree:
@@ -37,7 +76,7 @@ def located(tree: Mapping[str, Any], model: type[Params], base: Path) -> Tree:
     Of a name with `{area}` or another word in braces it is enough that one file is there which it can stand for.
     """
     out = dict(tree)
-    for name in model.places:
+    for name in model.marked(PATH):
         value = out.get(name)
         if isinstance(value, str) and value and _is_there(base / value):
             out[name] = str((base / value).absolute())

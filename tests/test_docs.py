@@ -12,6 +12,7 @@ from flows.cli import app
 from flows.experiment import Experiment, load
 from flows.graph import EXTRACTORS, METHODS, build
 from pipeline.features.imported import Imported
+from pipeline.settings import DIGESTED, SPEED
 from pipeline.store.imports import ImportedParams
 
 ROOT = Path(__file__).parents[1]
@@ -31,15 +32,15 @@ def test_every_extractor_has_a_row_with_its_settings_and_outputs(kind):
     over, reads, makes, settings, rest = row(kind.name)
     stage = kind(kind.settings())
     assert over == stage.over
-    counting = set(kind.settings.model_fields) - kind.settings.speed_only
+    counting = set(kind.settings.model_fields) - kind.settings.marked(SPEED, DIGESTED)
     assert set(re.findall(r"`(\w+)`", settings)) == counting
-    assert set(re.findall(r"`(\w+)`", rest)) == kind.settings.speed_only
+    assert set(re.findall(r"`(\w+)`", rest)) == kind.settings.marked(SPEED, DIGESTED)
     assert set(stage.fields) <= set(re.findall(r"`(\w+)`", makes))
     for need in stage.needs:
         assert f"`{need}`" in reads
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_every_stage_of_a_method_has_a_row(method):
     experiment = Experiment(corpus="corpus.jsonl", methods=[method])
     names = {name.replace(method, "<method>").replace("-test", "-<split>") for name in build(experiment, {})}
@@ -47,7 +48,7 @@ def test_every_stage_of_a_method_has_a_row(method):
         row(name)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_every_method_has_a_page(method):
     assert (ROOT / f"docs/methods/{method}.md").is_file()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from pipeline.run.stage import Digests
-from pipeline.settings import Params
+from pipeline.settings import DIGESTED, PACKS, PATH, Params
 
 
 class Recipe(Params):
@@ -27,17 +27,17 @@ class Recipe(Params):
 class MethodConfig(Recipe):
     """Base of every method's config: which stages it reads, and what the settings of its inputs are.
 
-    `kind` is that of the items it ranks. `packing` names the settings that shape the packed inputs; `directions`
-    is what its task asks. A method's `config.py` names its class `CONFIG`.
+    `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that shapes
+    the packed inputs is marked PACKS in its annotation, one that changes only speed SPEED (`pipeline.settings.Role`).
     """
 
-    text_features: str = "clip_text"  # the stage whose rows are the tokens of a caption
+    text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
 
-    weights: str = ""  # a folder that `crossreel import checkpoint` wrote, to start from; else random
+    weights: Annotated[str, PATH, DIGESTED] = (
+        ""  # a folder that `crossreel import checkpoint` wrote, to start from; else random
+    )
 
     kind: ClassVar[str] = "video"
-    packing: ClassVar[frozenset[str]] = frozenset({"text_features"})
-    places: ClassVar[frozenset[str]] = frozenset({"weights"})
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
     def inputs(self) -> dict[str, tuple[str, str]]:
@@ -67,9 +67,7 @@ class MethodConfig(Recipe):
 class VideoMethodConfig(MethodConfig):
     """Base of the configs of methods that rank videos."""
 
-    video_features: str = "clip"  # the stage whose rows are the frames of a video
-
-    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {"video_features"}
+    video_features: Annotated[str, PACKS] = "clip"  # the stage whose rows are the frames of a video
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Rows of videos and of captions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,12 +13,15 @@ from pipeline.corpus.manifest import Caption
 from pipeline.errors import UserError
 from pipeline.run.plan import left_out
 from pipeline.run.stage import Briefing, Digests, Stage
-from pipeline.settings import Params
+from pipeline.settings import PACKS, SPEED, Params
+from pipeline.store.fingerprint import METHOD_VERSION
 from trainers.config import MethodConfig
+from trainers.contract import RetrievalMethod
 
 LEARN = ("train", "val")
 WEIGHTS = "weights.safetensors"
 
+Declared = RetrievalMethod[Any]
 
 PostProcessing = Literal["dual_softmax", "qb_norm", "sinkhorn"]
 
@@ -50,13 +53,11 @@ class EvaluateParams(Params):
     directions: Literal["auto", "t2v", "v2t", "both"] = "auto"  # auto: those of the method's task
     seed: int = Field(0, ge=0)  # of the bootstrap
     rerank: int = Field(0, ge=0)  # items of a caption that are truly scored, chosen by cheap scores; 0: all
-    memory_mb: int = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
+    memory_mb: Annotated[int, SPEED] = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
     post_processing: tuple[PostProcessing, ...] = ()  # of the scores, reported beside the raw figures
     dual_softmax: DualSoftmaxParams = DualSoftmaxParams()
     qb_norm: QbNormParams = QbNormParams()
     sinkhorn: SinkhornParams = SinkhornParams()
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"memory_mb"})
 
     @field_validator("post_processing")
     @classmethod
@@ -87,10 +88,16 @@ class Pack(Stage[MethodConfig]):
     over = "corpus"
     runner = "trainers.workers:pack"
 
-    def __init__(self, method: str, config: MethodConfig, splits: tuple[str, ...], suffix: str = "") -> None:
+    def __init__(
+        self, method: Declared, config: MethodConfig, splits: tuple[str, ...], suffix: str = ""
+    ) -> None:
         super().__init__(config)
-        self.name, self.method = f"pack-{method}{suffix}", method
+        self.name, self.method, self.declared = f"pack-{method.name}{suffix}", method.name, method
         self.needs, self._splits = config.features(), splits
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The version of the method."""
+        return _version(self.declared)
 
     def splits(self) -> tuple[str, ...]:
         """The splits it packs."""
@@ -125,7 +132,8 @@ class Pack(Stage[MethodConfig]):
 
     def decisive(self) -> Mapping[str, Any]:
         """Only the settings that shape the arrays: another learning rate packs nothing again."""
-        return {name: value for name, value in super().decisive().items() if name in self.params.packing}
+        packs = self.params.marked(PACKS)
+        return {name: value for name, value in super().decisive().items() if name in packs}
 
 
 def _also(contents: Contents, caption: Caption, items: Collection[str]) -> list[str]:
@@ -141,13 +149,14 @@ class Train(Stage[MethodConfig]):
     worker_kind = "model"
     several = True
 
-    def __init__(self, method: str, config: MethodConfig) -> None:
+    def __init__(self, method: Declared, config: MethodConfig) -> None:
         super().__init__(config)
-        self.name, self.method, self.needs = f"train-{method}", method, (f"pack-{method}",)
+        self.name, self.method, self.declared = f"train-{method.name}", method.name, method
+        self.needs = (f"pack-{method.name}",)
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The digest of the weights it starts from, if it does, and what the method itself says."""
-        own = dict(self.params.identity(known))
+        """The method's version, the digest of the weights it starts from, and what the method's config adds."""
+        own = {**_version(self.declared), **self.params.identity(known)}
         if not self.params.weights:
             return own
         path = Path(self.params.weights) / WEIGHTS
@@ -160,10 +169,6 @@ class Train(Stage[MethodConfig]):
     def require(self) -> None:
         """What training starts from."""
         self.params.require()
-
-    def decisive(self) -> Mapping[str, Any]:
-        """Its settings; the place of the weights it starts from does not count."""
-        return {name: value for name, value in super().decisive().items() if name != "weights"}
 
 
 class Evaluate(Stage[EvaluateParams]):
@@ -178,11 +183,15 @@ class Evaluate(Stage[EvaluateParams]):
     worker_kind = "model"
     settings = EvaluateParams
 
-    def __init__(self, method: str, params: EvaluateParams, packed: str) -> None:
+    def __init__(self, method: Declared, params: EvaluateParams, packed: str) -> None:
         super().__init__(params)
-        self.name, self.method = f"evaluate-{method}", method
-        bank = (f"pack-{method}",) if "qb_norm" in params.post_processing else ()
-        self.needs = tuple(dict.fromkeys((f"train-{method}", packed, *bank)))
+        self.name, self.method, self.declared = f"evaluate-{method.name}", method.name, method
+        bank = (f"pack-{method.name}",) if "qb_norm" in params.post_processing else ()
+        self.needs = tuple(dict.fromkeys((f"train-{method.name}", packed, *bank)))
+
+    def identity(self, known: Digests) -> Mapping[str, Any]:
+        """The version of the method."""
+        return _version(self.declared)
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """What the protocol quotes: the kind of items, the captions before any failed, the published protocol.
@@ -195,7 +204,15 @@ class Evaluate(Stage[EvaluateParams]):
         return told | ({"corpus": protocol} if protocol else {})
 
 
-def stages_of(method: str, config: MethodConfig, evaluate: EvaluateParams) -> list[Stage[Any]]:
+def _version(method: Declared) -> dict[str, int]:
+    """What the version of a method adds to the fingerprint of each of its stages.
+
+    Version 1 adds nothing: methods had no version once, and what was made then keeps its fingerprint.
+    """
+    return {METHOD_VERSION: method.version} if method.version > 1 else {}
+
+
+def stages_of(method: Declared, config: MethodConfig, evaluate: EvaluateParams) -> list[Stage[Any]]:
     """The stages of a method, from packed inputs to metrics."""
     learn = Pack(method, config, LEARN)
     stages: list[Stage[Any]] = [learn]

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainers.config import MethodConfig
 from trainers.loop import checkpoint
-from trainers.method import Method
+from trainers.method import Method, MethodData
+from trainers.registry import METHODS, Declared
 from trainers.stages import WEIGHTS
 
 CONFIG = "config.json"
 
 
-class Declared:
-    """A method by name: its folder's config and functions."""
-
-    def __init__(self, method: str) -> None:
-        config = importlib.import_module(f"trainers.{method}.config")
-        self.config_class: type[MethodConfig] = config.CONFIG
-        self.data = importlib.import_module(f"trainers.{method}.data")
-        self.model = importlib.import_module(f"trainers.{method}.method")
-
-    def config(self, text: str) -> MethodConfig:
-        """Its settings from JSON."""
-        return self.config_class.model_validate_json(text)
-
-
 def read_settings(trained: Path) -> tuple[Declared, MethodConfig]:
     """The method of a training's folder, with the settings it was trained with."""
     saved = json.loads((trained / CONFIG).read_text(encoding="utf-8"))
-    declared = Declared(saved["method"])
-    return declared, declared.config_class(**saved["config"])
+    declared = METHODS.find(saved["method"])
+    return declared, declared.config(**saved["config"])
 
 
-def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
+def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, MethodData]:
     """A trained method from its folder, in evaluation mode, with the packed data it is to encode."""
     declared, config = read_settings(trained)
-    data = declared.data.open_data(packed, config)
-    method: Method = declared.model.build(config.to_be_filled(), data)
+    data = declared.open_data(packed, config)
+    method = declared.build(config.to_be_filled(), data)
     checkpoint.load_weights(trained / WEIGHTS, method, whole=True)
     return method.to(device).eval(), data

@@ -23,8 +23,9 @@ from trainers.loop.seeds import seed_everything
 from trainers.measure.evaluate import evaluate as measure
 from trainers.measure.evaluate import validation_figure
 from trainers.method import Method, MethodData
+from trainers.registry import METHODS
 from trainers.stages import WEIGHTS, EvaluateParams
-from trainers.trained import CONFIG, Declared, open_trained, read_settings
+from trainers.trained import CONFIG, open_trained, read_settings
 
 FIGURE = "SumR"  # what early stopping watches
 TRAIN = "trainers.workers:train"  # what each rank of a training calls
@@ -32,8 +33,8 @@ TRAIN = "trainers.workers:train"  # what each rank of a training calls
 
 def pack(request: dict[str, Any], send: Send) -> None:
     """Read the features of some splits from the store and write them as the method wants them."""
-    declared = Declared(request["method"])
-    config = declared.config(request["params"])
+    declared = METHODS.find(request["method"])
+    config = declared.config.model_validate_json(request["params"])
     inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
     folder = _emptied(Path(request["folder"]))
     sources = {stage: Source(rows) for stage, rows in inputs["rows"].items()}
@@ -42,7 +43,7 @@ def pack(request: dict[str, Any], send: Send) -> None:
         name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])
         for name, split in inputs["splits"].items()
     }
-    declared.data.pack(folder, config, splits, read)
+    declared.pack(folder, config, splits, read)
     also = {name: [c["also"] for c in split["captions"]] for name, split in inputs["splits"].items()}
     write_also(folder, also)
     counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
@@ -82,8 +83,8 @@ def train(request: dict[str, Any], send: Send) -> None:
     if torchrun.starts_ranks(request):
         torchrun.launch(TRAIN, request, send)
         return
-    declared = Declared(request["method"])
-    config = declared.config(request["params"])
+    declared = METHODS.find(request["method"])
+    config = declared.config.model_validate_json(request["params"])
     folder = Path(request["folder"])
     if (folder / CONFIG).exists():  # it was killed between its last line and its publication
         _close(folder, send)
@@ -92,8 +93,8 @@ def train(request: dict[str, Any], send: Send) -> None:
     device = torch.device(request["device"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     seed_everything(config.seed)  # of the initial weights
-    data = declared.data.open_data(packed, config)
-    method: Method = declared.model.build(config.to_be_filled() if config.weights else config, data)
+    data = declared.open_data(packed, config)
+    method = declared.build(config.to_be_filled() if config.weights else config, data)
     if config.weights:
         checkpoint.load_weights(Path(config.weights) / WEIGHTS, method)
     if config.epochs == 0:
@@ -102,7 +103,7 @@ def train(request: dict[str, Any], send: Send) -> None:
         )
         return
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
-    optimizer = declared.model.optimizer(config, method, updates * config.epochs)
+    optimizer = declared.optimizer(config, method, updates * config.epochs)
     index = SplitIndex.read(packed / "splits" / "val.json")
 
     def validate(current: Method) -> dict[str, float]:
@@ -159,7 +160,7 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
         raise ValueError(f"an evaluation of {params.split!r} was given {', '.join(needs)}")
     device = torch.device(request["device"])
     method, data = open_trained(needs[f"train-{name}"], packed, device)
-    directions = {"auto": Declared(name).config_class.directions, "both": ("t2v", "v2t")}.get(
+    directions = {"auto": METHODS.find(name).config.directions, "both": ("t2v", "v2t")}.get(
         params.directions, (params.directions,)
     )
     index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
@@ -178,5 +179,4 @@ def _bank(params: EvaluateParams, trained: Path, learned: Path | None) -> Method
     if "qb_norm" not in params.post_processing or learned is None:
         return None
     declared, config = read_settings(trained)
-    data: MethodData = declared.data.open_data(learned, config)
-    return data
+    return declared.open_data(learned, config)

@@ -13,7 +13,7 @@ from flows.commands.experiments import number, opened, short
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.results.board.lint import Linted, lint
-from flows.results.board.published import FOLDER, Published, read_published
+from flows.results.board.published import Published, read_published
 from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
 from flows.results.measured import read_metrics
 from pipeline.errors import UserError, nearest
@@ -32,7 +32,10 @@ def board(
     only_lint: Annotated[
         bool, typer.Option("--lint", help="Say which published tables contradict themselves.")
     ] = False,
-    tables: Annotated[Path, typer.Option("--tables", help="Another folder of published tables.")] = FOLDER,
+    tables: Annotated[
+        Path | None,
+        typer.Option("--tables", help="A folder of published tables instead of the methods' own."),
+    ] = None,
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:

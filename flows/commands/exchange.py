@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFile, Sets, out
 from flows.console import StageDisplay
 from flows.features import export, export_collection, open_tensors
-from flows.graph import METHODS
 from flows.project import open_project
 from flows.results.exports.evaluated import all_evaluated, evaluated
 from flows.results.exports.parquet import export_features as export_features_table
@@ -27,6 +24,8 @@ from pipeline.features.layouts.feature_files import SUFFIXES, FeatureFiles
 from pipeline.features.layouts.h2arn_files import H2arnFiles
 from pipeline.run.execute import Progress
 from pipeline.store.store import Store
+from trainers.contract import OfficialLayout
+from trainers.registry import METHODS
 
 importing = typer.Typer(help="Bring in published features or an authors' checkpoint.", no_args_is_help=True)
 exporting = typer.Typer(
@@ -326,12 +325,11 @@ def export_model_card(
         out.print("the licence is left as unknown; --license names it", markup=False)
 
 
-def official(method: str) -> Any:
+def official(method: str) -> OfficialLayout:
     """The module that knows the authors' layout of a method. Imports torch."""
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}; {nearest(method, METHODS)}")
-    if importlib.util.find_spec(f"trainers.{method}.official") is None:
+    layout = METHODS.find(method).official_layout()
+    if layout is None:
         raise UserError(
             f"no checkpoint of {method} was ever published, so there is no layout to import or export"
         )
-    return importlib.import_module(f"trainers.{method}.official")
+    return layout

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.graph import EXTRACTORS, METHODS
+from flows.graph import EVERY_EXTRACTOR, METHODS
 
 GROUPS = ("pack", "train", "evaluate")  # of stages, one of each a method
 MOST_RETRIES = 10
@@ -20,7 +20,7 @@ MOST_RETRIES = 10
 ExperimentFile = Annotated[str, Field(min_length=1, json_schema_extra={"examples": ["experiment.toml"]})]
 """An experiment file, as text: the worker's machine has it, not the one that asks."""
 
-Methods = list[Annotated[str, Field(json_schema_extra={"enum": list(METHODS)})]] | str | None
+Methods = list[Annotated[str, Field(json_schema_extra={"enum": METHODS.names()})]] | str | None
 """Methods of `flows.graph`: a form offers them one by one."""
 
 Settings = (
@@ -29,9 +29,7 @@ Settings = (
 """Settings, each `name.of.key=value`."""
 
 Stages = (
-    list[
-        Annotated[str, Field(json_schema_extra={"examples": [*(kind.name for kind in EXTRACTORS), *GROUPS]})]
-    ]
+    list[Annotated[str, Field(json_schema_extra={"examples": [*EVERY_EXTRACTOR.names(), *GROUPS]})]]
     | str
     | None
 )

@@ -62,6 +62,6 @@ def with_index(stages: Mapping[str, Stage[Any]], method: str, split: str) -> dic
     learn = stages[f"pack-{method}"]
     if not isinstance(learn, Pack):
         raise TypeError(f"{learn.name} packs nothing")
-    packed = learn if split in LEARN else Pack(method, learn.params, (split,), suffix=f"-{split}")
+    packed = learn if split in LEARN else Pack(learn.declared, learn.params, (split,), suffix=f"-{split}")
     index = Index(method, split, packed.name)
     return {packed.name: packed} | dict(stages) | {index.name: index}

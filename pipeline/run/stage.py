@@ -62,6 +62,7 @@ class Briefing(Protocol):
 
 
 Over = Literal["items", "captions", "corpus"]
+WorkerKind = Literal["cpu", "model"]
 P = TypeVar("P", bound=Params)
 
 
@@ -80,7 +81,7 @@ class Stage(Generic[P]):
     version: ClassVar[int] = 1
     over: ClassVar[Over] = "items"
     runner: ClassVar[str]
-    worker_kind: ClassVar[Literal["cpu", "model"]] = "cpu"
+    worker_kind: ClassVar[WorkerKind] = "cpu"
     one_pass: ClassVar[bool] = False
     several: ClassVar[bool] = False  # a stage over the corpus that can work on several processes at once
     shard_items: ClassVar[int] = 16  # at most; a killed run loses no more than the shards in flight

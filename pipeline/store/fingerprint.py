@@ -14,6 +14,9 @@ CONTENT_BYTES = 16  # of items and captions: two of 10^9 items collide with a ch
 STAGE_BYTES = 10
 JSON_ENTRIES = 10_000  # made into text at a time
 
+METHOD_VERSION = "method_version"
+UNSAID = {METHOD_VERSION: 1}  # components that are left out while they have this value
+
 
 def digest_text(text: str) -> str:
     """Digest of a text, 32 hex digits: the name of a caption."""
@@ -68,9 +71,12 @@ class Fingerprint:
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The components in which two fingerprints differ: dotted name, my value, the other's (None: absent)."""
+    """The components in which two fingerprints differ: dotted name, my value, the other's (None: absent).
+
+    A component that is left out while it has its usual value has that value here.
+    """
     for key in sorted(set(mine) | set(other)):
-        a, b = mine.get(key), other.get(key)
+        a, b = (values.get(key, UNSAID.get(key)) for values in (mine, other))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             yield from ((f"{key}.{name}", x, y) for name, x, y in differences(a, b))
         elif a != b:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from pipeline.errors import UserError, is_full, nearest
-from pipeline.settings import Options, Params, apply_sets, fill, located, read_toml
+from pipeline.settings import (
+    DIGESTED,
+    PACKS,
+    PATH,
+    SPEED,
+    Options,
+    Params,
+    apply_sets,
+    fill,
+    located,
+    read_toml,
+)
 
 
 class Inner(Options):
@@ -22,9 +33,7 @@ class Outer(Params):
     rate: float = 1.0
     name: str
     inner: Inner = Inner()
-    block: int = 64
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"block"})
+    block: Annotated[int, SPEED] = 64
 
 
 @pytest.mark.parametrize(
@@ -67,11 +76,29 @@ def test_a_set_keeps_the_type_of_a_value(value: Any) -> None:
     assert apply_sets({}, [f"a.b={text}"]) == {"a": {"b": value}}
 
 
-class Weights(Params):
-    weights: str = ""
-    note: str = ""
+class Base(Params):
+    size: Annotated[int, PACKS] = Field(3, ge=1)
+    file: Annotated[str, PATH, DIGESTED] = "a"
+    block: Annotated[int, SPEED] = 64
+    rate: float = 1.0
 
-    places: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+class Derived(Base):
+    size: int = Field(5, ge=2)  # another default, without the annotation
+    more: Annotated[int, PACKS] = 1
+
+
+def test_what_a_setting_does_is_read_off_its_annotation_also_where_a_subclass_declares_it_again() -> None:
+    assert Base.marked(PACKS) == {"size"} and Derived.marked(PACKS) == {"size", "more"}
+    assert Derived.marked(SPEED, DIGESTED) == {"block", "file"} and Derived.marked(PATH) == {"file"}
+    assert Derived().decisive() == {"size": 5, "rate": 1.0, "more": 1}
+    with pytest.raises(UserError, match=r"x\.size = 1 is not possible"):
+        fill(Derived, {"size": 1}, "x")
+
+
+class Weights(Params):
+    weights: Annotated[str, PATH] = ""
+    note: str = ""
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,3 @@ class GareConfig(ClipPairConfig):
                 f"kl_reduction to {other!r}, or beta to about {BETA[self.kl_reduction]:g}"
             )
         return self
-
-
-CONFIG: type[GareConfig] = GareConfig

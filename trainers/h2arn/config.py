@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.settings import PACKS, SPEED
 from trainers.config import MethodConfig
 
 TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special ones
@@ -15,10 +16,8 @@ class H2arnConfig(MethodConfig):
     """H2ARN's recipe. Names are those of the release; what it has no name for stands under "ours"."""
 
     kind: ClassVar[str] = "pointcloud"
-    packing: ClassVar[frozenset[str]] = MethodConfig.packing | {"cloud_features", "mask_padding"}
-    speed_only: ClassVar[frozenset[str]] = frozenset({"eval_batch"})
 
-    cloud_features: str = (
+    cloud_features: Annotated[str, PACKS] = (
         "dgcnn"  # the stage whose rows are the tokens of a cloud: pointnet, pointnet2, import-...
     )
 
@@ -49,8 +48,10 @@ class H2arnConfig(MethodConfig):
     temperature: Literal["learnable", "none"] = (
         "learnable"  # of the aggregation: released, or as the paper prints it
     )
-    mask_padding: bool = False  # released: the padding of a caption takes part in everything
-    eval_batch: int = Field(64, ge=1)  # captions or clouds encoded at a time in evaluation
+    mask_padding: Annotated[bool, PACKS] = (
+        False  # released: the padding of a caption takes part in everything
+    )
+    eval_batch: Annotated[int, SPEED] = Field(64, ge=1)  # captions or clouds encoded at a time in evaluation
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Tokens of clouds and of captions."""
@@ -90,6 +91,3 @@ class H2arnConfig(MethodConfig):
         if info.data.get("geometry") == "euclidean" and value != usual:
             raise ValueError(f"it is a choice of geometry = 'lorentz' alone; possible here: {usual!r}")
         return value
-
-
-CONFIG: type[H2arnConfig] = H2arnConfig

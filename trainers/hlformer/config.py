@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.settings import PACKS, SPEED
 from trainers.config import VideoMethodConfig
 
 Preset = Literal["tvr", "act", "cha"]
@@ -54,15 +55,15 @@ PRESETS: dict[str, dict[str, float]] = {
 class HLFormerConfig(VideoMethodConfig):
     """HLFormer's recipe; a preset fills every published value of its corpus that is not set explicitly."""
 
-    packing: ClassVar[frozenset[str]] = VideoMethodConfig.packing | {"map_size", "max_ctx_l", "max_desc_l"}
     directions: ClassVar[tuple[str, ...]] = ("t2v",)  # the task asks which video holds a moment
-    speed_only: ClassVar[frozenset[str]] = frozenset({"item_batch", "text_batch"})
 
     preset: Preset = "tvr"
 
-    map_size: int = Field(32, ge=2)  # clips a video is pooled to
-    max_ctx_l: int = Field(128, ge=2, validate_default=True)  # frames: more are pooled to it, fewer padded
-    max_desc_l: int = Field(30, ge=1)  # tokens kept of a caption
+    map_size: Annotated[int, PACKS] = Field(32, ge=2)  # clips a video is pooled to
+    max_ctx_l: Annotated[int, PACKS] = Field(
+        128, ge=2, validate_default=True
+    )  # frames: more are pooled to it, fewer padded
+    max_desc_l: Annotated[int, PACKS] = Field(30, ge=1)  # tokens kept of a caption
 
     hidden_size: int = Field(384, ge=1)
     heads: int = Field(4, ge=1, validate_default=True)
@@ -91,8 +92,10 @@ class HLFormerConfig(VideoMethodConfig):
 
     clip_weight: float = Field(0.7, ge=0)  # shares of the clip and the frame score in evaluation
     frame_weight: float = Field(0.3, ge=0)
-    item_batch: int = Field(100, ge=1)  # videos and captions encoded at a time in evaluation
-    text_batch: int = Field(50, ge=1)
+    item_batch: Annotated[int, SPEED] = Field(
+        100, ge=1
+    )  # videos and captions encoded at a time in evaluation
+    text_batch: Annotated[int, SPEED] = Field(50, ge=1)
 
     lr: float = Field(PRESETS["tvr"]["lr"], gt=0)
     schedule: Literal["linear", "cosine"] = "linear"
@@ -139,6 +142,3 @@ class HLFormerConfig(VideoMethodConfig):
         if value % 2:
             raise ValueError("it must be even: half Euclidean, half Lorentz")
         return value
-
-
-CONFIG: type[HLFormerConfig] = HLFormerConfig

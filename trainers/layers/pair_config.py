@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from extractors.backbones import clip_configs, weights
 from pipeline.run.stage import Digests
+from pipeline.settings import DIGESTED, PACKS, PATH, SPEED
 from trainers.config import VideoMethodConfig
 
 OPENAI = {
@@ -36,31 +37,31 @@ class ClipPairConfig(VideoMethodConfig):
     behind them on the stored features of `clip` and `clip_text`: minutes on a CPU instead of hours on GPUs.
     """
 
-    packing: ClassVar[frozenset[str]] = VideoMethodConfig.packing | {
-        "mode", "max_words", "max_frames", "video_framerate", "frame_select",
-    }  # fmt: skip
-    places: ClassVar[frozenset[str]] = VideoMethodConfig.places | {"base_encoder", "backbone_weights"}
-    speed_only: ClassVar[frozenset[str]] = frozenset(
-        {"batch_size_val", "backbone_download", "backbone_weights"}
-    )
-
     text_output: ClassVar[str]  # of `clip_text`, that mode frozen reads
 
-    mode: Literal["finetune", "frozen"] = "finetune"
+    mode: Annotated[Literal["finetune", "frozen"], PACKS] = "finetune"
 
-    base_encoder: str = "ViT-B/32"  # OpenAI's name, or any model of open_clip with its own activation
-    backbone_weights: str = "openai"  # a tag, a file, or seed:N; published: openai. Its digest counts
-    backbone_download: bool = False  # whether a tag's file may be fetched
+    base_encoder: Annotated[str, PATH] = (
+        "ViT-B/32"  # OpenAI's name, or any model of open_clip with its own activation
+    )
+    backbone_weights: Annotated[str, PATH, DIGESTED] = (
+        "openai"  # a tag, a file, or seed:N; published: openai. Its digest counts
+    )
+    backbone_download: Annotated[bool, SPEED] = False  # whether a tag's file may be fetched
     precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # one more than usual
 
-    max_words: int = Field(32, ge=3)  # tokens with start and end; more are cut
-    max_frames: int = Field(12, ge=1)
-    video_framerate: int = Field(1, ge=1)  # candidates a second, before max_frames of them are taken
-    frame_select: Literal["uniform", "head"] = "uniform"
+    max_words: Annotated[int, PACKS] = Field(32, ge=3)  # tokens with start and end; more are cut
+    max_frames: Annotated[int, PACKS] = Field(12, ge=1)
+    video_framerate: Annotated[int, PACKS] = Field(
+        1, ge=1
+    )  # candidates a second, before max_frames of them are taken
+    frame_select: Annotated[Literal["uniform", "head"], PACKS] = "uniform"
     augment: bool = True  # RandAugment m7-n4-mstd0.5-inc1 of the training frames, in mode finetune
 
     batch_size: int = Field(128, ge=2)  # pairs
-    batch_size_val: int = Field(128, ge=1)  # captions or videos encoded at a time in evaluation
+    batch_size_val: Annotated[int, SPEED] = Field(
+        128, ge=1
+    )  # captions or videos encoded at a time in evaluation
     coef_lr: float = Field(
         1e-3, gt=0
     )  # CLIP's learning rate as a share of lr; see the page before fp32 or bf16

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.settings import PACKS, SPEED
 from trainers.config import VideoMethodConfig
 
 Nodes = Literal["triples", "entities", "sentence"]
@@ -17,20 +18,17 @@ IMPORTED = "import-"  # how the stages of imported features are called
 class LeanConfig(VideoMethodConfig):
     """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
 
-    packing: ClassVar[frozenset[str]] = VideoMethodConfig.packing | {
-        "keyframes", "triples", "nodes", "frames", "top", "max_triples",
-    }  # fmt: skip
-    speed_only: ClassVar[frozenset[str]] = frozenset({"item_batch"})
-
     video_features: str = Field("vgg16", validate_default=True)  # one row a key frame
     text_features: str = Field("bert", validate_default=True)  # one row a token, and the tokens' places
-    keyframes: str = Field("keyframes", validate_default=True)  # names the top frames; "": the rows tell them
-    triples: str = "triples"
+    keyframes: Annotated[str, PACKS] = Field(
+        "keyframes", validate_default=True
+    )  # names the top frames; "": the rows tell them
+    triples: Annotated[str, PACKS] = "triples"
 
-    nodes: Nodes = Field("triples", validate_default=True)  # figure 3: triples are best
-    frames: int = Field(10, ge=1)  # m; figure 4 is flat beyond
-    top: int = Field(3, ge=1)  # frames of the visual hyperedge
-    max_triples: int = Field(8, ge=1)  # text nodes kept of a caption
+    nodes: Annotated[Nodes, PACKS] = Field("triples", validate_default=True)  # figure 3: triples are best
+    frames: Annotated[int, PACKS] = Field(10, ge=1)  # m; figure 4 is flat beyond
+    top: Annotated[int, PACKS] = Field(3, ge=1)  # frames of the visual hyperedge
+    max_triples: Annotated[int, PACKS] = Field(8, ge=1)  # text nodes kept of a caption
     standardise: bool = False  # each dimension of both inputs, by the training split; the paper names nothing
 
     hidden: int = Field(512, ge=1)
@@ -53,7 +51,7 @@ class LeanConfig(VideoMethodConfig):
     lr: float = Field(3e-5, gt=0)  # searched 1e-5 to 6e-5
     weight_decay: float = Field(0.01, ge=0)
     patience: int = Field(30, ge=0)  # all epochs are trained, and the best one is tested
-    item_batch: int = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
+    item_batch: Annotated[int, SPEED] = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Rows of frames and tokens; the top frames, the tokens' places and the triples' words where wanted."""
@@ -101,6 +99,3 @@ class LeanConfig(VideoMethodConfig):
                 "equation 8 lets every node be every other's neighbour"
             )
         return value
-
-
-CONFIG: type[LeanConfig] = LeanConfig

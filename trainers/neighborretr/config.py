@@ -103,6 +103,3 @@ class NeighborRetrConfig(ClipPairConfig):
                 f"raise batch_size to {value + BESIDES} or lower num_neighbors to {max(batch - BESIDES, 0)}"
             )
         return value
-
-
-CONFIG: type[NeighborRetrConfig] = NeighborRetrConfig

@@ -18,16 +18,9 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 
 from pipeline.errors import ItemError, UserError, nearest
+from trainers.registry import METHODS
 
 T = TypeVar("T")  # of tensors: this module imports no torch
-
-METHODS = {
-    "gare": "trainers.verify.gare",
-    "h2arn": "trainers.verify.h2arn",
-    "hlformer": "trainers.verify.hlformer",
-    "lean": "trainers.verify.lean",
-    "neighborretr": "trainers.verify.neighborretr",
-}
 
 BROKEN = (UserError, ItemError, OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError)
 """What a case that is damaged or does not fit can raise while it is run."""
@@ -69,7 +62,7 @@ class CaseResult:
 
 
 class MethodVerify(Protocol):
-    """What a method's `verify` module offers."""
+    """What the module offers that a method names as its `cases`."""
 
     def understands(self, case: Mapping[str, Any]) -> bool:
         """Whether the content of a .json file is a case of the method."""
@@ -82,7 +75,7 @@ class MethodVerify(Protocol):
 
 @runtime_checkable
 class ReadsFolders(Protocol):
-    """What a method's `verify` module also offers where its cases bring data that are .json files themselves."""
+    """What that module also offers where its cases bring data that are .json files themselves."""
 
     def data(self, path: Path, case: Mapping[str, Any]) -> Collection[Path]:
         """The folders of a case's data; what is in them and below is no case."""
@@ -95,8 +88,8 @@ def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
     With a method named, every .json file must be a case of it, except those in a folder that bears another
     method's name. Raises UserError if there is no case at all.
     """
-    if method is not None and method not in METHODS:
-        raise UserError(f"no cases of a method {method!r} can be run; {nearest(method, METHODS)}")
+    if method is not None and (method not in METHODS.names() or not METHODS.find(method).cases):
+        raise UserError(f"no cases of a method {method!r} can be run; {nearest(method, _with_cases())}")
     paths = [
         path
         for path in sorted(folder.rglob("*.json"))
@@ -223,7 +216,12 @@ def _without_data(paths: list[Path], method: str | None) -> list[Path]:
 
 def _method_of(case: Any, method: str | None) -> str | None:
     """The method that understands a case, the one named alone if one is."""
-    return next((m for m in ([method] if method else METHODS) if _understood(m, case)), None)
+    return next((m for m in ([method] if method else _with_cases()) if _understood(m, case)), None)
+
+
+def _with_cases() -> Iterator[str]:
+    """The methods that have a module which runs cases; each is looked up when its turn comes, those built in first."""
+    return (name for name in METHODS.names() if METHODS.find(name).cases)
 
 
 def _understood(method: str, case: Any) -> bool:
@@ -231,10 +229,11 @@ def _understood(method: str, case: Any) -> bool:
 
 
 def _module(method: str) -> MethodVerify:
-    return importlib.import_module(METHODS[method])
+    module: MethodVerify = importlib.import_module(METHODS.find(method).cases)
+    return module
 
 
 def _of_another(path: Path, folder: Path, method: str) -> bool:
     """Whether a file lies, below the folder, in one named like another method."""
     parts = path.relative_to(folder).parts[:-1]
-    return method not in parts and any(part in METHODS for part in parts)
+    return method not in parts and any(part in METHODS.names() for part in parts)

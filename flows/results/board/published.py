@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +11,8 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import UserError, nearest
 from pipeline.settings import Options, fill, read_toml
+from trainers.registry import METHODS
 
-FOLDER = Path(__file__).parent
 METRICS = ("R@1", "R@5", "R@10", "R@50", "R@100", "SumR", "RSUM", "MdR", "MnR", "MRR")
 
 Direction = Literal["t2v", "v2t", "both"]
@@ -88,13 +89,31 @@ class Published(Options):
         return f"{self.venue}, arXiv {self.arxiv}"
 
 
-def read_published(folder: Path = FOLDER) -> dict[str, Published]:
-    """The files of a folder by method. Raises UserError naming the file and what is wrong with it."""
-    files = sorted(folder.glob("*.toml"))
-    if not files:
+def tables() -> list[Path]:
+    """The files of the published tables that methods declare, in the order of the methods' names.
+
+    A method of an installed package that cannot be imported has none; `crossreel doctor` names it.
+    """
+    declared = []
+    for name in sorted(METHODS.names()):
+        try:
+            declared.append(METHODS.find(name).table)
+        except UserError:
+            continue
+    found = (entry.partition(":") for entry in declared if entry)
+    return [Path(str(files(package))) / file for package, _, file in found]
+
+
+def read_published(folder: Path | None = None) -> dict[str, Published]:
+    """The published tables by method: those that methods declare, or the files of a folder.
+
+    Raises UserError naming the file and what is wrong with it.
+    """
+    paths = tables() if folder is None else sorted(folder.glob("*.toml"))
+    if not paths:
         raise UserError(f"there is no published table (.toml) in {folder}")
     out: dict[str, Published] = {}
-    for path in files:
+    for path in paths:
         try:
             found = fill(Published, read_toml(path), "")
         except UserError as error:

@@ -19,6 +19,8 @@ from safetensors.numpy import load_file
 
 from flows.results.report.hubness import status, threshold
 from flows.results.report.pieces import Pieces
+from pipeline.child import resolve
+from trainers.registry import METHODS
 
 FILE = "explanation.safetensors"
 MOST_DRAWN = 120  # results of a method; a drawing takes up to 3 KB
@@ -112,7 +114,7 @@ class Drawing:
 class Explanation:
     """The explained pairs of an evaluation, of which at most MOST_DRAWN are drawn."""
 
-    method: str
+    drawer: Drawer | None
     arrays: Mapping[str, Values]
     occurrences: Values | None  # of the gallery's items
     rows: dict[int, int] = field(default_factory=dict)
@@ -123,20 +125,23 @@ class Explanation:
     def read(cls, method: str, folder: Path, pieces: Pieces | None = None) -> Explanation:
         """What an evaluation left; of nothing, nothing is drawn."""
         path = folder / FILE
-        arrays = load_file(path) if path.is_file() and method in DRAWERS else {}
+        drawer = drawer_of(method)
+        arrays = load_file(path) if path.is_file() and drawer else {}
         if not {"query", "item"} <= arrays.keys():
             arrays = {}
         counts = load_file(folder / "ranking.safetensors").get("t2v.occurrences")
         rows = {int(query): row for row, query in enumerate(arrays.get("query", []))}
-        return cls(method, arrays, counts, rows, pieces)
+        return cls(drawer, arrays, counts, rows, pieces)
 
     @property
     def legend(self) -> str:
         """What the drawings of this method show; empty where there are none."""
-        if self.method not in DRAWERS or not (self.arrays or self.occurrences is not None):
-            return ""
-        drawer = DRAWERS[self.method]
-        if not drawer.needs <= self.arrays.keys():
+        drawer = self.drawer
+        if (
+            drawer is None
+            or not (self.arrays or self.occurrences is not None)
+            or not drawer.needs <= self.arrays.keys()
+        ):
             return ""
         return " ".join([drawer.legend, *(told for name, told in drawer.more.items() if name in self.arrays)])
 
@@ -147,10 +152,10 @@ class Explanation:
 
     def drawn(self, query: int, position: int, text: str, seconds: float) -> Drawing | None:
         """The drawing of an item of the gallery as a result of a query; None where nothing is known of it."""
-        if not self.left or not self.legend:
+        drawer = self.drawer
+        if drawer is None or not self.left or not self.legend:
             return None
         every, said = self._said(query, position)
-        drawer = DRAWERS[self.method]
         if not drawer.needs <= said.keys():
             return None
         self.left -= 1
@@ -383,34 +388,50 @@ class Drawer:
     more: Mapping[str, str] = field(default_factory=dict)
 
 
-DRAWERS = {
-    "hlformer": Drawer(
-        _hlformer, frozenset({"clip_scores", "frame_scores", "frame_count", "shares"}),
-        "The graph under a result shows how alike the caption is to each clip (steps) and to each frame (line) of the "
-        "video over time; the box marks the best clip. The graphs of a query share one scale.",
-    ),
-    "lean": Drawer(
-        _lean, frozenset({"edge_weights", "node_weights", "words", "top"}),
-        "Under a result, the caption's words are marked by the weight of their triple's hyperedge, and the bars show "
-        "the share of each key frame in what is classified; those that change most stand out.",
-    ),
-    "gare": Drawer(
-        _gare, frozenset({"increment", "text", "frame_increments", "pool_weights", "real"}),
-        "The bars under a result show how far each frame moves the caption, and its share of the video that the moved "
-        "caption is compared to; the greatest bar stands out. The bars of a query share one scale.",
-    ),
-    "neighborretr": Drawer(
-        _neighborretr, frozenset(),
-        "The line under a result shows how crowded its neighbourhood is: among the first 10 of how many queries the "
-        "item stands (dot), the mean of all items (dashed), and where hubs begin (solid).",
-        {"centrality": "The second one is its centrality, the mean score with the captions in the memory bank, by "
-         "which training weighs hubs down."},
-    ),
-    "h2arn": Drawer(
-        _h2arn, frozenset({"text_weights", "cloud_weights"}),
-        "The bars under a result show how much each token weighs in the caption's point and in the cloud's; the "
-        "heaviest stands out.",
-        {"angle": "The dial shows the caption's cone and where the cloud lies; a right one is to be inside.",
-         "text_weights": "Words of the caption are marked by the weight of their tokens, where these are CLIP's."},
-    ),
-}  # fmt: skip
+HLFORMER = Drawer(
+    _hlformer,
+    frozenset({"clip_scores", "frame_scores", "frame_count", "shares"}),
+    "The graph under a result shows how alike the caption is to each clip (steps) and to each frame (line) of the "
+    "video over time; the box marks the best clip. The graphs of a query share one scale.",
+)
+LEAN = Drawer(
+    _lean,
+    frozenset({"edge_weights", "node_weights", "words", "top"}),
+    "Under a result, the caption's words are marked by the weight of their triple's hyperedge, and the bars show "
+    "the share of each key frame in what is classified; those that change most stand out.",
+)
+GARE = Drawer(
+    _gare,
+    frozenset({"increment", "text", "frame_increments", "pool_weights", "real"}),
+    "The bars under a result show how far each frame moves the caption, and its share of the video that the moved "
+    "caption is compared to; the greatest bar stands out. The bars of a query share one scale.",
+)
+NEIGHBORRETR = Drawer(
+    _neighborretr,
+    frozenset(),
+    "The line under a result shows how crowded its neighbourhood is: among the first 10 of how many queries the "
+    "item stands (dot), the mean of all items (dashed), and where hubs begin (solid).",
+    {
+        "centrality": "The second one is its centrality, the mean score with the captions in the memory bank, by "
+        "which training weighs hubs down."
+    },
+)
+H2ARN = Drawer(
+    _h2arn,
+    frozenset({"text_weights", "cloud_weights"}),
+    "The bars under a result show how much each token weighs in the caption's point and in the cloud's; the "
+    "heaviest stands out.",
+    {
+        "angle": "The dial shows the caption's cone and where the cloud lies; a right one is to be inside.",
+        "text_weights": "Words of the caption are marked by the weight of their tokens, where these are CLIP's.",
+    },
+)
+
+
+def drawer_of(method: str) -> Drawer | None:
+    """How a method's explanations are drawn, as it declares; None for one that declares nothing."""
+    entry = METHODS.find(method).drawing
+    if not entry:
+        return None
+    drawer: Drawer = resolve(entry)
+    return drawer

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from flows.reporting import differences
 from flows.results.report.explained import (
     BAR_HEIGHT,
-    DRAWERS,
     LEVELS,
     MOST_DRAWN,
     RADIUS,
@@ -21,13 +20,16 @@ from flows.results.report.explained import (
     Explanation,
     bar_strip,
     dial,
+    drawer_of,
     marked,
     steps,
 )
 from flows.results.report.pieces import Pieces, located
 from trainers.gare.config import GareConfig
 from trainers.hlformer.config import HLFormerConfig
+from trainers.registry import METHODS
 
+DRAWN = [name for name in METHODS.names() if METHODS.find(name).drawing]
 QUERIES, ITEMS, PLACES = 5, 9, 4
 TEXT = "a red cube <b>meets</b> a ring"
 GENERATOR = np.random.default_rng(0)
@@ -85,8 +87,10 @@ def numbers(path: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", path)]
 
 
-@pytest.mark.parametrize("method", DRAWERS)
-def test_every_method_draws_explained_results_and_no_others(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", DRAWN)
+def test_every_method_draws_explained_results_and_no_others(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     explanation = stored(tmp_path, method, said(method), counted=False)
     assert explanation.legend.endswith(".") and explanation.queries is not None
     drawing = explanation.drawn(4, 3, TEXT, 12.0)
@@ -95,15 +99,16 @@ def test_every_method_draws_explained_results_and_no_others(tmp_path: Path, meth
     if method != "neighborretr":  # which knows of every item in how many top places it stands
         assert explanation.drawn(3, 3, TEXT, 12.0) is None  # a query that was not explained
         assert explanation.drawn(4, 8, TEXT, 12.0) is None  # an item that was not
-    assert Explanation.read("another", tmp_path).legend == ""
+    monkeypatch.setattr(METHODS.find(method), "drawing", "")
+    assert Explanation.read(method, tmp_path).legend == ""  # of a method that declares no drawing
 
 
-@pytest.mark.parametrize("method", [m for m, drawer in DRAWERS.items() if drawer.needs])
+@pytest.mark.parametrize("method", [m for m in DRAWN if drawer_of(m).needs])
 def test_where_the_file_or_a_name_is_missing_nothing_is_drawn(tmp_path: Path, method: str) -> None:
     nothing = stored(tmp_path, method, None)
     assert nothing.legend == "" and nothing.queries is None and nothing.drawn(4, 3, TEXT, 1.0) is None
     arrays = said(method)
-    arrays.pop(sorted(DRAWERS[method].needs)[0])
+    arrays.pop(sorted(drawer_of(method).needs)[0])
     lacking = stored(tmp_path, method, arrays)
     assert lacking.legend == "" and lacking.queries is None and lacking.drawn(4, 3, TEXT, 1.0) is None
 

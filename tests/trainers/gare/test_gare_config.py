@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
+from pipeline.settings import PACKS
 from trainers.gare.config import GareConfig
 
 
@@ -38,8 +39,8 @@ def test_beta_of_the_other_reduction_is_refused(reduction: str, beta: float, oth
 
 
 def test_only_what_shapes_the_inputs_packs_again() -> None:
-    assert {"mode", "max_words", "max_frames"} <= GareConfig.packing
-    assert not {"lr", "temp", "beta"} & GareConfig.packing
+    assert {"mode", "max_words", "max_frames"} <= GareConfig.marked(PACKS)
+    assert not {"lr", "temp", "beta"} & GareConfig.marked(PACKS)
     assert "batch_size_val" not in GareConfig().decisive()
 
 

@@ -11,7 +11,7 @@ import pytest
 from extractors.bert import BertParams
 from extractors.clip_text import ClipTextParams
 from pipeline.errors import UserError
-from pipeline.settings import Params, fill
+from pipeline.settings import PACKS, Params, fill
 from trainers.config import MethodConfig, VideoMethodConfig
 from trainers.gare.config import GareConfig
 from trainers.h2arn.config import H2arnConfig
@@ -32,7 +32,7 @@ def test_it_ranks_point_clouds_and_the_others_videos() -> None:
     assert H2arnConfig.kind == "pointcloud" and "video_features" not in H2arnConfig.model_fields
     for other in (GareConfig, HLFormerConfig, LeanConfig, NeighborRetrConfig):
         assert issubclass(other, VideoMethodConfig) and other.kind == "video"
-        assert {"video_features", "text_features"} <= other.packing
+        assert {"video_features", "text_features"} <= other.marked(PACKS)
 
 
 def test_inputs_are_tokens_of_clouds_and_captions() -> None:

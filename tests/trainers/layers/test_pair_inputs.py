@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import ItemError, TrainingError, UserError
+from trainers import registry
 from trainers.gare.model import Head
 from trainers.layers.pair_config import ClipPairConfig
 from trainers.layers.pair_data import PairData
@@ -46,7 +47,7 @@ def of(name: str, part: str) -> Any:
 
 
 def config_of(name: str, **options: Any) -> ClipPairConfig:
-    found: ClipPairConfig = of(name, "config").CONFIG(**{**COMMON, **OPTIONS[name], **options})
+    found: ClipPairConfig = registry.METHODS.find(name).config(**{**COMMON, **OPTIONS[name], **options})
     return found
 
 

@@ -20,6 +20,7 @@ from trainers.loop import checkpoint, distributed
 from trainers.loop.engine import fit
 from trainers.measure.evaluate import evaluate, validation_figure
 from trainers.method import Method
+from trainers.registry import METHODS
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "grey")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -59,7 +60,7 @@ def packed(folder: Path, name: str, **options: Any) -> tuple[ClipPairConfig, Pai
     text = {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     network = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
     (folder / "tiny.json").write_text(json.dumps(network))
-    declared = importlib.import_module(f"trainers.{name}.config").CONFIG
+    declared = METHODS.find(name).config
     config = declared(**{**COMMON, **OPTIONS[name], "base_encoder": str(folder / "tiny.json"), **options})
     methods_data = importlib.import_module(f"trainers.{name}.data")
     (folder / "data").mkdir()

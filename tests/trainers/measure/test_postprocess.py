@@ -12,6 +12,7 @@ from scipy.special import logsumexp, softmax
 from pipeline.errors import UserError
 from pipeline.settings import fill
 from trainers.hlformer.config import HLFormerConfig
+from trainers.hlformer.declaration import HLFORMER
 from trainers.measure import postprocess
 from trainers.measure.metrics import Block, text_ranks
 from trainers.measure.postprocess import (
@@ -330,7 +331,7 @@ def test_fingerprints_change_only_by_what_is_asked_for() -> None:
 def test_only_qb_norm_needs_what_the_method_learned_from() -> None:
     def needs(**settings: Any) -> tuple[str, ...]:
         params = fill(EvaluateParams, settings, "evaluate")
-        return tuple(stages_of("hlformer", HLFormerConfig(), params)[-1].needs)
+        return tuple(stages_of(HLFORMER, HLFormerConfig(), params)[-1].needs)
 
     assert needs() == needs(post_processing=["sinkhorn", "dual_softmax"])
     assert needs() == ("train-hlformer", "pack-hlformer-test")

@@ -1,0 +1,1 @@
+"""An extractor and a method for crossreel."""
