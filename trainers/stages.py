@@ -15,10 +15,9 @@ from pipeline.run.plan import left_out
 from pipeline.run.stage import Briefing, Digests, Stage
 from pipeline.settings import Params
 from trainers.config import MethodConfig
+from trainers.loop.trained import TrainedFolder
 
 LEARN = ("train", "val")
-WEIGHTS = "weights.safetensors"
-
 
 PostProcessing = Literal["dual_softmax", "qb_norm", "sinkhorn"]
 
@@ -150,7 +149,7 @@ class Train(Stage[MethodConfig]):
         own = dict(self.params.identity(known))
         if not self.params.weights:
             return own
-        path = Path(self.params.weights) / WEIGHTS
+        path = TrainedFolder(Path(self.params.weights)).weights
         if not path.is_file():
             raise UserError(
                 f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainers.config import MethodConfig
-from trainers.loop import checkpoint
+from trainers.loop.trained import TrainedFolder
 from trainers.method import Method
-from trainers.stages import WEIGHTS
-
-CONFIG = "config.json"
 
 
 class Declared:
@@ -33,9 +29,9 @@ class Declared:
 
 def read_settings(trained: Path) -> tuple[Declared, MethodConfig]:
     """The method of a training's folder, with the settings it was trained with."""
-    saved = json.loads((trained / CONFIG).read_text(encoding="utf-8"))
-    declared = Declared(saved["method"])
-    return declared, declared.config_class(**saved["config"])
+    folder = TrainedFolder(trained)
+    declared = Declared(folder.settings.method)
+    return declared, folder.config(declared.config_class)
 
 
 def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Method, Any]:
@@ -43,5 +39,5 @@ def open_trained(trained: Path, packed: Path, device: torch.device) -> tuple[Met
     declared, config = read_settings(trained)
     data = declared.data.open_data(packed, config)
     method: Method = declared.model.build(config.to_be_filled(), data)
-    checkpoint.load_weights(trained / WEIGHTS, method, whole=True)
+    TrainedFolder(trained).fill(method, whole=True)
     return method.to(device).eval(), data

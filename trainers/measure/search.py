@@ -22,7 +22,7 @@ from torch import Tensor
 from trainers.measure.metrics import require_finite, top
 from trainers.method import Batch, Encoded, MethodData
 from trainers.relevance import Positions
-from trainers.trained import CONFIG, Declared, open_trained
+from trainers.trained import open_trained, read_settings
 
 QUERY = "query"  # the split that a new caption or item is packed as
 MEMORY_MB = 512
@@ -151,10 +151,8 @@ class Trained:
     """A trained method that encodes a caption or an item it has never seen, from features of the usual stages."""
 
     def __init__(self, folder: Path, packed: Path, device: str | torch.device, memory_mb: int) -> None:
-        saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         self.device = torch.device(device)
-        self._declared = Declared(saved["method"])
-        self._config = self._declared.config_class(**saved["config"])
+        self._declared, self._config = read_settings(folder)
         self.method, _ = open_trained(folder, packed, self.device)
         self.method.work_bytes = memory_mb * 2**20 // 2
 
