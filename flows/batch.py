@@ -25,11 +25,13 @@ from typing import Any
 from pydantic import Field
 
 from flows.project import Project
-from flows.run import leaderboard
+from flows.results.leaderboard import leaderboard
+from flows.results.method_results import trained_folder
 from pipeline.errors import UserError
 from pipeline.settings import Options, fill, read_toml
 
 MOST_RUNS = 10_000
+WATCHED = "SumR"  # the validation metric that trainings are chosen by
 SEED = ".seed"  # how a key ends whose values are repetitions, not choices
 
 Settings = dict[str, Any]
@@ -97,7 +99,9 @@ class Outcome:
 
     settings: Settings
     method: str = ""
-    validation: float | None = None  # SumR of its best epoch, by which runs are compared
+    validation: float | None = (
+        None  # SumR of its best epoch, by which runs are compared; None: no epoch was trained
+    )
     figures: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # direction -> metric -> value, low, high
@@ -116,10 +120,8 @@ def outcomes(project: Project, settings: Settings) -> list[Outcome]:
     for row in leaderboard(project, states):
         method = row["method"]
         if method not in found:
-            state = states[f"train-{method}"]
-            folder = project.store.run_folder(state.stage.name, state.fingerprint.hex)
-            trained = json.loads((folder / "config.json").read_text(encoding="utf-8"))["summary"]
-            value = trained.get("validation", {}).get("SumR")
+            summary = trained_folder(project, states[f"train-{method}"]).summary
+            value = summary.validation.get(WATCHED)
             found[method] = Outcome(settings, method, value, split=row["split"])
         found[method].figures[row["direction"]] = row["metrics"]
     return list(found.values())
@@ -133,14 +135,16 @@ class Row:
     settings: Settings  # without the seeds
     outcomes: Sequence[Outcome]
 
-    def validation(self) -> float:
-        """The mean over the seeds; what was not validated comes last."""
+    def validation(self) -> float | None:
+        """The mean over the seeds; None where no epoch was trained, so that nothing was validated."""
         values = [o.validation for o in self.outcomes if o.validation is not None]
-        return statistics.fmean(values) if values else float("-inf")
+        return statistics.fmean(values) if values else None
 
     def figure(self, direction: str, metric: str) -> tuple[float, float] | None:
         """Mean and standard deviation over the seeds (0 for one); None where it was not measured."""
-        values = [o.figures[direction][metric]["value"] for o in self.outcomes if direction in o.figures]
+        values = [
+            found[metric]["value"] for o in self.outcomes if metric in (found := o.figures.get(direction, {}))
+        ]
         if not values:
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -155,4 +159,9 @@ def rows(found: Sequence[Outcome]) -> list[Row]:
             groups.setdefault((outcome.method, json.dumps(own)), []).append(outcome)
     out = [Row(method, json.loads(own), group) for (method, own), group in groups.items()]
     methods = list(dict.fromkeys(row.method for row in out))
-    return sorted(out, key=lambda row: (methods.index(row.method), -row.validation()))
+    return sorted(out, key=lambda row: (methods.index(row.method), *_worst_last(row.validation())))
+
+
+def _worst_last(validation: float | None) -> tuple[bool, float]:
+    """A key that sorts the best validation first, and what was not validated behind all that was."""
+    return validation is None, -(validation or 0.0)

@@ -5,7 +5,6 @@ Prefect's flows pass `each`, which makes a task of every stage; a plain call run
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,10 +14,10 @@ from typing import Any
 
 from flows.console import StageDisplay
 from flows.project import Project
+from flows.results.leaderboard import leaderboard
 from pipeline.child import is_interrupt
 from pipeline.run import plan
 from pipeline.run.execute import Progress, Report, Runner, summary
-from pipeline.run.stage import Stage
 
 Each = Callable[[str, Callable[[], Report]], Report]
 REPORT_FILE = "report.html"
@@ -117,44 +116,6 @@ def nothing_to_do(states: plan.Survey, names: Sequence[str], retry_failed: bool)
     """Whether a run of these stages would find everything made already."""
     needed = plan.ancestors(states.stages, names)
     return all(states[n].complete and not (retry_failed and states[n].failed) for n in needed)
-
-
-def leaderboard(project: Project, states: Mapping[str, plan.State]) -> list[dict[str, Any]]:
-    """The figures of every evaluated method: method, split, direction, and metrics with intervals.
-
-    Where right answers are tied with others, those under the mean rank of ties: a model that scores
-    everything alike finds nothing. A row of an evaluation that post-processed its scores has `post_processed` too: the
-    same metrics by option, and the note they must be read with.
-    """
-    rows = []
-    for name, state in states.items():
-        if name.startswith("evaluate-") and state.complete:
-            folder = project.store.run_folder(name, state.fingerprint.hex)
-            rows += _figures(state.stage, folder)
-    return rows
-
-
-def _figures(stage: Stage[Any], folder: Path) -> list[dict[str, Any]]:
-    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    protocol = measured["protocol"]
-    return [
-        {"method": stage.method, "split": protocol["split"], "kind": protocol.get("kind", "video"),
-         "direction": direction, "metrics": figures,
-         "chance": protocol["directions"].get(direction, {}).get("chance", {}),
-         "queries": protocol["directions"].get(direction, {}).get("queries"),
-         "gallery": protocol["directions"].get(direction, {}).get("gallery")}
-        | _post_processed(measured.get("post_processed", {}), direction)
-        for direction, figures in (measured["mean_ties"] or measured["metrics"]).items()
-    ]  # fmt: skip
-
-
-def _post_processed(found: Mapping[str, Any], direction: str) -> dict[str, Any]:
-    """What a row of a direction says of post-processed scores; nothing where there are none."""
-    told = {
-        name: {"metrics": (block["mean_ties"] or block["metrics"])[direction], "note": block["note"]}
-        for name, block in found.items()
-    }
-    return {"post_processed": told} if told else {}
 
 
 def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:

@@ -14,6 +14,7 @@ from flows.graph import EXTRACTORS, METHODS, build
 from pipeline.features.imported import Imported
 from pipeline.settings import DIGESTED, SPEED
 from pipeline.store.imports import ImportedParams
+from trainers.measure.metric_table import METRICS
 
 ROOT = Path(__file__).parents[1]
 STAGES = (ROOT / "docs/stages.md").read_text(encoding="utf-8")
@@ -46,6 +47,19 @@ def test_every_stage_of_a_method_has_a_row(method):
     names = {name.replace(method, "<method>").replace("-test", "-<split>") for name in build(experiment, {})}
     for name in names - {kind.name for kind in EXTRACTORS}:
         row(name)
+
+
+def test_the_table_of_metrics_is_that_of_the_program():
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    section = text.split("## Metrics")[1].split("## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line
+    ]
+    assert rows[2:] == [
+        [one.name, one.title, one.unit, "lower" if one.lower_is_better else "higher", str(one.decimals),
+         "known" if one.chance else ""]
+        for one in METRICS if one.measured
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS.names())

@@ -17,9 +17,9 @@ from pipeline.settings import PACKS, SPEED, Params
 from pipeline.store.fingerprint import METHOD_VERSION
 from trainers.config import MethodConfig
 from trainers.contract import RetrievalMethod
+from trainers.loop.trained import TrainedFolder
 
 LEARN = ("train", "val")
-WEIGHTS = "weights.safetensors"
 
 Declared = RetrievalMethod[Any]
 
@@ -159,7 +159,7 @@ class Train(Stage[MethodConfig]):
         own = {**_version(self.declared), **self.params.identity(known)}
         if not self.params.weights:
             return own
-        path = Path(self.params.weights) / WEIGHTS
+        path = TrainedFolder(Path(self.params.weights)).weights
         if not path.is_file():
             raise UserError(
                 f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"

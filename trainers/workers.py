@@ -13,19 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.child import Send
-from pipeline.store.store import FeatureReader, write_json
+from pipeline.store.store import FeatureReader
 from trainers.config import MethodConfig
 from trainers.data import Rows, SplitIndex, write_also
-from trainers.loop import checkpoint, distributed, torchrun
+from trainers.loop import distributed, torchrun
 from trainers.loop.engine import fit
 from trainers.loop.progress import Progress
 from trainers.loop.seeds import seed_everything
+from trainers.loop.trained import WEIGHTS, Summary, TrainedFolder
 from trainers.measure.evaluate import evaluate as measure
 from trainers.measure.evaluate import validation_figure
 from trainers.method import Method, MethodData
 from trainers.registry import METHODS
-from trainers.stages import WEIGHTS, EvaluateParams
-from trainers.trained import CONFIG, open_trained, read_settings
+from trainers.stages import EvaluateParams
+from trainers.trained import open_trained, read_settings
 
 FIGURE = "SumR"  # what early stopping watches
 TRAIN = "trainers.workers:train"  # what each rank of a training calls
@@ -86,7 +87,7 @@ def train(request: dict[str, Any], send: Send) -> None:
     declared = METHODS.find(request["method"])
     config = declared.config.model_validate_json(request["params"])
     folder = Path(request["folder"])
-    if (folder / CONFIG).exists():  # it was killed between its last line and its publication
+    if TrainedFolder(folder).finished:  # it was killed between its last line and its publication
         _close(folder, send)
         return
     (packed,) = (Path(path) for path in request["needs"].values())
@@ -96,11 +97,10 @@ def train(request: dict[str, Any], send: Send) -> None:
     data = declared.open_data(packed, config)
     method = declared.build(config.to_be_filled() if config.weights else config, data)
     if config.weights:
-        checkpoint.load_weights(Path(config.weights) / WEIGHTS, method)
+        TrainedFolder(Path(config.weights)).fill(method)
     if config.epochs == 0:
-        _finish(
-            folder, request["method"], config, method, {"epochs": 0, "best_epoch": 0, "validation": {}}, send
-        )
+        untrained = Summary(best_epoch=0, epochs=0, validation={})
+        _finish(folder, request["method"], config, method, untrained, send)
         return
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.optimizer(config, method, updates * config.epochs)
@@ -116,14 +116,15 @@ def train(request: dict[str, Any], send: Send) -> None:
         method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device,
         on_progress=tell,
     )  # fmt: skip
-    summary = {
-        name: getattr(result, name) for name in ("best_epoch", "epochs", "validation", "stopped_early")
-    }
+    summary = Summary(
+        best_epoch=result.best_epoch, epochs=result.epochs, validation=result.validation,
+        stopped_early=result.stopped_early,
+    )  # fmt: skip
     _finish(folder, request["method"], config, method, summary, send)
 
 
 def _finish(
-    folder: Path, name: str, config: MethodConfig, method: Method, summary: dict[str, Any], send: Send
+    folder: Path, name: str, config: MethodConfig, method: Method, summary: Summary, send: Send
 ) -> None:
     """Leave the weights and settings in the folder, and none of what only a resumption needs.
 
@@ -132,10 +133,7 @@ def _finish(
     """
     if distributed.rank():
         return
-    checkpoint.save_weights(folder / WEIGHTS, method, {"method": name})
-    summary = summary | {"parameters": sum(p.numel() for p in method.parameters())}
-    settings = config.model_dump(mode="json")
-    write_json(folder / CONFIG, {"method": name, "config": settings, "summary": summary})
+    TrainedFolder(folder).write(name, config, method, summary)
     _close(folder, send)
 
 
@@ -146,7 +144,8 @@ def _close(folder: Path, send: Send) -> None:
     for path in folder.glob("*.safetensors"):
         if path.name != WEIGHTS:
             path.unlink()
-    send({"record": json.loads((folder / CONFIG).read_text(encoding="utf-8"))["summary"]}, {})
+    summary = TrainedFolder(folder).summary
+    send({"record": summary.model_dump(mode="json", exclude_unset=True)}, {})
 
 
 def evaluate(request: dict[str, Any], send: Send) -> None:

@@ -12,16 +12,16 @@ from typing import Annotated
 
 import typer
 
-from flows.batch import Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
-from flows.commands.experiments import number, run_experiment
+from flows.batch import WATCHED, Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
+from flows.commands.experiments import run_experiment
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.project import open_project
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError
+from trainers.measure.metric_table import DIRECTIONS, METRICS, metric
 
 STOPPED = 1  # exit status: some runs came to nothing
-SHOWN = ("R@1", "R@5", "R@10", "SumR")
 LAST_WORDS = 400  # characters of a run that failed in a process of its own
 
 
@@ -124,15 +124,17 @@ def _print(ranked: list[Row], runs: int) -> None:
         own = [row for row in ranked if row.method == method]
         keys = list(dict.fromkeys(key for row in own for key in row.settings))
         seeds = max(len(row.outcomes) for row in own)
-        directions = [d for d in ("t2v", "v2t") if own[0].figure(d, "R@1")]
-        columns = [*(_short(key, keys) for key in keys), *(["seeds"] if seeds > 1 else []), "val SumR"]
-        columns += [f"{d} {metric}" for d in directions for metric in SHOWN]
+        shown = [
+            (d, one.name) for d in DIRECTIONS for one in METRICS if one.brief and own[0].figure(d, one.name)
+        ]
+        columns = [*(_short(key, keys) for key in keys), *(["seeds"] if seeds > 1 else [])]
+        columns += [f"val {WATCHED}", *(f"{d} {name}" for d, name in shown)]
         lines = [
             [
                 *(json.dumps(row.settings[key]) if key in row.settings else "" for key in keys),
                 *([str(len(row.outcomes))] if seeds > 1 else []),
-                f"{row.validation():.1f}",
-                *(_figure(row, d, metric) for d in directions for metric in SHOWN),
+                "" if (found := row.validation()) is None else metric(WATCHED).printed(found),
+                *(_estimate(row, d, name) for d, name in shown),
             ]
             for row in own
         ]
@@ -148,9 +150,9 @@ def _short(key: str, keys: list[str]) -> str:
     return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
-def _figure(row: Row, direction: str, metric: str) -> str:
-    found = row.figure(direction, metric)
+def _estimate(row: Row, direction: str, name: str) -> str:
+    found = row.figure(direction, name)
     if found is None:
         return ""
-    mean, deviation = found
-    return number(metric, mean) + (f" ±{deviation:.1f}" if len(row.outcomes) > 1 else "")
+    mean, deviation = (metric(name).printed(value) for value in found)
+    return f"{mean} ±{deviation}" if len(row.outcomes) > 1 else mean

@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.experiments import number, opened, short
+from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.results.board.lint import Linted, lint
 from flows.results.board.published import Published, read_published
 from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
-from flows.results.measured import read_metrics
+from flows.results.method_results import evaluated_folder
 from pipeline.errors import UserError, nearest
+from trainers.measure.metric_table import DIRECTIONS, metric
 
 CONTRADICTED = 1  # exit status of --lint
 APART = "≠"
@@ -94,8 +95,7 @@ def _ours(path: Path, sets: list[str], methods: Sequence[str], display: StageDis
         done = {name: state for name in names if (state := states[f"evaluate-{name}"]).complete}
         if not done:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
-        folders = {n: project.store.run_folder(s.stage.name, s.fingerprint.hex) for n, s in done.items()}
-        return [Ours(name, str(path), read_metrics(folder)) for name, folder in folders.items()]
+        return [Ours(n, str(path), evaluated_folder(project, state).metrics) for n, state in done.items()]
     finally:
         project.store.index.close()
 
@@ -103,7 +103,7 @@ def _ours(path: Path, sets: list[str], methods: Sequence[str], display: StageDis
 def _print(section: Section) -> None:
     """A table a direction, and below them the source and the protocol of every line."""
     out.print(f"\n{section.dataset}, {section.protocol}", markup=False, style="bold")
-    for direction in ("t2v", "v2t", "both"):
+    for direction in (*DIRECTIONS, "both"):
         if names := section.metrics(direction):
             lines = [row for line in section.lines for row in _rows(line, direction, names)]
             print_table("", [direction, *names], lines)
@@ -127,9 +127,9 @@ def _rows(line: Line, direction: str, names: Sequence[str]) -> list[list[str]]:
     figures, intervals = line.figures.get(direction), line.intervals.get(direction, {})
     if not figures:
         return []
-    rows = [[_name(line), *(number(name, figures.get(name)) for name in names)]]
+    rows = [[_name(line), *(metric(n).printed(figures[n]) if n in figures else "" for n in names)]]
     if intervals:
-        spans = {n: f"{short(n, low)}-{short(n, high)}" for n, (low, high) in intervals.items()}
+        spans = {n: f"{metric(n).short(low)}-{metric(n).short(high)}" for n, (low, high) in intervals.items()}
         rows.append(["  95 %", *(spans.get(name, "") for name in names)])
     return rows
 

@@ -13,10 +13,12 @@ from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.results.comparison import ALPHA, Matched, Pair, ahead, compare, matched, meaning, smallest
-from flows.results.measured import DIRECTIONS, METRICS, read_measured
-from flows.results.report.leaderboard import label, printed, shown_metrics
-from flows.results.report.wording import counted, kind_of, member, short_title
+from flows.results.measured import read_measured
+from flows.results.method_results import evaluated_folder
+from flows.results.report.wording import counted, member, short_title
 from pipeline.errors import UserError, nearest
+from trainers.measure.evaluated import METRICS, EvaluatedFolder
+from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
 
 LEAST_P = 0.001  # smaller ones are told as smaller
 
@@ -56,9 +58,9 @@ def runs(
         raise UserError(f"{words[0]} is one run alone; name two or more to compare")
     measured = [read_measured(folder, name) for name, folder in _named(folders)]
     for run in measured:
-        if split and run.protocol.get("split") != split:
+        if split and run.protocol.split != split:
             raise UserError(
-                f"{run.folder} was evaluated on the split {run.protocol.get('split')!r}, not on {split!r}"
+                f"{run.folder} was evaluated on the split {run.protocol.split!r}, not on {split!r}"
             )
     found = matched(measured, direction, common)
     pairs = compare(found, seed)
@@ -74,7 +76,7 @@ def _folders(
     """The folders that a word names, each with names for it, the shortest first."""
     path = Path(word)
     if path.is_dir():
-        if not (path / METRICS).is_file():
+        if not EvaluatedFolder(path).exists:
             raise UserError(f"{word} is not the folder of an evaluated method: there is no {METRICS} in it")
         method = path.absolute().parent.name.removeprefix("evaluate-")
         yield (f"{method} {path.absolute().name[:8]}", word), path
@@ -101,8 +103,8 @@ def _folders(
             state = states[f"evaluate-{name}"]
             if not state.complete:
                 raise UserError(f"{name} of {owner} is not evaluated yet; run `crossreel run {owner}` first")
-            folder = project.store.run_folder(state.stage.name, state.fingerprint.hex)
-            yield (name, f"{owner.stem}:{name}", f"{owner}:{name}"), folder
+            names = (name, f"{owner.stem}:{name}", f"{owner}:{name}")
+            yield names, evaluated_folder(project, state).folder
     finally:
         project.store.index.close()
 
@@ -128,7 +130,7 @@ def _named(folders: Sequence[tuple[tuple[str, ...], Path]]) -> list[tuple[str, P
 def _print(found: Matched, pairs: Sequence[Pair]) -> None:
     """A table a pair and direction, and a sentence of what it means."""
     protocol = found.runs[0].protocol
-    kind, tests = kind_of(protocol), sum(len(pair.tests) for pair in pairs)
+    kind, tests = protocol.kind, sum(len(pair.tests) for pair in pairs)
     for note in found.notes:
         out.print(note, markup=False)
     for pair in pairs:
@@ -154,11 +156,12 @@ def _print_table(pair: Pair, kind: str) -> None:
     lines = []
     for name in names:
         d, test = pair.differences[name], pair.tests.get(name)
-        cells = [printed(name, d.a), printed(name, d.b), _signed(name, d.value)]
-        cells += [f"{_signed(name, d.low)} to {_signed(name, d.high)}", _side(pair, name)]
+        facts = metric(name)
+        cells = [facts.printed(d.a), facts.printed(d.b), facts.signed(d.value)]
+        cells += [f"{facts.signed(d.low)} to {facts.signed(d.high)}", _side(pair, name)]
         if test:
             cells += [f"{test.only_a}:{test.only_b}", _p(test.p), _p(test.corrected)]
-        lines.append([label(name, kind), *cells, *([""] * 3 if not test else [])])
+        lines.append([facts.label(kind), *cells, *([""] * 3 if not test else [])])
     over = counted(pair.queries, "query")
     if pair.units < pair.queries:
         over += f" of {counted(pair.units, member(kind))}"
@@ -169,12 +172,8 @@ def _print_table(pair: Pair, kind: str) -> None:
     print_table("", columns, lines)
 
 
-def _side(pair: Pair, metric: str) -> str:
-    return {pair.a: "A", pair.b: "B"}.get(ahead(pair, metric), "")
-
-
-def _signed(metric: str, value: float) -> str:
-    return f"{value:+.3f}" if metric == "MRR" else f"{value:+.1f}"
+def _side(pair: Pair, name: str) -> str:
+    return {pair.a: "A", pair.b: "B"}.get(ahead(pair, name), "")
 
 
 def _p(value: float) -> str:
@@ -183,7 +182,10 @@ def _p(value: float) -> str:
 
 def _as_json(found: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
     tests, protocol = sum(len(pair.tests) for pair in pairs), found.runs[0].protocol
-    runs = [{"name": run.name, "folder": str(run.folder), "protocol": run.protocol} for run in found.runs]
+    runs = [
+        {"name": run.name, "folder": str(run.folder), "protocol": run.protocol.as_json()}
+        for run in found.runs
+    ]
     told = []
     for pair in pairs:
         tested = {name: _test(pair, name, tests) for name in pair.tests}
@@ -191,7 +193,7 @@ def _as_json(found: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"runs": runs, "notes": list(found.notes), "tests": tests, "pairs": told}
 
 
-def _test(pair: Pair, metric: str, tests: int) -> dict[str, Any]:
-    test = pair.tests[metric]
-    least = smallest(pair.differences[metric].error, tests)
+def _test(pair: Pair, name: str, tests: int) -> dict[str, Any]:
+    test = pair.tests[name]
+    least = smallest(pair.differences[name].error, tests)
     return asdict(test) | {"significant": test.corrected < ALPHA, "smallest_shown": least}

@@ -13,10 +13,10 @@ from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFil
 from flows.console import StageDisplay
 from flows.features import export, export_collection, open_tensors
 from flows.project import open_project
-from flows.results.exports.evaluated import all_evaluated, evaluated
 from flows.results.exports.parquet import export_features as export_features_table
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
+from flows.results.method_results import all_results, method_results
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError, nearest
 from pipeline.features.importing import ImportReport, import_files, import_h2arn, import_ms_sl, require_layout
@@ -284,7 +284,7 @@ def export_first_places(
     """Write the first places of every caption of an evaluated method, a row a place; other scores are not stored."""
     if target.suffix != ".parquet":
         raise UserError(f"{target} is no name of a table: it ends in .parquet")
-    rows = export_scores(evaluated(open_project(experiment, sets), method), target)
+    rows = export_scores(method_results(open_project(experiment, sets), method), target)
     out.print(f"{target}: {rows} places of {method}", markup=False)
 
 
@@ -300,7 +300,7 @@ def export_results(
 ) -> None:
     """Write the figures of every method in MTEB's result format, a file a method and direction."""
     require_layout(layout, RESULTS)
-    report = export_mteb(all_evaluated(open_project(experiment, sets)), target, languages)
+    report = export_mteb(all_results(open_project(experiment, sets)), target, languages)
     for path in report.files:
         out.print(str(path), markup=False)
     _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
@@ -319,7 +319,7 @@ def export_model_card(
     """Write a model card of a trained method: data, protocol, figures with intervals, settings, backbones, limits."""
     from flows.results.exports.card import export_card  # the hub's library: only a card pays for it
 
-    path = export_card(evaluated(open_project(experiment, sets), method), target, license_name)
+    path = export_card(method_results(open_project(experiment, sets), method), target, license_name)
     out.print(str(path), markup=False)
     if not license_name:
         out.print("the licence is left as unknown; --license names it", markup=False)

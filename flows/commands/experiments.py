@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,16 +27,15 @@ from flows.commands.terms import (
 from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
 from flows.project import Project, open_project
-from flows.results.report.leaderboard import label, shown_metrics
 from flows.results.report.wording import member, short_title
 from flows.run import RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain
 from pipeline.errors import UserError
 from pipeline.run import plan as planning
 from pipeline.run.execute import Report
+from trainers.measure.metric_table import metric, shown_metrics
 
 FAILURES_SHOWN = 10
-POST_PROCESSED = ("R@1", "R@5", "R@10", "SumR", "RSUM")  # shown of post-processed scores; the report has all
 WIDE = 100  # characters of a terminal that has room for every column
 
 
@@ -175,25 +174,27 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     lines = []
     for row in rows:
         figures = [(name, row["metrics"].get(name)) for name in names]
-        values = [number(name, f["value"]) if f else "" for name, f in figures]
-        intervals = [f"{short(n, f['low'])}-{short(n, f['high'])}" if f else "" for n, f in figures]
+        values = [metric(name).printed(f["value"]) if f else "" for name, f in figures]
+        intervals = [interval(name, f) if f else "" for name, f in figures]
         method = f"{row['method']} {short_title(row['direction'], kind)}"
         lines += [[method, *values], ["  95 %", *intervals]]
         if row["chance"]:
-            lines.append(["  chance", *(number(n, row["chance"].get(n)) for n in names)])
+            chance = row["chance"]
+            lines.append(["  chance", *(metric(n).printed(chance[n]) if n in chance else "" for n in names)])
     first = rows[0]
     ranked = f"{member(kind)}s" if first["direction"] == "t2v" else "captions"
     title = f"\n{first['split']}: {first['queries']} queries, {first['gallery']} {ranked}"
     print_table(title, ["", *names], lines)
     for row in sums:
         for name, f in row["metrics"].items():
-            figure = f"{f['value']:.1f} ({f['low']:.0f}-{f['high']:.0f})"
-            out.print(f"{row['method']} {label(name, kind)} {figure}", markup=False)
+            facts = metric(name)
+            shown = f"{facts.printed(f['value'])} ({interval(name, f)})"
+            out.print(f"{row['method']} {facts.label(kind)} {shown}", markup=False)
     print_post_processed(rows + sums, kind)
 
 
 def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
-    """A line a method, direction and post-processing, each figure with the raw one it stands beside."""
+    """A line a method, direction and post-processing, each estimate with the raw one; the report has all metrics."""
     notes: dict[str, str] = {}
     for row in rows:
         for option, found in row.get("post_processed", {}).items():
@@ -201,10 +202,10 @@ def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
                 out.print("\npost-processed (raw), not comparable with figures without it:", markup=False)
             notes[option] = found["note"]
             values = [
-                f"{label(name, kind)} {number(name, found['metrics'][name]['value'])} "
-                f"({number(name, figure['value'])})"
-                for name, figure in row["metrics"].items()
-                if name in POST_PROCESSED
+                f"{metric(name).label(kind)} {metric(name).printed(found['metrics'][name]['value'])} "
+                f"({metric(name).printed(raw['value'])})"
+                for name, raw in row["metrics"].items()
+                if metric(name).brief
             ]
             title = f"{row['method']} {short_title(row['direction'], kind)} {option}"
             out.print(f"{title}: {', '.join(values)}", markup=False)
@@ -212,14 +213,9 @@ def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
         out.print(f"  {option} {note.split(';')[0]}", markup=False)
 
 
-def short(metric: str, value: float) -> str:
-    """An end of an interval, in as few characters as say something."""
-    return f"{value:.2f}" if metric == "MRR" else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def number(metric: str, value: float | None) -> str:
-    """A figure as a table shows it: MRR lies between 0 and 1, all others have one decimal."""
-    return "" if value is None else f"{value:.3f}" if metric == "MRR" else f"{value:.1f}"
+def interval(name: str, estimate: Mapping[str, float]) -> str:
+    """The interval of an estimate of a metric, for instance "20-26"."""
+    return f"{metric(name).short(estimate['low'])}-{metric(name).short(estimate['high'])}"
 
 
 def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], methods: Methods = [],  # noqa: B006

@@ -25,6 +25,7 @@ from flows.console import describe, position
 from flows.results.report.wording import short_title
 from flows.run import RunResult
 from pipeline.run.execute import Progress
+from trainers.measure.metric_table import metric
 
 SECONDS_BETWEEN_UPDATES = 2.0
 NO_SERVER = (httpx.HTTPError, PrefectException, OSError, RuntimeError, ValueError)  # ValueError: none is set
@@ -67,14 +68,13 @@ def leaderboard(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "split": row["split"],
             "direction": short_title(row["direction"], row.get("kind", "video")),
         }
-        | {name: _with_interval(name, figure) for name, figure in row["metrics"].items()}
+        | {name: _with_interval(name, estimate) for name, estimate in row["metrics"].items()}
         for row in rows
     ]
 
 
-def _with_interval(metric: str, figure: dict[str, float]) -> str:
-    digits = 3 if metric == "MRR" else 1  # it lies between 0 and 1
-    value, low, high = (f"{figure[name]:.{digits}f}" for name in ("value", "low", "high"))
+def _with_interval(name: str, estimate: dict[str, float]) -> str:
+    value, low, high = (metric(name).printed(estimate[end]) for end in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 

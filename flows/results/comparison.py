@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.results.measured import DIRECTIONS, Asked, Measured
-from flows.results.report.leaderboard import LOWER_IS_BETTER, label
-from flows.results.report.wording import counted, kind_of, listed, member
+from flows.results.measured import Asked, Measured
+from flows.results.report.wording import counted, listed, member
 from pipeline.errors import UserError
-from trainers.measure.metrics import CUTOFFS, LEVEL, RESAMPLES, RSUM_CUTOFFS, SAMPLE_ENTRIES
+from trainers.measure.evaluated import Protocol
+from trainers.measure.metric_table import CUTOFFS, DIRECTIONS, RSUM_CUTOFFS, metric
+from trainers.measure.metrics import LEVEL, RESAMPLES, SAMPLE_ENTRIES
 
 TESTED = RSUM_CUTOFFS  # the ranks whose share of found queries is tested
 ALPHA = 0.05
@@ -33,7 +34,7 @@ TERMS = {
     "rerank": "the scoring",
     "post_processing": "the post-processing",
 }
-USUAL = {"kind": "video", "rerank": "every pair is scored"}  # where a protocol does not say
+EVERY_PAIR = "every pair is scored"  # where a protocol names no other scoring
 
 Floats = NDArray[np.float64]
 Samples = dict[str, dict[str, Floats]]
@@ -149,14 +150,14 @@ def _terms(a: Measured, b: Measured, common: bool) -> list[str]:
     """The words of two protocols that differ."""
     out = []
     for term, words in TERMS.items():
-        x, y = (run.protocol.get(term, USUAL.get(term)) for run in (a, b))
-        if x != y and None not in (x, y):
+        x, y = (getattr(run.protocol, term) or (EVERY_PAIR if term == "rerank" else "") for run in (a, b))
+        if x != y and "" not in (x, y):
             out.append(f"{words} ({x} / {y})")
-    names = [(run.protocol.get("corpus") or {}).get("name") for run in (a, b)]
-    if names[0] != names[1] and None not in names:
+    names = [run.protocol.corpus.name if run.protocol.corpus else "" for run in (a, b)]
+    if names[0] != names[1] and "" not in names:
         out.append(f"the published protocol ({names[0]} / {names[1]})")
     if common:
-        x, y = (run.protocol.get("captions", 0) + run.protocol.get("dropped", 0) for run in (a, b))
+        x, y = (run.protocol.captions + run.protocol.dropped for run in (a, b))
         if x != y:
             out.append(f"the captions of the split before any failed ({x} / {y})")
     return out
@@ -184,7 +185,7 @@ def _galleries(runs: Sequence[Measured], directions: Sequence[str]) -> list[str]
     out, shared = [], frozenset.intersection(*(run.items for run in runs))
     sizes = {"items": {run.name: len(run.items - shared) for run in runs}}
     if "v2t" in directions:
-        captions = {run.name: int(run.protocol.get("captions", 0)) for run in runs}
+        captions = {run.name: run.protocol.captions for run in runs}
         sizes["captions"] = {name: count - min(captions.values()) for name, count in captions.items()}
     for noun, more in sizes.items():
         if any(more.values()):
@@ -336,18 +337,18 @@ def smallest(error: float, tests: int) -> float:
     return (normal.inv_cdf(1 - ALPHA / 2 / max(tests, 1)) + normal.inv_cdf(POWER)) * error
 
 
-def ahead(pair: Pair, metric: str) -> str:
-    """Which run has the better value; empty if none."""
-    value = pair.differences[metric].value
+def ahead(pair: Pair, name: str) -> str:
+    """Which run has the better value of a metric; empty if none."""
+    value = pair.differences[name].value
     if abs(value) < 1e-9:
         return ""
-    return pair.a if (value > 0) != (metric in LOWER_IS_BETTER) else pair.b
+    return pair.a if (value > 0) != metric(name).lower_is_better else pair.b
 
 
-def meaning(pair: Pair, tests: int, protocol: Mapping[str, Any]) -> str:
+def meaning(pair: Pair, tests: int, protocol: Protocol) -> str:
     """What a pair's figures say, in a sentence; tests: how many were corrected for."""
     if pair.direction == "both":
-        return _sum_meaning(pair, label("RSUM", kind_of(protocol)))
+        return _sum_meaning(pair, metric("RSUM").label(protocol.kind))
     if pair.alike:
         return f"{pair.a} and {pair.b} rank the right answer of every query alike"
     shown = [name for name, test in pair.tests.items() if test.corrected < ALPHA]
@@ -357,7 +358,7 @@ def meaning(pair: Pair, tests: int, protocol: Mapping[str, Any]) -> str:
         more = f"; at {listed(rest)} no difference is shown" if rest else ""
         return f"{'; '.join(told)}: significant after correction for {tests} tests{more}"
     first = next(iter(pair.tests))
-    noun = member(kind_of(protocol))
+    noun = member(protocol.kind)
     queries = f"these {counted(pair.queries, 'query')}"
     if pair.units < pair.queries:
         queries += f" of {counted(pair.units, noun)}"
@@ -366,21 +367,22 @@ def meaning(pair: Pair, tests: int, protocol: Mapping[str, Any]) -> str:
     least = smallest(pair.differences[first].error, tests)
     best = ahead(pair, first)
     now = f"{best} finds {_points(pair, first)}" if best else f"both find as many within {first}"
-    return f"no difference that {queries} can show: {now}; the smallest they could show is about {least:.1f} points"
+    shown_least = f"the smallest they could show is about {metric(first).printed(least)} points"
+    return f"no difference that {queries} can show: {now}; {shown_least}"
 
 
-def _points(pair: Pair, metric: str) -> str:
+def _points(pair: Pair, name: str) -> str:
     """For instance "3.1 points more at R@1 (0.4 to 5.9)", of the run that is ahead."""
-    d = pair.differences[metric]
+    d, printed = pair.differences[name], metric(name).printed
     low, high = (d.low, d.high) if d.value > 0 else (-d.high, -d.low)
-    return f"{abs(d.value):.1f} points more at {metric} ({low:.1f} to {high:.1f})"
+    return f"{printed(abs(d.value))} points more at {name} ({printed(low)} to {printed(high)})"
 
 
 def _sum_meaning(pair: Pair, name: str) -> str:
-    d = pair.differences["RSUM"]
+    d, printed = pair.differences["RSUM"], metric("RSUM").printed
     best = ahead(pair, "RSUM")
     if not best:
         return f"{pair.a} and {pair.b} have the same {name}"
     low, high = (d.low, d.high) if d.value > 0 else (-d.high, -d.low)
     says = "which leaves out 0" if low > 0 else "which holds 0: no difference is shown"
-    return f"{best} has {abs(d.value):.1f} more {name}, 95 % interval {low:.1f} to {high:.1f}, {says}"
+    return f"{best} has {printed(abs(d.value))} more {name}, 95 % interval {printed(low)} to {printed(high)}, {says}"

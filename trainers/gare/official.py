@@ -6,7 +6,6 @@ zeros, or as it was read, because their code looks for it. `psi.*` repeats `agen
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,15 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.store.store import write_json
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
 from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
 from trainers.layers.pair_config import OPENAI
-from trainers.loop.checkpoint import fill_weights, save_weights
-from trainers.loop.checkpoint import load as load_tensors
-from trainers.stages import WEIGHTS
+from trainers.loop.checkpoint import fill_weights
+from trainers.loop.trained import TrainedFolder
 
 PSI, ALIAS = "agent.psi.", "psi."
 LAYER = "layers.0."
@@ -196,17 +193,16 @@ def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
     settings = {**sizes(state), "base_encoder": _encoder(state), "backbone_weights": "seed:0"}
     config = GareConfig(**settings)
     method = Gare(config, network_from(state, config))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, method, {"method": "gare"})
-    write_json(folder / "config.json", {"method": "gare", "config": config.model_dump(mode="json")})
+    TrainedFolder(folder).write("gare", config, method)
     usual = GareConfig().model_dump()
     return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def export_checkpoint(trained: Path, file: Path) -> None:
     """Write a trained method's folder as a state dict that the authors' code loads."""
-    config = GareConfig(**json.loads((trained / "config.json").read_text(encoding="utf-8"))["config"])
-    tensors, _ = load_tensors(trained / WEIGHTS)
+    folder = TrainedFolder(trained)
+    config = folder.config(GareConfig)
+    tensors, _ = folder.tensors()
     own = {official_name(name.removeprefix("network.")): value for name, value in tensors.items()}
     method = Gare(config, network_from(own, config))
     fill_weights(method, tensors, str(trained))

@@ -7,7 +7,6 @@ the attention has is in no tensor, and has to be told.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,12 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError, nearest
-from pipeline.store.store import write_json
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
-from trainers.loop.checkpoint import fill_weights, save_weights
-from trainers.loop.checkpoint import load as load_tensors
-from trainers.stages import WEIGHTS
+from trainers.loop.checkpoint import fill_weights
+from trainers.loop.trained import TrainedFolder
 
 INNER = "model_state_dict"
 PREFIX = "module."  # of a model that was trained on several devices
@@ -107,16 +104,15 @@ def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
     state = read(file)
     config = config_of(state)
     method = method_from(state, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, method, {"method": "h2arn"})
-    write_json(folder / "config.json", {"method": "h2arn", "config": config.model_dump(mode="json")})
+    TrainedFolder(folder).write("h2arn", config, method)
     return {name: getattr(config, name) for name in ("d_model", "nhead", "num_layers")}
 
 
 def export_checkpoint(trained: Path, file: Path) -> None:
     """Write a trained method's folder as a bare state dict, which the authors' inference reads."""
-    config = H2arnConfig(**json.loads((trained / "config.json").read_text(encoding="utf-8"))["config"])
-    tensors, _ = load_tensors(trained / WEIGHTS)
+    folder = TrainedFolder(trained)
+    config = folder.config(H2arnConfig)
+    tensors, _ = folder.tensors()
     own = {name.removeprefix("network."): value for name, value in tensors.items()}
     known = sizes(own)
     method = H2arn(config, known["d_txt"], known["d_pcd"])

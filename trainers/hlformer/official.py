@@ -6,7 +6,6 @@ Their state dict repeats the constant curvature 1 of every Lorentz module: dropp
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import sys
@@ -21,13 +20,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.store.store import write_json
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
-from trainers.loop.checkpoint import fill_weights, save_weights
-from trainers.loop.checkpoint import load as load_tensors
+from trainers.loop.checkpoint import fill_weights
 from trainers.loop.optim import NO_DECAY, BertAdam
-from trainers.stages import WEIGHTS
+from trainers.loop.trained import TrainedFolder
 
 CURVATURE = "manifold.k"
 SCHEDULE_MODULE = "Opts.optimization"
@@ -332,12 +329,8 @@ def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
     """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
     checkpoint = read(file)
     method = method_from(checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"method": "hlformer", "epoch": checkpoint.epoch, "validation": checkpoint.model_val}
-    save_weights(folder / WEIGHTS, method, about)
-    write_json(
-        folder / "config.json", {"method": "hlformer", "config": method.config.model_dump(mode="json")}
-    )
+    about = {"epoch": checkpoint.epoch, "validation": checkpoint.model_val}
+    TrainedFolder(folder).write("hlformer", method.config, method, about=about)
     usual = HLFormerConfig(preset=method.config.preset).model_dump(mode="json")
     settings = method.config.model_dump(mode="json")
     return {"preset": method.config.preset} | {n: v for n, v in settings.items() if v != usual[n]}
@@ -345,9 +338,9 @@ def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
 
 def export_checkpoint(trained: Path, file: Path) -> None:
     """Write a trained method's folder as a checkpoint that the authors' code loads; its optimizer is fresh."""
-    saved = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-    config = HLFormerConfig(**saved["config"])
-    tensors, about = load_tensors(trained / WEIGHTS)
+    folder = TrainedFolder(trained)
+    config = folder.config(HLFormerConfig)
+    tensors, about = folder.tensors()
     state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
     known = sizes(state)
     method = HLFormer(config, known["visual_dim"], known["text_dim"])

@@ -88,18 +88,23 @@ def save_weights(path: Path, method: nn.Module, meta: Mapping[str, Any]) -> None
     save(path, method.state_dict(), meta)
 
 
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in a file by name, and what was said of them. Raises UserError for a missing or damaged file."""
+    if not path.is_file():
+        raise UserError(f"no weights at {path}")
+    try:
+        return load(path)
+    except DamagedCheckpoint as error:
+        raise UserError(str(error)) from None
+
+
 def load_weights(path: Path, method: nn.Module, whole: bool = False) -> dict[str, Any]:
     """Fill a method with saved weights; what was said of them. Raises UserError naming the first misfit.
 
     A part that says `passing = True` stays as it is: it belongs to the run that the weights are from. With `whole`, as
     for an evaluation of that very run, it is filled too where the file holds it.
     """
-    if not path.is_file():
-        raise UserError(f"no weights at {path}")
-    try:
-        tensors, meta = load(path)
-    except DamagedCheckpoint as error:
-        raise UserError(str(error)) from None
+    tensors, meta = load_tensors(path)
     own = method.state_dict()
     passing = tuple(f"{part}." for part in _passing(method))
     kept = [name for name in own if name.startswith(passing) and not (whole and name in tensors)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from trainers.loop.trained import TrainedFolder
+
 HistoryRow = dict[str, Any]
-"""One epoch: `epoch` (from 1), `steps` done so far, `lr`, `loss`, mean `terms`, `validation`, `best`."""
+"""One epoch, with the fields of `trainers.loop.trained.Epoch`."""
 
 
 class Curves:
@@ -21,17 +22,15 @@ class Curves:
     """
 
     def __init__(self, folder: Path, steps: int, points: Mapping[str, Mapping[str, float]]) -> None:
-        self._history = folder / "history.jsonl"
-        _number_old_files(folder / "tensorboard")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps)
+        self._trained = TrainedFolder(folder)
+        _number_old_files(self._trained.tensorboard)
+        self._board = SummaryWriter(str(self._trained.tensorboard), purge_step=steps)
         for group, values in points.items():
             self.add(group, values, steps)
 
     def write_history(self, rows: Sequence[HistoryRow]) -> None:
         """Replace the file by these rows, whole or not at all."""
-        aside = self._history.with_name(self._history.name + ".aside")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        aside.replace(self._history)
+        self._trained.write_history(rows)
 
     def add(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Add a point at a step, counted over the whole run, to each of a group of curves."""

@@ -9,14 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from pipeline.errors import UserError, nearest
@@ -24,12 +23,21 @@ from pipeline.settings import Params
 from trainers.data import SplitIndex
 from trainers.loop import distributed
 from trainers.measure import postprocess
+from trainers.measure.evaluated import (
+    Estimates,
+    EvaluatedFolder,
+    Metrics,
+    PostProcessed,
+    Protocol,
+    Queries,
+    Ranking,
+)
 from trainers.measure.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
+from trainers.measure.metric_table import DIRECTIONS
 from trainers.measure.metrics import (
     LEVEL,
     RESAMPLES,
     Block,
-    Estimate,
     ItemRanks,
     Ranks,
     chance,
@@ -45,42 +53,11 @@ from trainers.method import Batch, Encoded, Method, MethodData
 from trainers.relevance import Positions, Relevance
 from trainers.stages import EvaluateParams
 
-DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
 EXPLAINED = 256  # captions at most whose matches are explained, spread over all
 EXPLAINED_PLACES = 3  # of their rankings; the right item follows
 BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
-
-Estimates = dict[str, dict[str, Estimate]]
-"""Direction, then metric; RSUM, which is of two directions, stands under `both`."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Where every query found its answer. The ranks of `v2t` are those of `asked`, the items with a caption.
-
-    right: (Q,), the item whose rank a caption has, the best of its right ones. top_items, top_scores: (Q, K), best
-    first, equal scores in gallery order. occurrences: of each member of a direction's gallery, how many queries have it
-    in their first PLACES.
-    """
-
-    ranks: dict[str, Ranks]
-    asked: Positions
-    right: Positions
-    top_items: Positions
-    top_scores: NDArray[np.float32]
-    occurrences: dict[str, NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class PostProcessed:
-    """The figures of one post-processing of the scores, with what they must be read with."""
-
-    metrics: Estimates
-    mean_ties: Estimates  # nothing if no answer is tied
-    note: str
-    params: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,27 +80,26 @@ class Evaluation:
     post_processed: dict[str, PostProcessed] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write metrics.json, ranking.safetensors (ranks, top places) and queries.json (ids and texts).
-
-        A method that explains its matches leaves explanation.safetensors too.
-        """
-        summary = {
-            "metrics": _plain(self.metrics),
-            "mean_ties": _plain(self.mean_ties),
-            "protocol": self.protocol,
-            "hubness": {direction: asdict(found) for direction, found in self.hubness.items()},
-        }
-        if self.post_processed:
-            summary["post_processed"] = {name: asdict(found) for name, found in self.post_processed.items()}
-        names = ["items", "captions", "caption_item", "texts"]
-        if self.index.caption_also:
-            names.append("caption_also")
-        queries = {name: getattr(self.index, name) for name in names}
-        (folder / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        (folder / "queries.json").write_text(json.dumps(queries) + "\n", encoding="utf-8")
-        save_file(_arrays(self.ranking, bool(self.index.caption_also)), folder / "ranking.safetensors")
-        if self.explanation:
-            save_file(self.explanation, folder / "explanation.safetensors")
+        """Write the evaluation as `EvaluatedFolder` reads it."""
+        index = self.index
+        EvaluatedFolder(folder).write(
+            Metrics(
+                metrics=self.metrics,
+                mean_ties=self.mean_ties,
+                protocol=Protocol.model_validate(self.protocol),
+                hubness=self.hubness,
+                post_processed=self.post_processed,
+            ),
+            Queries(
+                items=index.items,
+                captions=index.captions,
+                caption_item=index.caption_item,
+                texts=index.texts,
+                caption_also=index.caption_also,
+            ),
+            self.ranking,
+            self.explanation,
+        )
 
 
 def evaluate(
@@ -426,7 +402,9 @@ def _post_processed(
     for name, ranks in postprocess.ranks(blocks, links, directions, options).items():
         strict, mean = _both_figures(ranks, links, seed)
         told: Params = getattr(params, name)
-        out[name] = PostProcessed(strict, mean, postprocess.NOTES[name], told.model_dump())
+        out[name] = PostProcessed(
+            metrics=strict, mean_ties=mean, note=postprocess.NOTES[name], params=told.model_dump()
+        )
     return out
 
 
@@ -558,24 +536,3 @@ def _bytes_each(encoded: Encoded) -> int:
 
 def _part(encoded: Encoded, where: slice, device: str | torch.device) -> Encoded:
     return {name: values[where].to(device) for name, values in encoded.items()}
-
-
-def _plain(figures: Estimates) -> dict[str, dict[str, dict[str, float]]]:
-    """Estimates as JSON holds them."""
-    return {
-        direction: {name: asdict(figure) for name, figure in named.items()}
-        for direction, named in figures.items()
-    }
-
-
-def _arrays(ranking: Ranking, several: bool) -> dict[str, NDArray[Any]]:
-    """The tensors of ranking.safetensors; which right item has a caption's rank is told where it has several."""
-    arrays: dict[str, NDArray[Any]] = {"top.items": ranking.top_items, "top.scores": ranking.top_scores}
-    for direction, ranks in ranking.ranks.items():
-        arrays |= {f"{direction}.rank": ranks.strict, f"{direction}.mean_rank": ranks.mean}
-    if "t2v" in ranking.ranks and several:
-        arrays["t2v.item"] = ranking.right
-    if "v2t" in ranking.ranks:
-        arrays["v2t.item"] = ranking.asked
-    arrays |= {f"{direction}.occurrences": counts for direction, counts in ranking.occurrences.items()}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
+from trainers.measure.metric_table import CUTOFFS, METRICS, RSUM_CUTOFFS
 from trainers.relevance import Positions, Relevance, Scores
 
-CUTOFFS = (1, 5, 10, 100)
-RSUM_CUTOFFS = (1, 5, 10)
 RESAMPLES = 1000
 LEVEL = 0.95  # of the bootstrap intervals
 SAMPLE_ENTRIES = 2**22  # counts held at once while bootstrapping: 32 MB
@@ -229,19 +228,12 @@ def _units(links: Relevance) -> tuple[Positions, Positions]:
 
 
 def chance(gallery: int, correct: NDArray[Any]) -> dict[str, float]:
-    """R@K and SumR of a random order of the gallery, in percent.
+    """The metrics of a random order of the gallery, in percent, of those whose chance the table of metrics knows.
 
-    A query with m correct answers among n finds none of them in K places with probability
-    C(n - m, K) / C(n, K) = product over j < K of (n - m - j) / (n - j).
     correct: number of correct answers of each query.
     """
-    numbers, queries = np.unique(correct, return_counts=True)
-    out = {}
-    for cutoff in CUTOFFS:
-        places = gallery - np.arange(min(cutoff, gallery))
-        missed = np.prod(np.maximum(places - numbers[:, None], 0) / places, axis=1)
-        out[f"R@{cutoff}"] = float(100 * np.average(1 - missed, weights=queries))
-    return out | {"SumR": sum(out.values())}
+    known = (metric for metric in METRICS if metric.measured and metric.chance)
+    return {metric.name: metric.chance(gallery, correct) for metric in known if metric.chance}
 
 
 def _histogram(ranks: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -6,7 +6,6 @@ float32. Nets that the release creates and never uses are kept under `unused_net
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.store.store import write_json
 from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
-from trainers.loop.checkpoint import load as load_tensors
-from trainers.loop.checkpoint import save_weights
+from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
-from trainers.stages import WEIGHTS
 
 PREFIXES = {
     "network.towers.clip.": "clip.",
@@ -139,20 +135,18 @@ def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
     # The towers need no other weights once these are loaded: those of a seed are at hand anywhere.
     known = {**sizes(state), "base_encoder": base_encoder(state), "backbone_weights": "seed:0"}
     config = NeighborRetrConfig(**known)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, method_from(state, config), {"method": "neighborretr"})
-    write_json(folder / "config.json", {"method": "neighborretr", "config": config.model_dump(mode="json")})
+    TrainedFolder(folder).write("neighborretr", config, method_from(state, config))
     usual = NeighborRetrConfig().model_dump(mode="json")
     return {name: v for name, v in config.model_dump(mode="json").items() if v != usual[name]}
 
 
 def export_checkpoint(trained: Path, file: Path) -> None:
     """Write a trained method's folder as a state dict that the authors' code loads."""
-    saved = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-    if NeighborRetrConfig(**saved["config"]).mode == "frozen":
+    folder = TrainedFolder(trained)
+    if folder.config(NeighborRetrConfig).mode == "frozen":
         raise UserError(
             f"{trained} was trained on features and has no CLIP: the authors' code cannot load it"
         )
-    tensors, _ = load_tensors(trained / WEIGHTS)
+    tensors, _ = folder.tensors()
     state = {official_name(name): tensor for name, tensor in tensors.items() if not name.startswith(BANK)}
     torch.save(state, file)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flows.results.board.published import Figures, Published, Row
-from trainers.measure.metrics import CUTOFFS, RSUM_CUTOFFS
+from trainers.measure.metric_table import METRICS, metric
 
-PARTS = {"SumR": CUTOFFS, "RSUM": RSUM_CUTOFFS}
+SUMS = {one.name: one.parts for one in METRICS if len(one.parts) > 1}
 ARITHMETIC = 1e-9  # what adding binary fractions may cost
 
 
@@ -64,17 +64,17 @@ def name_of(one: Published, row: Row) -> str:
 
 def _impossible(where: str, directions: int, figures: Figures) -> Iterator[str]:
     for name, value in figures.items():
-        low, high = 1.0, float("inf")
-        if name == "MRR":
-            low, high = 0.0, 1.0
-        elif name not in ("MdR", "MnR"):
-            low, high = 0.0, 100.0 * directions * len(PARTS.get(name, (1,)))
+        low, high = metric(name).least, metric(name).most
+        if metric(name).unit == "%":
+            high *= directions
         if not low <= value <= high:
             yield f"{where}: {name} is {value:g}, possible is {low:g} to {high:g}"
 
 
 def _falling(where: str, figures: Figures) -> Iterator[str]:
-    recalls = sorted((int(name[2:]), value) for name, value in figures.items() if name.startswith("R@"))
+    recalls = sorted(
+        (cutoffs[0], value) for name, value in figures.items() if len(cutoffs := metric(name).parts) == 1
+    )
     for (k, less), (m, more) in itertools.pairwise(recalls):
         if more < less:
             yield f"{where}: R@{m} is {more:g}, less than R@{k} with {less:g}"
@@ -84,7 +84,7 @@ def _sums(where: str, row: Row) -> Iterator[str]:
     """Printed sums against those of the printed columns, where all are printed; each may be rounded by half a step."""
     sides: dict[str, Figures] = dict(row.figures())
     for direction, figures in sides.items():
-        for name, cutoffs in PARTS.items():
+        for name, cutoffs in SUMS.items():
             if name not in figures:
                 continue
             parts = [sides.get(d, {}).get(f"R@{k}") for d in _summed(direction) for k in cutoffs]

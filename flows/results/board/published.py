@@ -11,9 +11,8 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import UserError, nearest
 from pipeline.settings import Options, fill, read_toml
+from trainers.measure.metric_table import METRICS
 from trainers.registry import METHODS
-
-METRICS = ("R@1", "R@5", "R@10", "R@50", "R@100", "SumR", "RSUM", "MdR", "MnR", "MRR")
 
 Direction = Literal["t2v", "v2t", "both"]
 Figures = dict[str, float]
@@ -50,9 +49,10 @@ class Row(Options):
     @field_validator("t2v", "v2t", "both")
     @classmethod
     def _known(cls, value: Figures) -> Figures:
+        known = [metric.name for metric in METRICS]
         for name in value:
-            if name not in METRICS:
-                raise ValueError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
+            if name not in known:
+                raise ValueError(f"unknown metric {name!r}; {nearest(name, known)}")
         return value
 
     def figures(self) -> Iterator[tuple[Direction, Figures]]:

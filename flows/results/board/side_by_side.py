@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from flows.results.board.published import METRICS, Direction, Protocol, Published, fitting
-from flows.results.measured import Metrics
+from flows.results.board.published import Protocol, Published, fitting
 from flows.results.report.wording import counted
+from trainers.measure.evaluated import Metrics
+from trainers.measure.evaluated import Protocol as OurProtocol
+from trainers.measure.metric_table import METRICS
 
 OURS = "ours"
 ORIGINS = {"paper": "paper", "repository": "repository", "secondary": "second hand", OURS: OURS}
@@ -40,10 +41,10 @@ class Section:
     protocol: str
     lines: tuple[Line, ...]
 
-    def metrics(self, direction: Direction) -> list[str]:
+    def metrics(self, direction: str) -> list[str]:
         """Those that any line has of a direction, in the usual order."""
         there = {name for line in self.lines for name in line.figures.get(direction, {})}
-        return [name for name in METRICS if name in there]
+        return [metric.name for metric in METRICS if metric.name in there]
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def _says_all(one: Line, other: Line) -> bool:
 
 def _placed(published: Mapping[str, Published], own: Ours) -> Iterator[tuple[tuple[str, str], Line]]:
     """Where a method of ours belongs: in every table whose protocol is that of its corpus, else apart from all."""
-    told = own.measured.protocol
-    corpus = told.get("corpus") or {}
+    measured = own.measured.protocol
+    corpus = measured.corpus.as_json() if measured.corpus else {}
     places: dict[tuple[str, str], list[Protocol]] = {}
     for protocol in fitting(published, corpus):
         places.setdefault((protocol.dataset, protocol.name), []).append(protocol)
@@ -117,25 +118,25 @@ def _placed(published: Mapping[str, Published], own: Ours) -> Iterator[tuple[tup
         reason = f"measured on {name}, under none of the published protocols: no published row applies"
         yield (own.experiment, NO_PROTOCOL), _line(own, (reason,))
     for key, protocols in places.items():
-        yield key, _line(own, tuple(reasons(told, protocols)))
+        yield key, _line(own, tuple(reasons(measured, protocols)))
 
 
-def reasons(told: Mapping[str, Any], protocols: Sequence[Protocol]) -> Iterator[str]:
+def reasons(measured: OurProtocol, protocols: Sequence[Protocol]) -> Iterator[str]:
     """Why figures of ours are not comparable with those of a table, though the corpus has its protocol."""
-    if told["split"] != "test":
-        yield f"measured on the split {told['split']}"
-    if dropped := told.get("dropped", 0):
-        yield f"{counted(dropped, 'caption')} dropped, because items or captions failed"
-    if "rerank" in told:
-        yield str(told["rerank"])
-    sentence = str((told.get("corpus") or {}).get("sentence"))
+    if measured.split != "test":
+        yield f"measured on the split {measured.split}"
+    if measured.dropped:
+        yield f"{counted(measured.dropped, 'caption')} dropped, because items or captions failed"
+    if measured.rerank:
+        yield measured.rerank
+    sentence = measured.corpus.sentence if measured.corpus else ""
     yield from (part for part in sentence.split("; ") if MISSING in part)
     if all(protocol.caution for protocol in protocols):
         yield from (protocol.caution for protocol in protocols)
 
 
 def _line(own: Ours, apart: tuple[str, ...]) -> Line:
-    figures = own.measured.figures
+    figures = own.measured.estimates
     return Line(
         own.method, OURS, own.experiment, in_words(own.measured.protocol),
         {d: {name: f.value for name, f in named.items()} for d, named in figures.items()},
@@ -144,9 +145,8 @@ def _line(own: Ours, apart: tuple[str, ...]) -> Line:
     )  # fmt: skip
 
 
-def in_words(told: Mapping[str, Any]) -> str:
+def in_words(measured: OurProtocol) -> str:
     """The protocol of an evaluation of ours: corpus, split, sizes, ties."""
-    corpus = (told.get("corpus") or {}).get("sentence")
-    size = f"{counted(told['items'], 'item')}, {counted(told['captions'], 'caption')}"
-    words = [corpus, f"split {told['split']}: {size}", told.get("ties")]
-    return "; ".join(str(word) for word in words if word)
+    corpus = measured.corpus.sentence if measured.corpus else ""
+    size = f"{counted(measured.items, 'item')}, {counted(measured.captions, 'caption')}"
+    return "; ".join(word for word in (corpus, f"split {measured.split}: {size}", measured.ties) if word)

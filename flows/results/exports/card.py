@@ -13,11 +13,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from flows.reporting import differences
-from flows.results.exports.evaluated import Evaluated
+from flows.results.method_results import MethodResults
 from flows.results.report.environment import environment
-from flows.results.report.leaderboard import label, printed, protocols, shown_metrics
-from flows.results.report.wording import NOUNS, counted, kind_of, plain, titles, without_places
+from flows.results.report.leaderboard import protocols
+from flows.results.report.wording import NOUNS, counted, duration, plain, titles, without_places
 from pipeline.run.plan import ancestors, order
+from trainers.measure.evaluated import Estimates, Protocol
+from trainers.measure.metric_table import metric, shown_metrics
 
 CARD = "README.md"  # what the hub shows of a model
 UNKNOWN = "unknown"
@@ -38,7 +40,7 @@ COMMON = {
 CHOSEN = ("model", "weights", "package", "source")  # the settings that name a network or a source
 
 
-def export_card(one: Evaluated, target: Path, license_name: str = "") -> Path:
+def export_card(one: MethodResults, target: Path, license_name: str = "") -> Path:
     """Write FOLDER/README.md; `license_name` is that of the weights, as the hub spells it (apache-2.0, cc-by-4.0)."""
     target.mkdir(parents=True, exist_ok=True)
     path = target / CARD
@@ -48,52 +50,44 @@ def export_card(one: Evaluated, target: Path, license_name: str = "") -> Path:
     return path
 
 
-def header(one: Evaluated, license_name: str = "") -> ModelCardData:
+def header(one: MethodResults, license_name: str = "") -> ModelCardData:
     """The card's metadata: what the hub searches by, and the figures as its model index has them."""
-    kind, sides = kind_of(one.measured["protocol"]), one.measured["protocol"]["directions"]
+    protocol = one.evaluated.metrics.protocol
+    tasks = (TASKS[protocol.kind, direction] for direction in protocol.directions)
     return ModelCardData(
         model_name=f"crossreel-{one.method}",
         license=license_name or UNKNOWN,
         library_name="crossreel",
-        tags=["retrieval", "cross-modal-retrieval", one.method, *(TASKS[kind, way] for way in sides)],
+        tags=["retrieval", "cross-modal-retrieval", one.method, *tasks],
         eval_results=list(_results(one)),
     )
 
 
-def _results(one: Evaluated) -> Iterator[EvalResult]:
-    """Every figure of a direction, with its interval in its name, as the index has no place for one."""
-    protocol = one.measured["protocol"]
+def _results(one: MethodResults) -> Iterator[EvalResult]:
+    """Every estimate of a direction, with its interval in its name, as the index has no place for one."""
+    protocol = one.evaluated.metrics.protocol
     corpus = one.project.contents.corpus.path.stem
-    for direction, figures in _figures(one.measured).items():
-        if direction not in protocol["directions"]:
+    published = protocol.corpus.name if protocol.corpus else ""
+    for direction, estimates in one.evaluated.metrics.estimates.items():
+        if direction not in protocol.directions:
             continue  # sums over both are of no task
-        for name, figure in figures.items():
-            low, high = printed(name, figure["low"]), printed(name, figure["high"])
+        for name, estimate in estimates.items():
+            facts = metric(name)
+            low, high = facts.printed(estimate.low), facts.printed(estimate.high)
             yield EvalResult(
-                task_type=TASKS[kind_of(protocol), direction],
+                task_type=TASKS[protocol.kind, direction],
                 dataset_type=corpus,
-                dataset_name=(protocol.get("corpus") or {}).get("name") or corpus,
-                dataset_split=protocol["split"],
-                dataset_revision=protocol["split_digest"],
-                metric_type=_metric(name),
+                dataset_name=published or corpus,
+                dataset_split=protocol.split,
+                dataset_revision=protocol.split_digest,
+                metric_type=facts.hub_name,
                 metric_name=f"{name} (95 % interval {low} to {high})",
-                metric_value=figure["value"],
+                metric_value=estimate.value,
             )
 
 
-def _metric(name: str) -> str:
-    """A metric's name as the hub spells its own: recall_at_10, mean_rank."""
-    named = {"SumR": "sum_of_recalls", "MdR": "median_rank", "MnR": "mean_rank", "MRR": "mrr"}
-    return named.get(name, name.replace("R@", "recall_at_"))
-
-
-def _figures(block: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Those under the mean rank of ties where any answer is tied, as leaderboards show them."""
-    return dict(block["mean_ties"] or block["metrics"])
-
-
-def _body(one: Evaluated, license_name: str) -> Iterator[str]:
-    kind = kind_of(one.measured["protocol"])
+def _body(one: MethodResults, license_name: str) -> Iterator[str]:
+    kind = one.evaluated.metrics.protocol.kind
     yield f"# crossreel {one.method}\n"
     yield f"A retriever between texts and {NOUNS[kind]}s, trained by the method `{one.method}` of crossreel."
     yield f"Its training has the fingerprint `{one.training.fingerprint.hex}`.\n"
@@ -107,19 +101,21 @@ def _body(one: Evaluated, license_name: str) -> Iterator[str]:
     yield from _limitations(one)
 
 
-def _data(one: Evaluated) -> Iterator[str]:
-    corpus, split = one.project.contents.corpus, one.measured["protocol"]["split"]
-    told = one.measured["protocol"].get("corpus") or {}
+def _data(one: MethodResults) -> Iterator[str]:
+    corpus, protocol = one.project.contents.corpus, one.evaluated.metrics.protocol
+    published = protocol.corpus.sentence if protocol.corpus else ""
     yield "## Data\n"
-    yield (
-        f"Corpus: `{corpus.path.name}`. "
-        + (told.get("sentence") or "No published protocol is known of it.")
-        + "\n"
-    )
+    yield (f"Corpus: `{corpus.path.name}`. " + (published or "No published protocol is known of it.") + "\n")
     yield from _table(
-        ("split", f"{NOUNS[kind_of(one.measured['protocol'])]}s", "captions", "digest", "use"),
+        ("split", f"{NOUNS[protocol.kind]}s", "captions", "digest", "use"),
         (
-            (name, f"{row['gallery']:,}", f"{row['queries']:,}", f"`{row['digest']}`", _use(name, split))
+            (
+                name,
+                f"{row['gallery']:,}",
+                f"{row['queries']:,}",
+                f"`{row['digest']}`",
+                _use(name, protocol.split),
+            )
             for name, row in corpus.describe().items()
         ),
     )
@@ -132,50 +128,52 @@ def _use(split: str, evaluated: str) -> str:
     )
 
 
-def _protocol(one: Evaluated) -> Iterator[str]:
-    (told,) = protocols({one.method: one.measured})
+def _protocol(one: MethodResults) -> Iterator[str]:
+    (told,) = protocols({one.method: one.evaluated.metrics})
     yield "## Protocol\n"
     yield from (f"- {term}: {text}" for term, text in told.terms)
     yield ""
 
 
-def _results_tables(one: Evaluated) -> Iterator[str]:
-    protocol = one.measured["protocol"]
+def _results_tables(one: MethodResults) -> Iterator[str]:
+    metrics = one.evaluated.metrics
     yield "## Figures\n"
     yield "With 95 % intervals, and chance where it is known.\n"
-    yield from _figure_tables(_figures(one.measured), protocol)
+    yield from _tables(metrics.estimates, metrics.protocol)
 
 
-def _figure_tables(figures: Mapping[str, Mapping[str, Any]], protocol: Mapping[str, Any]) -> Iterator[str]:
-    kind = kind_of(protocol)
-    for direction, found in figures.items():
-        chance = protocol["directions"].get(direction, {}).get("chance", {})
-        yield f"{titles(kind)[direction]}:\n"
-        yield from _table(
-            ("metric", "value", "95 % interval", "chance"),
-            (
-                (label(name, kind), printed(name, found[name]["value"]),
-                 f"{printed(name, found[name]['low'])} to {printed(name, found[name]['high'])}",
-                 printed(name, chance[name]) if name in chance else "")
-                for name in shown_metrics(found, kind)
-            ),
-        )  # fmt: skip
+def _tables(estimates: Estimates, protocol: Protocol) -> Iterator[str]:
+    """A table of each direction."""
+    for direction, found in estimates.items():
+        chance = protocol.chance(direction)
+        yield f"{titles(protocol.kind)[direction]}:\n"
+        rows = []
+        for name in shown_metrics(found, protocol.kind):
+            facts, estimate = metric(name), found[name]
+            interval = f"{facts.printed(estimate.low)} to {facts.printed(estimate.high)}"
+            luck = facts.printed(chance[name]) if name in chance else ""
+            rows.append((facts.label(protocol.kind), facts.printed(estimate.value), interval, luck))
+        yield from _table(("metric", "value", "95 % interval", "chance"), rows)
 
 
-def _post_processed(one: Evaluated) -> Iterator[str]:
-    for name, block in one.measured.get("post_processed", {}).items():
-        settings = ", ".join(f"{key} {plain(value)}" for key, value in block["params"].items())
+def _post_processed(one: MethodResults) -> Iterator[str]:
+    metrics = one.evaluated.metrics
+    for name, block in metrics.post_processed.items():
+        settings = ", ".join(f"{key} {plain(value)}" for key, value in block.params.items())
         yield f"### After {name} ({settings})\n"
-        yield f"This {block['note']}.\n"
-        yield from _figure_tables(_figures(block), one.measured["protocol"])
+        yield f"This {block.note}.\n"
+        yield from _tables(block.estimates, metrics.protocol)
 
 
-def _training(one: Evaluated) -> Iterator[str]:
-    summary = one.trained["summary"]
+def _training(one: MethodResults) -> Iterator[str]:
+    summary = one.trained.summary
     yield "## Training\n"
-    yield f"- parameters: {summary['parameters']:,}"
-    yield f"- epochs: {summary['epochs']}, of which epoch {summary['best_epoch']} was the best by the split val"
-    yield f"- time: {one.record(one.training)['seconds']:.0f} s"
+    yield f"- parameters: {summary.parameters:,}"
+    if summary.epochs:
+        yield f"- epochs: {summary.epochs}, of which epoch {summary.best_epoch} was the best by the split val"
+        yield f"- time: {duration(one.record(one.training)['seconds'])}"
+    else:
+        yield f"- epochs: none; {_start(one)}"
     yield ""
     other = differences(one.training.stage.params)
     if not other:
@@ -188,7 +186,15 @@ def _training(one: Evaluated) -> Iterator[str]:
     )
 
 
-def _backbones(one: Evaluated) -> Iterator[str]:
+def _start(one: MethodResults) -> str:
+    """Where the weights of a training of no epochs come from."""
+    digest = one.training.fingerprint.components.get("start")
+    if not digest:
+        return "the weights are the random ones that training would have begun with"
+    return f"the weights are those of a checkpoint that was imported, with the digest `{digest}`"
+
+
+def _backbones(one: MethodResults) -> Iterator[str]:
     rows = list(_weights(one))
     if not rows:
         return
@@ -198,7 +204,7 @@ def _backbones(one: Evaluated) -> Iterator[str]:
     yield from _table(("stage", "settings", "identity"), rows)
 
 
-def _weights(one: Evaluated) -> Iterator[tuple[str, str, str]]:
+def _weights(one: MethodResults) -> Iterator[tuple[str, str, str]]:
     """Of each stage upstream that has a network or imported features, its settings and its identity."""
     stages = one.project.stages
     wanted = ancestors(stages, [one.training.stage.name])
@@ -216,29 +222,30 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {plain(value)}" for key, value in values.items())
 
 
-def _environment(one: Evaluated) -> Iterator[str]:
+def _environment(one: MethodResults) -> Iterator[str]:
     yield "## Environment\n"
     yield "Of the machine that wrote this card; the store does not know with what versions the training ran.\n"
     yield from (f"- {name}: {value}" for name, value in environment())
     yield ""
 
 
-def _limitations(one: Evaluated) -> Iterator[str]:
-    protocol, contents = one.measured["protocol"], one.project.contents
-    kind, sides = kind_of(protocol), protocol["directions"]
+def _limitations(one: MethodResults) -> Iterator[str]:
+    metrics, contents = one.evaluated.metrics, one.project.contents
+    protocol, kind = metrics.protocol, metrics.protocol.kind
     noun = NOUNS[kind]
     yield "## Limitations\n"
     asked = " and ".join(
-        f"{counted(side['queries'], 'query')} ({titles(kind)[way].lower()})" for way, side in sides.items()
+        f"{counted(side.queries, 'query')} ({titles(kind)[direction].lower()})"
+        for direction, side in protocol.directions.items()
     )
     yield f"- Measured on one split of one corpus, with {asked}; nothing is known of other {noun}s or texts."
     yield "- The intervals are of the queries alone: they do not say how figures spread over trainings."
     yield f"- Every {noun} competes with those of the split alone; a larger gallery is harder."
-    if protocol.get("dropped"):
-        yield f"- {counted(protocol['dropped'], 'caption')} of the split could not be judged."
+    if protocol.dropped:
+        yield f"- {counted(protocol.dropped, 'caption')} of the split could not be judged."
     if contents.unreadable:
         yield f"- {counted(len(contents.unreadable), noun)} of the corpus could not be read."
-    if one.measured["mean_ties"]:
+    if metrics.tied:
         yield "- Some right answers are tied with others; the figures take the mean rank of the ties."
     if any("seed:" in identity or "seed:" in settings for _, settings, identity in _weights(one)):
         yield "- A backbone has random weights: this is a model to try the program with, none to use."

@@ -15,7 +15,7 @@ import numpy as np
 
 from flows.features import having_features
 from flows.project import Project
-from flows.results.exports.evaluated import Evaluated
+from flows.results.method_results import MethodResults
 from pipeline.errors import UserError
 from pipeline.store.segments import Array
 from pipeline.store.store import FeatureReader
@@ -84,27 +84,28 @@ def _nested(arrays: Sequence[Array]) -> Any:
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), column)
 
 
-def export_scores(one: Evaluated, path: Path) -> int:
+def export_scores(one: MethodResults, path: Path) -> int:
     """Write the first places of each caption of an evaluated split, a row a place; returns how many rows.
 
     query_id and item_id are ids of the corpus, query and item digests; `rank` counts from 1, equal scores in gallery
     order; `right` says whether the item is right for the caption. Scores of other pairs are not stored.
     """
-    protocol = one.measured["protocol"]
+    top_items = one.evaluated.ranking.top_items
     about = {
-        "method": one.method, "fingerprint": one.evaluation.fingerprint.hex, "protocol": protocol,
-        "places": int(one.arrays["top.items"].shape[1]),
+        "method": one.method, "fingerprint": one.evaluation.fingerprint.hex,
+        "protocol": one.evaluated.metrics.protocol.as_json(), "places": int(top_items.shape[1]),
     }  # fmt: skip
     _write(path, _score_groups(one), about)
-    return int(one.arrays["top.items"].size)
+    return int(top_items.size)
 
 
-def _score_groups(one: Evaluated) -> Iterator[dict[str, Any]]:
+def _score_groups(one: MethodResults) -> Iterator[dict[str, Any]]:
     """Columns of so many captions, place after place."""
     pa, _ = _arrow()
-    items, scores = one.arrays["top.items"], one.arrays["top.scores"]
-    places, right = items.shape[1], one.right
-    item_ids, digests = np.array(one.item_ids, object), np.array(one.queries["items"], object)
+    queries, ranking = one.evaluated.queries, one.evaluated.ranking
+    items, scores = ranking.top_items, ranking.top_scores
+    places, right = items.shape[1], queries.positives
+    item_ids, digests = np.array(one.item_ids, object), np.array(queries.items, object)
     caption_ids = one.caption_ids
     for first in range(0, len(items), GROUP_QUERIES):
         some = slice(first, first + GROUP_QUERIES)
@@ -116,8 +117,8 @@ def _score_groups(one: Evaluated) -> Iterator[dict[str, Any]]:
         ]
         yield {
             "query_id": _each(caption_ids[some], places),
-            "query": _each(one.queries["captions"][some], places),
-            "text": _each(one.queries["texts"][some], places),
+            "query": _each(queries.captions[some], places),
+            "text": _each(queries.texts[some], places),
             "rank": pa.array(np.tile(np.arange(1, places + 1, dtype=np.int32), len(items[some]))),
             "item_id": item_ids[flat].tolist(),
             "item": digests[flat].tolist(),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.results.exports.evaluated import Evaluated
+from flows.results.method_results import MethodResults
 from pipeline.store.store import write_json
 
 CUTOFFS = (1, 3, 5, 10, 20, 100, 1000)  # those of mteb's retrieval tasks
@@ -45,7 +45,7 @@ class Written:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def export_mteb(methods: Sequence[Evaluated], target: Path, languages: Sequence[str] = ()) -> Written:
+def export_mteb(methods: Sequence[MethodResults], target: Path, languages: Sequence[str] = ()) -> Written:
     """Write FOLDER/crossreel__METHOD/REVISION/TASK.json, as mteb lays out results.
 
     The revision is the training's fingerprint, the task the corpus and the direction: no task of mteb's own, whose
@@ -55,7 +55,7 @@ def export_mteb(methods: Sequence[Evaluated], target: Path, languages: Sequence[
     for one in methods:
         folder = target / f"crossreel__{one.method}" / one.training.fingerprint.hex
         folder.mkdir(parents=True, exist_ok=True)
-        for direction in one.measured["protocol"]["directions"]:
+        for direction in one.evaluated.metrics.protocol.directions:
             path = folder / f"{task_name(one, direction)}.json"
             write_json(path, task_result(one, direction, languages))
             report.files.append(path)
@@ -64,25 +64,24 @@ def export_mteb(methods: Sequence[Evaluated], target: Path, languages: Sequence[
     return report
 
 
-def task_name(one: Evaluated, direction: str) -> str:
+def task_name(one: MethodResults, direction: str) -> str:
     """The corpus and the direction, in letters that file names and mteb's task names have: `activitynet-T2V`."""
     name = re.sub(r"[^\w-]+", "-", one.project.contents.corpus.path.stem)
     return f"{name}-{direction.upper()}"
 
 
-def task_result(one: Evaluated, direction: str, languages: Sequence[str]) -> dict[str, Any]:
+def task_result(one: MethodResults, direction: str, languages: Sequence[str]) -> dict[str, Any]:
     """One direction of a method as mteb's TaskResult. Its mteb_version is null: mteb did not evaluate it."""
-    protocol, record = one.measured["protocol"], one.record(one.evaluation)
-    scores: dict[str, Any] = retrieval_scores(
-        one.arrays[f"{direction}.mean_rank"], _one_right(one, direction)
-    )
+    protocol, record = one.evaluated.metrics.protocol, one.record(one.evaluation)
+    rank = one.evaluated.ranking.ranks[direction].mean
+    scores: dict[str, Any] = retrieval_scores(rank, _one_right(one, direction))
     main = next(name for name in MAIN if name in scores)
     return {
-        "dataset_revision": protocol["split_digest"],
+        "dataset_revision": protocol.split_digest,
         "task_name": task_name(one, direction),
         "mteb_version": None,
         "scores": {
-            protocol["split"]: [
+            protocol.split: [
                 {
                     "main_score": scores[main],
                     "hf_subset": SUBSET,
@@ -97,9 +96,9 @@ def task_result(one: Evaluated, direction: str, languages: Sequence[str]) -> dic
     }
 
 
-def _one_right(one: Evaluated, direction: str) -> bool:
+def _one_right(one: MethodResults, direction: str) -> bool:
     """Whether every query of a direction has one right answer."""
-    return not one.several_right if direction == "t2v" else bool((one.captions_per_item == 1).all())
+    return bool((one.evaluated.queries.positive_counts(direction) == 1).all())
 
 
 def retrieval_scores(rank: Ranks, one_right: bool) -> dict[str, float]:

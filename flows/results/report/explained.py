@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from flows.results.report.hubness import status, threshold
 from flows.results.report.pieces import Pieces
 from pipeline.child import resolve
+from trainers.measure.evaluated import EvaluatedFolder
 from trainers.registry import METHODS
 
-FILE = "explanation.safetensors"
 MOST_DRAWN = 120  # results of a method; a drawing takes up to 3 KB
 LEVELS = 4  # of strength that a word can have, besides none
 BAR_HEIGHT, LINE_HEIGHT = 24.0, 40.0  # of bars and timelines, whose width is 100
@@ -122,14 +120,11 @@ class Explanation:
     left: int = MOST_DRAWN
 
     @classmethod
-    def read(cls, method: str, folder: Path, pieces: Pieces | None = None) -> Explanation:
+    def read(cls, method: str, folder: EvaluatedFolder, pieces: Pieces | None = None) -> Explanation:
         """What an evaluation left; of nothing, nothing is drawn."""
-        path = folder / FILE
         drawer = drawer_of(method)
-        arrays = load_file(path) if path.is_file() and drawer else {}
-        if not {"query", "item"} <= arrays.keys():
-            arrays = {}
-        counts = load_file(folder / "ranking.safetensors").get("t2v.occurrences")
+        arrays = folder.explanation if drawer else {}
+        counts = folder.ranking.occurrences.get("t2v")
         rows = {int(query): row for row, query in enumerate(arrays.get("query", []))}
         return cls(drawer, arrays, counts, rows, pieces)
 

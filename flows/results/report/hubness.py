@@ -6,21 +6,20 @@ as in the share of places that evaluation measures; an anti-hub has none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from flows.results.report.frames import Strip
-from flows.results.report.leaderboard import DIRECTIONS
 from flows.results.report.pictures import Pictures
 from flows.results.report.ranks import Histogram, bars
-from flows.results.report.wording import counted, kind_of, member, titles
+from flows.results.report.wording import counted, member, titles
+from trainers.measure.evaluated import EvaluatedFolder, Metrics, Queries
+from trainers.measure.hubness import Hubness
+from trainers.measure.metric_table import DIRECTIONS
 
 DEVIATIONS = 2  # above the mean, from which a member counts as a hub
 MOST_BINS = 16
@@ -74,28 +73,28 @@ class Hubs:
     of_items: bool  # items, who can be shown; else captions
 
 
-def hubness_tables(measured: Mapping[str, Mapping[str, Any]]) -> list[HubnessTable]:
-    """A table for each k there is, directions one after the other; measured: metrics.json by method."""
+def hubness_tables(measured: Mapping[str, Metrics]) -> list[HubnessTable]:
+    """A table for each k there is, directions one after the other; measured: by method."""
     found = [
-        (method, titles(kind_of(report["protocol"]))[direction], report["hubness"][direction])
+        (method, titles(metrics.protocol.kind)[direction], metrics.hubness[direction])
         for direction in DIRECTIONS
-        for method, report in measured.items()
-        if direction in report.get("hubness", {})
+        for method, metrics in measured.items()
+        if direction in metrics.hubness
     ]
     return [
-        HubnessTable(k, tuple(_row(method, title, told) for method, title, told in found if told["k"] == k))
-        for k in sorted({told["k"] for _, _, told in found}, reverse=True)
-    ]  # fmt: skip
+        HubnessTable(k, tuple(_row(method, title, one) for method, title, one in found if one.k == k))
+        for k in sorted({one.k for _, _, one in found}, reverse=True)
+    ]
 
 
-def _row(method: str, title: str, told: Mapping[str, float]) -> HubnessRow:
+def _row(method: str, title: str, hubness: Hubness) -> HubnessRow:
     return HubnessRow(
         method,
         title,
-        skewness=f"{told['skewness']:.2f}",
-        anti_hubs=f"{100 * told['anti_hub_share']:.1f} %",
-        most=f"{told['most']:,} (mean {told['mean']:.1f})",
-        hubs=f"{100 * told['hub_share']:.1f} %",
+        skewness=f"{hubness.skewness:.2f}",
+        anti_hubs=f"{100 * hubness.anti_hub_share:.1f} %",
+        most=f"{hubness.most:,} (mean {hubness.mean:.1f})",
+        hubs=f"{100 * hubness.hub_share:.1f} %",
     )
 
 
@@ -126,17 +125,16 @@ def occurrence_bins(counts: Counts, most: int = MOST_BINS) -> tuple[list[tuple[i
     return stretches, [int(((counts >= low) & (counts <= high)).sum()) for low, high in stretches]
 
 
-def read_hubs(method: str, folder: Path, inputs: Mapping[str, Any], pictures: Pictures) -> list[Hubs]:
+def read_hubs(
+    method: str, folder: EvaluatedFolder, inputs: Mapping[str, Any], pictures: Pictures
+) -> list[Hubs]:
     """The hubs of an evaluation, direction by direction; nothing where it did not count them."""
-    ranking = load_file(folder / "ranking.safetensors")
-    asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
-    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    kind = kind_of(measured["protocol"])
-    teller = _Teller(method, kind, asked, inputs, pictures)
+    metrics, occurrences = folder.metrics, folder.ranking.occurrences
+    teller = _Teller(method, metrics.protocol.kind, folder.queries, inputs, pictures)
     return [
-        teller.hubs(direction, ranking[f"{direction}.occurrences"], told["k"])
-        for direction, told in measured.get("hubness", {}).items()
-        if f"{direction}.occurrences" in ranking
+        teller.hubs(direction, occurrences[direction], hubness.k)
+        for direction, hubness in metrics.hubness.items()
+        if direction in occurrences
     ]
 
 
@@ -146,7 +144,7 @@ class _Teller:
 
     method: str
     kind: str
-    asked: Mapping[str, Any]
+    queries: Queries
     inputs: Mapping[str, Any]
     pictures: Pictures
 
@@ -181,16 +179,15 @@ class _Teller:
         )
 
     def _hub(self, place: int, counts: Counts, of_items: bool) -> Hub:
-        strip = Strip()
-        also = self.asked.get("caption_also") or [[] for _ in self.asked["captions"]]
-        right = counted(len({self.asked["caption_item"][place], *also[place]}), member(self.kind))
-        name = str(self.asked["texts"][place])[:MOST_TEXT]
-        if of_items:
-            digest = self.asked["items"][place]
+        strip, queries = Strip(), self.queries
+        if not of_items:
+            right = counted(len(set(queries.positives[place])), member(self.kind))
+            name = queries.texts[place][:MOST_TEXT]
+        else:
+            digest = queries.items[place]
             item = self.inputs["items"].get(digest, {"id": digest, "video": None})
             name = item["id"]
-            asking = zip(self.asked["caption_item"], also, strict=True)
-            right = counted(sum(place == own or place in more for own, more in asking), "caption")
+            right = counted(len(queries.captions_of[place]), "caption")
             if self.kind != "pointcloud" or item.get("points"):
                 strip = self.pictures.strip(item)
         count = int(counts[place])

@@ -21,8 +21,10 @@ from flows.results.report.environment import environment
 from flows.results.report.hubness import Hubs, hubness_tables, read_hubs
 from flows.results.report.pictures import Pictures
 from flows.results.report.queries import Queries, read_queries
-from flows.results.report.wording import counted, duration, kind_of, without_places
+from flows.results.report.wording import counted, duration, without_places
 from pipeline.child import Send
+from trainers.loop.trained import TrainedFolder
+from trainers.measure.evaluated import EvaluatedFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE = "report.html"
@@ -44,16 +46,14 @@ def run(request: dict[str, Any], send: Send) -> None:
 def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> dict[str, Any]:
     """Everything the page says, section by section, as the templates read it."""
     public = _public(inputs)
-    folders = {entry["method"]: entry for entry in inputs["methods"]}
-    measured = {
-        method: json.loads((Path(entry["evaluate"]) / "metrics.json").read_text(encoding="utf-8"))
-        for method, entry in folders.items()
-    }
+    trained = {entry["method"]: TrainedFolder(Path(entry["train"])) for entry in inputs["methods"]}
+    evaluated = {entry["method"]: EvaluatedFolder(Path(entry["evaluate"])) for entry in inputs["methods"]}
+    measured = {method: folder.metrics for method, folder in evaluated.items()}
     boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
     failures = activity.failures(public)
-    asked = {method: ranks.read_asked(Path(entry["evaluate"])) for method, entry in folders.items()}
-    queries, hubs = _looked_at(params, inputs, frame_bytes)
-    kind = kind_of(next(iter(measured.values()))["protocol"]) if measured else "video"
+    asked = {method: ranks.read_asked(folder) for method, folder in evaluated.items()}
+    queries, hubs = _looked_at(params, inputs, evaluated, frame_bytes)
+    kind = next(iter(measured.values())).protocol.kind if measured else "video"
     return {
         "name": public["experiment"].get("name") or "experiment",
         "file": Path(inputs["experiment"].get("path", "")).name,
@@ -72,7 +72,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "hubs": hubs,
         "protocols": (protocols := leaderboard.protocols(measured)),
         "contradict": leaderboard.contradict(protocols),
-        "trainings": [training.read_training(m, Path(entry["train"])) for m, entry in folders.items()],
+        "trainings": [training.read_training(method, folder) for method, folder in trained.items()],
         "queries": queries,
         "stages": activity.stage_rows(public["stages"]),
         "seconds": duration(sum(report["seconds"] for report in public["stages"])),
@@ -92,13 +92,15 @@ def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _looked_at(
-    params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int
+    params: ReportParams,
+    inputs: Mapping[str, Any],
+    evaluated: Mapping[str, EvaluatedFolder],
+    frame_bytes: int,
 ) -> tuple[list[Queries], list[Hubs]]:
     """The queries shown of each method, and its hubs; every method gets the same share of the page."""
     queries, hubs = [], []
-    for entry in inputs["methods"]:
-        method, folder = entry["method"], Path(entry["evaluate"])
-        share = frame_bytes // len(inputs["methods"])
+    for method, folder in evaluated.items():
+        share = frame_bytes // len(evaluated)
         with closing(Pictures(share // HUB_SHARE)) as pictures:
             hubs += read_hubs(method, folder, inputs, pictures)
         with closing(Pictures(share - share // HUB_SHARE)) as pictures:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from flows.results.report.explained import Drawing, Explanation
 from flows.results.report.frames import Moments, Strip
 from flows.results.report.pictures import Pictures
 from flows.results.report.pieces import Pieces
-from flows.results.report.wording import counted, kind_of, member
+from flows.results.report.wording import counted, member
+from trainers.measure.evaluated import EvaluatedFolder
+from trainers.measure.metrics import Ranks
 
 PLACES = 3  # results shown of a query; the right item follows where it is not among them
 
@@ -92,24 +91,20 @@ class Queries:
 
 
 def read_queries(
-    method: str, folder: Path, inputs: Mapping[str, Any], pictures: Pictures, count: int
+    method: str, folder: EvaluatedFolder, inputs: Mapping[str, Any], pictures: Pictures, count: int
 ) -> Queries | None:
     """So many queries of an evaluation, half of them found; None where captions did not rank items."""
-    ranking = load_file(folder / "ranking.safetensors")
-    if "t2v.rank" not in ranking:
+    ranks = folder.ranking.ranks.get("t2v")
+    if ranks is None:
         return None
-    asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
-    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    noun = member(kind_of(measured["protocol"]))
-    found = ranking["t2v.mean_rank"] == 1
+    noun = member(folder.metrics.protocol.kind)
+    found = ranks.mean == 1
     with closing(Pieces()) as pieces:
         explanation = Explanation.read(method, folder, pieces if _reads_clip(method, inputs) else None)
-        teller = _Teller(ranking, asked, inputs, pictures, noun, explanation)
-        chosen = choose(
-            ranking["t2v.mean_rank"], np.asarray(asked["caption_item"]), count, explanation.queries
-        )
+        teller = _Teller(folder, ranks, inputs, pictures, noun, explanation)
+        chosen = choose(ranks.mean, np.asarray(folder.queries.caption_item), count, explanation.queries)
         shown = tuple(teller.query(int(q)) for q in chosen)
-    several = "caption_also" in asked
+    several = folder.queries.several
     return Queries(method, noun, several, shown, int(found.sum()), int((~found).sum()), explanation.legend)
 
 
@@ -147,26 +142,26 @@ def _spread(values: Positions, count: int) -> Positions:
 class _Teller:
     """Turns rows of a ranking into what is shown of them."""
 
-    ranking: Mapping[str, NDArray[Any]]
-    asked: Mapping[str, Any]
+    folder: EvaluatedFolder
+    ranks: Ranks
     inputs: Mapping[str, Any]
     pictures: Pictures
     noun: str
     explanation: Explanation
 
     def query(self, q: int) -> Query:
-        rank, mean = int(self.ranking["t2v.rank"][q]), float(self.ranking["t2v.mean_rank"][q])
-        own, caption = self.asked["caption_item"][q], self.asked["captions"][q]
-        right = [own, *(self.asked["caption_also"][q] if "caption_also" in self.asked else [])]
-        known = self.inputs["captions"].get(caption, {}).get(self.asked["items"][own], {})
+        queries, ranking = self.folder.queries, self.folder.ranking
+        rank, mean = int(self.ranks.strict[q]), float(self.ranks.mean[q])
+        own, caption, right = queries.caption_item[q], queries.captions[q], queries.positives[q]
+        known = self.inputs["captions"].get(caption, {}).get(queries.items[own], {})
         moments = tuple((start, end) for start, end in known.get("moments", []))
-        scores = self.ranking["top.scores"][q].tolist()
+        scores = ranking.top_scores[q].tolist()
         # position in the gallery -> place in the ranking and score
         places = {
             int(position): (place, f"{scores[place - 1]:.3f}")
-            for place, position in enumerate(self.ranking["top.items"][q], start=1)
+            for place, position in enumerate(ranking.top_items[q], start=1)
         }
-        best = int(self.ranking["t2v.item"][q]) if "t2v.item" in self.ranking else own
+        best = int(ranking.right[q])
         shown = list(dict.fromkeys([*list(places)[:PLACES], best]))
         results = tuple(
             self._result(
@@ -174,12 +169,12 @@ class _Teller:
             )
             for p in shown
         )
-        verdict = _verdict(rank, mean, len(self.asked["items"]), self.noun, len(right))
+        verdict = _verdict(rank, mean, len(queries.items), self.noun, len(right))
         names = tuple(self._item(p)["id"] for p in right)
-        return Query(self.asked["texts"][q], known.get("id", caption), mean == 1, verdict, names, results)
+        return Query(queries.texts[q], known.get("id", caption), mean == 1, verdict, names, results)
 
     def _item(self, position: int) -> dict[str, Any]:
-        digest = self.asked["items"][position]
+        digest = self.folder.queries.items[position]
         item: dict[str, Any] = self.inputs["items"].get(digest, {"id": digest, "video": None})
         return item
 
@@ -187,7 +182,7 @@ class _Teller:
         item = self._item(position)
         unseen = self.noun == "cloud" and not item.get("points")  # its features were imported
         strip = Strip() if unseen else self.pictures.strip(item, moments)
-        drawing = self.explanation.drawn(q, position, self.asked["texts"][q], strip.seconds)
+        drawing = self.explanation.drawn(q, position, self.folder.queries.texts[q], strip.seconds)
         return Result(f"{place:,}", item["id"], score, right, strip, moments, drawing)
 
 

@@ -5,19 +5,17 @@ As on the leaderboard, a right answer that is tied with others has the mean rank
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from flows.results.report.leaderboard import DIRECTIONS
 from flows.results.report.training import Label
 from flows.results.report.wording import titles
+from trainers.measure.evaluated import EvaluatedFolder
+from trainers.measure.metric_table import DIRECTIONS, recall_by_chance
 
 WIDTH, HEIGHT = 400, 250  # of the curves, in their own units
 LEFT, RIGHT, TOP, BOTTOM = 136, 50, 12, 24  # margins: names at the left, percent at the right
@@ -92,21 +90,12 @@ class Histogram:
     rows: tuple[tuple[str, ...], ...]
 
 
-def read_asked(folder: Path) -> dict[str, Asked]:
+def read_asked(folder: EvaluatedFolder) -> dict[str, Asked]:
     """The directions of an evaluation."""
-    ranking = load_file(folder / "ranking.safetensors")
-    asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
-    also = asked.get("caption_also") or [[] for _ in asked["captions"]]
-    right = [{own, *others} for own, others in zip(asked["caption_item"], also, strict=True)]
-    described = np.bincount([item for items in right for item in items], minlength=len(asked["items"]))
-    counts = {
-        "t2v": (np.array([len(items) for items in right], np.int64), len(asked["items"])),
-        "v2t": (described[described > 0], len(asked["captions"])),
-    }
+    queries = folder.queries
     return {
-        direction: Asked(ranking[f"{direction}.mean_rank"], *counts[direction])
-        for direction in DIRECTIONS
-        if f"{direction}.mean_rank" in ranking
+        direction: Asked(found.mean, queries.positive_counts(direction), queries.gallery(direction))
+        for direction, found in folder.ranking.ranks.items()
     }
 
 
@@ -117,12 +106,8 @@ def recall(ranks: Ranks, cutoffs: Sequence[int]) -> list[float]:
 
 
 def chance(right: Counts, gallery: int, cutoffs: Sequence[int]) -> list[float]:
-    """The recall expected of a random order: 1 - C(N - m, K) / C(N, K) for m right ones of N, mean over queries."""
-    sizes, often = np.unique(right, return_counts=True)
-    places = gallery - np.arange(gallery)
-    none = np.cumprod(np.maximum(places - sizes[:, None], 0) / places, axis=1)[:, np.asarray(cutoffs) - 1]
-    shares: list[float] = (100 * np.average(1 - none, axis=0, weights=often)).tolist()
-    return shares
+    """The recall at each K that is expected of a random order, in percent. right: (Q,), the positives of each query."""
+    return [recall_by_chance(gallery, right, cutoff) for cutoff in cutoffs]
 
 
 def cutoffs(gallery: int, most: int = MOST_POINTS) -> list[int]:

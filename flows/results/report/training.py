@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from flows.results.report.wording import counted, duration
+from trainers.loop.trained import Epoch, TrainedFolder
 
-HISTORY = "history.jsonl"
 WIDTH, HEIGHT = 280, 132  # of a panel, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 22  # margins for the labels
 MOST_POINTS = 240  # more than a panel can show
@@ -53,45 +50,42 @@ class Training:
     best_epoch: int
 
 
-def read_training(method: str, folder: Path) -> Training:
-    """The curves that a training left in its folder, validation first."""
-    history = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
-    record = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
-    best = record.get("best_epoch") or max((row["epoch"] for row in history if row["best"]), default=0)
+def read_training(method: str, folder: TrainedFolder) -> Training:
+    """The curves that a training left in its folder, validation first; none of a training of no epochs."""
+    history, best = folder.history, folder.summary.best_epoch
     series = _series(history)
     columns = ("epoch", *series)
     values = [dict(line) for line in series.values()]
     rows = [
         (str(epoch), *(_number(line[epoch]) if epoch in line else "–" for line in values))
-        for epoch in _thinned([row["epoch"] for row in history], MOST_ROWS, best)
+        for epoch in _thinned([row.epoch for row in history], MOST_ROWS, best)
     ]
     panels = tuple(panel(title, line, best) for title, line in series.items())
-    return Training(method, _sentence(record, history, best), panels, columns, tuple(rows), best)
+    return Training(method, _sentence(folder), panels, columns, tuple(rows), best)
 
 
-def _series(history: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+def _series(history: Sequence[Epoch]) -> dict[str, Series]:
     """Every quantity by epoch; a term that not all epochs have is there for those that do."""
     out: dict[str, Series] = {}
     for row in history:
-        named = {f"validation {name}": value for name, value in row["validation"].items()}
-        named |= {"loss": row["loss"]} | dict(row["terms"]) | {"learning rate": row["lr"]}
+        named = {f"validation {name}": value for name, value in row.validation.items()}
+        named |= {"loss": row.loss} | row.terms | {"learning rate": row.lr}
         for name, value in named.items():
-            out.setdefault(name, []).append((row["epoch"], float(value)))
+            out.setdefault(name, []).append((row.epoch, value))
     first = [name for name in out if name.startswith("validation ")]
     last = [name for name in out if name == "learning rate"]
     return {name: out[name] for name in [*first, *(n for n in out if n not in first + last), *last]}
 
 
-def _sentence(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]], best: int) -> str:
-    if not history:
-        return "It was not trained here; what was measured are the weights it started from"
-    parts = [f"{counted(len(history), 'epoch')}, the best one is {best}"]
-    if record.get("stopped_early"):
-        parts.append("stopped early by validation")
-    if record.get("parameters"):
-        parts.append(counted(record["parameters"], "parameter"))
-    if record.get("seconds"):
-        parts.append(duration(record["seconds"]))
+def _sentence(folder: TrainedFolder) -> str:
+    summary, seconds = folder.summary, folder.seconds
+    if summary.epochs == 0:
+        parts = ["It was not trained here: what was measured are the weights it started from"]
+    else:
+        parts = [f"{counted(summary.epochs, 'epoch')}, the best one is {summary.best_epoch}"]
+        parts += ["stopped early by validation"] if summary.stopped_early else []
+    parts += [counted(summary.parameters, "parameter")] if summary.parameters else []
+    parts += [duration(seconds)] if seconds and summary.epochs else []
     return "; ".join(parts)
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 NOUNS = {"video": "video", "pointcloud": "cloud"}  # what is ranked, by the kind of the corpus
-
-
-def kind_of(protocol: Mapping[str, Any]) -> str:
-    """The kind of the items that were ranked; evaluations that do not tell it were of videos."""
-    return str(protocol.get("kind", "video"))
 
 
 def titles(kind: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -17,10 +18,11 @@ from flows.results import board as board_package
 from flows.results.board.lint import lint
 from flows.results.board.published import fitting, read_published, tables
 from flows.results.board.side_by_side import Ours, sections
-from flows.results.measured import Metrics
 from pipeline.corpus.importers.published import UNITS
 from pipeline.corpus.importers.t3dr_hit import SUBSETS
 from pipeline.errors import UserError
+from trainers.data import SplitIndex
+from trainers.measure.evaluated import Metrics, PublishedProtocol
 
 FOLDER = Path(board_package.__path__[0])
 CORPORA = ("msrvtt", "msvd", "activitynet", "didemo", "charades", "tvr")
@@ -212,29 +214,43 @@ def test_the_board_shows_paper_and_repository_with_source_and_protocol():
         call("--method", "lena")
 
 
-def measured(**protocol) -> Metrics:
-    told = {"split": "test", "items": 1000, "captions": 1000, "dropped": 0, "ties": "mean rank"} | protocol
-    figure = {"value": 40.0, "low": 37.0, "high": 43.0}
-    return Metrics(metrics={"t2v": {"R@1": figure}, "both": {"RSUM": figure}}, mean_ties={}, protocol=told)
+@pytest.fixture(scope="module")
+def whole(evaluated_from, tmp_path_factory) -> Metrics:
+    """The metrics of an evaluation of 40 items with a caption each, 16 of which are found first."""
+    right = np.arange(40)
+    scores = np.zeros((40, 40))
+    scores[right, np.where(right < 16, right, (right + 1) % 40)] = 1
+    scores[right, right] += 0.5
+    digests = [f"d{n}" for n in range(40)]
+    index = SplitIndex(digests, right.tolist(), digests, right.tolist(), right.tolist(), digests)
+    return evaluated_from(tmp_path_factory.mktemp("board"), scores, index).metrics
 
 
 CORPUS = {"name": "MSR-VTT 1k-A", "sentence": "MSR-VTT 1k-A: trained on the 9k list", "digest": "d"}
 
 
-def ours_in(**protocol):
-    """The section and the line that an evaluation of GARE gets."""
-    found = sections(read_published(), [Ours("gare", "exp.toml", measured(**protocol))])
+def ours(whole: Metrics, corpus: dict | None = None, **protocol) -> Ours:
+    """An evaluation of GARE whose protocol differs in some terms."""
+    published = PublishedProtocol(**corpus) if corpus else None
+    changed = whole.protocol.model_copy(update={"corpus": published, **protocol})
+    return Ours("gare", "exp.toml", whole.model_copy(update={"protocol": changed}))
+
+
+def ours_in(own: Ours):
+    """The section and the line that it gets."""
+    found = sections(read_published(), [own])
     return [(section, line) for section in found for line in section.lines if line.origin == "ours"]
 
 
-def test_ours_stands_in_the_table_of_its_protocol():
-    ((section, line),) = ours_in(corpus=CORPUS)
+def test_ours_stands_in_the_table_of_its_protocol(whole):
+    ((section, line),) = ours_in(ours(whole, corpus=CORPUS))
+    estimate = whole.estimates["t2v"]["R@1"]
     assert (section.dataset, section.protocol) == ("MSR-VTT", "1k-A")
     assert {"GARE", "NeighborRetr"} <= {other.system for other in section.lines}
-    assert line.apart == () and line.figures["t2v"]["R@1"] == 40 and line.intervals["t2v"]["R@1"] == (37, 43)
+    assert line.apart == () and line.figures["t2v"]["R@1"] == estimate.value == 40
+    assert line.intervals["t2v"]["R@1"] == (estimate.low, estimate.high)
     assert (
-        "MSR-VTT 1k-A: trained on the 9k list; split test: 1,000 items, 1,000 captions; mean rank"
-        in line.protocol
+        "MSR-VTT 1k-A: trained on the 9k list; split test: 40 items, 40 captions; mean rank" in line.protocol
     )
 
 
@@ -250,14 +266,14 @@ def test_ours_stands_in_the_table_of_its_protocol():
         ({"corpus": CORPUS | {"name": "DiDeMo lists"}}, "the sizes of its splits are not recorded"),
     ],
 )  # fmt: skip
-def test_ours_is_marked_where_something_keeps_it_apart(change, words):
-    ((_, line),) = ours_in(**({"corpus": CORPUS} | change))
+def test_ours_is_marked_where_something_keeps_it_apart(whole, change, words):
+    ((_, line),) = ours_in(ours(whole, **({"corpus": CORPUS} | change)))
     assert line.apart == () if words is None else words in line.apart[0]
 
 
-def test_ours_on_a_corpus_of_its_own_has_no_published_row_beside_it():
+def test_ours_on_a_corpus_of_its_own_has_no_published_row_beside_it(whole):
     for corpus in (None, CORPUS | {"name": "MSR-VTT 7k"}):
-        ((section, line),) = ours_in(corpus=corpus)
+        ((section, line),) = ours_in(ours(whole, corpus=corpus))
         assert section.lines == (line,) and section.dataset == "exp.toml"
         assert "no published row applies" in line.apart[0]
 
@@ -277,12 +293,14 @@ def test_moments_are_not_paragraphs():
     assert found == ["paragraphs"]
 
 
-def test_ours_is_printed_with_its_interval_and_as_json(tmp_path, monkeypatch):
-    ours = [Ours("gare", "exp.toml", measured(corpus=CORPUS, dropped=2))]
-    monkeypatch.setattr("flows.commands.board._ours", lambda *given: ours)
+def test_ours_is_printed_with_its_interval_and_as_json(whole, monkeypatch):
+    own = [ours(whole, corpus=CORPUS, dropped=2)]
+    monkeypatch.setattr("flows.commands.board._ours", lambda *given: own)
     lines = call("exp.toml", "--method", "gare").splitlines()
     place = next(n for n, line in enumerate(lines) if line.startswith("gare (ours) ≠"))
-    assert lines[place].split()[-1] == "40.0" and lines[place + 1].split() == ["95", "%", "37-43"]
+    estimate = whole.estimates["t2v"]["R@1"]
+    assert lines[place].split()[3] == "40.0"
+    assert lines[place + 1].split()[:3] == ["95", "%", f"{estimate.low:.0f}-{estimate.high:.0f}"]
     assert "  gare (ours) ≠: 2 captions dropped, because items or captions failed" in lines
     told = json.loads(call("exp.toml", "--json"))
     assert {section["dataset"] for section in told} >= {"MSR-VTT", "MSVD", "TVR", "T3DR-HIT"}

@@ -3,73 +3,54 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from safetensors.numpy import load_file, save_file
 
-from flows.commands.board import board
 from flows.results.measured import read_measured
 from pipeline.errors import UserError
-from trainers.measure.metrics import link_ranks
-from trainers.relevance import Relevance
+from trainers.data import SplitIndex
+from trainers.measure.evaluated import EvaluatedFolder
 
-TINY = Path(__file__).parents[2] / "fixtures/hlformer/mssl_tiny/tiny"
-SETTINGS = """
-corpus = "corpus.jsonl"
-methods = ["hlformer"]
-[run]
-workers = 1
-[trainers.hlformer]
-video_features = "import-i3d_toy"
-text_features = "import-roberta_tiny_query_feat"
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 4
-epochs = 1
-"""
-
-
-def write(
-    folder: Path, seed: int, order: np.ndarray | None = None, skill: float = 1.0, also: bool = False
-) -> Path:
-    """The folder of an evaluation of 12 items with 3 captions each; another order is the same corpus, rearranged."""
-    items, captions = 12, 36
-    own = np.repeat(np.arange(items), 3)
-    scores = np.random.default_rng(seed).normal(size=(captions, items))
-    scores[np.arange(captions), own] += skill
-    order = np.arange(captions) if order is None else order
-    right = [[int(own[c]), *([(int(own[c]) + 1) % items] if also and c % 5 == 0 else [])] for c in order]
-    texts, of_items = link_ranks([(slice(0, captions), scores[order])], links := Relevance.of(right, items))
-    folder.mkdir()
-    protocol = {
-        "kind": "video", "split": "test", "split_digest": str(order[:3]), "items": items, "captions": captions,
-        "dropped": 0, "ties": "mean rank", "v2t_rank": "best", "post_processing": "none", "directions": {},
-    }  # fmt: skip
-    queries = {
-        "items": [f"item{n}" for n in range(items)], "captions": [f"caption{n}" for n in order],
-        "caption_item": [int(own[n]) for n in order], "texts": ["said"] * captions,
-    }  # fmt: skip
-    if also:
-        queries["caption_also"] = [places[1:] for places in right]
-    arrays = {"t2v.mean_rank": texts.mean, "v2t.mean_rank": of_items.mean, "v2t.item": links.asked}
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "ranking.safetensors"
-    )
-    (folder / "metrics.json").write_text(json.dumps({"metrics": {}, "mean_ties": {}, "protocol": protocol}))
-    (folder / "queries.json").write_text(json.dumps(queries))
-    return folder
+ITEMS, EACH = 12, 3
+CAPTIONS = ITEMS * EACH
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
+def write(evaluated_from: Callable[..., EvaluatedFolder]) -> Callable[..., Path]:
+    """`write(folder, seed, ...)` evaluates drawn scores of 12 items with 3 captions each.
+
+    Another `order` is the same corpus, rearranged. also: every fifth caption describes the next item too. captions:
+    those that are left of all. split: the name of what was evaluated.
+    """
+
+    def write(
+        folder: Path, seed: int, order: np.ndarray | None = None, skill: float = 1.0, also: bool = False,
+        captions: int = CAPTIONS, split: str = "test", edit: Callable[[SplitIndex], SplitIndex] = lambda index: index,
+    ) -> Path:  # fmt: skip
+        own = np.repeat(np.arange(ITEMS), EACH)
+        scores = np.random.default_rng(seed).normal(size=(CAPTIONS, ITEMS))
+        scores[np.arange(CAPTIONS), own] += skill
+        kept = (np.arange(CAPTIONS) if order is None else order)[:captions]
+        index = SplitIndex(
+            items=[f"item{n}" for n in range(ITEMS)], item_rows=list(range(ITEMS)),
+            captions=[f"caption{n}" for n in kept], caption_rows=kept.tolist(), caption_item=own[kept].tolist(),
+            texts=["said"] * captions,
+            caption_also=[[(int(own[c]) + 1) % ITEMS] if c % 5 == 0 else [] for c in kept] if also else [],
+        )  # fmt: skip
+        return evaluated_from(folder, scores[kept], edit(index), split=split, queries=CAPTIONS).folder
+
+    return write
+
+
+@pytest.fixture
+def pair(tmp_path: Path, write: Callable[..., Path]) -> tuple[Path, Path]:
     return write(tmp_path / "one", 1, skill=4.0), write(tmp_path / "other", 2)
 
 
@@ -123,7 +104,7 @@ def test_options_may_come_first(crossreel, pair):
     assert [each["direction"] for each in told["pairs"]] == ["v2t"]
 
 
-def test_json_holds_every_pair_with_what_it_means(crossreel, pair, tmp_path):
+def test_json_holds_every_pair_with_what_it_means(crossreel, pair, write, tmp_path):
     told = compare(crossreel, *pair, write(tmp_path / "third", 3))
     assert len(told["runs"]) == 3 and told["tests"] == 18 and len(told["pairs"]) == 9
     first = told["pairs"][0]
@@ -141,7 +122,7 @@ def test_the_seed_draws_the_intervals(crossreel, pair):
 
 
 @pytest.mark.parametrize("also", [False, True], ids=["one right item", "several"])
-def test_the_order_of_a_corpus_changes_nothing(crossreel, tmp_path, also):
+def test_the_order_of_a_corpus_changes_nothing(crossreel, write, tmp_path, also):
     other = write(tmp_path / "other", 2, also=also)
     order = np.random.default_rng(0).permutation(36)
     plain = compare(crossreel, write(tmp_path / "one", 1, also=also), other)
@@ -157,28 +138,16 @@ def test_a_run_named_twice_is_told_apart_by_number(crossreel, pair):
     assert "rank the right answer of every query alike" in told["pairs"][0]["meaning"]
 
 
-def test_different_protocols_are_refused_with_the_difference(crossreel, pair):
-    change(pair[1], lambda told: told["protocol"].update(split="val", ties="best rank"))
-    said = refused(crossreel, *pair)
-    assert "different protocols: the split (test / val); the rank of ties (mean rank / best rank)" in said
+def test_different_protocols_are_refused_with_the_difference(crossreel, pair, write, tmp_path):
+    other = write(tmp_path / "val", 2, split="val", also=True)
+    said = refused(crossreel, pair[0], other)
+    assert "different protocols: the split (test / val); the rank of ties (mean rank: " in said
 
 
-def change(folder: Path, edit: Callable[[dict], object]) -> None:
-    told = json.loads((folder / "metrics.json").read_text())
-    edit(told)
-    (folder / "metrics.json").write_text(json.dumps(told))
-
-
-def test_common_queries_are_compared_when_asked_and_the_rest_is_counted(crossreel, pair):
-    queries = json.loads((pair[1] / "queries.json").read_text())
-    queries["captions"], queries["caption_item"] = queries["captions"][:-2], queries["caption_item"][:-2]
-    (pair[1] / "queries.json").write_text(json.dumps(queries))
-    arrays = load_file(pair[1] / "ranking.safetensors")
-    arrays["t2v.mean_rank"] = arrays["t2v.mean_rank"][:-2].copy()
-    save_file(arrays, pair[1] / "ranking.safetensors")
-    change(pair[1], lambda told: told["protocol"].update(captions=34, dropped=2))
-    assert "the queries of t2v (2 only in" in refused(crossreel, *pair)
-    told = compare(crossreel, *pair, "--common")
+def test_common_queries_are_compared_when_asked_and_the_rest_is_counted(crossreel, pair, write, tmp_path):
+    fewer = write(tmp_path / "fewer", 2, captions=CAPTIONS - 2)
+    assert "the queries of t2v (2 only in" in refused(crossreel, pair[0], fewer)
+    told = compare(crossreel, pair[0], fewer, "--common")
     assert (
         told["pairs"][0]["queries"] == 33
     )  # the last item has other captions in each, so it is another query of v2t
@@ -241,17 +210,17 @@ def rename(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (break_json, "metrics.json is damaged or not of an evaluation: invalid json"),
+        (break_json, "metrics.json is damaged or not of an evaluated method: invalid json"),
         (break_ranking, "ranking.safetensors is damaged"),
         (drop_ranking, "there is no"),
         (drop_queries, "is not the folder of an evaluated method"),
         (cut_ranks, "t2v has ranks (5,) for 36 queries"),
         (spoil_ranks, "v2t has ranks that are no numbers from 1 on"),
-        (spoil_items, "does not say whose the ranks of items are"),
+        (spoil_items, "v2t.item holds other values than positions of the 12 items"),
         (empty_ranking, "holds no ranks"),
         (point_beyond, "a caption names an item beyond the 12 there are"),
         (shorten, "its lists of captions differ in length"),
-        (rename, "queries.json is damaged or not of an evaluation: captions"),
+        (rename, "queries.json is damaged or not of an evaluated method: captions"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -274,57 +243,32 @@ def test_what_is_not_there_is_one_sentence(crossreel, pair, tmp_path):
     assert "was evaluated on the split 'test', not on 'val'" in refused(crossreel, *pair, "--split", "val")
 
 
-def test_an_item_that_is_nobodys_own_goes_with_one_that_names_it(tmp_path):
-    folder = write(tmp_path / "run", 0)
-    queries = json.loads((folder / "queries.json").read_text())
-    own = [item if item != 11 else 4 for item in queries["caption_item"]]
-    also = [[11] if item == 11 else [] for item in queries["caption_item"]]
-    (folder / "queries.json").write_text(json.dumps(queries | {"caption_item": own, "caption_also": also}))
-    found = read_measured(folder, "run")
+def test_an_item_that_is_nobodys_own_goes_with_one_that_names_it(write, tmp_path):
+    def edit(index: SplitIndex) -> SplitIndex:
+        own = [item if item != 11 else 4 for item in index.caption_item]
+        also = [[11] if item == 11 else [] for item in index.caption_item]
+        return replace(index, caption_item=own, caption_also=also)
+
+    found = read_measured(write(tmp_path / "run", 0, edit=edit), "run")
     assert found.asked["v2t"].units[11] == "item4" and "item11" not in found.asked["t2v"].units
 
 
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with an evaluated experiment on imported features."""
-    from typer.testing import CliRunner
-
-    from flows.cli import app
-
-    folder = tmp_path_factory.mktemp("evaluated")
-    experiment = folder / "experiment.toml"
-    experiment.write_text(SETTINGS)
-    features = [
-        "import",
-        "features",
-        str(TINY),
-        "--store",
-        str(folder / "store"),
-        "--out",
-        str(folder / "corpus.jsonl"),
-    ]
-    for words in (features, ["stage", "evaluate", str(experiment)]):
-        result = CliRunner().invoke(app, words)
-        assert result.exit_code == 0, (result.output, result.exception)
-    yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.mark.slow
-def test_methods_are_named_alone_by_experiment_or_together(crossreel, evaluated, monkeypatch):
-    monkeypatch.chdir(evaluated)
-    told = compare(crossreel, "hlformer", "experiment.toml:hlformer", evaluated / "experiment.toml")
+def test_methods_are_named_alone_by_experiment_or_together(crossreel, experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(experiment.parent)
+    told = compare(crossreel, "hlformer", "experiment.toml:hlformer", experiment)
     assert [run["name"] for run in told["runs"]] == ["hlformer", "hlformer (2)", "hlformer (3)"]
-    assert all("alike" in pair["meaning"] for pair in told["pairs"])
+    assert all("alike" in pair["meaning"] for pair in told["pairs"] if pair["direction"] != "both")
     again = told["runs"][0]["folder"]
-    (evaluated / "again.toml").write_text(SETTINGS)
-    told = compare(crossreel, "hlformer", "again.toml", again, "--split", "test")
+    text = experiment.read_text().replace('"corpus.jsonl"', f'"{experiment.parent}/corpus.jsonl"')
+    (tmp_path / "again.toml").write_text(text.replace('"store"', f'"{experiment.parent}/store"'))
+    told = compare(crossreel, "hlformer", tmp_path / "again.toml", again, "--split", "test")
     assert len({run["folder"] for run in told["runs"]}) == 1
 
 
 @pytest.mark.slow
-def test_methods_that_are_unknown_or_not_evaluated_are_one_sentence(crossreel, evaluated, monkeypatch):
-    monkeypatch.chdir(evaluated)
+def test_methods_that_are_unknown_or_not_evaluated_are_one_sentence(crossreel, experiment, monkeypatch):
+    monkeypatch.chdir(experiment.parent)
     assert "'hlfromer' is not a method of experiment.toml; did you mean 'hlformer'?" in refused(
         crossreel, "hlformer", "hlfromer"
     )
@@ -332,17 +276,16 @@ def test_methods_that_are_unknown_or_not_evaluated_are_one_sentence(crossreel, e
     assert said.endswith(
         "hlformer of experiment.toml is not evaluated yet; run `crossreel run experiment.toml` first"
     )
-    assert "is not evaluated yet" in refused(crossreel, "hlformer", "hlformer", "--split", "val")
+    said = refused(
+        crossreel, "hlformer", "hlformer", "--split", "val", "--set", "evaluate.post_processing=[]"
+    )
+    assert "is not evaluated yet" in said
 
 
 @pytest.mark.slow
-def test_an_evaluated_experiment_stands_on_the_board(evaluated):
-    from typer.testing import CliRunner
-
-    app = typer.Typer()
-    app.command()(board)
-    told = CliRunner().invoke(app, [str(evaluated / "experiment.toml"), "--method", "hlformer", "--json"])
-    *_, section = json.loads(told.stdout)
+def test_an_evaluated_experiment_stands_on_the_board(crossreel, experiment):
+    told = crossreel("board", experiment, "--method", "hlformer", "--json")
+    *_, section = json.loads(told.out)
     (line,) = section["lines"]
     assert (line["system"], line["origin"], section["protocol"]) == (
         "hlformer",

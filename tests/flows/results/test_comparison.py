@@ -23,10 +23,14 @@ from flows.results.comparison import (
 )
 from flows.results.measured import Asked, Measured
 from pipeline.errors import UserError
+from trainers.measure.evaluated import Protocol, PublishedProtocol, Spread
 from trainers.measure.metrics import metrics, rsum
 from trainers.relevance import Relevance
 
-PROTOCOL = {"kind": "video", "split": "test", "split_digest": "0", "ties": "mean", "post_processing": "none"}
+PROTOCOL = Protocol(
+    kind="video", split="test", split_digest="0", items=0, captions=0, captions_per_item=Spread(min=1, mean=1, max=1),
+    directions={}, ties="mean", v2t_rank="best", post_processing="none", intervals="none",
+)  # fmt: skip
 
 
 def asked(ranks, of) -> Asked:
@@ -40,8 +44,13 @@ def run(name: str, texts, of, items=None, **protocol) -> Measured:
     if items is not None:
         sides["v2t"] = asked(items, range(len(items)))
     gallery = frozenset(f"v{item:03}" for item in of)
-    told = PROTOCOL | {"captions": len(of), "dropped": 0} | protocol
-    return Measured(name, Path(name), told, gallery, sides)
+    measured_under = PROTOCOL.model_copy(update={"captions": len(of), **protocol})
+    return Measured(name, Path(name), measured_under, gallery, sides)
+
+
+def under(one: Measured, **protocol: object) -> Measured:
+    """The run under a protocol that differs in some terms."""
+    return replace(one, protocol=one.protocol.model_copy(update=protocol))
 
 
 def drawn(seed: int, items: int = 20, each: int = 4) -> tuple[Measured, Measured]:
@@ -278,13 +287,13 @@ def refused(*runs: Measured, **options) -> str:
 )
 def test_runs_under_different_protocols_are_refused_with_the_difference(change, words):
     a, b = drawn(8)
-    said = refused(a, replace(b, protocol={**b.protocol, **change}))
+    said = refused(a, under(b, **change))
     assert said == f"a and b were measured under different protocols: {words}"
 
 
 def test_all_differences_are_told_at_once_and_published_protocols_count():
     a, b = (
-        replace(one, protocol={**one.protocol, "split": name, "corpus": {"name": name}})
+        under(one, split=name, corpus=PublishedProtocol(name=name))
         for one, name in zip(drawn(8), ("1k-A", "full"), strict=True)
     )
     assert "the split (1k-A / full); the published protocol (1k-A / full)" in refused(a, b)
@@ -292,8 +301,7 @@ def test_all_differences_are_told_at_once_and_published_protocols_count():
 
 def test_what_decides_no_rank_may_differ():
     a, b = drawn(8)
-    other = {**b.protocol, "split_digest": "another order", "intervals": "another seed", "directions": {}}
-    assert matched([a, replace(b, protocol=other)]).notes == ()
+    assert matched([a, under(b, split_digest="another order", intervals="another seed")]).notes == ()
 
 
 def lost(one: Measured, items: set[str]) -> Measured:
@@ -303,8 +311,8 @@ def lost(one: Measured, items: set[str]) -> Measured:
         for d, side in one.asked.items()
     }
     left = len(sides["t2v"].keys)
-    told = {**one.protocol, "captions": left, "dropped": one.protocol["captions"] - left}
-    return replace(one, asked=sides, items=one.items - items, protocol=told)
+    kept = under(one, captions=left, dropped=one.protocol.captions - left)
+    return replace(kept, asked=sides, items=one.items - items)
 
 
 def test_lost_items_are_named_as_the_difference_and_left_out_when_asked():
@@ -329,7 +337,7 @@ def test_lost_items_are_named_as_the_difference_and_left_out_when_asked():
 
 def test_another_split_is_not_the_rest_of_this_one():
     a, b = drawn(9)
-    other = replace(lost(b, {"v003"}), protocol={**b.protocol, "captions": 9})
+    other = replace(lost(b, {"v003"}), protocol=under(b, captions=9).protocol)
     assert "the captions of the split before any failed" in refused(a, other, common=True)
 
 

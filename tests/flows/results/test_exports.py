@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,42 +13,21 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.commands.experiments import print_leaderboard
 from flows.project import Project, open_project
 from flows.results.exports import parquet
-from flows.results.exports.evaluated import Evaluated, evaluated
 from flows.results.exports.results import CUTOFFS, retrieval_scores
+from flows.results.method_results import MethodResults, method_results
 from pipeline.corpus.manifest import Caption
 from pipeline.errors import UserError
+from trainers.data import SplitIndex
+from trainers.measure.evaluated import EvaluatedFolder
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow, which writes Parquet, is not installed")
 tables = pytest.importorskip("pyarrow.parquet")
-
-TINY = Path(__file__).parents[2] / "fixtures/hlformer/mssl_tiny/tiny"
-SETTINGS = """
-corpus = "corpus.jsonl"
-store = "store"
-methods = ["hlformer"]
-[run]
-workers = 1
-[trainers.hlformer]
-video_features = "import-i3d_toy"
-text_features = "import-roberta_tiny_query_feat"
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 4
-epochs = 1
-[evaluate]
-directions = "both"
-post_processing = ["dual_softmax", "qb_norm", "sinkhorn"]
-[evaluate.qb_norm]
-k = 2
-"""
 
 
 def call(*words: object, code: int = 0) -> str:
@@ -59,14 +39,10 @@ def call(*words: object, code: int = 0) -> str:
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Imported features, a method trained on them and evaluated with every post-processing."""
-    folder = tmp_path_factory.mktemp("exports")
-    call("import", "features", TINY, "--store", folder / "store", "--out", folder / "corpus.jsonl")
-    (folder / "experiment.toml").write_text(SETTINGS)
-    (folder / "printed.txt").write_text(call("stage", "evaluate", folder / "experiment.toml"))
-    return folder
+@pytest.fixture
+def folder(experiment: Path) -> Path:
+    """The folder of an experiment on imported features, evaluated with every post-processing."""
+    return experiment.parent
 
 
 @pytest.fixture
@@ -75,22 +51,22 @@ def project(folder: Path) -> Project:
 
 
 @pytest.fixture
-def one(project: Project) -> Evaluated:
-    return evaluated(project, "hlformer")
+def one(project: Project) -> MethodResults:
+    return method_results(project, "hlformer")
 
 
 @pytest.mark.slow
 def test_every_post_processing_is_measured_by_the_stages_and_printed_beside_the_raw_figures(
-    folder: Path, project: Project, one: Evaluated
+    folder: Path, project: Project, one: MethodResults
 ) -> None:
     assert project.stages["evaluate-hlformer"].needs[-1] == "pack-hlformer"  # the bank
-    blocks = one.measured["post_processed"]
+    metrics = one.evaluated.metrics
+    blocks = metrics.post_processed
     assert list(blocks) == ["dual_softmax", "qb_norm", "sinkhorn"]
-    assert blocks["qb_norm"]["params"] == {"beta": 20.0, "k": 2}
+    assert blocks["qb_norm"].params == {"beta": 20.0, "k": 2}
     printed = (folder / "printed.txt").read_text()
     for name, block in blocks.items():
-        after = (block["mean_ties"] or block["metrics"])["t2v"]["R@1"]["value"]
-        raw = (one.measured["mean_ties"] or one.measured["metrics"])["t2v"]["R@1"]["value"]
+        after, raw = (measures.estimates["t2v"]["R@1"].value for measures in (block, metrics))
         assert f"hlformer t2v {name}: R@1 {after:.1f} ({raw:.1f}), R@5" in printed
     assert "not comparable with figures without it" in printed
 
@@ -108,7 +84,7 @@ def test_an_evaluation_without_post_processing_needs_no_bank_and_has_another_fin
 
 @pytest.mark.slow
 def test_results_have_the_fields_of_mteb_and_the_figures_of_the_leaderboard(
-    folder: Path, one: Evaluated
+    folder: Path, one: MethodResults
 ) -> None:
     printed = call("export", "results", folder / "mteb", folder / "experiment.toml")
     revision = one.training.fingerprint.hex
@@ -118,13 +94,13 @@ def test_results_have_the_fields_of_mteb_and_the_figures_of_the_leaderboard(
         "dataset_revision", "task_name", "mteb_version", "scores", "evaluation_time", "kg_co2_emissions", "date",
     }  # fmt: skip
     assert told["mteb_version"] is None and told["task_name"] == "corpus-T2V"
-    assert told["dataset_revision"] == one.measured["protocol"]["split_digest"]
+    assert told["dataset_revision"] == one.evaluated.metrics.protocol.split_digest
     ((split, (scores,)),) = told["scores"].items()
     assert (split, scores["hf_subset"], scores["languages"]) == ("test", "default", ["und-Zyyy"])
-    figures = (one.measured["mean_ties"] or one.measured["metrics"])["t2v"]
+    estimates = one.evaluated.metrics.estimates["t2v"]
     for k in (1, 5, 10, 100):
-        assert 100 * scores[f"recall_at_{k}"] == pytest.approx(figures[f"R@{k}"]["value"])
-    assert scores["mrr_at_1000"] == pytest.approx(figures["MRR"]["value"])
+        assert 100 * scores[f"recall_at_{k}"] == pytest.approx(estimates[f"R@{k}"].value)
+    assert scores["mrr_at_1000"] == pytest.approx(estimates["MRR"].value)
     assert scores["main_score"] == scores["ndcg_at_10"]
     assert "corpus-V2T.json: recall, precision, map and ndcg" in printed
     several = json.loads(path.with_name("corpus-V2T.json").read_text())["scores"]["test"][0]
@@ -139,7 +115,9 @@ def test_languages_of_results_are_the_users_to_name(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_card_is_read_by_the_hub_with_every_figure_of_the_evaluation(folder: Path, one: Evaluated) -> None:
+def test_card_is_read_by_the_hub_with_every_figure_of_the_evaluation(
+    folder: Path, one: MethodResults
+) -> None:
     printed = call(
         "export", "card", folder / "card", folder / "experiment.toml", "--method", "hlformer",
         "--license", "cc-by-4.0",
@@ -147,26 +125,32 @@ def test_card_is_read_by_the_hub_with_every_figure_of_the_evaluation(folder: Pat
     assert "--license" not in printed
     card = ModelCard.load(folder / "card/README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "crossreel"
-    figures = one.measured["mean_ties"] or one.measured["metrics"]
+    metrics = one.evaluated.metrics
+    estimates = metrics.estimates
     results = card.data.eval_results
     assert results is not None
     named = {(r.task_type, r.metric_type): r.metric_value for r in results}
-    assert named["text-to-video-retrieval", "recall_at_10"] == figures["t2v"]["R@10"]["value"]
-    assert len(results) == len(figures["t2v"]) + len(figures["v2t"])
-    assert {r.dataset_revision for r in results} == {one.measured["protocol"]["split_digest"]}
+    assert named["text-to-video-retrieval", "recall_at_10"] == estimates["t2v"]["R@10"].value
+    assert ("video-to-text-retrieval", "sum_of_recalls") in named and (
+        "text-to-video-retrieval",
+        "mrr",
+    ) in named
+    assert len(results) == len(estimates["t2v"]) + len(estimates["v2t"])
+    assert {r.dataset_revision for r in results} == {metrics.protocol.split_digest}
 
 
 @pytest.mark.slow
 def test_card_tells_data_protocol_intervals_settings_features_and_limits(
-    folder: Path, one: Evaluated
+    folder: Path, one: MethodResults
 ) -> None:
     printed = call("export", "card", folder / "card", folder / "experiment.toml")
     assert "the licence is left as unknown" in printed
     text = (folder / "card/README.md").read_text()
     assert ModelCard(text).data.to_dict()["license"] == "unknown"
     assert "| test | 2 | 3 |" in text and "No published protocol is known of it" in text
-    figure = (one.measured["mean_ties"] or one.measured["metrics"])["t2v"]["R@1"]
-    assert f"| R@1 | {figure['value']:.1f} | {figure['low']:.1f} to {figure['high']:.1f} | 50.0 |" in text
+    recall = one.evaluated.metrics.estimates["t2v"]["R@1"]
+    assert f"| R@1 | {recall.value:.1f} | {recall.low:.1f} to {recall.high:.1f} | 50.0 |" in text
+    assert "- epochs: 1, of which epoch 1 was the best by the split val" in text
     assert "| hidden_size | 16 | 384 |" in text and "| import-i3d_toy | source: " in text
     assert "### After sinkhorn (beta 100, iterations 10)" in text
     assert "uses the other queries of the test set" in text
@@ -175,25 +159,21 @@ def test_card_tells_data_protocol_intervals_settings_features_and_limits(
 
 
 @pytest.mark.slow
-def test_scores_come_back_as_they_are_stored(folder: Path, one: Evaluated) -> None:
+def test_scores_come_back_as_they_are_stored(folder: Path, one: MethodResults) -> None:
     call("export", "scores", folder / "scores.parquet", folder / "experiment.toml")
     rows = tables.read_table(folder / "scores.parquet").to_pylist()
-    stored = load_file(one.folder(one.evaluation) / "ranking.safetensors")
-    shape = stored["top.items"].shape
-    assert np.array_equal(
-        np.array([r["score"] for r in rows], np.float32).reshape(shape), stored["top.scores"]
-    )
-    places = {digest: place for place, digest in enumerate(one.queries["items"])}
+    queries, stored = one.evaluated.queries, one.evaluated.ranking
+    shape = stored.top_items.shape
+    assert np.array_equal(np.array([r["score"] for r in rows], np.float32).reshape(shape), stored.top_scores)
+    places = {digest: place for place, digest in enumerate(queries.items)}
     found = np.array([places[r["item"]] for r in rows]).reshape(shape)
-    assert np.array_equal(found, stored["top.items"])
+    assert np.array_equal(found, stored.top_items)
     assert [r["rank"] for r in rows] == [*range(1, shape[1] + 1)] * shape[0]
-    assert [r["right"] for r in rows] == (
-        found == np.array(one.queries["caption_item"])[:, None]
-    ).ravel().tolist()
+    assert [r["right"] for r in rows] == (found == np.array(queries.caption_item)[:, None]).ravel().tolist()
     items, captions = one.project.contents.names("items"), one.project.contents.names("captions")
     assert all(items[r["item_id"]] == r["item"] and captions[r["query_id"]] == r["query"] for r in rows)
     about = json.loads(tables.read_schema(folder / "scores.parquet").metadata[b"crossreel"])
-    assert about["method"] == "hlformer" and about["protocol"] == one.measured["protocol"]
+    assert about["method"] == "hlformer" and about["protocol"] == one.evaluated.metrics.protocol.as_json()
 
 
 @pytest.mark.slow
@@ -264,36 +244,44 @@ def test_results_of_several_right_answers_have_what_the_best_rank_gives_alone() 
     assert some == {name: whole[name] for name in some}
 
 
-def made(captions: list[str], caption_item: list[int], also: list[list[int]]) -> Evaluated:
-    """An evaluation of items A, B, C whose captions have ids q0, q1 ... in the corpus."""
-    items = {digest: SimpleNamespace(id=f"id-{digest}") for digest in "ABC"}
-    asked = [
-        ("ABC"[item], None, Caption(f"q{number}", "text", digest=digest))
-        for number, (digest, item) in enumerate(zip(captions, caption_item, strict=True))
-    ]
-    contents = SimpleNamespace(items=lambda: items, queries=lambda split: iter(asked))
-    one = Evaluated(cast(Any, SimpleNamespace(contents=contents)), "made", {})
-    queries = {"items": list("ABC"), "captions": captions, "caption_item": caption_item, "texts": captions}
-    vars(one)["measured"] = {"protocol": {"split": "test"}}
-    vars(one)["queries"] = queries | ({"caption_also": also} if also else {})
-    return one
+@pytest.fixture
+def made(evaluated_from: Callable[..., EvaluatedFolder], tmp_path: Path) -> Callable[..., MethodResults]:
+    """`made(captions, caption_item, also)` evaluates items A, B, C whose captions have ids q0, q1 ... in the corpus."""
+
+    def make(captions: list[str], caption_item: list[int], also: list[list[int]]) -> MethodResults:
+        items = {digest: SimpleNamespace(id=f"id-{digest}") for digest in "ABC"}
+        asked = [
+            ("ABC"[item], None, Caption(f"q{number}", "text", digest=digest))
+            for number, (digest, item) in enumerate(zip(captions, caption_item, strict=True))
+        ]
+        contents = SimpleNamespace(items=lambda: items, queries=lambda split: iter(asked))
+        rows = list(range(len(captions)))
+        index = SplitIndex(["A", "B", "C"], [0, 1, 2], captions, rows, caption_item, captions, also)
+        scores = np.array([[1, 2, 3], [3, 2, 1], [1, 2, 3], [1, 2, 3]])[: len(captions)]
+        one = MethodResults(cast(Any, SimpleNamespace(contents=contents)), "made", {})
+        vars(one)["evaluated"] = evaluated_from(tmp_path, scores, index)
+        return one
+
+    return make
 
 
-def test_a_text_that_stands_several_times_keeps_the_ids_it_has_in_the_corpus() -> None:
+def test_a_text_that_stands_several_times_keeps_the_ids_it_has_in_the_corpus(
+    made: Callable[..., MethodResults],
+) -> None:
     one = made(["x", "y", "x", "x"], [0, 0, 0, 2], [])
     assert one.caption_ids == ["q0", "q1", "q2", "q3"] and one.item_ids == ["id-A", "id-B", "id-C"]
-    assert not one.several_right and one.captions_per_item.tolist() == [3, 1]
+    queries = one.evaluated.queries
+    assert not queries.several and queries.positive_counts("v2t").tolist() == [3, 1]
 
 
-def test_other_right_items_count_as_right_in_a_table_of_scores() -> None:
+def test_other_right_items_count_as_right_in_a_table_of_scores(made: Callable[..., MethodResults]) -> None:
     one = made(["x", "y"], [0, 1], [[2], []])
-    vars(one)["arrays"] = {
-        "top.items": np.array([[2, 1, 0], [0, 1, 2]]),
-        "top.scores": np.zeros((2, 3), np.float32),
-    }
+    assert one.evaluated.ranking.top_items.tolist() == [[2, 1, 0], [0, 1, 2]]
     (columns,) = parquet._score_groups(one)
     assert columns["right"] == [True, False, True, False, True, False]
-    assert one.several_right and one.captions_per_item.tolist() == [1, 1, 1]
+    queries = one.evaluated.queries
+    assert queries.several and queries.positive_counts("v2t").tolist() == [1, 1, 1]
+    assert queries.positive_counts("t2v").tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(("dtype", "tail"), [("float16", (5,)), ("float32", ()), ("uint8", (2, 3, 4))])

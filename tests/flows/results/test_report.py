@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from flows.commands.experiments import print_leaderboard
 from flows.reporting import Report, ReportParams
+from flows.results.leaderboard import leaderboard_rows as rows_of
 from flows.results.report import leaderboard, page
 from flows.results.report.frames import FRAMES, Frames, wanted_seconds
 from flows.results.report.pictures import Pictures
@@ -29,11 +30,14 @@ from flows.results.report.training import HEIGHT, LEFT, WIDTH, panel, read_train
 from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
 from pipeline.run.briefing import RunBriefing
-from pipeline.store.store import write_json
+from pipeline.store.fingerprint import Fingerprint
+from pipeline.store.store import Store, write_json
 from trainers.config import Recipe
 from trainers.data import SplitIndex
 from trainers.loop.engine import fit
+from trainers.loop.trained import Summary, TrainedFolder
 from trainers.measure.evaluate import evaluate
+from trainers.measure.evaluated import RANKING, EvaluatedFolder
 from trainers.method import Batch, Encoded, Method
 
 ITEMS, CAPTIONS, WIDTH_FEATURES = 24, 60, 6
@@ -60,6 +64,10 @@ class Towers(Method):
 
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
         return texts["vector"] @ items["vector"].T
+
+    def cheap_scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        a, b = (nn.functional.normalize(side["vector"], dim=1) for side in (texts, items))
+        return a @ b.T
 
 
 class Pairs:
@@ -97,28 +105,48 @@ def split_index(data: Pairs) -> SplitIndex:
 def make_method(
     folder: Path, name: str, directions: tuple[str, ...] = ("t2v", "v2t"), items: int = ITEMS,
     captions: int = CAPTIONS, epochs: int = 4, noise: float = 0.5, kind: str = "video", several: bool = False,
+    rerank: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """A method trained and evaluated by the product's own code, as the report's inputs name it."""
-    trained, measured = folder / f"train-{name}", folder / f"evaluate-{name}"
+    """A method trained, published and evaluated by the product's own code, as the report's inputs name it."""
+    measured = folder / f"evaluate-{name}"
     measured.mkdir(parents=True)
     torch.manual_seed(0)
     method, data = Towers(), Pairs(items, captions, noise)
-    values = iter([3.0, 9.0, 7.0, 5.0] * epochs)
-    result = fit(
-        method, data, Recipe(epochs=epochs), torch.optim.Adam(method.parameters(), lr=0.1),
-        validate=lambda _: {"SumR": next(values)}, figure="SumR", folder=trained, device=torch.device("cpu"),
-    )  # fmt: skip
-    write_json(
-        trained / "artifact.json",
-        {"best_epoch": result.best_epoch, "epochs": result.epochs, "parameters": 112,
-         "stopped_early": result.stopped_early, "seconds": 95.0},
-    )  # fmt: skip
+    trained = train(folder, name, method, data, epochs)
     index = split_index(data)
     if several:  # every second caption describes the next two items as well
         also = [[(v + 1) % items, (v + 2) % items] if q % 2 else [] for q, v in enumerate(index.caption_item)]
         index = replace(index, caption_also=also)
-    evaluate(method, data, "test", index, directions, kind=kind, queries=captions + 3).write(measured)
+    result = evaluate(method, data, "test", index, directions, kind=kind, queries=captions + 3, rerank=rerank)
+    result.write(measured)
     return {"method": name, "train": str(trained), "evaluate": str(measured)}
+
+
+def train(folder: Path, name: str, method: Towers, data: Pairs, epochs: int) -> Path:
+    """Train as the worker of the stage does, and publish the folder as having taken 95 s."""
+    store, fingerprint = Store(folder / "store"), Fingerprint.of({"method": name})
+    work = store.work_folder(f"train-{name}", fingerprint.hex)
+    work.mkdir(parents=True)
+    config, summary = Recipe(epochs=epochs), Summary(best_epoch=0, epochs=0, validation={})
+    if epochs:
+        values = iter([3.0, 9.0, 7.0, 5.0] * epochs)
+        result = fit(
+            method, data, config, torch.optim.Adam(method.parameters(), lr=0.1),
+            validate=lambda _: {"SumR": next(values)}, figure="SumR", folder=work, device=torch.device("cpu"),
+        )  # fmt: skip
+        summary = Summary(
+            best_epoch=result.best_epoch, epochs=result.epochs, validation=result.validation,
+            stopped_early=result.stopped_early,
+        )  # fmt: skip
+    TrainedFolder(work).write(name, config, method, summary)
+    published = store.publish(f"train-{name}", fingerprint, 95.0, {})
+    store.index.close()
+    return published
+
+
+def measured_by(entry: Mapping[str, Any]) -> EvaluatedFolder:
+    """What the evaluation of a method left."""
+    return EvaluatedFolder(Path(entry["evaluate"]))
 
 
 def make_video(path: Path, seconds: int = 6) -> Path:
@@ -137,7 +165,7 @@ def make_video(path: Path, seconds: int = 6) -> Path:
 
 def make_inputs(folder: Path, methods: list[dict[str, Any]], video: str | None) -> dict[str, Any]:
     """What the stage's brief gives: a corpus of these methods' items, all with the same video."""
-    asked = json.loads((Path(methods[0]["evaluate"]) / "queries.json").read_text())
+    asked = measured_by(methods[0]).queries
     stage = {"fingerprint": "0a1b2c3d", "blocked": 0, "decodes": 7, "seconds": 2.5, "cached": 0, "ran": 0,
              "failed": 0, "total": 24, "failures": []}  # fmt: skip
     return {
@@ -148,10 +176,10 @@ def make_inputs(folder: Path, methods: list[dict[str, Any]], video: str | None) 
                    "splits": {"test": {"items": 24, "captions": 60}}, "unreadable": {}},
         "stages": [stage | {"stage": "compress", "ran": 22}, stage | {"stage": "clip", "cached": 24}],
         "methods": methods,
-        "items": {digest: {"id": f"<i>video</i> {n}", "video": video} for n, digest in enumerate(asked["items"])},
+        "items": {digest: {"id": f"<i>video</i> {n}", "video": video} for n, digest in enumerate(asked.items)},
         "captions": {
-            digest: {asked["items"][item]: {"id": f"cap#{n}", "moments": [[1.0, 2.5]]}}
-            for n, (digest, item) in enumerate(zip(asked["captions"], asked["caption_item"], strict=True))
+            digest: {asked.items[item]: {"id": f"cap#{n}", "moments": [[1.0, 2.5]]}}
+            for n, (digest, item) in enumerate(zip(asked.captions, asked.caption_item, strict=True))
         },
     }  # fmt: skip
 
@@ -216,31 +244,31 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]
 
 def test_leaderboard_holds_every_figure_of_the_metrics_file_exactly(both: tuple[dict[str, Any], str]) -> None:
     inputs, text = both
-    metrics = json.loads((Path(inputs["methods"][0]["evaluate"]) / "metrics.json").read_text())["metrics"]
-    figures = [figure for named in metrics.values() for figure in named.values()]
-    assert [float(str(a["value"])) for a in Tree(text).all("data")] == [f["value"] for f in figures]
+    metrics = measured_by(inputs["methods"][0]).metrics.metrics
+    estimates = [estimate for named in metrics.values() for estimate in named.values()]
+    assert [float(str(a["value"])) for a in Tree(text).all("data")] == [one.value for one in estimates]
     assert set(metrics) == {"t2v", "v2t", "both"}
-    for figure in figures[:5]:
-        assert f"{figure['low']:.1f}–{figure['high']:.1f}" in text
+    for estimate in estimates[:5]:
+        assert f"{estimate.low:.1f}–{estimate.high:.1f}" in text
 
 
 def test_bars_of_a_column_share_a_scale_from_the_least_possible_that_holds_all_intervals_and_chance(
     tmp_path: Path,
 ) -> None:
     entries = [make_method(tmp_path, name, noise=noise) for name, noise in (("a", 0.1), ("b", 9.0))]
-    measured = {e["method"]: json.loads((Path(e["evaluate"]) / "metrics.json").read_text()) for e in entries}
+    measured = {entry["method"]: measured_by(entry).metrics for entry in entries}
     for board in leaderboard.boards(measured):
-        for column, metric in enumerate(board.metrics):
+        for column, metric in enumerate(one.label for one in board.columns):
             least = 1.0 if metric in ("MdR", "MnR") else 0.0
             places, numbers = [0.0], [least]
             for method, cells in board.rows:
-                bar, figure = cells[column].bar, measured[method]["metrics"][board.direction][metric]
+                bar, estimate = cells[column].bar, measured[method].metrics[board.direction][metric]
                 places += [bar.value, bar.low, bar.high]
-                numbers += [figure["value"], figure["low"], figure["high"]]
-                side = measured[method]["protocol"]["directions"].get(board.direction, {"chance": {}})
-                assert (bar.chance is None) == (metric not in side["chance"])
+                numbers += [estimate.value, estimate.low, estimate.high]
+                chance = measured[method].protocol.chance(board.direction)
+                assert (bar.chance is None) == (metric not in chance)
                 if bar.chance is not None:
-                    places, numbers = [*places, bar.chance], [*numbers, side["chance"][metric]]
+                    places, numbers = [*places, bar.chance], [*numbers, chance[metric]]
             assert min(places) >= 0 and 60 < max(places) < 100
             slope = (max(places) - places[0]) / (max(numbers) - least)
             assert places == pytest.approx([slope * (number - least) for number in numbers], abs=0.02)
@@ -297,7 +325,7 @@ def test_right_item_is_shown_with_frames_and_the_moment_of_the_caption(
 
 def test_rank_of_a_missed_item_is_the_one_that_was_measured(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a", noise=4.0)
-    ranks = load_file(Path(entry["evaluate"]) / "ranking.safetensors")["t2v.rank"]
+    ranks = measured_by(entry).ranking.ranks["t2v"].strict
     text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
     told = re.findall(r"Right item at rank (\d+) of 24", text)
     assert int(told[-1]) > 10 and all(int(rank) in ranks for rank in told)  # 10: places that are stored
@@ -341,12 +369,12 @@ def test_hubness_has_a_row_for_each_method_and_direction_with_what_was_measured(
     rows = re.findall(
         r'<th scope="row">(\w)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', section
     )
-    told = json.loads((Path(methods[0]["evaluate"]) / "metrics.json").read_text())["hubness"]["v2t"]
+    told = measured_by(methods[0]).metrics.hubness["v2t"]
     assert [row[:2] for row in rows] == [
         ("a", "Text to video"), ("b", "Text to video"), ("a", "Video to text"),
     ]  # fmt: skip
     assert rows[2][2:] == (
-        f"{told['skewness']:.2f}", f"{100 * told['anti_hub_share']:.1f} %", f"{told['most']} (mean 4.0)",
+        f"{told.skewness:.2f}", f"{100 * told.anti_hub_share:.1f} %", f"{told.most} (mean 4.0)",
     )  # fmt: skip
     assert "among the first 10" in section and Tree(text).open == []
 
@@ -374,10 +402,10 @@ def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_giv
     tables = re.findall(r"<thead><tr><th scope=\"col\">Method</th>(.*?)</tr>", text)
     columns = [[re.sub("<.*?>|↓", "", name).strip() for name in head.split("</th>")[:-1]] for head in tables]
     assert columns[:3] == [["R@1", "R@5", "R@10", "MnR", "MRR"]] * 2 + [["Rsum"]]
-    metrics = json.loads((Path(entries[0]["evaluate"]) / "metrics.json").read_text())["metrics"]
+    metrics = measured_by(entries[0]).metrics.metrics
     assert set(metrics) == {"t2v", "v2t", "both"} and {"MdR", "R@100"} <= set(metrics["t2v"])
     shown = [float(str(a["value"])) for a in Tree(text).all("data")]
-    assert metrics["both"]["RSUM"]["value"] in shown and metrics["v2t"]["MRR"]["value"] in shown
+    assert metrics["both"]["RSUM"].value in shown and metrics["v2t"]["MRR"].value in shown
 
 
 def test_dropped_captions_are_told_where_there_are_some(tmp_path: Path) -> None:
@@ -398,29 +426,26 @@ def test_query_with_several_right_items_names_them_all_and_shows_the_best(tmp_pa
     text = Tree(make_page(tmp_path, inputs)).text
     assert "found a right cloud first" in text and "further down, the best right one" in text
     assert "1 to 3 of them are right (2.00 on average); the best rank among a caption's right items" in text
-    shown = read_queries("a", folder, inputs, Pictures(0), 40)
+    shown = read_queries("a", EvaluatedFolder(folder), inputs, Pictures(0), 40)
     assert shown is not None and shown.several
-    ranks, asked = (
-        load_file(folder / "ranking.safetensors"),
-        json.loads((folder / "queries.json").read_text()),
-    )
+    ranking, asked = EvaluatedFolder(folder).ranking, EvaluatedFolder(folder).queries
     names = [entry["id"] for entry in inputs["items"].values()]
     by_caption = {f"cap#{q}": q for q in range(CAPTIONS)}
     several = 0
     for query in shown.shown:
         q = by_caption[query.caption]
-        right = [asked["caption_item"][q], *asked["caption_also"][q]]
+        right = [asked.caption_item[q], *asked.caption_also[q]]
         assert query.right == tuple(names[v] for v in right)
         marked = {result.item for result in query.results if result.right}
-        assert names[ranks["t2v.item"][q]] in marked <= set(query.right)
+        assert names[ranking.right[q]] in marked <= set(query.right)
         if len(right) > 1:
             several += 1
-            best = f"Best of 3 right clouds at rank {ranks['t2v.rank'][q]} of {ITEMS}"
+            best = f"Best of 3 right clouds at rank {ranking.ranks['t2v'].strict[q]} of {ITEMS}"
             assert query.verdict == ("Found first" if query.found else best)
         else:
             assert query.verdict.startswith(("Found first", "Right cloud at rank"))
     assert 0 < several < len(shown.shown)
-    on_page = read_queries("a", folder, inputs, Pictures(0), 6)
+    on_page = read_queries("a", EvaluatedFolder(folder), inputs, Pictures(0), 6)
     assert on_page is not None
     told = [f"Right clouds: {', '.join(query.right)}" for query in on_page.shown if len(query.right) > 1]
     assert told and all(line in text for line in told) and text.count("Right clouds:") == len(told)
@@ -442,14 +467,7 @@ def test_tied_query_with_several_right_items_does_not_say_with_how_many_others(t
 
 def leaderboard_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     """What a run knows of an evaluated method."""
-    entry = make_method(folder, "a", kind=kind)
-    measured = json.loads((Path(entry["evaluate"]) / "metrics.json").read_text())
-    sides = measured["protocol"]["directions"]
-    return [
-        {"method": "a", "split": "test", "kind": kind, "direction": way, "metrics": figures,
-         **{name: sides.get(way, {}).get(name) for name in ("queries", "gallery", "chance")}}
-        for way, figures in measured["metrics"].items()
-    ]  # fmt: skip
+    return list(rows_of("a", measured_by(make_method(folder, "a", kind=kind))))
 
 
 @pytest.mark.parametrize(
@@ -486,15 +504,15 @@ def test_page_shows_recall_by_k_and_the_spread_of_ranks_of_every_method(tmp_path
     section = text.split('id="h-ranks"')[1].split("</section>")[0]
     assert section.count("<polyline") == 3 + 2  # two methods and chance, then one and chance
     assert re.findall(r"<figcaption>(\w)<span", section) == ["a", "b", "a"]
-    told = json.loads((Path(methods[0]["evaluate"]) / "metrics.json").read_text())["metrics"]["t2v"]
+    recall = measured_by(methods[0]).metrics.metrics["t2v"]["R@1"].value
     row = re.findall(r'<tr><th scope="row">a</th><td>([\d.]+)</td>', section)[0]
-    assert float(row) == pytest.approx(told["R@1"]["value"], abs=0.05)
-    assert f">a {told['R@1']['value']:.1f}</text>" in section
+    assert float(row) == pytest.approx(recall, abs=0.05)
+    assert f">a {recall:.1f}</text>" in section
 
 
 def test_hubs_are_named_with_how_often_they_appear_and_their_frames(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
-    path = Path(entry["evaluate"]) / "ranking.safetensors"
+    path = Path(entry["evaluate"]) / RANKING
     ranking = load_file(path)
     ranking["t2v.occurrences"] = np.full(ITEMS, 20) + 300 * (np.arange(ITEMS) == 7)
     save_file(ranking, path)
@@ -502,9 +520,7 @@ def test_hubs_are_named_with_how_often_they_appear_and_their_frames(tmp_path: Pa
     section = text.split("What appears for too many queries")[1].split("</section>")[0]
     assert "1 item of 24 in 153 or more top 10" in section and "<img" in section
     assert '<span class="rank">320</span> <span class="item">&lt;i&gt;video&lt;/i&gt; 7</span>' in section
-    right = sum(
-        owner == 7 for owner in json.loads((path.parent / "queries.json").read_text())["caption_item"]
-    )
+    right = measured_by(entry).queries.caption_item.count(7)
     assert f"right for {right} captions" in section and Tree(text).open == []
 
 
@@ -524,13 +540,10 @@ def test_what_carried_a_match_is_drawn_under_its_result_and_escaped(tmp_path: Pa
     folder = Path(entry["evaluate"])
     plain = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
     assert 'class="why' not in plain
-    ranking, asked = (
-        load_file(folder / "ranking.safetensors"),
-        json.loads((folder / "queries.json").read_text()),
-    )
+    ranking, asked = EvaluatedFolder(folder).ranking, EvaluatedFolder(folder).queries
     queries = np.arange(0, CAPTIONS, 3)
-    own = np.asarray(asked["caption_item"])[queries, None]
-    items = np.concatenate([ranking["top.items"][queries, :3], own], 1)
+    own = np.asarray(asked.caption_item)[queries, None]
+    items = np.concatenate([ranking.top_items[queries, :3], own], 1)
     words = np.zeros((*items.shape, 2, 1, 2), np.int32)
     words[..., 0, 0, :] = 0, 200  # all of the caption, its markup too
     save_file(
@@ -542,7 +555,9 @@ def test_what_carried_a_match_is_drawn_under_its_result_and_escaped(tmp_path: Pa
     text = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
     tree = Tree(text)
     assert tree.open == [] and not tree.all("script")
-    shown = read_queries("lean", folder, make_inputs(tmp_path, [entry], None), Pictures(0), 6)
+    shown = read_queries(
+        "lean", EvaluatedFolder(folder), make_inputs(tmp_path, [entry], None), Pictures(0), 6
+    )
     assert shown is not None and shown.legend in tree.text
     drawn = [result.drawing is not None for query in shown.shown for result in query.results]
     assert tree.text.count("Hyperedges of the triples") == sum(drawn) >= len(drawn) - 4  # but of the worst
@@ -553,20 +568,15 @@ def test_methods_that_ask_in_other_directions_are_compared_where_they_meet(tmp_p
     warning = "not measured under the same protocol"
     entries = [make_method(tmp_path, "a", ("t2v",)), make_method(tmp_path, "b", ("t2v", "v2t"))]
     assert warning not in make_page(tmp_path, make_inputs(tmp_path, entries, None))
-    path = Path(entries[0]["evaluate"]) / "metrics.json"
-    measured = json.loads(path.read_text())
-    write_json(path, measured | {"protocol": measured["protocol"] | {"split_digest": "another"}})
-    assert warning in make_page(tmp_path, make_inputs(tmp_path, entries, None))
+    other = make_method(tmp_path, "c", ("t2v",), several=True)
+    assert warning in make_page(tmp_path, make_inputs(tmp_path, [other, entries[1]], None))
 
 
 def test_an_evaluation_in_two_stages_is_labelled(tmp_path: Path) -> None:
-    entry = make_method(tmp_path, "a")
-    path = Path(entry["evaluate"]) / "metrics.json"
-    measured = json.loads(path.read_text())
-    exact = make_page(tmp_path, make_inputs(tmp_path, [entry], None))
-    write_json(path, measured | {"protocol": measured["protocol"] | {"rerank": "two stages: the 5 best"}})
-    assert "two stages" not in exact
-    assert "two stages: the 5 best" in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
+    exact, two = make_method(tmp_path, "a"), make_method(tmp_path, "b", rerank=5)
+    assert "two stages" not in make_page(tmp_path, make_inputs(tmp_path, [exact], None))
+    told = "two stages: of each caption's items, the 5 with the best cheap scores are scored"
+    assert told in Tree(make_page(tmp_path, make_inputs(tmp_path, [two], None))).text
 
 
 def test_a_model_that_scores_all_alike_finds_nothing_and_the_best_ranks_stand_apart(tmp_path: Path) -> None:
@@ -584,9 +594,8 @@ def test_a_model_that_scores_all_alike_finds_nothing_and_the_best_ranks_stand_ap
 
 
 def test_evaluation_of_items_alone_and_an_untrained_method_have_a_page(tmp_path: Path) -> None:
-    entry = make_method(tmp_path, "a", ("v2t",), epochs=1)
-    (Path(entry["train"]) / "history.jsonl").write_text("")
-    write_json(Path(entry["train"]) / "artifact.json", {"best_epoch": 0, "epochs": 0})
+    entry = make_method(tmp_path, "a", ("v2t",), epochs=0)
+    assert not (Path(entry["train"]) / "history.jsonl").exists()
     tree = Tree(make_page(tmp_path, make_inputs(tmp_path, [entry], None)))
     assert "#queries" not in [a["href"] for a in tree.all("a")]
     assert "not trained" in tree.text
@@ -672,7 +681,7 @@ def test_curve_covers_its_panel_and_marks_the_best_epoch(tmp_path: Path) -> None
 
 def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
-    training = read_training("a", Path(entry["train"]))
+    training = read_training("a", TrainedFolder(Path(entry["train"])))
     titles = [p.title for p in training.panels]
     assert titles == ["validation SumR", "loss", "nce", "weight", "learning rate"]
     assert training.best_epoch == 2 and "9 in the best epoch 2" in training.panels[0].summary

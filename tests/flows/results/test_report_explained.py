@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from flows.reporting import differences
 from flows.results.report.explained import (
@@ -25,12 +25,15 @@ from flows.results.report.explained import (
     steps,
 )
 from flows.results.report.pieces import Pieces, located
+from trainers.data import SplitIndex
 from trainers.gare.config import GareConfig
 from trainers.hlformer.config import HLFormerConfig
+from trainers.measure.evaluated import EvaluatedFolder
 from trainers.registry import METHODS
 
 DRAWN = [name for name in METHODS.names() if METHODS.find(name).drawing]
-QUERIES, ITEMS, PLACES = 5, 9, 4
+QUERIES, PLACES = 5, 4
+CAPTIONS, ITEMS, RANKED = 300, 30, 9
 TEXT = "a red cube <b>meets</b> a ring"
 GENERATOR = np.random.default_rng(0)
 SHARES = np.broadcast_to(np.array([0.7, 0.3], np.float32), (QUERIES, PLACES, 2))
@@ -69,18 +72,42 @@ def said(method: str) -> dict[str, np.ndarray]:
     }[method]  # fmt: skip
 
 
-def stored(
-    folder: Path, method: str, arrays: dict[str, np.ndarray] | None, counted: bool = True
-) -> Explanation:
-    """An explanation as it is read back; item p of query q is (q + p) modulo the gallery."""
-    ranking = {"t2v.occurrences": np.arange(ITEMS)} if counted else {"t2v.rank": np.arange(QUERIES)}
-    save_file(ranking, folder / "ranking.safetensors")
-    if arrays is not None:
-        item = (np.arange(QUERIES)[:, None] + np.arange(PLACES)) % ITEMS
-        save_file(
-            {"query": np.arange(QUERIES) * 2, "item": item, **arrays}, folder / "explanation.safetensors"
-        )
-    return Explanation.read(method, folder)
+Stored = Callable[..., Explanation]
+
+
+@pytest.fixture
+def stored(evaluated_from: Callable[..., EvaluatedFolder], tmp_path: Path) -> Stored:
+    """`stored(method, arrays)` evaluates a method that says these arrays of its matches, and reads what was stored.
+
+    Of CAPTIONS captions every second one is explained. Results p of the explained caption number r are the items
+    (r + p) % RANKED; the first ten hold some of the items from RANKED on too, and never the last one.
+    """
+    gallery = [f"v{place}" for place in range(ITEMS)]
+    row = np.arange(CAPTIONS) // 2
+    results = (row[:, None] + np.arange(PLACES)) % RANKED
+    scores = np.full((CAPTIONS, ITEMS), -1.0)
+    scores[:, RANKED:] = -np.arange(ITEMS - RANKED) / ITEMS
+    np.put_along_axis(scores, results, 10.0 - np.arange(PLACES), axis=1)
+    captions = [f"c{place}" for place in range(CAPTIONS)]
+    index = SplitIndex(
+        gallery,
+        list(range(ITEMS)),
+        captions,
+        list(range(CAPTIONS)),
+        results[:, -1].tolist(),
+        [TEXT] * CAPTIONS,
+    )
+
+    def store(method: str, arrays: dict[str, np.ndarray] | None) -> Explanation:
+        def of_match(caption: int, item: int) -> dict[str, np.ndarray]:
+            place = results[caption].tolist().index(item)
+            return {name: values[row[caption] % QUERIES, place] for name, values in (arrays or {}).items()}
+
+        folder = tmp_path / f"{method}-{len(list(tmp_path.iterdir()))}"
+        told = of_match if arrays is not None else None
+        return Explanation.read(method, evaluated_from(folder, scores, index, ("t2v",), said=told))
+
+    return store
 
 
 def numbers(path: str) -> list[float]:
@@ -89,9 +116,9 @@ def numbers(path: str) -> list[float]:
 
 @pytest.mark.parametrize("method", DRAWN)
 def test_every_method_draws_explained_results_and_no_others(
-    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    stored: Stored, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    explanation = stored(tmp_path, method, said(method), counted=False)
+    explanation = stored(method, said(method))
     assert explanation.legend.endswith(".") and explanation.queries is not None
     drawing = explanation.drawn(4, 3, TEXT, 12.0)
     assert isinstance(drawing, Drawing) and drawing.sentence.endswith(".")
@@ -100,50 +127,50 @@ def test_every_method_draws_explained_results_and_no_others(
         assert explanation.drawn(3, 3, TEXT, 12.0) is None  # a query that was not explained
         assert explanation.drawn(4, 8, TEXT, 12.0) is None  # an item that was not
     monkeypatch.setattr(METHODS.find(method), "drawing", "")
-    assert Explanation.read(method, tmp_path).legend == ""  # of a method that declares no drawing
+    assert stored(method, said(method)).legend == ""  # of a method that declares no drawing
 
 
 @pytest.mark.parametrize("method", [m for m in DRAWN if drawer_of(m).needs])
-def test_where_the_file_or_a_name_is_missing_nothing_is_drawn(tmp_path: Path, method: str) -> None:
-    nothing = stored(tmp_path, method, None)
+def test_where_the_file_or_a_name_is_missing_nothing_is_drawn(stored: Stored, method: str) -> None:
+    nothing = stored(method, None)
     assert nothing.legend == "" and nothing.queries is None and nothing.drawn(4, 3, TEXT, 1.0) is None
     arrays = said(method)
     arrays.pop(sorted(drawer_of(method).needs)[0])
-    lacking = stored(tmp_path, method, arrays)
+    lacking = stored(method, arrays)
     assert lacking.legend == "" and lacking.queries is None and lacking.drawn(4, 3, TEXT, 1.0) is None
 
 
-def test_the_page_stays_small_however_many_results_there_are(tmp_path: Path) -> None:
-    explanation = stored(tmp_path, "h2arn", said("h2arn"))
+def test_the_page_stays_small_however_many_results_there_are(stored: Stored) -> None:
+    explanation = stored("h2arn", said("h2arn"))
     count = sum(explanation.drawn(4, 3, TEXT, 1.0) is not None for _ in range(2 * MOST_DRAWN))
     assert count == MOST_DRAWN
 
 
-def test_timeline_marks_the_best_clip_in_seconds_and_leaves_out_what_is_no_frame(tmp_path: Path) -> None:
+def test_timeline_marks_the_best_clip_in_seconds_and_leaves_out_what_is_no_frame(stored: Stored) -> None:
     arrays = said("hlformer")
     arrays["clip_scores"][2, 1], arrays["frame_scores"][2, 1, 10:] = 0.0, 99.0
     arrays["clip_scores"][2, 1, 6] = 0.9
-    drawing = stored(tmp_path, "hlformer", arrays).drawn(4, 3, TEXT, 16.0)
+    drawing = stored("hlformer", arrays).drawn(4, 3, TEXT, 16.0)
     assert drawing is not None and drawing.timeline is not None
     assert (drawing.timeline.left, drawing.timeline.width) == (75.0, 12.5)
     assert "Best clip 0.900 at 12.0–14.0 s" in drawing.sentence and drawing.timeline.last == "16.0 s"
     assert len(drawing.timeline.frames.split()) == 10 and "count" in drawing.sentence
-    unknown = stored(tmp_path, "hlformer", arrays).drawn(4, 3, TEXT, 0.0)
+    unknown = stored("hlformer", arrays).drawn(4, 3, TEXT, 0.0)
     assert unknown is not None and "at 75–88 %" in unknown.sentence
 
 
 def test_neighbourhood_is_told_without_a_stored_explanation_and_centrality_only_with_one(
-    tmp_path: Path,
+    stored: Stored,
 ) -> None:
-    plain = stored(tmp_path, "neighborretr", None)
-    drawing = plain.drawn(0, 0, TEXT, 0.0)
+    plain = stored("neighborretr", None)
+    drawing = plain.drawn(0, ITEMS - 1, TEXT, 0.0)
     assert drawing is not None and drawing.sentence.startswith(
         "This is an anti-hub: among the first 10 of 0 queries"
     )
     assert [one.title for one in drawing.gauges] == [
         "Among the first 10"
     ] and "centrality" not in plain.legend
-    full = stored(tmp_path, "neighborretr", said("neighborretr"))
+    full = stored("neighborretr", said("neighborretr"))
     both = full.drawn(4, 3, TEXT, 0.0)
     assert both is not None and len(both.gauges) == 2 and "centrality" in full.legend
     assert all(0 <= one.value <= 100 and 0 <= one.mean <= 100 for one in both.gauges)
@@ -164,10 +191,10 @@ def test_marked_words_are_the_caption_and_stronger_where_parts_overlap() -> None
     assert [word.level for word in twice] == [word.level for word in words]
 
 
-def test_triples_of_the_whole_sentence_and_missing_ones_mark_nothing(tmp_path: Path) -> None:
+def test_triples_of_the_whole_sentence_and_missing_ones_mark_nothing(stored: Stored) -> None:
     arrays = said("lean")
     arrays["words"][:] = 0
-    drawing = stored(tmp_path, "lean", arrays).drawn(4, 3, TEXT, 1.0)
+    drawing = stored("lean", arrays).drawn(4, 3, TEXT, 1.0)
     assert drawing is not None and [word.text for word in drawing.words] == [TEXT]
     assert "the sentence" in drawing.sentence
 
@@ -195,9 +222,9 @@ def test_pieces_of_a_caption_are_found_one_after_the_other_and_strange_ones_are_
 
 
 @pytest.mark.slow
-def test_words_of_a_caption_are_marked_by_their_tokens_and_padding_has_its_share(tmp_path: Path) -> None:
+def test_words_of_a_caption_are_marked_by_their_tokens_and_padding_has_its_share(stored: Stored) -> None:
     even = np.full((QUERIES, PLACES, 9), 1 / 9, np.float32)
-    explanation = stored(tmp_path, "h2arn", said("h2arn") | {"text_weights": even})
+    explanation = stored("h2arn", said("h2arn") | {"text_weights": even})
     with closing(Pieces()) as pieces:
         explanation.pieces = pieces
         drawing = explanation.drawn(4, 3, "a red cube", 0.0)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from flows.cli import app as command
 from flows.commands.search import search
 from flows.console import StageDisplay
 from flows.project import Project, open_project
+from flows.results.method_results import method_results
 from flows.run import run_stages
 from flows.search import worker
 from flows.search.index import with_index
@@ -31,6 +31,7 @@ from pipeline.child import ChildDied
 from pipeline.corpus.importers.demo.clouds import scan
 from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
 from pipeline.errors import ItemError, UserError
+from trainers.measure.evaluated import Queries, Ranking
 
 NEW = "a red square that nobody described"
 ALL = """
@@ -155,12 +156,10 @@ def verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return call
 
 
-def evaluated(project: Project, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def evaluated(project: Project, method: str) -> tuple[Queries, Ranking]:
     """What the evaluation stored: who asked, and the ranking."""
-    name = f"evaluate-{method}"
-    folder = project.store.run_folder(name, project.survey()[name].fingerprint.hex)
-    asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
-    return asked, load_file(folder / "ranking.safetensors")
+    folder = method_results(project, method).evaluated
+    return folder.queries, folder.ranking
 
 
 def trained(folder: Path, text: str) -> Project:
@@ -185,16 +184,16 @@ def require_the_evaluation_s_ranking(project: Project, method: str) -> None:
     asked, ranking = evaluated(project, method)
     ids = {key: caption.id for key, caption in project.contents.captions().items()}
     with Searcher(project, method) as searcher:
-        for q, text in enumerate(asked["texts"]):
-            wanted = [asked["items"][position] for position in ranking["top.items"][q]]
+        for q, text in enumerate(asked.texts):
+            wanted = [asked.items[position] for position in ranking.top_items[q]]
             hits = searcher.search(text)
             assert [hit.key for hit in hits] == wanted
             assert [hit.place for hit in hits] == list(range(1, len(wanted) + 1))
-            assert np.allclose([hit.score for hit in hits], ranking["top.scores"][q], atol=1e-5)
-            assert searcher.search_caption(ids[asked["captions"][q]]) == hits
+            assert np.allclose([hit.score for hit in hits], ranking.top_scores[q], atol=1e-5)
+            assert searcher.search_caption(ids[asked.captions[q]]) == hits
             found = anew(searcher, text)
-            assert np.allclose(found["score"], ranking["top.scores"][q], rtol=1e-3, atol=1e-3)
-            assert found["position"].tolist() == ranking["top.items"][q].tolist()
+            assert np.allclose(found["score"], ranking.top_scores[q], rtol=1e-3, atol=1e-3)
+            assert found["position"].tolist() == ranking.top_items[q].tolist()
 
 
 def test_a_caption_finds_what_its_evaluation_found(place):
@@ -358,11 +357,11 @@ def test_imported_features_answer_stored_captions_and_no_new_ones(tmp_path):
     assert CliRunner().invoke(command, [str(word) for word in words]).exit_code == 0
     project = trained(tmp_path, IMPORTED)
     asked, ranking = evaluated(project, "hlformer")
-    caption = next(c for c in project.contents.captions().values() if c.digest == asked["captions"][0])
+    caption = next(c for c in project.contents.captions().values() if c.digest == asked.captions[0])
     (tmp_path / "new.mp4").write_bytes(b"anything")
     with Searcher(project) as searcher:
         hits = searcher.search_caption(caption.id)
-        assert [hit.key for hit in hits] == [asked["items"][place] for place in ranking["top.items"][0]]
+        assert [hit.key for hit in hits] == [asked.items[place] for place in ranking.top_items[0]]
         assert hits[0].moment is None  # nobody knows how long the videos are
         with pytest.raises(
             UserError, match=r"the text features of hlformer were imported .*cannot be encoded"

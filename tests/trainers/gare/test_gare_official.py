@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from trainers.gare import official
 from trainers.gare.config import GareConfig
 from trainers.gare.method import Gare
 from trainers.gare.model import GareNetwork
-from trainers.loop import checkpoint
+from trainers.loop.trained import TrainedFolder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "gare"
 CONFIG = GareConfig(num_hidden_layers=2)
@@ -104,8 +103,8 @@ def test_checkpoint_is_imported_and_exported_unchanged(
     torch.save(state, tmp_path / "theirs.bin")
     settings = official.import_checkpoint(tmp_path / "theirs.bin", tmp_path / "ours")
     assert settings == {"base_encoder": "ViT-B/16", "backbone_weights": "seed:0", "num_hidden_layers": 2}
-    saved = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert saved["method"] == "gare" and GareConfig(**saved["config"]).num_hidden_layers == 2
+    ours = TrainedFolder(tmp_path / "ours")
+    assert ours.settings.method == "gare" and ours.config(GareConfig).num_hidden_layers == 2
     official.export_checkpoint(tmp_path / "ours", tmp_path / "again.bin")
     again = official.read(tmp_path / "again.bin")
     used = (
@@ -118,8 +117,7 @@ def test_checkpoint_is_imported_and_exported_unchanged(
 def test_trained_weights_of_stored_features_are_written_with_the_scale_alone(tmp_path: Path) -> None:
     config = GareConfig(mode="frozen", agg_module="None")
     method = Gare(config, GareNetwork(config, None, 8, 77))
-    checkpoint.save_weights(tmp_path / "weights.safetensors", method, {})
-    (tmp_path / "config.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
+    TrainedFolder(tmp_path).write("gare", config, method)
     official.export_checkpoint(tmp_path, tmp_path / "head.bin")
     written = official.read(tmp_path / "head.bin")
     assert {name for name in written if name.startswith("clip.")} == {"clip.logit_scale"}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.errors import TrainingError
@@ -22,7 +21,9 @@ from trainers.h2arn.data import H2arnData, open_data, pack
 from trainers.h2arn.method import H2arn, build, optimizer
 from trainers.loop import distributed
 from trainers.loop.optim import WarmupAdamW
+from trainers.loop.trained import TrainedFolder
 from trainers.measure.evaluate import evaluate
+from trainers.measure.evaluated import EvaluatedFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,30 +91,29 @@ def trained(folder: Path, **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
     return folder / "run", told
 
 
-def evaluated(folder: Path) -> dict[str, Any]:
-    """What the entry that evaluates leaves in metrics.json of the test split."""
+def evaluated(folder: Path) -> EvaluatedFolder:
+    """What the entry that evaluates leaves of the test split."""
     request = {
         "method": "h2arn", "params": json.dumps({"split": "test"}), "device": "cpu",
         "folder": str(folder / "evaluated"),
         "needs": {"train-h2arn": str(folder / "run"), "pack-h2arn-test": str(folder / "packed")},
     }  # fmt: skip
     run.evaluate(request, lambda record, arrays: None)
-    found: dict[str, Any] = json.loads((folder / "evaluated" / "metrics.json").read_text())["metrics"]
-    return found
+    return EvaluatedFolder(folder / "evaluated")
 
 
 @pytest.mark.slow
 def test_training_learns_what_captions_say_and_evaluation_finds_it(tmp_path: Path) -> None:
     folder, _ = trained(tmp_path, epochs=20, lr=4e-3)
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    assert len(rows) == 20 and rows[-1]["loss"] < 0.6 * rows[0]["loss"]
-    assert rows[0]["terms"].keys() == {"t2c", "c2t", "entailment"}
-    assert rows[-1]["terms"]["entailment"] < rows[0]["terms"]["entailment"]
-    metrics = evaluated(tmp_path)
+    rows = TrainedFolder(folder).history
+    assert len(rows) == 20 and rows[-1].loss < 0.6 * rows[0].loss
+    assert rows[0].terms.keys() == {"t2c", "c2t", "entailment"}
+    assert rows[-1].terms["entailment"] < rows[0].terms["entailment"]
+    found = evaluated(tmp_path)
+    metrics, said = found.metrics.metrics, found.explanation
     for direction in ("t2v", "v2t"):
-        assert metrics[direction]["R@5"]["value"] > 75  # chance: 38
-    assert metrics["t2v"]["R@1"]["value"] > 40  # chance: 8
-    said = load_file(tmp_path / "evaluated" / "explanation.safetensors")
+        assert metrics[direction]["R@5"].value > 75  # chance: 38
+    assert metrics["t2v"]["R@1"].value > 40  # chance: 8
     index = SplitIndex.read(tmp_path / "packed" / "splits" / "test.json")
     assert said["item"][:, 3].tolist() == index.caption_item
     assert said["angle"].shape == said["aperture"].shape == (26, 4)
@@ -131,7 +131,7 @@ def test_training_learns_what_captions_say_and_evaluation_finds_it(tmp_path: Pat
 )
 def test_variants_of_the_paper_learn_too(tmp_path: Path, settings: dict[str, Any]) -> None:
     trained(tmp_path, **settings)
-    assert evaluated(tmp_path)["t2v"]["R@5"]["value"] > 60  # chance: 38
+    assert evaluated(tmp_path).metrics.metrics["t2v"]["R@5"].value > 60  # chance: 38
 
 
 def start(folder: Path, **settings: Any) -> tuple[H2arn, H2arnData]:

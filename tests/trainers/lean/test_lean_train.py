@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -21,6 +20,7 @@ from trainers.lean.data import LeanData, open_data, pack
 from trainers.lean.method import Lean, build, optimizer
 from trainers.loop import checkpoint, distributed
 from trainers.measure.evaluate import evaluate
+from trainers.measure.evaluated import EvaluatedFolder
 from trainers.method import Method
 from trainers.trained import open_trained
 
@@ -117,15 +117,15 @@ def test_training_learns_what_captions_say_and_evaluation_finds_it(learnt: Path)
         "needs": {"train-lean": str(learnt / "run"), "pack-lean-test": str(learnt / "packed")},
     }  # fmt: skip
     run.evaluate(request, lambda record, arrays: None)
-    metrics = json.loads((out / "metrics.json").read_text())
+    found = EvaluatedFolder(out)
+    metrics, said, ranking = found.metrics, found.explanation, found.ranking
     for direction in ("t2v", "v2t"):
-        assert metrics["metrics"][direction]["R@5"]["value"] > 75  # chance: 38
-    assert metrics["metrics"]["t2v"]["R@1"]["value"] > 40  # chance: 8
-    assert "rerank" not in metrics["protocol"]
-    said, ranking = load_file(out / "explanation.safetensors"), load_file(out / "ranking.safetensors")
+        assert metrics.metrics[direction]["R@5"].value > 75  # chance: 38
+    assert metrics.metrics["t2v"]["R@1"].value > 40  # chance: 8
+    assert metrics.protocol.rerank == ""
     index = SplitIndex.read(learnt / "packed" / "splits" / "test.json")
     assert said["query"].tolist() == list(range(26))
-    assert (said["item"][:, :3] == ranking["top.items"][:, :3]).all()
+    assert (said["item"][:, :3] == ranking.top_items[:, :3]).all()
     assert said["item"][:, 3].tolist() == index.caption_item
     assert said["edge_weights"].shape == (26, 4, 6) and said["node_weights"].shape == (26, 4, 8)
     np.testing.assert_allclose(said["node_weights"].sum(-1), 1, rtol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from extractors.backbones.weights import import_open_clip
 from pipeline.errors import UserError
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop.checkpoint import save_weights
+from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr import official
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
@@ -105,14 +104,11 @@ def test_hostile_damaged_and_missing_files_are_refused(
 
 def test_trained_folder_is_exported_under_the_authors_names(tmp_path: Path) -> None:
     method = made()
-    save_weights(tmp_path / "weights.safetensors", method, {"method": "neighborretr"})
-    settings = {"method": "neighborretr", "config": method.config.model_dump(mode="json")}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    TrainedFolder(tmp_path).write("neighborretr", method.config, method)
     official.export_checkpoint(tmp_path, tmp_path / "out.bin")
     found, wanted = official.read(tmp_path / "out.bin"), official.state_of(method)
     assert set(found) == set(wanted) and all(torch.equal(found[n], wanted[n]) for n in wanted)
-    settings["config"] = config(mode="frozen").model_dump(mode="json")
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    TrainedFolder(tmp_path).write("neighborretr", config(mode="frozen"), method)
     with pytest.raises(UserError, match="has no CLIP"):
         official.export_checkpoint(tmp_path, tmp_path / "out.bin")
 
