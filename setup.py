@@ -25,4 +25,7 @@ def describe(readme: str) -> str:
 
 
 if __name__ == "__main__":  # also when a build backend runs this file
-    setup(long_description=describe(README.read_text(encoding="utf-8")), long_description_content_type="text/markdown")
+    setup(
+        long_description=describe(README.read_text(encoding="utf-8")),
+        long_description_content_type="text/markdown",
+    )

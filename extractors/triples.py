@@ -10,7 +10,7 @@ import numpy as np
 
 from extractors.backbones import parsers
 from extractors.base import Array, Extractor, Output, Result, TextExtractor, Unit, WorkOptions
-from extractors.triple_rules import Triple
+from extractors.backbones.triple_rules import Triple
 from pipeline.errors import ItemError
 from pipeline.run.stage import Digests
 from pipeline.settings import Params

@@ -43,7 +43,7 @@ TORCH_QUESTION = (
     "print(torch.cuda.device_count(), torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'no GPU')"
 )
 DECODE_QUESTION = (
-    "import sys; from pathlib import Path; from pipeline import video; "
+    "import sys; from pathlib import Path; from pipeline.media import video; "
     "print(sum(len(frames) for frames, _ in video.decode(Path(sys.argv[1]), sys.argv[2])))"
 )
 

@@ -12,7 +12,7 @@ from extractors import triple_check
 from extractors.backbones.parsers import StanzaParser
 from extractors.base import Array, Output, Unit, WorkOptions
 from extractors.triple_check import Agreement, Sentence, most_pairs
-from extractors.triple_rules import Triple
+from extractors.backbones.triple_rules import Triple
 from extractors.triples import Triples, TriplesParams, rows
 from pipeline.errors import ItemError
 
