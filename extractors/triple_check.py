@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from extractors.triple_rules import Spans, Triple
+from extractors.backbones.triple_rules import Spans, Triple
 
 GOLDEN = Path(__file__).parent / "backbones" / "models" / "golden_triples.jsonl"
 

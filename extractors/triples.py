@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from extractors.backbones import parsers
+from extractors.backbones.triple_rules import Triple
 from extractors.base import Array, Extractor, Output, Result, TextExtractor, Unit, WorkOptions
-from extractors.triple_rules import Triple
 from pipeline.errors import ItemError
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PATH, SPEED, Params

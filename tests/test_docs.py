@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from trainers.measure.metric_table import METRICS
 
 ROOT = Path(__file__).parents[1]
 STAGES = (ROOT / "docs/stages.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def row(first: str) -> list[str]:
@@ -133,3 +134,13 @@ def test_examples_are_experiments_with_known_settings(path):
         m: {k: v for k, v in t.items() if k != "weights"} for m, t in experiment.trainers.items()
     }
     assert build(experiment.model_copy(update={"trainers": without_weights}), imported)
+
+
+def test_the_description_of_a_wheel_has_paths_where_the_readme_has_links_into_the_source_tree():
+    describe = runpy.run_path(str(ROOT / "setup.py"), run_name="imported")["describe"]
+    text = describe((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert not re.findall(r"\]\((?!https?:|#)[^)]*\)", text)
+    assert "`docs/architecture.md`" in text and "crossreel run experiment.toml" in text
+    kept = "See [ours](#install) and [theirs](https://example.org/page.md)."
+    assert describe(kept) == kept
+    assert describe("![A picture](docs/a.png)\n\nIn [b](docs/b.md#part).") == "In `docs/b.md#part`."

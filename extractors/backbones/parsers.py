@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from extractors.triple_rules import Span, Spans, Triple, Word, triples
+from extractors.backbones.triple_rules import Span, Spans, Triple, Word, triples
 from pipeline.errors import ItemError, UserError, nearest
 from pipeline.run.stage import Digests
 

@@ -17,8 +17,8 @@ import stanza
 import stanza.resources.common
 
 from extractors.backbones import parsers
+from extractors.backbones.triple_rules import Triple
 from extractors.triple_check import said
-from extractors.triple_rules import Triple
 from extractors.triples import TriplesParams
 from pipeline.errors import ItemError, UserError
 from pipeline.store.fingerprint import digest_file

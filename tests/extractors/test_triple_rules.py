@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from extractors.triple_rules import Span, Triple, Word, triples
+from extractors.backbones.triple_rules import Span, Triple, Word, triples
 
 # A tree is one word after another: text/part of speech/head/relation. Triples are subject | relation | object.
 CASES = {

@@ -10,9 +10,9 @@ import pytest
 
 from extractors import triple_check
 from extractors.backbones.parsers import StanzaParser
+from extractors.backbones.triple_rules import Triple
 from extractors.base import Array, Output, Unit, WorkOptions
 from extractors.triple_check import Agreement, Sentence, most_pairs
-from extractors.triple_rules import Triple
 from extractors.triples import Triples, TriplesParams, rows
 from pipeline.errors import ItemError
 

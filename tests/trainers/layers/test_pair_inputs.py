@@ -77,6 +77,18 @@ def train(folder: Path, name: str, method: Method, data: Any) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_order_of_pairs_depends_on_the_epoch_and_on_the_seed(tmp_path: Path, name: str) -> None:
+    _, data = frozen(tmp_path, name)
+
+    def order(epoch: int, seed: int) -> list[Any]:
+        return [batch["words"][:, 0, 0].tolist() for batch in data.train_batches(epoch, seed)]
+
+    assert order(3, 1) == order(3, 1)
+    assert len({str(order(epoch, 0)) for epoch in range(4)}) > 1
+    assert len({str(order(0, seed)) for seed in range(4)}) > 1
+
+
 class Changed:
     """Data whose training batches and items another function has had in hand."""
 

@@ -160,7 +160,8 @@ def test_an_epoch_is_a_function_of_epoch_and_seed_and_processes_share_it(tmp_pat
         return [batch["triples"][:, 0, 0].tolist() for batch in data.train_batches(epoch, seed, rank, world)]
 
     assert order(2, 5) == order(2, 5)
-    assert len({str(order(epoch, seed)) for epoch in range(4) for seed in range(4)}) > 8
+    assert len({str(order(epoch, 0)) for epoch in range(4)}) > 1  # the epoch counts by itself
+    assert len({str(order(0, seed)) for seed in range(4)}) > 1  # and so does the seed
     joint, first, second = order(0, 0), order(0, 0, 0, 2), order(0, 0, 1, 2)
     assert [batch[::2] for batch in joint] == first and [batch[1::2] for batch in joint] == second
     thirds = list(data.train_batches(0, 0, 2, 3))

@@ -127,6 +127,35 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+class SameOrder(Pairs):
+    """Pairs in the same order in every epoch, so that two epochs differ by what the method draws alone."""
+
+    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        return super().train_batches(0, seed, rank, world)
+
+
+@pytest.mark.parametrize("generator", [random.random, np.random.rand, lambda: torch.rand(()).item()])
+def test_what_a_method_draws_depends_on_seed_and_epoch(
+    tmp_path: Path, generator: Callable[[], float]
+) -> None:
+    def drawn(name: str, **recipe: Any) -> list[float]:
+        """What the first step of each epoch draws."""
+        first: dict[int, float] = {}
+
+        def draw(batch: Batch, epoch: int) -> None:
+            first.setdefault(epoch, generator())
+
+        method = Towers()
+        method.before = draw
+        train(tmp_path / name, method=method, data=SameOrder(), **recipe)
+        return list(first.values())
+
+    one = drawn("one", epochs=3)
+    assert len(set(one)) == 3  # with a seed without the epoch each would draw the same
+    assert drawn("again", epochs=3) == one
+    assert not set(drawn("other seed", epochs=3, seed=6)) & set(one)
+
+
 def in_child(body: Callable[[], object]) -> int:
     """Start a process that does this alone; its id."""
     child = os.fork()
