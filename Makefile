@@ -45,6 +45,7 @@ record-versions: $(READY) ## Write down new stages and methods, and raised versi
 
 same-numbers: $(READY) ## Write down that changed code computes what it computed: make same-numbers STAGES="clip gare" (or all)
 	$(BIN)/python .ci/versions.py --same-numbers $(STAGES)
+
 strays: ## Refuse committed files that editors, patches and merges leave behind
 	@found=$$(git ls-files -- '*.orig' '*.rej' '*.bak' '*.swp' '*~'); \
 	test -z "$$found" || { echo "committed, but left over from an editor, a patch or a merge: $$found"; exit 1; }
