@@ -7,6 +7,7 @@ import pytest
 from flows.project import Project, open_project
 from flows.why import explain
 from pipeline.errors import UserError
+from trainers.hlformer.declaration import HLFORMER
 
 
 @pytest.fixture
@@ -43,6 +44,24 @@ def test_a_miss_names_what_differs_upstream_however_far(why):
         assert f"{stage}, upstream, which differs in" in told
     assert "params.crf: 30 now, 23 then" in told
     assert "it waits for " in told
+
+
+def test_a_raised_version_of_a_method_makes_its_three_stages_again_and_nothing_else(why, made, monkeypatch):
+    def missing() -> set[str]:
+        project = open_project(made.toml)
+        try:
+            return {name for name, state in project.survey().items() if state.missing}
+        finally:
+            project.store.index.close()
+
+    before = missing()  # the report alone: nobody asked for it
+    version = HLFORMER.version
+    monkeypatch.setattr(HLFORMER, "version", version + 1)
+    own = {"pack-hlformer", "pack-hlformer-test", "train-hlformer", "evaluate-hlformer"}
+    assert missing() == before | own
+    assert f"method_version: {version + 1} now, {version} then" in why("train-hlformer")
+    monkeypatch.setattr(HLFORMER, "version", 1)  # which says nothing of itself in a fingerprint
+    assert f"method_version: 1 now, {version} then" in why("pack-hlformer")
 
 
 def test_of_several_the_nearest_is_told(why, made):
