@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,11 @@ class WorkOptions(Options):
     decoders: int = 1  # that work ahead of each network
 
 
+@functools.lru_cache(maxsize=8)  # a segment never changes; more than the stages that a worker reads at once
+def _opened(path: Path) -> Segment:
+    return Segment(path)
+
+
 @dataclass(frozen=True)
 class Unit:
     """One item or caption to work on: its digest and name, and where what it is made of lies."""
@@ -43,11 +49,23 @@ class Unit:
     rows: Mapping[str, tuple[Path, int]] = field(default_factory=dict)  # upstream stage -> segment, row
 
     def inputs(self, stage: str) -> dict[str, Array]:
-        """The outputs of an upstream stage for this item."""
-        path, row = self.rows[stage]
-        segment = Segment(path)
+        """The outputs of an upstream stage for this item. Raises Damaged where they are not what was written."""
+        segment, row = self._row(stage)
         segment.check(row)
         return {name: segment.rows(name, row) for name in segment.fields}
+
+    def file(self, stage: str) -> Path:
+        """The file that an upstream stage made of this item. Raises Damaged where it is another's."""
+        path = self.files[stage]
+        segment, row = self._row(stage)
+        segment.require_file(row, path)
+        return path
+
+    def _row(self, stage: str) -> tuple[Segment, int]:
+        path, row = self.rows[stage]
+        segment = _opened(path)
+        segment.require(row, self.key)
+        return segment, row
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,9 @@ def read_together(
 
 def source_of(unit: Unit) -> Source[Unit]:
     """The compressed file of a unit, with the number of its frames where that is known."""
-    frames = len(unit.inputs("compress")["time"]) if "compress" in unit.rows else None
-    return Source(unit, unit.files["compress"], frames)
+    if "compress" not in unit.rows:  # a file of no store
+        return Source(unit, unit.files["compress"], None)
+    return Source(unit, unit.file("compress"), len(unit.inputs("compress")["time"]))
 
 
 def _begin(reader: FrameReader[Any], unit: Unit, decoder: str) -> Iterator[Result | None]:

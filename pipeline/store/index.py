@@ -154,6 +154,20 @@ class Index:
         """Recorded segments of a fingerprint: id -> bytes."""
         return dict(self.db.execute("SELECT id, bytes FROM segments WHERE fp=?", (fp,)))
 
+    def segment(self, segment: str) -> tuple[str, int, int] | None:
+        """Fingerprint, number of items and bytes of a recorded segment; None of one that is not recorded."""
+        row = self.db.execute("SELECT fp, items, bytes FROM segments WHERE id=?", (segment,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def rows_of(self, segment: str) -> list[tuple[str, int, int | None]]:
+        """The items that are recorded in a segment: digest, row, and bytes of the item's file or None."""
+        return list(self.db.execute("SELECT item, row, file_bytes FROM artifacts WHERE segment=?", (segment,)))
+
+    def named_segments(self, fp: str) -> list[str]:
+        """Every segment that is recorded under a fingerprint or that an item of it is placed in."""
+        sql = "SELECT id FROM segments WHERE fp=? UNION SELECT DISTINCT segment FROM artifacts WHERE fp=?"
+        return [segment for (segment,) in self.db.execute(sql, (fp, fp))]
+
     def stage_totals(self, stage: str) -> tuple[int, int]:
         """Items in all segments of a stage, and the bytes of the segments and of the items' files."""
         inside = "SELECT fp FROM fingerprints WHERE stage=?"

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +120,8 @@ class Store:
 
         With a suffix, each item's file must be there too, in its recorded size.
         """
-        bad = self._bad_segments(stage, fp)
         places = self.index.places(fp)
-        if bad:
+        if bad := self._bad_segments(stage, fp, {place.segment for place in places.values()}):
             places = {item: place for item, place in places.items() if place.segment not in bad}
         if suffix is not None:
             sizes = {i: _size(self.item_file(stage, fp, i, suffix)) for i in places}
@@ -132,19 +131,20 @@ class Store:
     def places_of(self, stage: str, fp: str, units: Units, suffix: str | None = None) -> Places:
         """As `places`, of the units of a corpus, however many they are."""
         places = self.index.places_of(fp, units)
-        if bad := self._bad_segments(stage, fp):
+        if bad := self._bad_segments(stage, fp, places.segments):
             places = places.without(bad)
         if suffix is None:
             return places
         folder = f"{self.root}/files/{stage}/{fp}"
         return places.with_files(lambda item: _size(f"{folder}/{item[:2]}/{item}{suffix}"))
 
-    def _bad_segments(self, stage: str, fp: str) -> set[str]:
-        """Recorded segments that are gone or cut short."""
+    def _bad_segments(self, stage: str, fp: str, named: Iterable[str]) -> set[str]:
+        """Those of the `named` segments that are gone, cut short, or not recorded under this fingerprint."""
+        sizes = self.index.segments(fp)
         return {
             segment
-            for segment, size in self.index.segments(fp).items()
-            if _size(self.segment_path(stage, fp, segment)) != size
+            for segment in named
+            if segment not in sizes or _size(self.segment_path(stage, fp, segment)) != sizes[segment]
         }
 
     def reader(self, stage: str, fp: str) -> FeatureReader:
@@ -196,9 +196,12 @@ class Store:
         if not (folder / RECORD).exists():
             return [Damage(f"{folder} was never finished", folder)]
         try:
-            files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
-        except (ValueError, KeyError):
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            files, own = record["files"], (record["stage"], record["fingerprint"])
+        except (ValueError, KeyError, TypeError):
             return [Damage(f"{folder / RECORD} is damaged", folder)]
+        if own != folder.parts[-2:]:
+            return [Damage(f"{folder} holds what was made as {'/'.join(map(str, own))}", folder)]
         out = []
         for name, (size, digest) in files.items():
             path = folder / name
@@ -250,13 +253,23 @@ class Store:
     def verify(self, repair: bool = False, seen: Callable[[], None] = lambda: None) -> list[Damage]:
         """Everything in the store that is not, bit for bit, what was written; with `repair` it is dropped."""
         damage: list[Damage] = []
+        misplaced: list[Segment] = []
         for path in sorted((self.root / "segments").glob("*/*/*.h5")):
-            found = self._segment_damage(path)
+            segment, found = self._segment_damage(path)
             damage.extend(found)
-            if found and repair:
+            if segment is not None and segment.misplaced:
+                damage.append(Damage(segment.misplaced, path))
+                misplaced.append(segment)
+            elif found and repair:
                 self.index.forget_segment(path.stem)
                 path.unlink()
+            elif segment is not None and (wrong := self._index_damage(segment)):
+                damage.extend(wrong)
+                if repair:
+                    self._record_again(path)
             seen()
+        if repair:
+            self._put_back(misplaced)
         for folder in sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir()):
             found = self._run_damage(folder, thorough=True)
             damage.extend(found)
@@ -264,22 +277,63 @@ class Store:
                 shutil.rmtree(folder)
             seen()
         for fp, (stage, _) in self.index.fingerprints().items():
-            for segment in self.index.segments(fp):
-                path = self.segment_path(stage, fp, segment)
+            for name in self.index.named_segments(fp):
+                path = self.segment_path(stage, fp, name)
                 if not path.exists():
                     damage.append(Damage(f"the segment {path} is gone", path))
                     if repair:
-                        self.index.forget_segment(segment)
+                        self.index.forget_segment(name)
         return damage
 
-    def _segment_damage(self, path: Path) -> list[Damage]:
+    def _index_damage(self, segment: Segment) -> list[Damage]:
+        """What the index says of a whole segment that the segment itself does not say; [] if it knows it not at all."""
+        path, out = segment.path, []
+        recorded = self.index.segment(segment.path.stem)
+        size = path.stat().st_size
+        if recorded is not None and recorded != (segment.fingerprint, len(segment.items), size):
+            fp, items, size_then = recorded
+            out.append(
+                f"the index has the segment {path} with {items} items and {size_then} bytes under {fp}; "
+                f"it has {len(segment.items)} items and {size} bytes"
+            )
+        for item, row, file_bytes in self.index.rows_of(path.stem):
+            there = 0 <= row < len(segment.items)
+            if not there or (segment.items[row], segment.file_bytes[row]) != (item, file_bytes):
+                out.append(f"the index places the item {item} in row {row} of the segment {path}, which holds another")
+        return [Damage(sentence, path) for sentence in out]
+
+    def _record_again(self, path: Path) -> None:
+        """Record a whole segment as it says itself that it is."""
+        self.index.forget_segment(path.stem)
+        self.adopt(*path.parts[-3:-1])
+
+    def _put_back(self, segments: Iterable[Segment]) -> None:
+        """Give whole segments the names they were written under, also where two were swapped; record them again."""
+        moved = []
+        for segment in segments:
+            target = self.segment_path(segment.stage, segment.fingerprint, segment.id or segment.path.stem)
+            aside = target.with_suffix(f".{segment.path.stem}.moved")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.index.forget_segment(segment.path.stem)
+            moved.append((segment.path.rename(aside), target))
+        for aside, target in moved:
+            if target.exists():  # this was a copy of it
+                aside.unlink()
+            else:
+                aside.rename(target)
+            self._record_again(target)
+
+    def _segment_damage(self, path: Path) -> tuple[Segment | None, list[Damage]]:
+        """The segment at a path, None if it is not whole, and what is wrong with its rows and its items' files."""
         try:
             segment = Segment(path)
             for row in range(len(segment.items)):
                 segment.check(row)
         except Damaged as error:
-            return [Damage(str(error), path)]
-        out = []
+            return None, [Damage(str(error), path)]
+        out: list[Damage] = []
+        if segment.misplaced:
+            return segment, out
         for item, name, note, size in zip(
             segment.items, segment.names, segment.notes, segment.file_bytes, strict=True
         ):
@@ -289,7 +343,7 @@ class Store:
             file = self.item_file(segment.stage, segment.fingerprint, item, values.get("suffix", ""))
             if _size(file) != size or digest_file(file) != values.get("file_digest"):
                 out.append(Damage(f"{file} (made of {name}) is not what was written", path))
-        return out
+        return segment, out
 
     def gc(self, keep: set[str], dry_run: bool, older_than_seconds: float = 0) -> list[tuple[Path, int]]:
         """Remove what no kept fingerprint needs, orphans, and abandoned work; returns (path, bytes) of each."""
@@ -348,7 +402,10 @@ class Store:
 
 
 class FeatureReader:
-    """Reads one fingerprint's features by item, opening each segment once."""
+    """Reads one fingerprint's features by item, opening each segment once.
+
+    Every read raises Damaged where the row is another item's: the index, or the files, were mixed up.
+    """
 
     def __init__(self, where: Mapping[str, tuple[Path, int]]) -> None:
         self.where = where
@@ -361,7 +418,9 @@ class FeatureReader:
         path, row = self.where[item]
         if path not in self._open:
             self._open[path] = Segment(path)
-        return self._open[path], row
+        segment = self._open[path]
+        segment.require(row, item)
+        return segment, row
 
     def rows(self, item: str, field: str, check: bool = False) -> Array:
         """One item's output, (rows, ...). With `check`, Damaged where it is not what was written."""
@@ -383,6 +442,11 @@ class FeatureReader:
         """What was noted of an item when it was made (the decoder it took, for instance)."""
         segment, row = self._segment(item)
         return dict(json.loads(segment.notes[row]))
+
+    def require_file(self, item: str, path: Path) -> None:
+        """Raise Damaged unless the file at `path` is the one that was made of an item."""
+        segment, row = self._segment(item)
+        segment.require_file(row, path)
 
 
 def write_json(path: Path, value: Any) -> None:

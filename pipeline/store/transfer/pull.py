@@ -331,6 +331,8 @@ def _require_segment(path: Path, entry: Entry) -> None:
     except NO_SEGMENT as error:  # whatever the library makes of a file that somebody shaped
         raise Untrusted(f"{entry.where.segment} is no whole segment: {error}") from None
     _require_fingerprint(entry, segment.stage, segment.fingerprint, segment.components)
+    if segment.id not in ("", entry.where.id):
+        raise Untrusted(f"{entry.where.segment} is the segment {segment.id}")
     files = {Path(name).stem: blob.size for name, blob in entry.files.items() if name != entry.where.segment}
     told = dict(zip(segment.items, segment.file_bytes, strict=True))
     if segment.items != entry.items or {i: size for i, size in told.items() if size is not None} != files:
