@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +254,7 @@ class Store:
         """Everything in the store that is not, bit for bit, what was written; with `repair` it is dropped."""
         damage: list[Damage] = []
         misplaced: list[Segment] = []
+        mixed_up: list[Path] = []  # whole segments of which the index says something else
         for path in sorted((self.root / "segments").glob("*/*/*.h5")):
             segment, found = self._segment_damage(path)
             damage.extend(found)
@@ -265,10 +266,10 @@ class Store:
                 path.unlink()
             elif segment is not None and (wrong := self._index_damage(segment)):
                 damage.extend(wrong)
-                if repair:
-                    self._record_again(path)
+                mixed_up.append(path)
             seen()
         if repair:
+            self._record_again(mixed_up)
             self._put_back(misplaced)
         for folder in sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir()):
             found = self._run_damage(folder, thorough=True)
@@ -302,10 +303,12 @@ class Store:
                 out.append(f"the index places the item {item} in row {row} of the segment {path}, which holds another")
         return [Damage(sentence, path) for sentence in out]
 
-    def _record_again(self, path: Path) -> None:
-        """Record a whole segment as it says itself that it is."""
-        self.index.forget_segment(path.stem)
-        self.adopt(*path.parts[-3:-1])
+    def _record_again(self, paths: Collection[Path]) -> None:
+        """Record whole segments by what they hold; all are forgotten first, or one would take another's items."""
+        for path in paths:
+            self.index.forget_segment(path.stem)
+        for stage, fp in dict.fromkeys((path.parts[-3], path.parts[-2]) for path in paths):
+            self.adopt(stage, fp)
 
     def _put_back(self, segments: Iterable[Segment]) -> None:
         """Give whole segments the names they were written under, also where two were swapped; record them again."""
@@ -321,7 +324,7 @@ class Store:
                 aside.unlink()
             else:
                 aside.rename(target)
-            self._record_again(target)
+        self._record_again([target for _, target in moved])
 
     def _segment_damage(self, path: Path) -> tuple[Segment | None, list[Damage]]:
         """The segment at a path, None if it is not whole, and what is wrong with its rows and its items' files."""

@@ -13,7 +13,9 @@ import pytest
 from extractors import shard
 from pipeline.errors import UserError
 from pipeline.media import video
-from pipeline.store.segments import Segment
+from pipeline.store.fields import Field
+from pipeline.store.fingerprint import digest_file
+from pipeline.store.segments import Damaged, Segment, SegmentWriter
 
 TOYS = '''
 """Extractors without a network."""
@@ -280,3 +282,35 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_made(run, tmp_path)
     with pytest.raises(UserError, match=r"the disk of the store .* is full; what was finished is kept"):
         run("Filer", [{"key": "a", "name": "one"}, {"key": "b", "name": "full"}])
     assert list((tmp_path / "store/work").iterdir()) == [] and not (tmp_path / "store/segments").exists()
+
+
+def upstream(folder: Path, key: str, content: bytes) -> dict[str, Any]:
+    """A unit whose compressed file, of so many bytes, was made and recorded as `compress` does it."""
+    file = folder / "store/files/compress/fp" / key[:2] / f"{key}.mp4"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    fields = {"time": Field("float64", (None,))}
+    with SegmentWriter(folder / "store/segments/compress/fp", folder / "work", "compress", "fp", {}, fields) as out:
+        note = {"suffix": ".mp4", "file_digest": digest_file(file)}
+        out.append(key, f"the clip {key}", {"time": np.arange(3) / 3}, note, len(content))
+        path = out.finish()
+    return {
+        "key": key, "name": f"the clip {key}", "files": {"compress": str(file)},
+        "rows": {"compress": [str(path), 0]},
+    }  # fmt: skip
+
+
+def test_a_compressed_file_of_another_item_is_not_decoded_as_this_ones(run, tmp_path):
+    one, two = upstream(tmp_path, "a1", b"1" * 100), upstream(tmp_path, "b2", b"2" * 100)
+    paths = [Path(unit["files"]["compress"]) for unit in (one, two)]
+    paths[0].write_bytes(b"2" * 100)  # of the same size, so that no look at sizes finds it
+    paths[1].write_bytes(b"1" * 100)
+    with pytest.raises(Damaged, match=f"the file {paths[0]} is not the one that was made of the clip a1"):
+        run("Counter", [one, two])
+
+
+def test_rows_of_another_item_are_not_read_as_this_ones(run, tmp_path):
+    one, two = upstream(tmp_path, "a1", b"1"), upstream(tmp_path, "b2", b"2")
+    one["rows"], two["rows"] = two["rows"], one["rows"]
+    with pytest.raises(Damaged, match="places the item a1 in row 0 of the segment .* holds b2"):
+        run("Counter", [one, two])
