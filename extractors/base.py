@@ -99,7 +99,7 @@ class Extractor(Stage[P]):
             try:
                 yield unit, self.extract(unit, work)
             except ItemError as error:
-                yield unit, ItemError(unit.name, error.reason)
+                yield unit, error.named(unit.name)
 
 
 class TextExtractor(Extractor[P]):

@@ -112,6 +112,8 @@ def sentence(report: Report) -> str:
         words.append(f"{report.cached} cached" if report.total > 1 else "cached")
     if report.failed:
         words.append(f"{report.failed} failed")
+    if report.killed:
+        words.append(f"{report.killed} killed (the next run tries again)")
     if report.blocked:
         words.append(f"{report.blocked} left out (failed upstream)")
     took = f" ({report.seconds:.1f} s)" if report.ran else ""

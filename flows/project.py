@@ -36,9 +36,12 @@ class Project:
         """Digests of weights, remembered in the store's index."""
         return RememberedDigests(self.store.index)
 
-    def survey(self) -> dict[str, plan.State]:
-        """The state of every stage."""
-        return plan.survey(self.stages, self.contents, self.store, self.known)
+    def survey(self, killed_before: float = 0.0) -> dict[str, plan.State]:
+        """The state of every stage as the last run left it; with `math.inf` as the next run finds it.
+
+        The two differ in the units that were killed: left out of one, missing in the other.
+        """
+        return plan.survey(self.stages, self.contents, self.store, self.known, killed_before)
 
     def runner(
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None

@@ -6,6 +6,7 @@ Prefect's flows pass `each`, which makes a task of every stage; a plain call run
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -37,8 +38,8 @@ class RunResult:
 
     @property
     def failed(self) -> int:
-        """Items and captions that some stage could not process, and items that cannot be read."""
-        return sum(report.failed for report in self.reports) + len(self.unreadable)
+        """Items and captions that some stage could not process or was killed over, and items that cannot be read."""
+        return sum(report.failed + report.killed for report in self.reports) + len(self.unreadable)
 
     @property
     def ran(self) -> int:
@@ -113,7 +114,7 @@ def _call(
 
 def nothing_to_do(project: Project, names: Sequence[str], retry_failed: bool) -> bool:
     """Whether a run of these stages would find everything made already."""
-    states = project.survey()
+    states = project.survey(math.inf)
     wanted = plan.ancestors(project.stages, names)
     return all(states[n].complete and not (retry_failed and states[n].failed) for n in wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -132,10 +133,15 @@ def finish(results: list[RunResult], as_json: bool) -> None:
 def print_result(result: RunResult) -> None:
     """The leaderboard, the failures, where the report is, and the count that proves the cache."""
     print_leaderboard(result.leaderboard)
-    failures = [f"{f['name']}: {f['reason']} ({r.stage})" for r in result.reports for f in r.failures]
-    failures += [f"{name}: {reason}" for name, reason in result.unreadable.items()]
-    if failures:
-        out.print(f"\n{len(failures)} failed:", markup=False)
+    for kind, title in (("failed", "failed"), ("killed", "killed; the next run tries them again")):
+        failures = [
+            f"{f['name']}: {f['reason']} ({r.stage})"
+            for r in result.reports for f in r.failures if f["kind"] == kind
+        ]  # fmt: skip
+        if kind == "failed":
+            failures += [f"{name}: {reason}" for name, reason in result.unreadable.items()]
+        if failures:
+            out.print(f"\n{len(failures)} {title}:", markup=False)
         for line in failures[:FAILURES_SHOWN]:
             out.print(f"  {line}", markup=False)
         if len(failures) > FAILURES_SHOWN:
@@ -224,7 +230,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """What a run would do: what is cached, what is missing, disk and time to expect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
-    states = project.survey()
+    states = project.survey(math.inf)
     expected = estimate(project.store, states)
     if as_json:
         shared = {name: group for group in planning.passes(states) for name in group}
@@ -265,6 +271,7 @@ def _state(state: planning.State) -> dict[str, Any]:
     return {
         "fingerprint": state.fingerprint.hex, "units": len(state.keys), "cached": state.done,
         "missing": len(state.missing), "failed": len(state.failed), "blocked": len(state.blocked),
+        "killed": len(state.killed),
     }  # fmt: skip
 
 
@@ -272,13 +279,13 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
     """How far each stage is, which items failed and why, and the latest runs."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
-    states = project.survey()
+    states = project.survey(math.inf)
     failures = [
-        {"stage": n, "item": f.name, "reason": f.reason, "attempts": f.attempts}
-        for n, s in states.items() for f in s.failed.values()
+        {"stage": n, "item": f.name, "reason": f.reason, "attempts": f.attempts, "kind": f.kind}
+        for n, s in states.items() for f in (*s.failed.values(), *s.killed.values())
     ]  # fmt: skip
     failures += [
-        {"stage": "corpus", "item": i, "reason": r, "attempts": 0}
+        {"stage": "corpus", "item": i, "reason": r, "attempts": 0, "kind": "failed"}
         for i, r in project.contents.unreadable.items()
     ]
     runs = project.store.index.runs()
@@ -289,7 +296,10 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
             [n, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed))] for n, s in states.items()
         ])  # fmt: skip
         for failure in failures:
-            out.print(f"failed: {failure['item']} ({failure['stage']}): {failure['reason']}", markup=False)
+            again = "; the next run tries it again" if failure["kind"] == "killed" else ""
+            out.print(
+                f"{failure['kind']}: {failure['item']} ({failure['stage']}): {failure['reason']}{again}", markup=False
+            )
         for row in runs[:5]:
             took = human_seconds(row["ended"] - row["started"]) if row["ended"] else "not ended"
             out.print(f"run {row['id']} of {row['experiment']}: {row['status']}, {took}")
@@ -331,8 +341,9 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:
     """What the report says of a stage that was made by an earlier run."""
-    failures = [{"name": f.name, "reason": f.reason} for f in state.failed.values()]
+    failures = [{"name": f.name, "reason": f.reason, "kind": f.kind} for f in state.failed.values()]
     return Report(
-        name, state.fingerprint.hex, len(state.keys), cached=state.done, failed=len(failures),
+        name, state.fingerprint.hex, len(state.keys), cached=state.done,
+        failed=len(failures) - len(state.killed), killed=len(state.killed),
         blocked=len(state.blocked), failures=failures,
     ).as_json()  # fmt: skip

@@ -24,6 +24,7 @@ from pipeline.run.engines.work import Engine, Work
 from pipeline.run.pool import Killed
 from pipeline.run.shards import cut
 from pipeline.run.stage import Digests, Stage
+from pipeline.store.index import Kind
 from pipeline.store.store import Store, write_json
 
 
@@ -48,6 +49,7 @@ class Report:
     cached: int = 0
     ran: int = 0
     failed: int = 0  # now and earlier
+    killed: int = 0  # whose program or worker was killed, alone too; the next run tries them again
     blocked: int = 0
     decodes: int = 0  # of media files; of a pass that stages share, counted with the first of them
     shared_with: str = ""  # the stage in whose pass over the items this one was made
@@ -79,6 +81,7 @@ class Runner:
         self._corpus_process = CorpusProcess()
         self._states: dict[str, plan.State] = {}
         self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
+        self._started = time.time()  # what was killed before is tried again, once
 
     def close(self) -> None:
         """End what was kept from stage to stage."""
@@ -87,7 +90,7 @@ class Runner:
 
     def survey(self) -> dict[str, plan.State]:
         """The state of every stage."""
-        return plan.survey(self.stages, self.contents, self.store, self.known)
+        return plan.survey(self.stages, self.contents, self.store, self.known, self._started)
 
     def bring_up_to_date(
         self, name: str, redo: bool = False, retry_failed: bool = False, along: Collection[str] = ()
@@ -191,11 +194,12 @@ class Runner:
         wanted = set(state.keys)
         failures = self.store.index.failures(report.fingerprint)
         report.failures = [
-            {"name": f.name, "reason": f.reason}
+            {"name": f.name, "reason": f.reason, "kind": f.kind}
             for key, f in failures.items()
             if key in wanted and key not in state.places
         ]
-        report.failed = len(report.failures)
+        report.killed = sum(failure["kind"] == "killed" for failure in report.failures)
+        report.failed = len(report.failures) - report.killed
 
     # stages mapped over items or captions ----------------------------------------------------------
 
@@ -217,9 +221,11 @@ class Runner:
             names = ", ".join(state.stage.name for state in group)
             self.say(f"one pass over {len(units)} {leader.over} for {names}")
 
+        alone = [key for key in units if any(key in state.killed for state in group)]
         work = Work(
             entry=leader.runner,
-            shards=cut(group[0].keys, leader.shard_items, set(units)),
+            shards=cut(group[0].keys, leader.shard_items, units.keys() - alone),
+            alone=alone,
             store=str(self.store.root),
             units=units,
             stages=[_told_of(state) for state in group],
@@ -239,7 +245,10 @@ class Runner:
                     for state in group:
                         if event.key in wanted[state.stage.name]:
                             name = units[event.key]["name"]
-                            self.store.index.add_failure(state.fingerprint.hex, event.key, name, event.reason)
+                            kind: Kind = "failed" if event.own_doing else "killed"
+                            self.store.index.add_failure(
+                                state.fingerprint.hex, event.key, name, event.reason, kind
+                            )
                             tally.add()
                     continue
                 header = event.header
@@ -249,7 +258,8 @@ class Runner:
                     reports[0].decodes += header["decodes"]
                 elif "failed" in header:
                     fp = states[header["stage"]].fingerprint.hex
-                    self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"])
+                    kind = "killed" if header.get("killed") == "signal" else "failed"
+                    self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"], kind)
                     tally.add()
                 elif "done" in header:
                     tally.add()
@@ -420,5 +430,6 @@ def summary(reports: Iterable[Report]) -> dict[str, int]:
         "stages": len(reports),
         "stages_ran": sum(report.ran > 0 for report in reports),
         "failed": sum(report.failed for report in reports),
+        "killed": sum(report.killed for report in reports),
         "decodes": sum(report.decodes for report in reports),
     }

@@ -94,7 +94,10 @@ def choose(stages: Stages, word: str) -> list[str]:
 
 @dataclass(frozen=True)
 class State:
-    """How far a stage is: its fingerprint, all its units, and which are done, failed, blocked or missing."""
+    """How far a stage is: its fingerprint, all its units, and which are done, failed, blocked or missing.
+
+    Of those that were killed, `survey` says whether they count as failed or as missing.
+    """
 
     stage: Stage[Any]
     fingerprint: Fingerprint
@@ -103,6 +106,7 @@ class State:
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: frozenset[str] = frozenset()  # what they need failed upstream
     missing: Sequence[str] = ()
+    killed: Mapping[str, Failure] = field(default_factory=dict)  # each is also among the failed or the missing
 
     @property
     def done(self) -> int:
@@ -115,8 +119,14 @@ class State:
         return not self.missing
 
 
-def survey(stages: Stages, contents: Contents, store: Store, known: Digests) -> dict[str, State]:
-    """The state of every stage, in order, from the index and a look at file sizes."""
+def survey(
+    stages: Stages, contents: Contents, store: Store, known: Digests, killed_before: float = 0.0
+) -> dict[str, State]:
+    """The state of every stage, in order, from the index and a look at file sizes.
+
+    Units that were recorded as killed before `killed_before` (seconds since 1970) are missing, as for a run that begins
+    then; later ones are left out like failed ones, so that with 0 everything is as the last run left it.
+    """
     with no_collection():
         units = {
             "items": Units(contents.items()),
@@ -127,9 +137,10 @@ def survey(stages: Stages, contents: Contents, store: Store, known: Digests) -> 
         for name in order(stages):
             stage = stages[name]
             mapped = stage.over != "corpus"
-            states[name] = (_mapped if mapped else _whole)(
-                stage, units[stage.over], states, contents, store, known
-            )
+            if mapped:
+                states[name] = _mapped(stage, units[stage.over], states, store, known, killed_before)
+            else:
+                states[name] = _whole(stage, units[stage.over], states, contents, store, known)
     return states
 
 
@@ -145,8 +156,8 @@ def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -
 
 
 def _mapped(
-    stage: Stage[Any], keys: Units, states: Mapping[str, State], contents: Contents, store: Store,
-    known: Digests,
+    stage: Stage[Any], keys: Units, states: Mapping[str, State], store: Store, known: Digests,
+    killed_before: float,
 ) -> State:  # fmt: skip
     fingerprint = Fingerprint.of(components(stage, states, known))
     places = store.places_of(stage.name, fingerprint.hex, keys, stage.file_suffix)
@@ -158,8 +169,12 @@ def _mapped(
         key: failure for key, failure in failures.items()
         if key in keys and key not in places and key not in blocked
     }  # fmt: skip
+    killed = {key: failure for key, failure in failed.items() if failure.kind == "killed"}
+    for key, failure in killed.items():
+        if failure.time < killed_before:
+            del failed[key]
     missing[[keys.position[key] for key in (*blocked, *failed)]] = False
-    return State(stage, fingerprint, keys, places, failed, blocked, keys.chosen(missing))
+    return State(stage, fingerprint, keys, places, failed, blocked, keys.chosen(missing), killed)
 
 
 def _whole(

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.child import ChildDied, Reply
+from pipeline.errors import UserError
 
 Shard = list[str]
-TRIES = 3  # of a whole shard; then it is halved until the unit at fault stands alone
+TRIES = 3  # of a whole shard; then it is halved until the unit at fault is by itself
+ALONE = TRIES + 1  # the last attempt: of one unit, after all shards, with every other worker idle
+HOPELESS = 4 * TRIES  # workers killed before anything was finished: then all of them lack memory
 READY_SECONDS = 0.2
 
 
@@ -27,10 +30,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Killed:
-    """A unit whose worker died each time, alone at the end: the unit is at fault."""
+    """A unit whose worker died each time, at the end with no other worker beside it.
+
+    `own_doing` is true where the worker crashed or hung over it: the unit is at fault. Otherwise it was killed.
+    """
 
     key: str
     reason: str
+    own_doing: bool = False
 
 
 Events = Generator[Message | Killed, None, None]
@@ -54,19 +61,24 @@ class Worker(Protocol):
 
 
 def run_shards(
-    workers: Sequence[Worker], shards: Sequence[Shard], request: Callable[[Shard, int], dict[str, Any]],
-    stall_seconds: float,
+    workers: Sequence[Worker], shards: Sequence[Shard], request: Callable[[Shard, int, int], dict[str, Any]],
+    stall_seconds: float, alone: Sequence[str] = (),
 ) -> Events:  # fmt: skip
-    """What the workers reply, as it comes, until every shard is done. Stopping early kills them all.
+    """Yield what the workers reply, as it comes, until every shard is done. Stopping early kills them all.
 
-    `request` makes what a worker is asked from a shard and the worker's number. An exception of a
-    worker's code (not of a unit) is raised here.
+    `request` makes a worker's request from a shard, the worker's number and the attempt (1 is the first). A unit whose
+    worker died with it alone in its shard, or of which a worker says that its decoder or the like was killed, is tried
+    once more after all shards, one at a time; those of `alone` are tried only so, because earlier runs could not finish
+    them. An exception of a worker's code (not of a unit) is raised here, and UserError where workers are killed
+    again and again and nothing is finished.
     """
     todo: queue.Queue[tuple[Shard, int]] = queue.Queue()
+    later = [([key], ALONE) for key in alone]
     for shard in shards:
         todo.put((shard, 1))
     events: Happenings = queue.Queue()
-    open_shards = len(shards)
+    open_shards = len(shards) + 1  # the one more is settled here
+    finished = deaths = 0
     lock = threading.Lock()
     stop = threading.Event()
 
@@ -74,11 +86,30 @@ def run_shards(
         """One shard is over; `more` take its place."""
         nonlocal open_shards
         with lock:
-            open_shards += len(more) - 1
+            open_shards -= 1
             for entry_ in more:
-                todo.put(entry_)
+                if entry_[1] == ALONE:
+                    later.append(entry_)
+                else:
+                    todo.put(entry_)
+                    open_shards += 1
+            if open_shards == 0 and later:
+                todo.put(later.pop(0))
+                open_shards = 1
             if open_shards == 0:
                 stop.set()
+
+    def count(death: ChildDied | None) -> None:
+        """Count a worker's death, or a shard that was finished; raise UserError where there is no hope."""
+        nonlocal finished, deaths
+        with lock:
+            finished += death is None
+            deaths += death is not None and not death.own_doing
+            if not finished and deaths > HOPELESS:
+                raise UserError(
+                    f"{deaths} workers were killed ({death}) and none has finished anything; "
+                    "lower run.workers, so that fewer share the memory, or run.batch_size"
+                )
 
     def work(number: int) -> None:
         worker = workers[number]
@@ -90,7 +121,10 @@ def run_shards(
                     shard, attempt = todo.get(timeout=0.05)
                 except queue.Empty:
                     continue
-                settle(_one_shard(worker, shard, attempt, request(shard, number), stall_seconds, events))
+                asked = request(shard, number, attempt)
+                more, death = _one_shard(worker, shard, attempt, asked, stall_seconds, events)
+                count(death)
+                settle(more)
         except BaseException as error:  # raised again by the caller's thread
             events.put(error)
             stop.set()
@@ -101,6 +135,7 @@ def run_shards(
     threads = [
         threading.Thread(target=work, args=(n,), name=f"worker-{n}", daemon=True) for n in range(len(workers))
     ]
+    settle([])
     for thread in threads:
         thread.start()
     try:
@@ -128,16 +163,25 @@ def _until_all_ended(events: Happenings, running: int) -> Events:
 def _one_shard(
     worker: Worker, shard: Shard, attempt: int, request: dict[str, Any], stall_seconds: float,
     events: Happenings,
-) -> list[tuple[Shard, int]]:  # fmt: skip
-    """Work through a shard; what to do instead, if the worker died."""
+) -> tuple[list[tuple[Shard, int]], ChildDied | None]:  # fmt: skip
+    """Work through a shard; returns what is still to be done of it, and the death of the worker if it died."""
+    killed: dict[str, None] = {}
     try:
         for header, _ in worker.call(request, stall_seconds):
-            events.put(Message(header))
+            if header.get("killed") and attempt < ALONE:
+                killed[header["failed"]] = None
+            else:
+                events.put(Message(header))
     except ChildDied as death:
         if attempt < TRIES:
-            return [(shard, attempt + 1)]
+            return [(shard, attempt + 1)], death
         if len(shard) > 1:
             half = len(shard) // 2
-            return [(shard[:half], TRIES), (shard[half:], TRIES)]
-        events.put(Killed(shard[0], f"its worker process died {attempt} times: {death}"))
-    return []
+            return [(shard[:half], TRIES), (shard[half:], TRIES)], death
+        if attempt < ALONE:
+            return [(shard, ALONE)], death
+        words = "crashed or hung" if death.own_doing else "was killed"
+        reason = f"its worker process {words} each time, at last with no other beside it: {death}"
+        events.put(Killed(shard[0], reason, death.own_doing))
+        return [], death
+    return [([key], ALONE) for key in killed], None

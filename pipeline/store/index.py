@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.store.places import Place, Places, Units
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS artifacts(fp TEXT, item TEXT, segment TEXT, row INT, 
                                      PRIMARY KEY(fp, item)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS artifacts_by_segment ON artifacts(segment);
 CREATE TABLE IF NOT EXISTS failures(fp TEXT, item TEXT, name TEXT, reason TEXT, attempts INT, time REAL,
-                                    PRIMARY KEY(fp, item)) WITHOUT ROWID;
+                                    kind TEXT NOT NULL DEFAULT 'failed', PRIMARY KEY(fp, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, started REAL, ended REAL, experiment TEXT, status TEXT,
                                 summary TEXT) WITHOUT ROWID;
 """
@@ -53,14 +53,28 @@ def is_remote(path: Path, mounts: Path = MOUNTS) -> bool:
     return REMOTE.fullmatch(found[1]) is not None
 
 
+# An index without `kind` recorded what was killed as failed: these words stood there alone where that was so.
+KINDS = """
+ALTER TABLE failures ADD COLUMN kind TEXT NOT NULL DEFAULT 'failed';
+UPDATE failures SET kind='killed' WHERE reason LIKE 'its worker process died % times: SIGKILL%'
+    OR reason LIKE 'its worker process died % times: SIGTERM%' OR reason='ffmpeg could not read it: no reason given';
+"""
+Kind = Literal["failed", "killed"]
+
+
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no output of a stage, and how often it was tried."""
+    """Why an item has no output of a stage, and how often it was tried.
+
+    Of the kind "killed" it is not at fault: what worked on it was killed, alone too. The next run tries it again.
+    """
 
     item: str
     name: str
     reason: str
     attempts: int
+    kind: Kind = "failed"
+    time: float = 0.0  # when it was recorded, in seconds since 1970
 
 
 class Index:
@@ -86,6 +100,8 @@ class Index:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")  # a lost last commit is work done again, no damage
         self.db.executescript(SCHEMA)
+        if not self._has_kinds():
+            self.db.executescript(KINDS)
 
     def close(self) -> None:
         """Close the database."""
@@ -219,18 +235,23 @@ class Index:
 
     # failures -----------------------------------------------------------------------------------
 
-    def add_failure(self, fp: str, item: str, name: str, reason: str) -> None:
-        """Record that an item failed, once more if it did before."""
+    def add_failure(self, fp: str, item: str, name: str, reason: str, kind: Kind = "failed") -> None:
+        """Record that an item failed, or was killed, once more if it did before."""
         self.db.execute(
-            "INSERT INTO failures VALUES (?,?,?,?,1,?) ON CONFLICT(fp, item) DO UPDATE SET "
-            "name=excluded.name, reason=excluded.reason, attempts=attempts+1, time=excluded.time",
-            (fp, item, name, reason, time.time()),
+            "INSERT INTO failures(fp, item, name, reason, attempts, time, kind) VALUES (?,?,?,?,1,?,?) "
+            "ON CONFLICT(fp, item) DO UPDATE SET name=excluded.name, reason=excluded.reason, "
+            "attempts=attempts+1, time=excluded.time, kind=excluded.kind",
+            (fp, item, name, reason, time.time(), kind),
         )
 
     def failures(self, fp: str) -> dict[str, Failure]:
-        """The failed items of a fingerprint."""
-        rows = self.db.execute("SELECT item, name, reason, attempts FROM failures WHERE fp=?", (fp,))
-        return {item: Failure(item, name, reason, attempts) for item, name, reason, attempts in rows}
+        """The failed and the killed items of a fingerprint."""
+        kind = "kind" if self._has_kinds() else "'failed'"  # an older index that can only be read
+        sql = f"SELECT item, name, reason, attempts, {kind}, time FROM failures WHERE fp=?"
+        return {row[0]: Failure(*row) for row in self.db.execute(sql, (fp,))}
+
+    def _has_kinds(self) -> bool:
+        return any(row[1] == "kind" for row in self.db.execute("PRAGMA table_info(failures)"))
 
     # runs ---------------------------------------------------------------------------------------
 

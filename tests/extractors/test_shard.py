@@ -90,11 +90,11 @@ class Filer(Extractor[ToyParams]):
 def toys(tmp_path, monkeypatch):
     (tmp_path / "toys_of_test_shard.py").write_text(TOYS)
     monkeypatch.syspath_prepend(tmp_path)
-    shard._loaded.cache_clear()
+    shard._read.cache_clear()
     import toys_of_test_shard
 
     yield toys_of_test_shard
-    shard._loaded.cache_clear()
+    shard._read.cache_clear()
     del sys.modules["toys_of_test_shard"]
 
 
