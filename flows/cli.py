@@ -28,7 +28,9 @@ from flows.commands import (
 )
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
+from pipeline.store.index import remedy
 
+NO_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
 HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
@@ -111,8 +113,20 @@ def _disk_trouble(error: Exception) -> str | None:
         return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return f"{error.filename} cannot be used: {error.strerror}"
-    if "readonly database" in str(error):
+    if isinstance(error, OSError) and (error.errno in NO_LOCK or "unable to lock file" in str(error)):
+        return (
+            f"a file system here has no locks ({error}); keep the store on a local disk or mount with locks, and set "
+            "HDF5_USE_FILE_LOCKING=FALSE for HDF5 files of your own that lie there"
+        )
+    if isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error):
         return "the store cannot be written: its index is read-only"
+    if isinstance(error, sqlite3.OperationalError):
+        return f"the store's index cannot be used: {remedy(error)}"
+    if isinstance(error, sqlite3.DatabaseError):
+        return (
+            f"the store's index is damaged ({error}); `crossreel store verify --repair` with the store's folder "
+            "rebuilds it from the segments"
+        )
     return None
 
 

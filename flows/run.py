@@ -5,6 +5,7 @@ Prefect's flows pass `each`, which makes a task of every stage; a plain call run
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -80,7 +81,8 @@ def run_stages(
 
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
     runner = project.runner(show, display.say)
-    index = project.store.index
+    index, alive = project.store.index, contextlib.ExitStack()
+    alive.enter_context(project.store.run(run))  # before the index names it: nobody should take it for dead
     index.start_run(run, project.experiment.name)
     project.store.sweep()
     reports: list[Report] = []
@@ -99,6 +101,7 @@ def run_stages(
     finally:
         runner.close()
         index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
+        alive.close()
     seconds, states = time.monotonic() - started, project.survey()
     unreadable = dict(project.contents.unreadable)
     return RunResult(

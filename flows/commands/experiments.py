@@ -116,6 +116,7 @@ def _join(project: Project, names: list[str], display: StageDisplay) -> None:
     if len(names) != 1:
         raise UserError(f"name one training to join: {', '.join(names)}")
     with closing(project.runner(display.progress, display.say)) as runner:
+        runner.killed_before = 0.0  # the run that leads tries them again
         runner.join(names[0])
 
 
@@ -288,7 +289,10 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
         {"stage": "corpus", "item": i, "reason": r, "attempts": 0, "kind": "failed"}
         for i, r in project.contents.unreadable.items()
     ]
-    runs = project.store.index.runs()
+    runs = [
+        run | {"status": "killed"} if run["status"] == "running" and not project.store.is_alive(run["id"]) else run
+        for run in project.store.index.runs()
+    ]
     if as_json:
         print_json({"stages": {n: _state(s) for n, s in states.items()}, "failures": failures, "runs": runs})
     else:
@@ -301,7 +305,9 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
                 f"{failure['kind']}: {failure['item']} ({failure['stage']}): {failure['reason']}{again}", markup=False
             )
         for row in runs[:5]:
-            took = human_seconds(row["ended"] - row["started"]) if row["ended"] else "not ended"
+            took = "when is not known" if row["status"] == "killed" else "not ended"
+            if row["ended"] and row["status"] != "killed":
+                took = human_seconds(row["ended"] - row["started"])
             out.print(f"run {row['id']} of {row['experiment']}: {row['status']}, {took}")
     if failures:
         raise typer.Exit(FAILED_ITEMS)
@@ -333,6 +339,11 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         missing = [name for name, state in states.items() if name != "report" and not state.complete]
         if missing:
             raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
+        if project.store.read_only and states["report"].complete:
+            display.say(f"the store {project.store.root} cannot be written: this is the report as it was drawn last")
+            out.print(str(report_path(project, states)), markup=False)
+            return
+        runner.killed_before = 0.0  # it shows what the last run left, and makes nothing else
         runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
         reports.append(runner.bring_up_to_date("report", redo=True))
         display.say(sentence(reports[-1]))

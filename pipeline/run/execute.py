@@ -81,7 +81,7 @@ class Runner:
         self._corpus_process = CorpusProcess()
         self._states: dict[str, plan.State] = {}
         self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
-        self._started = time.time()  # what was killed before is tried again, once
+        self.killed_before = time.time()  # what was killed before is tried again, once; 0: it stays left out
 
     def close(self) -> None:
         """End what was kept from stage to stage."""
@@ -90,7 +90,7 @@ class Runner:
 
     def survey(self) -> dict[str, plan.State]:
         """The state of every stage."""
-        return plan.survey(self.stages, self.contents, self.store, self.known, self._started)
+        return plan.survey(self.stages, self.contents, self.store, self.known, self.killed_before)
 
     def bring_up_to_date(
         self, name: str, redo: bool = False, retry_failed: bool = False, along: Collection[str] = ()

@@ -7,6 +7,8 @@ output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,).
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -27,6 +29,7 @@ from pipeline.store.fingerprint import digest_file
 
 Array = NDArray[Any]
 COPY_BYTES = 16 << 20
+SPOOL_LOCK = ".lock"  # held by the writer of the folder; no field is called so
 
 
 class Damaged(UserError):
@@ -46,6 +49,9 @@ class SegmentWriter:
         self.fields, self.id = fields, uuid.uuid4().hex
         self.spool = spool / self.id
         self.spool.mkdir(parents=True)
+        self._lock = (self.spool / SPOOL_LOCK).open("wb")  # the kernel frees it with this process, however that ends
+        with contextlib.suppress(OSError):  # no locks here: the folder then counts as abandoned after a day
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._raw: dict[str, BinaryIO] = {name: (self.spool / name).open("wb") for name in fields}
         self._tails: dict[str, tuple[int, ...]] = {}
         self._lengths: dict[str, list[int]] = {name: [] for name in fields}
@@ -98,7 +104,7 @@ class SegmentWriter:
         path = None
         if self.items:
             aside = self.spool / "segment.h5"
-            with h5py.File(aside, "w", libver="latest") as out:
+            with h5py.File(aside, "w", libver="latest", locking=False) as out:
                 self._write(out)
             _sync(aside)
             path = self.folder / f"{self.id}.h5"
@@ -133,6 +139,7 @@ class SegmentWriter:
         for path in self.spool.glob("*"):
             path.unlink()
         self.spool.rmdir()
+        self._lock.close()
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -182,7 +189,7 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:  # it never changes, and not every file system has locks
                 self._read(file)
         except FileNotFoundError:
             raise Damaged(f"the segment {path} is gone") from None

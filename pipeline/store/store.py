@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
@@ -20,18 +21,23 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import UserError
 from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_file
-from pipeline.store.index import Index
+from pipeline.store.index import NO_LOCKS, DamagedIndex, Index
 from pipeline.store.places import Place, Places, Units
-from pipeline.store.segments import Array, Damaged, Segment, SegmentWriter
+from pipeline.store.segments import SPOOL_LOCK, Array, Damaged, Segment, SegmentWriter
 
 RECORD = "artifact.json"
+IN_MEMORY = Path(":memory:")
+RUN_LOCK = "run-{}"  # in locks/, held by the process of the run
 ABANDONED_SECONDS = 86400.0
 SPOOL_LETTERS = 32  # of a writer's folder in work/: a UUID
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,45 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        path = self.root / "index.sqlite"
         try:
             for name in ("segments", "files", "runs", "work", "locks"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the store {self.root} cannot be written: {error.strerror or error}") from None
-        fresh = not (self.root / "index.sqlite").exists()
-        self.index = Index(self.root / "index.sqlite")
-        if fresh:
+            if not path.exists() and not (self.root / "segments").is_dir():
+                raise UserError(f"the store {self.root} cannot be written: {error.strerror or error}") from None
+        fresh = not path.exists()
+        try:
+            self.index = Index(IN_MEMORY if fresh and not os.access(self.root, os.W_OK) else path)
+        except DamagedIndex as damage:
+            self.index = self._replaced_index(path, damage)
+            fresh = True
+        if fresh or self.index.empty:
+            if self.index.read_only:  # an empty file that cannot be filled
+                self.index = Index(IN_MEMORY)
             self.rebuild_index()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written here, so that only what is finished can be used."""
+        return self.index.read_only or self.index.path == IN_MEMORY
+
+    def _replaced_index(self, path: Path, damage: DamagedIndex) -> Index:
+        """A new index in place of a damaged one, which is kept beside it; in memory where it cannot be replaced."""
+        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            path.rename(aside)
+            for tail in ("-wal", "-shm"):
+                path.with_name(path.name + tail).unlink(missing_ok=True)
+        except OSError:
+            log.warning("the index %s is damaged (%s); it is rebuilt in memory for this command", path, damage)
+            return Index(IN_MEMORY)
+        log.warning(
+            "the index %s was damaged (%s) and is rebuilt from the segments; failures and runs are forgotten, "
+            "the damaged file is %s",
+            path, damage, aside,
+        )  # fmt: skip
+        return Index(path)
 
     # where things are ---------------------------------------------------------------------------
 
@@ -221,10 +257,14 @@ class Store:
         needs working flock.
         """
         path = self.root / "locks" / f"{stage}-{fp}"
+        if self.read_only:
+            raise UserError(f"the store {self.root} cannot be written, and {stage} would have to be made")
         with path.open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    raise without_locks(self.root, error) from None
                 file.seek(0)
                 waiting(
                     f"{stage} is being made by {file.read().strip() or 'another process'}; waiting for it"
@@ -234,6 +274,28 @@ class Store:
             file.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}")
             file.flush()
             yield
+
+    @contextmanager
+    def run(self, run: str) -> Iterator[None]:
+        """Mark a run as alive for as long as the block, and this process, last."""
+        path = self.root / "locks" / RUN_LOCK.format(run)
+        try:
+            with path.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                except OSError as error:
+                    raise without_locks(self.root, error) from None
+                yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def is_alive(self, run: str) -> bool:
+        """Whether the process of a run goes on."""
+        try:
+            with (self.root / "locks" / RUN_LOCK.format(run)).open() as file:
+                return not _can_lock(file)
+        except OSError:  # removed with its end, or of a version that made none
+            return False
 
     # care ---------------------------------------------------------------------------------------
 
@@ -253,6 +315,15 @@ class Store:
     def verify(self, repair: bool = False, seen: Callable[[], None] = lambda: None) -> list[Damage]:
         """Everything in the store that is not, bit for bit, what was written; with `repair` it is dropped."""
         damage: list[Damage] = []
+        try:
+            self.index.require_whole()
+        except DamagedIndex as error:
+            damage.append(Damage(f"the index {self.index.path} is damaged ({error})", self.index.path))
+            if not repair:
+                return damage
+            self.index.close()
+            self.index = self._replaced_index(self.index.path, error)
+            self.rebuild_index()
         misplaced: list[Segment] = []
         mixed_up: list[Path] = []  # whole segments of which the index says something else
         for path in sorted((self.root / "segments").glob("*/*/*.h5")):
@@ -387,19 +458,23 @@ class Store:
         if not path.exists():
             return True
         with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        return True
+            return _can_lock(file)
 
     def sweep(self) -> None:
-        """Remove what killed workers spooled and were told; work folders of stages stay, to be resumed."""
+        """Remove what killed workers spooled, and record that killed runs have ended.
+
+        The folder of a worker that is alive is locked by it. Work folders of stages stay, to be resumed.
+        """
+        for run in self.index.open_runs():
+            if not self.is_alive(run):
+                self.index.end_run(run, "killed", {})
+                (self.root / "locks" / RUN_LOCK.format(run)).unlink(missing_ok=True)
         for path in (self.root / "work").iterdir():
             with contextlib.suppress(FileNotFoundError):  # its writer has just ended
                 old = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-                if old and path.is_dir() and len(path.name) == SPOOL_LETTERS:
-                    shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir() and len(path.name) == SPOOL_LETTERS:
+                    if old or _is_abandoned(path):
+                        shutil.rmtree(path, ignore_errors=True)
                 elif old and path.is_file():
                     path.unlink()
 
@@ -450,6 +525,29 @@ class FeatureReader:
         """Raise Damaged unless the file at `path` is the one that was made of an item."""
         segment, row = self._segment(item)
         segment.require_file(row, path)
+
+
+def without_locks(place: Path, error: OSError) -> UserError:
+    """The error of a file system that has no locks, or refuses one, with the remedy."""
+    return UserError(f"the file system of {place} gives no locks (flock: {error.strerror or error}); {NO_LOCKS}")
+
+
+def _can_lock(file: IO[Any]) -> bool:
+    """Whether nobody has the lock of an open file. Where there are no locks nobody can tell, and it counts as held."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_abandoned(spool: Path) -> bool:
+    """Whether the writer of a spool folder has ended. One that was made just now may not have its lock yet."""
+    try:
+        with (spool / SPOOL_LOCK).open() as file:
+            return _can_lock(file)
+    except OSError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:
