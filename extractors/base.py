@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ItemError
+from pipeline.errors import ItemError, UserError, is_starved
 from pipeline.media import video
 from pipeline.run.stage import Digests, Stage
 from pipeline.settings import Options, Params
@@ -19,6 +19,7 @@ from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
 P = TypeVar("P", bound=Params)
+Encoded = TypeVar("Encoded")
 
 
 class WorkOptions(Options):
@@ -80,6 +81,15 @@ class Output:
 Result = tuple[Unit, Output | ItemError]
 
 
+def without_memory(stage: str, error: BaseException, batch_size: int) -> str:
+    """The sentence of a worker that finds no memory, with the settings that need less."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (
+        f"no memory for {stage} with a batch of {batch_size} ({lines[0][:200]}); lower run.workers, so that fewer "
+        "processes share the memory, or run.batch_size"
+    )
+
+
 class Extractor(Stage[P]):
     """A stage whose shards run in worker processes. `load` is called once a worker, then `results`."""
 
@@ -92,6 +102,26 @@ class Extractor(Stage[P]):
     def extract(self, unit: Unit, work: Path) -> Output:
         """The outputs of one unit; `work` is a folder for files in the making. Raises ItemError."""
         raise NotImplementedError
+
+    def in_parts(self, encode: Callable[[Any], Encoded], batch: Any) -> list[Encoded]:
+        """What `encode` gives for a batch (frames or texts); for halves of it in order where there is no memory for all.
+
+        Later batches are no larger. Raises UserError where there is no memory for a batch of one.
+        """
+        parts, out = [batch], []
+        while parts:
+            part = parts.pop(0)
+            try:
+                out.append(encode(part))
+            except (MemoryError, RuntimeError) as error:
+                if not is_starved(error):
+                    raise
+                if len(part) == 1:
+                    raise UserError(without_memory(self.name, error, 1)) from None
+                half = len(part) // 2
+                parts[:0] = [part[:half], part[half:]]
+                self.options = self.options.model_copy(update={"batch_size": half})
+        return out
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Each unit with its output or its error, in any order; None now and then as a sign of life."""
@@ -116,9 +146,10 @@ class TextExtractor(Extractor[P]):
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Texts of similar length share a batch, so that little of it is padding."""
         ordered = sorted(units, key=lambda unit: (len(unit.text or ""), unit.key))
-        for start in range(0, len(ordered), self.options.batch_size):
-            batch = ordered[start : start + self.options.batch_size]
-            encoded = self.encode([unit.text or "" for unit in batch])
+        while ordered:
+            batch, ordered = ordered[: self.options.batch_size], ordered[self.options.batch_size :]
+            parts = self.in_parts(self.encode, [unit.text or "" for unit in batch])
+            encoded = [found for part in parts for found in part]
             for unit, arrays in zip(batch, encoded, strict=True):
                 yield unit, Output(arrays)
 
@@ -232,7 +263,8 @@ class FrameExtractor(FrameReader[P]):
             taken.append((rows, frames))
             count += len(frames)
         self._waiting -= count
-        encoded = self.encode(np.concatenate([frames for _, frames in taken]))
+        parts = self.in_parts(self.encode, np.concatenate([frames for _, frames in taken]))
+        encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         start = 0
         for rows, frames in taken:
             rows.parts.append({name: array[start : start + len(frames)] for name, array in encoded.items()})

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOptions
+from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOptions, without_memory
 from extractors.one_pass import Reading, read_together
 from pipeline.child import Send, resolve
-from pipeline.errors import ItemError, ItemKilled, UserError, is_full
+from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
 from pipeline.store.fingerprint import digest_file
 from pipeline.store.segments import SegmentWriter
 
@@ -25,6 +25,17 @@ def run(request: dict[str, Any], send: Send) -> None:
     "crash"` where the unit is not known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage: {"segment": id or None, "bytes", "items": {key: file bytes or
     None}}}, "decodes"}`: all at once, so that a worker's death leaves all of its shard or nothing.
     """
+    try:
+        _run(request, send)
+    except (MemoryError, RuntimeError) as error:
+        if not is_starved(error):
+            raise
+        names = " and ".join(resolve(stage["entry"]).name for stage in request["stages"])
+        size = WorkOptions.model_validate_json(request["options"]).batch_size
+        raise UserError(without_memory(names, error, size)) from None
+
+
+def _run(request: dict[str, Any], send: Send) -> None:
     store = Path(request["store"])
     units = [_unit(raw) for raw in request["units"]]
     options = WorkOptions.model_validate_json(request["options"])

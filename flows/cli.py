@@ -26,6 +26,7 @@ from flows.commands import (
     store,
     triples,
 )
+from flows.terminal import escaped
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
 from pipeline.store.index import remedy
@@ -80,16 +81,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"crossreel: {error}", file=sys.stderr)
+        _say(f"{error}")
         sys.exit(USERS_MISTAKE)
     except ItemError as error:  # outside of the stages that record it: in the packed inputs of a method
-        print(f"crossreel: {error.item}: {error.reason}", file=sys.stderr)
+        _say(f"{error.item}: {error.reason}")
         sys.exit(USERS_MISTAKE)
     except TrainingError as error:
-        print(f"crossreel: training stopped: {error}", file=sys.stderr)
+        _say(f"training stopped: {error}")
         sys.exit(OUR_ERROR)
     except ChildDied as error:
-        print(f"crossreel: {error}; what was finished is kept, the same command goes on", file=sys.stderr)
+        _say(f"{error}; what was finished is kept, the same command goes on")
         sys.exit(OUR_ERROR)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +98,7 @@ def main() -> None:
     except (OSError, sqlite3.Error) as error:
         if not (trouble := _disk_trouble(error)):
             raise
-        print(f"crossreel: {trouble}", file=sys.stderr)
+        _say(trouble)
         sys.exit(USERS_MISTAKE)
     except SystemExit as end:  # which Typer makes of Ctrl-C
         if end.code == INTERRUPTED:
@@ -105,6 +106,11 @@ def main() -> None:
                 "crossreel: interrupted; what was finished is kept, the same command goes on", file=sys.stderr
             )
         raise
+
+
+def _say(sentence: str) -> None:
+    """What went wrong, on standard error; names in it may come from anybody's files."""
+    print(f"crossreel: {escaped(sentence)}", file=sys.stderr)
 
 
 def _disk_trouble(error: Exception) -> str | None:

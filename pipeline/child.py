@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,7 @@ class Child:
     ) -> None:
         self.entry, self.memory_bytes, self.env = entry, memory_bytes, dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._ends: dict[subprocess.Popen[bytes], tuple[Connection, IO[bytes]]] = {}  # what closes with each process
         self.owner: threading.Thread | None = None  # that started it; the kernel ends it with this one
 
     def start(self) -> None:
@@ -89,10 +90,12 @@ class Child:
         if self.memory_bytes:
             command.append(str(self.memory_bytes))
         self._connection = ours  # before the process: another thread may kill what it sees
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
             env=os.environ | self.env, start_new_session=True,
         )  # fmt: skip
+        self._ends[process] = (ours, self._words)
+        self._process = process
         theirs.close()
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
@@ -167,8 +170,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        self._connection.close()
-        self._words.close()
+        for end in self._ends.pop(process, ()):  # its own: another thread may have started a successor meanwhile
+            end.close()
 
 
 def ending(code: int) -> str:

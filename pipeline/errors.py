@@ -6,7 +6,6 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-
 STARVED = (
     "cannot allocate memory", "can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc",
     "can't start new thread", "resource temporarily unavailable", "unable to allocate",

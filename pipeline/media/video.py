@@ -30,6 +30,21 @@ from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starve
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 Times = NDArray[np.float64]  # (T,) presentation times in seconds
 CHUNK_FRAMES = 32  # 4.8 MB at 224 x 224; enough to amortise a message, small against memory
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,asf,asf_o,flv,live_flv,kux,ogg,gif,apng,rm,nut,mxf,gxf,dv,"
+    "ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,m4v,vc1,vc1test,avs2,avs3,cavsvideo,dirac,dnxhd,mjpeg,mjpeg_2000,mpjpeg,"
+    "smjpeg,yuv4mpegpipe,swf,wtv,nsv,nuv,pva,pmp,ty,mtv,thp,viv,vividas,vivo,lmlm4,dhav,cine,r3d,mv,mvi,moflex,bink,"
+    "smk,flic,roq,film_cpk,4xm,ea,vmd,wc3movie,rpl,ipmovie,idcin,psxstr,mlv,amv,ifv,ser,webp_anim"
+)
+# The formats that hold a video in one file. Others open files that a text names (hls, concat, dash, imf, sdp, image2),
+# devices, or draw text as pictures (tty).
+ONLY_MEDIA = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+PLAYLISTS = {
+    "a playlist (M3U, HLS)": (b"#extm3u",), "a concatenation": (b"ffconcat",),
+    "a playlist (XML, DASH)": (b"<?xml", b"<mpd"), "a session description": (b"v=0",),
+    "a playlist (PLS)": (b"[playlist]",),
+}  # fmt: skip
+SNIFFED_BYTES = 64
 SHORT_OF_DURATION_SECONDS = 1.0
 SHORT_OF_DURATION_SHARE = 0.1
 SHORT_BYTES = 256 << 20  # of memory; compressing 4K video takes about as much
@@ -96,14 +111,24 @@ def probe(path: Path) -> Probe:
             seconds = _announced_seconds(container, stream)
             return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
     except av.FFmpegError as error:
-        raise ItemError(str(path), f"not a readable video: {error.strerror}") from None
+        raise ItemError(str(path), _playlist(path) or f"not a readable video: {error.strerror}") from None
 
 
 def _open(path: Path) -> Any:
     """An open container of PyAV; never a URL, and titles in no known encoding do not matter."""
     import av
 
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    return av.open(f"file:{path}", options=dict(ONLY_MEDIA), metadata_errors="replace")
+
+
+def _playlist(path: Path) -> str:
+    """The reason of a file that names other files instead of holding a video; "" of any other file."""
+    with path.open("rb") as file:
+        start = file.read(SNIFFED_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for kind, beginnings in PLAYLISTS.items():
+        if start.startswith(beginnings):
+            return f"it is {kind}, a text that names other files, not a video"
+    return ""
 
 
 def _announced_seconds(container: Any, stream: Any) -> float | None:
@@ -169,7 +194,7 @@ def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
     import ffmpeg
 
     side = f"max(2,2*trunc(min({how.short_side},min(iw*sar,ih))/2))"
-    video = ffmpeg.input(f"file:{source.absolute()}", protocol_whitelist="file", threads=1)["V:0"]
+    video = ffmpeg.input(f"file:{source.absolute()}", threads=1, **ONLY_MEDIA)["V:0"]
     video = video.filter("fps", str(Fraction(how.fps).limit_denominator(1001)), round="up", start_time=0)
     video = video.filter(
         "scale",
@@ -230,7 +255,7 @@ def _finished(command: list[str], limit_seconds: float, source: Path) -> subproc
 
     Raises TimeoutExpired; ItemKilled with the source's name where the command had been stopped meanwhile.
     """
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: PLW1509 - what runs before exec takes no lock
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         errors="replace",
         preexec_fn=functools.partial(die_with_parent, os.getpid()),  # or it would survive a killed worker
@@ -250,8 +275,8 @@ def _killed(code: int, words: str) -> tuple[str, bool] | None:
     """What ended ffmpeg, if that was no fault of its input, and whether it was a crash of its own; None otherwise.
 
     Told to end (SIGTERM, SIGINT, SIGHUP), it exits with 255 after the first signal and 123 after the fourth,
-    without a word; a shell around it that was killed gives 128 + the signal's number. That it found no memory may be the
-    fault of a file that announces absurd sizes, unless a limit was set or the machine has little left.
+    without a word; a shell around it that was killed gives 128 + the signal's number. That it found no memory may be
+    the fault of a file that announces absurd sizes, unless a limit was set or the machine has little left.
     """
     if code in (255, 123) and not words.strip():
         return "was told to end by a signal", False
@@ -306,6 +331,8 @@ def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> It
 def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
     import decord
 
+    if playlist := _playlist(path):  # decord takes no list of formats
+        raise ItemError(str(path), playlist)
     try:
         reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
         for start in range(0, len(reader), chunk):

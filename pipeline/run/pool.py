@@ -60,6 +60,51 @@ class Worker(Protocol):
         ...
 
 
+class _Line:
+    """The shards that wait for a worker, and the units that wait to be tried alone when no shard is left."""
+
+    def __init__(self, shards: Sequence[Shard], alone: Sequence[str]) -> None:
+        self.todo: queue.Queue[tuple[Shard, int]] = queue.Queue()
+        self.over = threading.Event()  # nothing is left to do, or nothing more should be done
+        self._later = [([key], ALONE) for key in alone]
+        self._lock = threading.Lock()
+        self._open = len(shards)  # in the queue or with a worker
+        self._finished = self._deaths = 0
+        for shard in shards:
+            self.todo.put((shard, 1))
+        self._go_on()
+
+    def settle(self, more: Sequence[tuple[Shard, int]], death: ChildDied | None) -> None:
+        """One shard is over, with its worker's death or without; `more` take its place.
+
+        Raises UserError where workers were killed HOPELESS times and none has finished a shard.
+        """
+        with self._lock:
+            self._finished += death is None
+            self._deaths += death is not None and not death.own_doing
+            if not self._finished and self._deaths > HOPELESS:
+                raise UserError(
+                    f"{self._deaths} workers were killed ({death}) and none has finished anything; "
+                    "lower run.workers, so that fewer share the memory, or run.batch_size"
+                )
+            self._open -= 1
+            for shard, attempt in more:
+                if attempt == ALONE:
+                    self._later.append((shard, attempt))
+                else:
+                    self.todo.put((shard, attempt))
+                    self._open += 1
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """When no shard is left, put the next unit that is to be tried alone; when there is none, end."""
+        if self._open == 0 and self._later:
+            self.todo.put(self._later.pop(0))
+            self._open = 1
+        if self._open == 0:
+            self.over.set()
+
+
 def run_shards(
     workers: Sequence[Worker], shards: Sequence[Shard], request: Callable[[Shard, int, int], dict[str, Any]],
     stall_seconds: float, alone: Sequence[str] = (),
@@ -72,62 +117,25 @@ def run_shards(
     them. An exception of a worker's code (not of a unit) is raised here, and UserError where workers are killed
     again and again and nothing is finished.
     """
-    todo: queue.Queue[tuple[Shard, int]] = queue.Queue()
-    later = [([key], ALONE) for key in alone]
-    for shard in shards:
-        todo.put((shard, 1))
+    line = _Line(shards, alone)
     events: Happenings = queue.Queue()
-    open_shards = len(shards) + 1  # the one more is settled here
-    finished = deaths = 0
-    lock = threading.Lock()
-    stop = threading.Event()
-
-    def settle(more: list[tuple[Shard, int]]) -> None:
-        """One shard is over; `more` take its place."""
-        nonlocal open_shards
-        with lock:
-            open_shards -= 1
-            for entry_ in more:
-                if entry_[1] == ALONE:
-                    later.append(entry_)
-                else:
-                    todo.put(entry_)
-                    open_shards += 1
-            if open_shards == 0 and later:
-                todo.put(later.pop(0))
-                open_shards = 1
-            if open_shards == 0:
-                stop.set()
-
-    def count(death: ChildDied | None) -> None:
-        """Count a worker's death, or a shard that was finished; raise UserError where there is no hope."""
-        nonlocal finished, deaths
-        with lock:
-            finished += death is None
-            deaths += death is not None and not death.own_doing
-            if not finished and deaths > HOPELESS:
-                raise UserError(
-                    f"{deaths} workers were killed ({death}) and none has finished anything; "
-                    "lower run.workers, so that fewer share the memory, or run.batch_size"
-                )
 
     def work(number: int) -> None:
         worker = workers[number]
         try:
-            while not stop.is_set():
+            while not line.over.is_set():
                 if not worker.ready(READY_SECONDS):  # before it takes a shard that another could have
                     continue
                 try:
-                    shard, attempt = todo.get(timeout=0.05)
+                    shard, attempt = line.todo.get(timeout=0.05)
                 except queue.Empty:
                     continue
                 asked = request(shard, number, attempt)
                 more, death = _one_shard(worker, shard, attempt, asked, stall_seconds, events)
-                count(death)
-                settle(more)
+                line.settle(more, death)
         except BaseException as error:  # raised again by the caller's thread
             events.put(error)
-            stop.set()
+            line.over.set()
         finally:
             worker.kill()
             events.put(None)
@@ -135,13 +143,12 @@ def run_shards(
     threads = [
         threading.Thread(target=work, args=(n,), name=f"worker-{n}", daemon=True) for n in range(len(workers))
     ]
-    settle([])
     for thread in threads:
         thread.start()
     try:
         yield from _until_all_ended(events, len(threads))
     finally:
-        stop.set()
+        line.over.set()
         for worker, thread in zip(workers, threads, strict=True):
             while thread.is_alive():  # again: it may be starting just now
                 worker.kill()
