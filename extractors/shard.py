@@ -22,8 +22,9 @@ def run(request: dict[str, Any], send: Send) -> None:
     """Entry of a worker: a shard's units to one segment a stage, with a reply a unit and one for the segments.
 
     Replies are `{"done": key, "stage"}`, `{"failed": key, "name", "reason", "stage"}`, with `"killed": "signal" |
-    "crash"` where the unit is not known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage: {"segment": id or None, "bytes", "items": {key: file bytes or
-    None}}}, "decodes"}`: all at once, so that a worker's death leaves all of its shard or nothing.
+    "crash"` where the unit is not known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage:
+    {"segment": id or None, "bytes", "items": {key: file bytes or None}}}, "decodes"}`: all at once, so that a worker's
+    death leaves all of its shard or nothing. Raises UserError where there is no memory or no room on the disk.
     """
     try:
         _run(request, send)

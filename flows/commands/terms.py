@@ -34,7 +34,7 @@ def print_json(value: Any) -> None:
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table: the first column left, the others right."""
     table = Table(
-        title=title or None,
+        title=escaped(title) or None,
         title_justify="left",
         box=None,
         pad_edge=False,

@@ -8,6 +8,7 @@ it is rebuilt from them.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -124,6 +125,9 @@ class Index:
     def __init__(self, path: Path) -> None:
         self.path, self.read_only, self.empty = path, False, False
         self._copy: tempfile.TemporaryDirectory[str] | None = None
+        if path.exists() and not os.access(path, os.W_OK):  # false for root too where the file system is read-only
+            self._open_to_read()
+            return
         try:
             self._open()
         except sqlite3.OperationalError as error:
