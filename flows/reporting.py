@@ -42,7 +42,8 @@ class Report(Stage[ReportParams]):
                 for key in states["compress"].places
             }
         rows = {
-            stage: briefing.where(stage)["where"] if stage in states else {} for stage in ("compress", "points")
+            stage: briefing.where(stage)["where"] if stage in states else {}
+            for stage in ("compress", "points")
         }
         return {
             "experiment": dict(briefing.about),

@@ -30,7 +30,9 @@ def explain(project: Project, stage: str, item: str) -> Iterator[str]:
     elif key in state.blocked:
         yield f"{label}: left out, because a stage it needs failed on it"
         for need in state.stage.needs:
-            yield from (line for line in explain(project, need, item) if ": failed" in line or ": killed" in line)
+            yield from (
+                line for line in explain(project, need, item) if ": failed" in line or ": killed" in line
+            )
     elif key not in state.missing:
         yield f"{label}: hit, fingerprint {fp}"
         yield from _components(state.fingerprint.components, project.store.index.fingerprints())

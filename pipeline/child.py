@@ -73,7 +73,9 @@ class Child:
     ) -> None:
         self.entry, self.memory_bytes, self.env = entry, memory_bytes, dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._ends: dict[subprocess.Popen[bytes], tuple[Connection, IO[bytes]]] = {}  # what closes with each process
+        self._ends: dict[
+            subprocess.Popen[bytes], tuple[Connection, IO[bytes]]
+        ] = {}  # what closes with each process
         self.owner: threading.Thread | None = None  # that started it; the kernel ends it with this one
 
     def start(self) -> None:
@@ -170,7 +172,9 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for end in self._ends.pop(process, ()):  # its own: another thread may have started a successor meanwhile
+        for end in self._ends.pop(
+            process, ()
+        ):  # its own: another thread may have started a successor meanwhile
             end.close()
 
 
@@ -208,7 +212,12 @@ def _send(connection: Connection, header: Mapping[str, Any], arrays: Mapping[str
 
 def _as_error(header: Mapping[str, Any]) -> Exception:
     kind, arguments = header["kind"], header["arguments"]
-    known = {"ItemError": ItemError, "ItemKilled": ItemKilled, "UserError": UserError, "TrainingError": TrainingError}
+    known = {
+        "ItemError": ItemError,
+        "ItemKilled": ItemKilled,
+        "UserError": UserError,
+        "TrainingError": TrainingError,
+    }
     return known[kind](*arguments) if kind in known else ChildError(*arguments)
 
 

@@ -148,7 +148,10 @@ class Lab:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if self.mark.encode() in (process / "environ").read_bytes() and (process / "cmdline").read_bytes():
+                if (
+                    self.mark.encode() in (process / "environ").read_bytes()
+                    and (process / "cmdline").read_bytes()
+                ):
                     found.append(int(process.name))
         return found
 

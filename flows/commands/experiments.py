@@ -290,7 +290,9 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
         for i, r in project.contents.unreadable.items()
     ]
     runs = [
-        run | {"status": "killed"} if run["status"] == "running" and not project.store.is_alive(run["id"]) else run
+        run | {"status": "killed"}
+        if run["status"] == "running" and not project.store.is_alive(run["id"])
+        else run
         for run in project.store.index.runs()
     ]
     if as_json:
@@ -302,7 +304,8 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
         for failure in failures:
             again = "; the next run tries it again" if failure["kind"] == "killed" else ""
             out.print(
-                f"{failure['kind']}: {failure['item']} ({failure['stage']}): {failure['reason']}{again}", markup=False
+                f"{failure['kind']}: {failure['item']} ({failure['stage']}): {failure['reason']}{again}",
+                markup=False,
             )
         for row in runs[:5]:
             took = "when is not known" if row["status"] == "killed" else "not ended"
@@ -340,7 +343,9 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         if missing:
             raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
         if project.store.read_only and states["report"].complete:
-            display.say(f"the store {project.store.root} cannot be written: this is the report as it was drawn last")
+            display.say(
+                f"the store {project.store.root} cannot be written: this is the report as it was drawn last"
+            )
             out.print(str(report_path(project, states)), markup=False)
             return
         runner.killed_before = 0.0  # it shows what the last run left, and makes nothing else

@@ -255,16 +255,19 @@ def _finished(command: list[str], limit_seconds: float, source: Path) -> subproc
 
     Raises TimeoutExpired; ItemKilled with the source's name where the command had been stopped meanwhile.
     """
-    with subprocess.Popen(  # noqa: PLW1509 - what runs before exec takes no lock
+    with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         errors="replace",
-        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # or it would survive a killed worker
+        # or it would survive a killed worker; what runs before exec takes no lock
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509
     ) as process:  # fmt: skip
         try:
             out, words = process.communicate(timeout=limit_seconds)
         except subprocess.TimeoutExpired:
             if is_stopped(process.pid):
-                raise ItemKilled(str(source), f"ffmpeg was stopped (SIGSTOP) for {limit_seconds:.0f} s") from None
+                raise ItemKilled(
+                    str(source), f"ffmpeg was stopped (SIGSTOP) for {limit_seconds:.0f} s"
+                ) from None
             raise
         finally:
             process.kill()
@@ -280,7 +283,9 @@ def _killed(code: int, words: str) -> tuple[str, bool] | None:
     """
     if code in (255, 123) and not words.strip():
         return "was told to end by a signal", False
-    signalled = -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else 0
+    signalled = (
+        -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else 0
+    )
     if signalled:
         return f"was killed: {ending(-signalled)}", signalled in CRASHES
     if code != 0 and is_starved(words):

@@ -106,7 +106,9 @@ class State:
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: frozenset[str] = frozenset()  # what they need failed upstream
     missing: Sequence[str] = ()
-    killed: Mapping[str, Failure] = field(default_factory=dict)  # each is also among the failed or the missing
+    killed: Mapping[str, Failure] = field(
+        default_factory=dict
+    )  # each is also among the failed or the missing
 
     @property
     def done(self) -> int:

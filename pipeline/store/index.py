@@ -125,7 +125,9 @@ class Index:
     def __init__(self, path: Path) -> None:
         self.path, self.read_only, self.empty = path, False, False
         self._copy: tempfile.TemporaryDirectory[str] | None = None
-        if path.exists() and not os.access(path, os.W_OK):  # false for root too where the file system is read-only
+        if path.exists() and not os.access(
+            path, os.W_OK
+        ):  # false for root too where the file system is read-only
             self._open_to_read()
             return
         try:
@@ -270,7 +272,9 @@ class Index:
 
     def rows_of(self, segment: str) -> list[tuple[str, int, int | None]]:
         """The items that are recorded in a segment: digest, row, and bytes of the item's file or None."""
-        return list(self.db.execute("SELECT item, row, file_bytes FROM artifacts WHERE segment=?", (segment,)))
+        return list(
+            self.db.execute("SELECT item, row, file_bytes FROM artifacts WHERE segment=?", (segment,))
+        )
 
     def named_segments(self, fp: str) -> list[str]:
         """Every segment that is recorded under a fingerprint or that an item of it is placed in."""

@@ -49,7 +49,9 @@ class SegmentWriter:
         self.fields, self.id = fields, uuid.uuid4().hex
         self.spool = spool / self.id
         self.spool.mkdir(parents=True)
-        self._lock = (self.spool / SPOOL_LOCK).open("wb")  # the kernel frees it with this process, however that ends
+        self._lock = (self.spool / SPOOL_LOCK).open(
+            "wb"
+        )  # the kernel frees it with this process, however that ends
         with contextlib.suppress(OSError):  # no locks here: the folder then counts as abandoned after a day
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._raw: dict[str, BinaryIO] = {name: (self.spool / name).open("wb") for name in fields}
@@ -189,7 +191,9 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with h5py.File(path, "r", locking=False) as file:  # it never changes, and not every file system has locks
+            with h5py.File(
+                path, "r", locking=False
+            ) as file:  # it never changes, and not every file system has locks
                 self._read(file)
         except FileNotFoundError:
             raise Damaged(f"the segment {path} is gone") from None
@@ -262,7 +266,9 @@ class Segment:
         try:
             found = digest_file(path)
         except OSError as error:
-            raise Damaged(f"the file {path}, made of {self.names[row]}, cannot be read: {error.strerror}") from None
+            raise Damaged(
+                f"the file {path}, made of {self.names[row]}, cannot be read: {error.strerror}"
+            ) from None
         if found != written:
             raise Damaged(
                 f"the file {path} is not the one that was made of {self.names[row]}; "

@@ -59,7 +59,9 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if not path.exists() and not (self.root / "segments").is_dir():
-                raise UserError(f"the store {self.root} cannot be written: {error.strerror or error}") from None
+                raise UserError(
+                    f"the store {self.root} cannot be written: {error.strerror or error}"
+                ) from None
         fresh = not path.exists()
         try:
             self.index = Index(IN_MEMORY if fresh and not os.access(self.root, os.W_OK) else path)
@@ -84,7 +86,9 @@ class Store:
             for tail in ("-wal", "-shm"):
                 path.with_name(path.name + tail).unlink(missing_ok=True)
         except OSError:
-            log.warning("the index %s is damaged (%s); it is rebuilt in memory for this command", path, damage)
+            log.warning(
+                "the index %s is damaged (%s); it is rebuilt in memory for this command", path, damage
+            )
             return Index(IN_MEMORY)
         log.warning(
             "the index %s was damaged (%s) and is rebuilt from the segments; failures and runs are forgotten, "
@@ -371,7 +375,9 @@ class Store:
         for item, row, file_bytes in self.index.rows_of(path.stem):
             there = 0 <= row < len(segment.items)
             if not there or (segment.items[row], segment.file_bytes[row]) != (item, file_bytes):
-                out.append(f"the index places the item {item} in row {row} of the segment {path}, which holds another")
+                out.append(
+                    f"the index places the item {item} in row {row} of the segment {path}, which holds another"
+                )
         return [Damage(sentence, path) for sentence in out]
 
     def _record_again(self, paths: Collection[Path]) -> None:
@@ -529,7 +535,9 @@ class FeatureReader:
 
 def without_locks(place: Path, error: OSError) -> UserError:
     """The error of a file system that has no locks, or refuses one, with the remedy."""
-    return UserError(f"the file system of {place} gives no locks (flock: {error.strerror or error}); {NO_LOCKS}")
+    return UserError(
+        f"the file system of {place} gives no locks (flock: {error.strerror or error}); {NO_LOCKS}"
+    )
 
 
 def _can_lock(file: IO[Any]) -> bool:

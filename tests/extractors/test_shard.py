@@ -290,7 +290,9 @@ def upstream(folder: Path, key: str, content: bytes) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     fields = {"time": Field("float64", (None,))}
-    with SegmentWriter(folder / "store/segments/compress/fp", folder / "work", "compress", "fp", {}, fields) as out:
+    with SegmentWriter(
+        folder / "store/segments/compress/fp", folder / "work", "compress", "fp", {}, fields
+    ) as out:
         note = {"suffix": ".mp4", "file_digest": digest_file(file)}
         out.append(key, f"the clip {key}", {"time": np.arange(3) / 3}, note, len(content))
         path = out.finish()
@@ -376,5 +378,7 @@ def test_no_memory_outside_of_a_batch_is_the_same_sentence(run, toys, monkeypatc
         raise MemoryError
 
     monkeypatch.setattr(toys.Filer, "extract", extract)
-    with pytest.raises(UserError, match=r"no memory for filer with a batch of 32 .*run\.workers.*run\.batch_size"):
+    with pytest.raises(
+        UserError, match=r"no memory for filer with a batch of 32 .*run\.workers.*run\.batch_size"
+    ):
         run("Filer", [{"key": "a", "name": "a"}])

@@ -99,7 +99,9 @@ DAMAGES = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "pages": lambda path: zeroed(path, 4096, path.stat().st_size - 4096),
     "table": lambda path: sqlite3.connect(path).execute("DROP TABLE artifacts").connection.close(),
-    "column": lambda path: sqlite3.connect(path).execute("ALTER TABLE segments DROP COLUMN bytes").connection.close(),
+    "column": lambda path: (
+        sqlite3.connect(path).execute("ALTER TABLE segments DROP COLUMN bytes").connection.close()
+    ),
 }
 
 
@@ -145,7 +147,11 @@ def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):
     (line,) = [line for line in ended.err.splitlines() if line.startswith("crossreel:")]
     assert "gives no locks" in line and "keep the store on a local disk" in line and "NFS version 4" in line
     assert small.run("stage", "compress", small.toml).code == 0
-    for verb in (("plan", small.toml), ("status", small.toml), ("store", "verify", small.store)):  # read all the same
+    for verb in (
+        ("plan", small.toml),
+        ("status", small.toml),
+        ("store", "verify", small.store),
+    ):  # read all the same
         told = small.run(*verb, LD_PRELOAD=str(library))
         assert told.code == 0, told.err
 
@@ -193,5 +199,8 @@ def test_verify_prints_a_summary_and_the_first_ten(tmp_path, crossreel):
     told = crossreel("store", "verify", root)
     lines = told.out.splitlines()
     assert told.code == 1 and lines[0] == "14 segments and folders read, 12 damaged"
-    assert sum(line.startswith("damaged:") for line in lines) == 10 and lines[-1] == "... and 2 more: --json lists all"
+    assert (
+        sum(line.startswith("damaged:") for line in lines) == 10
+        and lines[-1] == "... and 2 more: --json lists all"
+    )
     assert len(json.loads(crossreel("store", "verify", root, "--json").out)["damaged"]) == 12

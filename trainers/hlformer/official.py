@@ -90,7 +90,9 @@ class Checkpoint:
 
 def read(path: Path) -> Checkpoint:
     """Read an authors' checkpoint; nothing in it is executed."""
-    with torch.serialization.safe_globals([(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]):
+    with torch.serialization.safe_globals(
+        [(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]
+    ):
         found = read_foreign(path)
     if not isinstance(found, dict) or "state_dict" not in found:
         raise UserError(f"{path} has no 'state_dict': it is not a checkpoint of HLFormer's authors")

@@ -22,7 +22,9 @@ class Work:
     lacking: dict[str, list[int]]  # by key, the positions of the stages that lack it
     options: dict[str, Any]  # of the worker, without its device and threads
     network: bool  # a GPU helps
-    alone: list[str] = field(default_factory=list)  # keys outside of the shards: earlier workers were killed over them
+    alone: list[str] = field(
+        default_factory=list
+    )  # keys outside of the shards: earlier workers were killed over them
 
     def request(self, shard: list[str], device: str, threads: int, attempt: int = 1) -> dict[str, Any]:
         """The request that a worker gets; after each death of a worker, with batches half as large."""

@@ -137,10 +137,14 @@ def test_a_playlist_or_concatenation_under_any_name_is_no_video(clip_of, tmp_pat
     assert ended.returncode != 0 and not (tmp_path / "out.mp4").exists()  # ffmpeg itself refuses it too
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi", "ts", "mpg", "flv", "wmv", "ogv", "gif", "3gp", "mxf"])
+@pytest.mark.parametrize(
+    "suffix", ["mp4", "mkv", "webm", "avi", "ts", "mpg", "flv", "wmv", "ogv", "gif", "3gp", "mxf"]
+)
 def test_the_containers_of_videos_are_on_the_list(clip_of, run_ffmpeg, tmp_path, suffix):
     source = clip_of(tmp_path / "source.mp4", 1)
     path = tmp_path / f"clip.{suffix}"
-    codec = {"webm": ["-c:v", "libvpx"], "ogv": ["-c:v", "libtheora"], "3gp": ["-s", "176x144"]}.get(suffix, [])
+    codec = {"webm": ["-c:v", "libvpx"], "ogv": ["-c:v", "libtheora"], "3gp": ["-s", "176x144"]}.get(
+        suffix, []
+    )
     run_ffmpeg("-i", source, *codec, path)
     assert len(compress(path, tmp_path / "out.mp4", Compression(), 60)) == 3

@@ -103,10 +103,15 @@ def test_a_unit_whose_child_was_killed_is_tried_again_alone_after_all_others(poo
     events = pool([["child", "a"], ["b", "child-always"], ["c"]])
     assert [k for k in finished(events) if k != "child"] == ["a", "b", "c"]
     told = [e.header for e in events if isinstance(e, Message) and "failed" in e.header]
-    assert told == [{"failed": "child-always", "killed": "signal", "attempt": ALONE}]  # once, after its last attempt
+    assert told == [
+        {"failed": "child-always", "killed": "signal", "attempt": ALONE}
+    ]  # once, after its last attempt
     assert any(e.header.get("done") == "child" for e in events if isinstance(e, Message))
     began = (tmp_path / "began").read_text().split()
-    assert sorted(began[:3]) == ["b,child-always", "c", "child,a"] and sorted(began[3:]) == ["child", "child-always"]
+    assert sorted(began[:3]) == ["b,child-always", "c", "child,a"] and sorted(began[3:]) == [
+        "child",
+        "child-always",
+    ]
 
 
 def test_units_of_earlier_kills_cost_one_worker_each_and_come_last(pool, tmp_path):
@@ -119,13 +124,17 @@ def test_units_of_earlier_kills_cost_one_worker_each_and_come_last(pool, tmp_pat
 
 
 def test_workers_that_are_killed_again_and_again_end_the_run_with_the_settings_that_need_less_memory(pool):
-    with pytest.raises(UserError, match=r"13 workers were killed \(SIGKILL.*lower run.workers.*or run.batch_size"):
+    with pytest.raises(
+        UserError, match=r"13 workers were killed \(SIGKILL.*lower run.workers.*or run.batch_size"
+    ):
         pool([[f"deadly{n}", f"deadly{n}b"] for n in range(8)])
 
 
 def test_batches_are_halved_after_each_death():
     work = Work("m:f", [["a"]], "/s", {"a": {}}, [], {"a": []}, {"batch_size": 5}, True)
-    sizes = [json.loads(work.request(["a"], "cpu", 1, attempt)["options"])["batch_size"] for attempt in range(1, 5)]
+    sizes = [
+        json.loads(work.request(["a"], "cpu", 1, attempt)["options"])["batch_size"] for attempt in range(1, 5)
+    ]
     assert sizes == [5, 2, 1, 1]
 
 
@@ -148,7 +157,9 @@ def test_a_worker_without_a_place_holds_no_shard_up(tmp_path):
     workers = [
         kind("worker_of_test:work", env={"PYTHONPATH": str(tmp_path)}) for kind in (NeverReady, Process)
     ]
-    events = run_shards(workers, [["a"], ["b"]], lambda s, n, attempt: {"keys": s, "folder": str(tmp_path)}, 60)
+    events = run_shards(
+        workers, [["a"], ["b"]], lambda s, n, attempt: {"keys": s, "folder": str(tmp_path)}, 60
+    )
     assert finished(list(events)) == ["a", "b"]
 
 
