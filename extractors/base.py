@@ -104,7 +104,7 @@ class Extractor(Stage[P]):
         raise NotImplementedError
 
     def in_parts(self, encode: Callable[[Any], Encoded], batch: Any) -> list[Encoded]:
-        """What `encode` gives for a batch (frames or texts); for halves of it in order where there is no memory for all.
+        """What `encode` gives for a batch of frames or texts, in one part, or in several if it finds no memory for all.
 
         Later batches are no larger. Raises UserError where there is no memory for a batch of one.
         """

@@ -27,8 +27,11 @@ class Work:
     )  # keys outside of the shards: earlier workers were killed over them
 
     def request(self, shard: list[str], device: str, threads: int, attempt: int = 1) -> dict[str, Any]:
-        """The request that a worker gets; after each death of a worker, with batches half as large."""
-        batch_size = max(1, self.options["batch_size"] >> (attempt - 1))
+        """The request that a worker gets; from the third attempt on, with batches half as large each time.
+
+        The second has the batches of the first: a worker that was killed by chance leaves the same bytes.
+        """
+        batch_size = max(1, self.options["batch_size"] >> max(0, attempt - 2))
         own = {"device": device, "threads": threads, "batch_size": batch_size}
         return {
             "store": self.store,

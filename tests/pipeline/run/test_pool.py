@@ -130,12 +130,12 @@ def test_workers_that_are_killed_again_and_again_end_the_run_with_the_settings_t
         pool([[f"deadly{n}", f"deadly{n}b"] for n in range(8)])
 
 
-def test_batches_are_halved_after_each_death():
+def test_batches_are_halved_after_the_second_death():
     work = Work("m:f", [["a"]], "/s", {"a": {}}, [], {"a": []}, {"batch_size": 5}, True)
     sizes = [
-        json.loads(work.request(["a"], "cpu", 1, attempt)["options"])["batch_size"] for attempt in range(1, 5)
+        json.loads(work.request(["a"], "cpu", 1, attempt)["options"])["batch_size"] for attempt in range(1, 6)
     ]
-    assert sizes == [5, 2, 1, 1]
+    assert sizes == [5, 5, 2, 1, 1]
 
 
 def test_a_shard_is_tried_three_times_whole_then_in_halves_and_the_unit_at_last_alone(pool, tmp_path):
