@@ -5,7 +5,7 @@
 Renders clips, makes one experiment's store without any kill, and then N times the same with one: SIGKILL of the run,
 of a worker, a decoder, an ffmpeg, SIGTERM of an ffmpeg, SIGSTOP of a worker, SIGKILL of `crossreel run` under Prefect.
 The command is then given again until it ends with 0, and the store is compared with the one that was left alone: rows
-by item, compressed files, weights, `store verify`, processes and folders left over. Prints a line a kill and the counts.
+by item, compressed files, weights, `store verify`, processes and folders left over. It prints each kill and the counts.
 """
 
 from __future__ import annotations
