@@ -260,7 +260,7 @@ class Segment:
     def require_file(self, row: int, path: Path) -> None:
         """Raise Damaged unless the file at `path` is, byte for byte, the one that was made of the row's item.
 
-        The digest of a compressed video of 300 kB takes 0.4 ms, decoding it 100 times as long.
+        The digest of a compressed video of 300 kB takes 0.4 ms of CPU time, decoding its 60 frames 23 ms.
         """
         written = json.loads(self.notes[row]).get("file_digest")
         try:
