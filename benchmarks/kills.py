@@ -1,6 +1,7 @@
 """Kills of runs and of single children, at random moments: how many leave a store that is wrong?
 
-    python benchmarks/kills.py 200 --seed 0 [--keep FOLDER]
+    python benchmarks/kills.py 200 --seed 0
+    python benchmarks/kills.py 20 --stage compress --stall 20 --only ffmpeg
 
 Renders clips, makes one experiment's store without any kill, and then N times the same with one: SIGKILL of the run,
 of a worker, a decoder, an ffmpeg, SIGTERM of an ffmpeg, SIGSTOP of a worker, SIGKILL of `crossreel run` under Prefect.
@@ -50,9 +51,9 @@ batch_size = 3
 epochs = 2
 [run]
 workers = 2
-stall_seconds = 15
+stall_seconds = {stall}
 """
-STAGE, RUN = ("stage", "evaluate", "experiment.toml"), ("run", "experiment.toml")
+FILE = "experiment.toml"
 MOST_TRIES = 4  # of the command after a kill
 
 
@@ -63,7 +64,7 @@ class Blow:
     name: str
     signal: int
     entry: str = ""  # "": the command itself
-    command: tuple[str, ...] = STAGE
+    prefect: bool = False  # `crossreel run` in place of `crossreel stage`
 
 
 BLOWS = (
@@ -74,11 +75,11 @@ BLOWS = (
     Blow("ffmpeg, SIGKILL", signal.SIGKILL, "libx264"),
     Blow("ffmpeg, SIGTERM", signal.SIGTERM, "libx264"),
     Blow("training, SIGKILL", signal.SIGKILL, "corpus_process:serve"),
-    Blow("Prefect run, SIGKILL", signal.SIGKILL, "", RUN),
+    Blow("Prefect run, SIGKILL", signal.SIGKILL, prefect=True),
 )
 
 
-def make_lab(folder: Path) -> None:
+def make_lab(folder: Path, stall_seconds: int) -> None:
     """Twelve clips, their corpus and an experiment."""
     folder.mkdir(parents=True)
     items = []
@@ -91,12 +92,12 @@ def make_lab(folder: Path) -> None:
         captions = tuple(Caption(f"{n}#{k}", f"clip {n} seen {k} times") for k in range(2))
         items.append(Item(f"clip{n:02}", SPLITS[n % 4], captions, f"clip{n:02}.mp4"))
     write_manifest(folder / "corpus.jsonl", items)
-    (folder / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
+    (folder / FILE).write_text(EXPERIMENT.format(stall=stall_seconds), encoding="utf-8")
 
 
 def content(folder: Path) -> dict[str, object]:
     """Everything a store holds that must not depend on how it came about: rows by item, files, weights."""
-    project = open_project(folder / "experiment.toml")
+    project = open_project(folder / FILE)
     out: dict[str, object] = {}
     for name, state in project.survey().items():
         fp = state.fingerprint.hex
@@ -133,10 +134,10 @@ def marked(mark: str, entry: str = "") -> list[int]:
     return found
 
 
-def struck(folder: Path, blow: Blow, chance: random.Random, seconds: float) -> bool:
+def struck(folder: Path, blow: Blow, stage: str, chance: random.Random, seconds: float) -> bool:
     """Start the command and hit it once at a random moment; False if there was nothing to hit."""
     mark = uuid.uuid4().hex
-    process = started(folder, mark, blow.command)
+    process = started(folder, mark, ("run", FILE) if blow.prefect else ("stage", stage, FILE))
     due, hit = time.monotonic() + chance.uniform(0.0, seconds), False
     while process.poll() is None and not hit:
         time.sleep(0.01)
@@ -160,10 +161,10 @@ def struck(folder: Path, blow: Blow, chance: random.Random, seconds: float) -> b
     return hit
 
 
-def finished(folder: Path) -> int:
-    """Give the command until it ends with 0; how often that took."""
+def finished(folder: Path, stage: str) -> int:
+    """Give the command until it ends with 0; returns how often that took, 0 if it never did."""
     for attempt in range(1, MOST_TRIES + 1):
-        if started(folder, uuid.uuid4().hex, STAGE).wait() == 0:
+        if started(folder, uuid.uuid4().hex, ("stage", stage, FILE)).wait() == 0:
             return attempt
     return 0
 
@@ -176,23 +177,29 @@ def main() -> None:
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds whose name holds this")
+    parser.add_argument(
+        "--stage", default="evaluate", help="what is run; compress takes seconds and no torch"
+    )
+    parser.add_argument(
+        "--stall", type=int, default=120, help="run.stall_seconds: how long a stopped worker lasts"
+    )
     asked = parser.parse_args()
     chance, counts = random.Random(asked.seed), Counter[str]()
     blows = [blow for blow in BLOWS if asked.only in blow.name]
     with tempfile.TemporaryDirectory(prefix="crossreel-kills-") as root:
         fresh, alone = Path(root) / "fresh", Path(root) / "alone"
-        make_lab(fresh)
+        make_lab(fresh, asked.stall)
         shutil.copytree(fresh, alone)
         began = time.monotonic()
-        if not finished(alone):
+        if not finished(alone, asked.stage):
             raise SystemExit("the experiment does not end even when it is left alone")
         seconds, expected = time.monotonic() - began, content(alone)
         for number in range(asked.kills):
             blow = blows[number % len(blows)]
             lab = Path(root) / f"lab{number}"
             shutil.copytree(fresh, lab)
-            hit = struck(lab, blow, chance, seconds)
-            tries = finished(lab)
+            hit = struck(lab, blow, asked.stage, chance, seconds)
+            tries = finished(lab, asked.stage)
             verified = started(lab, uuid.uuid4().hex, ("store", "verify", "store")).wait()
             left = [path.name for path in (lab / "store" / "work").iterdir() if len(path.name) == 32]
             right = bool(tries) and content(lab) == expected and verified == 0 and not left
