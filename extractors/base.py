@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ItemError
+from pipeline.errors import ItemError, UserError, is_starved
 from pipeline.media import video
 from pipeline.run.stage import Digests, Stage, WorkerKind
 from pipeline.settings import Options, Params
@@ -18,6 +19,7 @@ from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
 P = TypeVar("P", bound=Params)
+Encoded = TypeVar("Encoded")
 
 
 class WorkOptions(Options):
@@ -29,6 +31,11 @@ class WorkOptions(Options):
     decoder_bytes: int = 4 << 30  # address space of a decoding process
     threads: int = 1
     decoders: int = 1  # that work ahead of each network
+
+
+@functools.lru_cache(maxsize=8)  # a segment never changes; more than the stages that a worker reads at once
+def _opened(path: Path) -> Segment:
+    return Segment(path)
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,23 @@ class Unit:
     rows: Mapping[str, tuple[Path, int]] = field(default_factory=dict)  # upstream stage -> segment, row
 
     def inputs(self, stage: str) -> dict[str, Array]:
-        """The outputs of an upstream stage for this item."""
-        path, row = self.rows[stage]
-        segment = Segment(path)
+        """The outputs of an upstream stage for this item. Raises Damaged where they are not what was written."""
+        segment, row = self._row(stage)
         segment.check(row)
         return {name: segment.rows(name, row) for name in segment.fields}
+
+    def file(self, stage: str) -> Path:
+        """The file that an upstream stage made of this item. Raises Damaged where it is another's."""
+        path = self.files[stage]
+        segment, row = self._row(stage)
+        segment.require_file(row, path)
+        return path
+
+    def _row(self, stage: str) -> tuple[Segment, int]:
+        path, row = self.rows[stage]
+        segment = _opened(path)
+        segment.require(row, self.key)
+        return segment, row
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,15 @@ class Output:
 
 
 Result = tuple[Unit, Output | ItemError]
+
+
+def without_memory(stage: str, error: BaseException, batch_size: int) -> str:
+    """The sentence of a worker that finds no memory, with the settings that need less."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (
+        f"no memory for {stage} with a batch of {batch_size} ({lines[0][:200]}); lower run.workers, so that fewer "
+        "processes share the memory, or run.batch_size"
+    )
 
 
 class Extractor(Stage[P]):
@@ -75,13 +103,33 @@ class Extractor(Stage[P]):
         """The outputs of one unit; `work` is a folder for files in the making. Raises ItemError."""
         raise NotImplementedError
 
+    def in_parts(self, encode: Callable[[Any], Encoded], batch: Any) -> list[Encoded]:
+        """What `encode` gives for a batch of frames or texts, in one part, or in several if it finds no memory for all.
+
+        Later batches are no larger. Raises UserError where there is no memory for a batch of one.
+        """
+        parts, out = [batch], []
+        while parts:
+            part = parts.pop(0)
+            try:
+                out.append(encode(part))
+            except (MemoryError, RuntimeError) as error:
+                if not is_starved(error):
+                    raise
+                if len(part) == 1:
+                    raise UserError(without_memory(self.name, error, 1)) from None
+                half = len(part) // 2
+                parts[:0] = [part[:half], part[half:]]
+                self.options = self.options.model_copy(update={"batch_size": half})
+        return out
+
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Each unit with its output or its error, in any order; None now and then as a sign of life."""
         for unit in units:
             try:
                 yield unit, self.extract(unit, work)
             except ItemError as error:
-                yield unit, ItemError(unit.name, error.reason)
+                yield unit, error.named(unit.name)
 
 
 class TextExtractor(Extractor[P]):
@@ -100,9 +148,10 @@ class TextExtractor(Extractor[P]):
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Texts of similar length share a batch, so that little of it is padding."""
         ordered = sorted(units, key=lambda unit: (len(unit.text or ""), unit.key))
-        for start in range(0, len(ordered), self.options.batch_size):
-            batch = ordered[start : start + self.options.batch_size]
-            encoded = self.encode([unit.text or "" for unit in batch])
+        while ordered:
+            batch, ordered = ordered[: self.options.batch_size], ordered[self.options.batch_size :]
+            parts = self.in_parts(self.encode, [unit.text or "" for unit in batch])
+            encoded = [found for part in parts for found in part]
             for unit, arrays in zip(batch, encoded, strict=True):
                 yield unit, Output(arrays)
 
@@ -216,7 +265,8 @@ class FrameExtractor(FrameReader[P]):
             taken.append((rows, frames))
             count += len(frames)
         self._waiting -= count
-        encoded = self.encode(np.concatenate([frames for _, frames in taken]))
+        parts = self.in_parts(self.encode, np.concatenate([frames for _, frames in taken]))
+        encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         start = 0
         for rows, frames in taken:
             rows.parts.append({name: array[start : start + len(frames)] for name, array in encoded.items()})

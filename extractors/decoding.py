@@ -17,6 +17,7 @@ from pipeline.child import Child, ChildDied, ChildError
 from pipeline.errors import ItemError
 
 DECODERS = ("decord", "pyav")
+KILLS = 2  # of the decoders of one source, before it is given back to be tried alone
 CHUNKS_AHEAD = 4  # bounds memory: 4 x 32 frames of 224 x 398 are 34 MB
 
 U = TypeVar("U")
@@ -56,10 +57,11 @@ class End(Generic[U]):
 
 @dataclass(frozen=True)
 class Failed(Generic[U]):
-    """The unit cannot be decoded by any decoder."""
+    """The unit cannot be decoded by any decoder; or, `killed`, its decoder was killed each time."""
 
     unit: U
     reason: str
+    killed: bool = False
 
 
 Event = Begin[U] | Chunk | End[U] | Failed[U]
@@ -137,9 +139,14 @@ def decode_with(
 
 
 def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator[Event[U]]:
-    """The frames of a source by the first decoder that gives as many as there should be."""
+    """The frames of a source by the first decoder that gives as many as there should be.
+
+    A decoder that was killed is started once more: the next one would give other pixels for no fault of the file's.
+    """
     reasons: list[str] = []
-    for name in DECODERS:
+    attempts, kills = list(DECODERS), 0
+    while attempts:
+        name = attempts.pop(0)
         yield Begin(source.unit, name)
         frames = 0
         try:
@@ -149,7 +156,15 @@ def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator
         except ItemError as error:
             reasons.append(error.reason)
         except (ChildDied, ChildError) as error:
-            reasons.append(f"{name} failed: {str(error).strip().splitlines()[-1]}")
+            reason = f"{name} failed: {str(error).strip().splitlines()[-1]}"
+            if isinstance(error, ChildDied) and not error.own_doing:
+                kills += 1
+                if kills == KILLS:
+                    yield Failed(source.unit, reason, killed=True)
+                    return
+                attempts.insert(0, name)
+                continue
+            reasons.append(reason)
         else:
             if frames and frames == (source.frames or frames):
                 yield End(source.unit)

@@ -10,7 +10,7 @@ from typing import Any
 from extractors.base import FrameReader, Result, Unit, WorkOptions
 from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_with
 from pipeline.child import Child
-from pipeline.errors import ItemError
+from pipeline.errors import ItemError, ItemKilled
 
 
 @dataclass
@@ -52,7 +52,8 @@ def read_together(
         elif isinstance(event, Failed):
             for reading in readings:
                 if reading.lacks(event.unit):
-                    yield reading.reader, (event.unit, ItemError(event.unit.name, event.reason))
+                    error = ItemKilled if event.killed else ItemError
+                    yield reading.reader, (event.unit, error(event.unit.name, event.reason))
         else:
             for reading in readings:
                 if reading.wants:
@@ -64,8 +65,9 @@ def read_together(
 
 def source_of(unit: Unit) -> Source[Unit]:
     """The compressed file of a unit, with the number of its frames where that is known."""
-    frames = len(unit.inputs("compress")["time"]) if "compress" in unit.rows else None
-    return Source(unit, unit.files["compress"], frames)
+    if "compress" not in unit.rows:  # a file of no store
+        return Source(unit, unit.files["compress"], None)
+    return Source(unit, unit.file("compress"), len(unit.inputs("compress")["time"]))
 
 
 def _begin(reader: FrameReader[Any], unit: Unit, decoder: str) -> Iterator[Result | None]:
@@ -85,7 +87,7 @@ def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None
     except ItemError as error:
         reading.wants = False
         reading.failed.add(unit.key)
-        yield reading.reader, (unit, ItemError(unit.name, error.reason))
+        yield reading.reader, (unit, error.named(unit.name))
 
 
 @functools.lru_cache(maxsize=1)  # one a worker process; it is killed and started anew by those who use it

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOptions
+from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOptions, without_memory
 from extractors.one_pass import Reading, read_together
 from pipeline.child import Send, resolve
-from pipeline.errors import ItemError, UserError, is_full
+from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
 from pipeline.store.fingerprint import digest_file
 from pipeline.store.segments import SegmentWriter
 
@@ -21,14 +21,26 @@ from pipeline.store.segments import SegmentWriter
 def run(request: dict[str, Any], send: Send) -> None:
     """Entry of a worker: a shard's units to one segment a stage, with a reply a unit and one for the segments.
 
-    Replies are `{"done": key, "stage"}`, `{"failed": key, "name", "reason", "stage"}`, `{}` as a sign of
-    life, and at the end `{"segments": {stage: {"segment": id or None, "bytes", "items": {key: file bytes or
-    None}}}, "decodes"}`: all at once, so that a worker's death leaves all of its shard or nothing.
+    Replies are `{"done": key, "stage"}`, `{"failed": key, "name", "reason", "stage"}`, with `"killed": "signal" |
+    "crash"` where the unit is not known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage:
+    {"segment": id or None, "bytes", "items": {key: file bytes or None}}}, "decodes"}`: all at once, so that a worker's
+    death leaves all of its shard or nothing. Raises UserError where there is no memory or no room on the disk.
     """
+    try:
+        _run(request, send)
+    except (MemoryError, RuntimeError) as error:
+        if not is_starved(error):
+            raise
+        names = " and ".join(resolve(stage["entry"]).name for stage in request["stages"])
+        size = WorkOptions.model_validate_json(request["options"]).batch_size
+        raise UserError(without_memory(names, error, size)) from None
+
+
+def _run(request: dict[str, Any], send: Send) -> None:
     store = Path(request["store"])
     units = [_unit(raw) for raw in request["units"]]
     options = WorkOptions.model_validate_json(request["options"])
-    extractors = [_loaded(s["entry"], s["params"], request["options"]) for s in request["stages"]]
+    extractors = [_loaded(s["entry"], s["params"], options) for s in request["stages"]]
     decodes = Decodes()
     try:
         with contextlib.ExitStack() as stack:
@@ -56,6 +68,8 @@ def run(request: dict[str, Any], send: Send) -> None:
                     send({"done": unit.key, "stage": extractor.name}, {})
                 except ItemError as error:
                     failed = {"failed": unit.key, "name": unit.name, "reason": error.reason}
+                    if isinstance(error, ItemKilled):
+                        failed["killed"] = "crash" if error.crash else "signal"
                     send(failed | {"stage": extractor.name}, {})
             segments = {name: _finished(writer) for name, writer in writers.items()}
     except OSError as error:
@@ -102,8 +116,15 @@ def _finished(writer: SegmentWriter) -> dict[str, Any]:
     return {"segment": path and path.stem, "bytes": size, "items": items}
 
 
+def _loaded(entry: str, params: str, options: WorkOptions) -> Extractor[Any]:
+    """The extractor with its networks read; another batch size alone, as after a worker's death, reads none again."""
+    extractor = _read(entry, params, options.model_copy(update={"batch_size": 0}).model_dump_json())
+    extractor.options = options
+    return extractor
+
+
 @functools.lru_cache(maxsize=8)  # more than ever share a pass
-def _loaded(entry: str, params: str, options: str) -> Extractor[Any]:
+def _read(entry: str, params: str, options: str) -> Extractor[Any]:
     kind = resolve(entry)
     extractor: Extractor[Any] = kind(kind.settings.model_validate_json(params))
     extractor.load(WorkOptions.model_validate_json(options))

@@ -79,8 +79,11 @@ class Vgg16(Extractor[Vgg16Params]):
         """Encode the frames of some videos together and give each its rows."""
         frames = np.concatenate([rows for _, rows in videos])
         parts = []
-        for start in range(0, len(frames), self.options.batch_size):
-            parts.append(self.network.features(frames[start : start + self.options.batch_size]))
+        start = 0
+        while start < len(frames):
+            batch = frames[start : start + self.options.batch_size]
+            parts += self.in_parts(self.network.features, batch)
+            start += len(batch)
             yield None
         ends = np.cumsum([len(rows) for _, rows in videos])[:-1]
         for (unit, _), features in zip(videos, np.split(np.concatenate(parts), ends), strict=True):

@@ -13,9 +13,12 @@ from typing import Annotated
 import typer
 
 from flows.commands.lazy import LazyGroup, Verb
+from flows.terminal import escaped
 from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
+from pipeline.store.index import remedy
 
+NO_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
 HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
@@ -137,16 +140,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"crossreel: {error}", file=sys.stderr)
+        _say(f"{error}")
         sys.exit(USERS_MISTAKE)
     except ItemError as error:  # outside of the stages that record it: in the packed inputs of a method
-        print(f"crossreel: {error.item}: {error.reason}", file=sys.stderr)
+        _say(f"{error.item}: {error.reason}")
         sys.exit(USERS_MISTAKE)
     except TrainingError as error:
-        print(f"crossreel: training stopped: {error}", file=sys.stderr)
+        _say(f"training stopped: {error}")
         sys.exit(OUR_ERROR)
     except ChildDied as error:
-        print(f"crossreel: {error}; what was finished is kept, the same command goes on", file=sys.stderr)
+        _say(f"{error}; what was finished is kept, the same command goes on")
         sys.exit(OUR_ERROR)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -154,7 +157,7 @@ def main() -> None:
     except (OSError, sqlite3.Error) as error:
         if not (trouble := _disk_trouble(error)):
             raise
-        print(f"crossreel: {trouble}", file=sys.stderr)
+        _say(trouble)
         sys.exit(USERS_MISTAKE)
     except SystemExit as end:  # which Typer makes of Ctrl-C
         if end.code == INTERRUPTED:
@@ -164,14 +167,31 @@ def main() -> None:
         raise
 
 
+def _say(sentence: str) -> None:
+    """What went wrong, on standard error; names in it may come from anybody's files."""
+    print(f"crossreel: {escaped(sentence)}", file=sys.stderr)
+
+
 def _disk_trouble(error: Exception) -> str | None:
     """What is wrong with a disk or folder that the user chose, in one sentence; None for any other error."""
     if is_full(error):
         return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return f"{error.filename} cannot be used: {error.strerror}"
-    if "readonly database" in str(error):
+    if isinstance(error, OSError) and (error.errno in NO_LOCK or "unable to lock file" in str(error)):
+        return (
+            f"a file system here has no locks ({error}); keep the store on a local disk or mount with locks, and set "
+            "HDF5_USE_FILE_LOCKING=FALSE for HDF5 files of your own that lie there"
+        )
+    if isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error):
         return "the store cannot be written: its index is read-only"
+    if isinstance(error, sqlite3.OperationalError):
+        return f"the store's index cannot be used: {remedy(error)}"
+    if isinstance(error, sqlite3.DatabaseError):
+        return (
+            f"the store's index is damaged ({error}); `crossreel store verify --repair` with the store's folder "
+            "rebuilds it from the segments"
+        )
     return None
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from flows.terminal import Terminal
 from pipeline.run.execute import Progress, Report
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -30,7 +30,7 @@ class StageDisplay:
     """Shows the progress of one stage after another on standard error."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        self.console = Terminal(stderr=True, quiet=quiet, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
         self._bars: Bars | None = None
         self._task: TaskID | None = None
@@ -112,6 +112,8 @@ def sentence(report: Report) -> str:
         words.append(f"{report.cached} cached" if report.total > 1 else "cached")
     if report.failed:
         words.append(f"{report.failed} failed")
+    if report.killed:
+        words.append(f"{report.killed} killed (the next run tries again)")
     if report.blocked:
         words.append(f"{report.blocked} left out (failed upstream)")
     took = f" ({report.seconds:.1f} s)" if report.ran else ""

@@ -36,13 +36,17 @@ class Project:
         """Digests of weights, remembered in the store's index."""
         return RememberedDigests(self.store.index)
 
-    def survey(self) -> dict[str, plan.State]:
-        """The state of every stage, read from the store now."""
-        return dict(self.states())
+    def survey(self, killed_before: float = 0.0) -> dict[str, plan.State]:
+        """The state of every stage, read from the store now; `killed_before` as of `plan.Survey`."""
+        return dict(self.states(killed_before))
 
-    def states(self) -> plan.Survey:
-        """A new survey, which reads the state of a stage from the store when it is first asked for it."""
-        return plan.Survey(self.stages, self.contents, self.store, self.known)
+    def states(self, killed_before: float = 0.0) -> plan.Survey:
+        """A new survey, which reads the state of a stage from the store when it is first asked for it.
+
+        With `killed_before` 0 every stage is as the last run left it, with `math.inf` as the next run finds it. The two
+        differ in the units that were killed: left out of one, missing in the other.
+        """
+        return plan.Survey(self.stages, self.contents, self.store, self.known, killed_before)
 
     def runner(
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,

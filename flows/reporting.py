@@ -41,7 +41,10 @@ class Report(Stage[ReportParams]):
                 key: str(briefing.store.item_file("compress", fp, key, suffix))
                 for key in states["compress"].places
             }
-        points = briefing.where("points")["where"] if "points" in states else {}
+        rows = {
+            stage: briefing.where(stage)["where"] if stage in states else {}
+            for stage in ("compress", "points")
+        }
         return {
             "experiment": dict(briefing.about),
             "corpus": {
@@ -68,7 +71,8 @@ class Report(Stage[ReportParams]):
                 for method in self.params.methods
             ],
             "items": {
-                key: {"id": item.id, "video": videos.get(key), "points": points.get(key)}
+                key: {"id": item.id, "key": key, "video": videos.get(key)}
+                | {stage: where.get(key) for stage, where in rows.items()}
                 for key, item in contents.items().items()
             },
             "captions": _captions(contents),

@@ -5,6 +5,7 @@ Prefect's flows pass `each`, which makes a task of every stage; a plain call run
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,8 +37,8 @@ class RunResult:
 
     @property
     def failed(self) -> int:
-        """Items and captions that some stage could not process, and items that cannot be read."""
-        return sum(report.failed for report in self.reports) + len(self.unreadable)
+        """Items and captions that some stage could not process or was killed over, and items that cannot be read."""
+        return sum(report.failed + report.killed for report in self.reports) + len(self.unreadable)
 
     @property
     def ran(self) -> int:
@@ -79,7 +80,8 @@ def run_stages(
 
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
     runner = project.runner(show, display.say, states)
-    index = project.store.index
+    index, alive = project.store.index, contextlib.ExitStack()
+    alive.enter_context(project.store.run(run))  # before the index names it: nobody should take it for dead
     index.start_run(run, project.experiment.name)
     project.store.sweep()
     reports: list[Report] = []
@@ -98,6 +100,7 @@ def run_stages(
     finally:
         runner.close()
         index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
+        alive.close()
     seconds, ended = time.monotonic() - started, runner.states
     ended.refresh()
     unreadable = dict(project.contents.unreadable)

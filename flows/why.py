@@ -21,13 +21,18 @@ def explain(project: Project, stage: str, item: str) -> Iterator[str]:
     key, name = _unit(project, state, item)
     fp = state.fingerprint.hex
     label = stage if key == plan.WHOLE else f"{stage} of {name}"
-    if key in state.failed:
+    if key in state.killed:
+        failure = state.killed[key]
+        yield f"{label}: killed {failure.attempts} times, the next run tries it again: {failure.reason}"
+    elif key in state.failed:
         failure = state.failed[key]
         yield f"{label}: failed {failure.attempts} times: {failure.reason}"
     elif key in state.blocked:
         yield f"{label}: left out, because a stage it needs failed on it"
         for need in state.stage.needs:
-            yield from (line for line in explain(project, need, item) if ": failed" in line)
+            yield from (
+                line for line in explain(project, need, item) if ": failed" in line or ": killed" in line
+            )
     elif key not in state.missing:
         yield f"{label}: hit, fingerprint {fp}"
         yield from _components(state.fingerprint.components, project.store.index.fingerprints())

@@ -23,12 +23,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ItemError, TrainingError, UserError, is_full
+from pipeline.errors import ItemError, ItemKilled, TrainingError, UserError, is_full, is_starved
 
 Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
@@ -38,12 +39,26 @@ LIBC = ctypes.CDLL(None)  # found here, because a process between fork and exec 
 LAST_WORDS_BYTES = 2000
 
 
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL})
+# signals that a program gets for what it does itself; any other comes from outside
+
+
 class ChildDied(Exception):
-    """The child ended in the middle of a request."""
+    """The child ended in the middle of a request.
+
+    `own_doing` is false where somebody killed it, or it found no memory; true where it crashed in native code.
+    """
+
+    def __init__(self, reason: str, own_doing: bool = False) -> None:
+        super().__init__(reason)
+        self.own_doing = own_doing
 
 
 class ChildTimeout(ChildDied):
     """The child said nothing for as long as it was allowed to; it was killed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, own_doing=True)
 
 
 class ChildError(Exception):
@@ -58,6 +73,9 @@ class Child:
     ) -> None:
         self.entry, self.memory_bytes, self.env = entry, memory_bytes, dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._ends: dict[
+            subprocess.Popen[bytes], tuple[Connection, IO[bytes]]
+        ] = {}  # what closes with each process
         self.owner: threading.Thread | None = None  # that started it; the kernel ends it with this one
 
     def start(self) -> None:
@@ -74,10 +92,12 @@ class Child:
         if self.memory_bytes:
             command.append(str(self.memory_bytes))
         self._connection = ours  # before the process: another thread may kill what it sees
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
             env=os.environ | self.env, start_new_session=True,
         )  # fmt: skip
+        self._ends[process] = (ours, self._words)
+        self._process = process
         theirs.close()
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
@@ -94,6 +114,8 @@ class Child:
                 self._connection.send_bytes(json.dumps(request).encode())
                 while True:
                     if not self._connection.poll(timeout_seconds):
+                        if is_stopped(self.pid):
+                            raise ChildDied(f"it was stopped (SIGSTOP) for {timeout_seconds:.0f} s")
                         raise ChildTimeout(f"no progress for {timeout_seconds:.0f} s")
                     header, arrays = _receive(self._connection)
                     if header.get("_") in ("end", "error"):
@@ -103,7 +125,7 @@ class Child:
                         return
                     yield header, arrays
             except (EOFError, OSError):
-                raise ChildDied(self._how_it_died()) from None
+                raise self._death() from None
             except BaseException as error:
                 finished = finished or is_interrupt(error)
                 raise
@@ -111,22 +133,22 @@ class Child:
             if not finished:
                 self.kill()
 
-    def _how_it_died(self) -> str:
+    def _death(self) -> ChildDied:
+        """Why the child is gone: its signal or exit status, and the last line it printed."""
         process = self._process
         if process is None:
-            return "it was killed"
+            return ChildDied("it was killed")
         try:
             code = process.wait(timeout=5)
             self._words.seek(0, os.SEEK_END)
             self._words.seek(max(0, self._words.tell() - LAST_WORDS_BYTES))
             words = self._words.read().decode(errors="replace").strip().splitlines()
         except subprocess.TimeoutExpired:
-            return "it closed its connection"
+            return ChildDied("it closed its connection")
         except ValueError:  # closed by the thread that killed it just now
-            return "it was killed"
-        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        hint = {-signal.SIGKILL: " (out of memory?)", -signal.SIGBUS: " (disk full?)"}.get(code, "")
-        return f"{name}{hint}" + (f": {words[-1]}" if words else "")
+            return ChildDied("it was killed")
+        own_doing = -code in CRASHES and not any(is_starved(line) for line in words)
+        return ChildDied(ending(code) + (f": {words[-1]}" if words else ""), own_doing)
 
     @property
     def pid(self) -> int | None:
@@ -150,8 +172,25 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        self._connection.close()
-        self._words.close()
+        for end in self._ends.pop(
+            process, ()
+        ):  # its own: another thread may have started a successor meanwhile
+            end.close()
+
+
+def ending(code: int) -> str:
+    """How a process ended, from the return code that `subprocess` gives: a signal's name, or its exit status."""
+    if code >= 0:
+        return f"exit status {code}"
+    hint = {-signal.SIGKILL: " (out of memory?)", -signal.SIGBUS: " (disk full?)"}.get(code, "")
+    return f"{signal.Signals(-code).name}{hint}"
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Whether a process was stopped (SIGSTOP, a debugger) and does not run at all."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    return False
 
 
 def _receive(connection: Connection) -> Reply:
@@ -173,11 +212,18 @@ def _send(connection: Connection, header: Mapping[str, Any], arrays: Mapping[str
 
 def _as_error(header: Mapping[str, Any]) -> Exception:
     kind, arguments = header["kind"], header["arguments"]
-    known = {"ItemError": ItemError, "UserError": UserError, "TrainingError": TrainingError}
+    known = {
+        "ItemError": ItemError,
+        "ItemKilled": ItemKilled,
+        "UserError": UserError,
+        "TrainingError": TrainingError,
+    }
     return known[kind](*arguments) if kind in known else ChildError(*arguments)
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, ItemKilled):
+        return {"kind": "ItemKilled", "arguments": [error.item, error.reason, error.crash]}
     if isinstance(error, ItemError):
         return {"kind": "ItemError", "arguments": [error.item, error.reason]}
     for kind in (UserError, TrainingError):

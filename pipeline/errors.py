@@ -6,6 +6,12 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+STARVED = (
+    "cannot allocate memory", "can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc",
+    "can't start new thread", "resource temporarily unavailable", "unable to allocate",
+)  # fmt: skip
+# ffmpeg and the C library; torch on a CPU, on a GPU, and of a tensor; C++; Python's threads; fork; NumPy
+
 
 class UserError(Exception):
     """The user can mend it: one sentence that names the value and what is possible. Exit status 2."""
@@ -17,6 +23,26 @@ class ItemError(Exception):
     def __init__(self, item: str, reason: str) -> None:
         super().__init__(f"{item}: {reason}")
         self.item, self.reason = item, reason
+
+    def named(self, item: str) -> ItemError:
+        """The same error with the item called as the user calls it."""
+        return ItemError(item, self.reason)
+
+
+class ItemKilled(ItemError):
+    """The program that worked on an item was killed by a signal or found no memory: the item is not at fault.
+
+    It is tried again alone. `crash` says that it died of a signal that a program gets for its own doing
+    (SIGSEGV and the like): if it does so again, alone, the item is at fault after all.
+    """
+
+    def __init__(self, item: str, reason: str, crash: bool = False) -> None:
+        super().__init__(item, reason)
+        self.crash = crash
+
+    def named(self, item: str) -> ItemKilled:
+        """The same error with the item called as the user calls it."""
+        return ItemKilled(item, self.reason, self.crash)
 
 
 class TrainingError(Exception):
@@ -32,6 +58,19 @@ def is_full(error: BaseException | str) -> bool:
         return True
     words = str(error).lower()
     return any(said in words for said in ("no space left on device", "disk quota exceeded", "disk is full"))
+
+
+def is_starved(error: BaseException | str) -> bool:
+    """Whether an error, or what a program said of one, means that there was no memory, or no thread, to be had.
+
+    torch raises a RuntimeError on the CPU and a class of its own on a GPU.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return True
+    words = str(error).lower()
+    return any(said in words for said in STARVED)
 
 
 def nearest(value: str, possible: Iterable[str]) -> str:

@@ -181,6 +181,18 @@ class Lab:
                     found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         return [command for command in found if command]
 
+    def alive_pids(self) -> list[int]:
+        """Those processes by number."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (
+                    self.mark.encode() in (process / "environ").read_bytes()
+                    and (process / "cmdline").read_bytes()
+                ):
+                    found.append(int(process.name))
+        return found
+
     def gone_within(self, seconds: float) -> list[str]:
         """What still runs after so long; nothing, as soon as nothing does."""
         deadline = time.monotonic() + seconds

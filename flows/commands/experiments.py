@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -80,7 +81,7 @@ def run_experiment(
     """Run one experiment as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
     with closing(project.store.index):
-        names, states = list(project.stages), project.states()
+        names, states = list(project.stages), project.states(math.inf)
         redone = [name for word in redo for name in planning.choose(project.stages, word)]
         if not redone and nothing_to_do(states, names, retry_failed):
             return run_stages(project, names, display, states=states)
@@ -117,6 +118,7 @@ def _join(project: Project, names: list[str], display: StageDisplay) -> None:
     if len(names) != 1:
         raise UserError(f"name one training to join: {', '.join(names)}")
     with closing(project.runner(display.progress, display.say)) as runner:
+        runner.killed_before = 0.0  # the run that leads tries them again
         runner.join(names[0])
 
 
@@ -134,10 +136,15 @@ def finish(results: list[RunResult], as_json: bool) -> None:
 def print_result(result: RunResult) -> None:
     """The leaderboard, the failures, where the report is, and the count that proves the cache."""
     print_leaderboard(result.leaderboard)
-    failures = [f"{f['name']}: {f['reason']} ({r.stage})" for r in result.reports for f in r.failures]
-    failures += [f"{name}: {reason}" for name, reason in result.unreadable.items()]
-    if failures:
-        out.print(f"\n{len(failures)} failed:", markup=False)
+    for kind, title in (("failed", "failed"), ("killed", "killed; the next run tries them again")):
+        failures = [
+            f"{f['name']}: {f['reason']} ({r.stage})"
+            for r in result.reports for f in r.failures if f["kind"] == kind
+        ]  # fmt: skip
+        if kind == "failed":
+            failures += [f"{name}: {reason}" for name, reason in result.unreadable.items()]
+        if failures:
+            out.print(f"\n{len(failures)} {title}:", markup=False)
         for line in failures[:FAILURES_SHOWN]:
             out.print(f"  {line}", markup=False)
         if len(failures) > FAILURES_SHOWN:
@@ -223,7 +230,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """What a run would do: what is cached, what is missing, disk and time to expect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
-    states = project.survey()
+    states = project.survey(math.inf)
     expected = estimate(project.store, states)
     if as_json:
         shared = {name: group for group in planning.passes(states) for name in group}
@@ -264,6 +271,7 @@ def _state(state: planning.State) -> dict[str, Any]:
     return {
         "fingerprint": state.fingerprint.hex, "units": len(state.keys), "cached": state.done,
         "missing": len(state.missing), "failed": len(state.failed), "blocked": len(state.blocked),
+        "killed": len(state.killed),
     }  # fmt: skip
 
 
@@ -271,16 +279,21 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
     """How far each stage is, which items failed and why, and the latest runs."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
-    states = project.survey()
+    states = project.survey(math.inf)
     failures = [
-        {"stage": n, "item": f.name, "reason": f.reason, "attempts": f.attempts}
-        for n, s in states.items() for f in s.failed.values()
+        {"stage": n, "item": f.name, "reason": f.reason, "attempts": f.attempts, "kind": f.kind}
+        for n, s in states.items() for f in (*s.failed.values(), *s.killed.values())
     ]  # fmt: skip
     failures += [
-        {"stage": "corpus", "item": i, "reason": r, "attempts": 0}
+        {"stage": "corpus", "item": i, "reason": r, "attempts": 0, "kind": "failed"}
         for i, r in project.contents.unreadable.items()
     ]
-    runs = project.store.index.runs()
+    runs = [
+        run | {"status": "killed"}
+        if run["status"] == "running" and not project.store.is_alive(run["id"])
+        else run
+        for run in project.store.index.runs()
+    ]
     if as_json:
         print_json({"stages": {n: _state(s) for n, s in states.items()}, "failures": failures, "runs": runs})
     else:
@@ -288,9 +301,15 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
             [n, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed))] for n, s in states.items()
         ])  # fmt: skip
         for failure in failures:
-            out.print(f"failed: {failure['item']} ({failure['stage']}): {failure['reason']}", markup=False)
+            again = "; the next run tries it again" if failure["kind"] == "killed" else ""
+            out.print(
+                f"{failure['kind']}: {failure['item']} ({failure['stage']}): {failure['reason']}{again}",
+                markup=False,
+            )
         for row in runs[:5]:
-            took = human_seconds(row["ended"] - row["started"]) if row["ended"] else "not ended"
+            took = "when is not known" if row["status"] == "killed" else "not ended"
+            if row["ended"] and row["status"] != "killed":
+                took = human_seconds(row["ended"] - row["started"])
             out.print(f"run {row['id']} of {row['experiment']}: {row['status']}, {took}")
     if failures:
         raise typer.Exit(FAILED_ITEMS)
@@ -320,7 +339,14 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         missing = [name for name, state in states.items() if name != "report" and not state.complete]
         if missing:
             raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
+        if project.store.read_only and states["report"].complete:
+            display.say(
+                f"the store {project.store.root} cannot be written: this is the report as it was drawn last"
+            )
+            out.print(str(report_path(project, states)), markup=False)
+            return
         with closing(project.runner(display.progress, display.say, states)) as runner:
+            runner.killed_before = 0.0  # the page shows what the last run left, and nothing else is made
             runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
             display.say(sentence(runner.bring_up_to_date("report", redo=True)))
     out.print(str(report_path(project, states)), markup=False)
@@ -328,8 +354,9 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:
     """What the report says of a stage that was made by an earlier run."""
-    failures = [{"name": f.name, "reason": f.reason} for f in state.failed.values()]
+    failures = [{"name": f.name, "reason": f.reason, "kind": f.kind} for f in state.failed.values()]
     return Report(
-        name, state.fingerprint.hex, len(state.keys), cached=state.done, failed=len(failures),
+        name, state.fingerprint.hex, len(state.keys), cached=state.done,
+        failed=len(failures) - len(state.killed), killed=len(state.killed),
         blocked=len(state.blocked), failures=failures,
     ).as_json()  # fmt: skip

@@ -25,6 +25,7 @@ StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's 
 DEFAULT_STORE = Path("store")
 YOUNG_SECONDS = 3600.0  # what is younger may belong to a run that has not locked it yet
 SHOWN = 20
+DAMAGES_SHOWN = 10
 MB = 10**6
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="s3://BUCKET/PATH, gs://..., file:// or a folder.")]
@@ -93,8 +94,12 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop what is damaged; the next run makes it again.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Read everything and compare it with its checksum."""
+    """Read everything, compare it with its checksum, and the index with what is there.
+
+    Prints a summary and the first ten damages; --json has all of them.
+    """
     store = _open(folder)
     count = [0]
 
@@ -102,11 +107,18 @@ def verify(
         count[0] += 1
 
     damage = store.verify(repair, seen)
-    for found in damage:
-        out.print(f"damaged: {found.sentence}", markup=False)
-    out.print(
-        f"{count[0]} segments and folders read, {len(damage)} damaged{', dropped' if damage and repair else ''}"
-    )
+    if as_json:
+        print_json({
+            "read": count[0], "repaired": repair,
+            "damaged": [{"path": str(found.path), "sentence": found.sentence} for found in damage],
+        })  # fmt: skip
+    else:
+        mended = ", mended or dropped" if damage and repair else ""
+        out.print(f"{count[0]} segments and folders read, {len(damage)} damaged{mended}")
+        for found in damage[:DAMAGES_SHOWN]:
+            out.print(f"damaged: {found.sentence}", markup=False)
+        if len(damage) > DAMAGES_SHOWN:
+            out.print(f"... and {len(damage) - DAMAGES_SHOWN} more: --json lists all")
     if damage and not repair:
         raise typer.Exit(1)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from flows.terminal import Terminal, escaped
 
 ExperimentFile = Annotated[Path, typer.Argument(help="The experiment file.", metavar="EXPERIMENT")]
 Sets = Annotated[
@@ -22,7 +23,7 @@ DEFAULT_EXPERIMENT = Path("experiment.toml")
 
 FAILED_ITEMS = 3  # exit status: done, but some items failed
 
-out = Console(soft_wrap=True, highlight=False)
+out = Terminal(soft_wrap=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -33,7 +34,7 @@ def print_json(value: Any) -> None:
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table: the first column left, the others right."""
     table = Table(
-        title=title or None,
+        title=escaped(title) or None,
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -45,7 +46,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
             column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escaped, row))
     out.print(table)
 
 

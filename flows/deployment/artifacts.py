@@ -52,10 +52,10 @@ def publish(result: RunResult, experiment: str) -> None:
 
 
 def coverage(result: RunResult) -> list[dict[str, Any]]:
-    """A row a stage: units in all, cached, made, failed, left out, and seconds."""
+    """A row a stage: units in all, cached, made, failed, killed, left out, and seconds."""
     return [
         {"stage": r.stage, "total": r.total, "cached": r.cached, "made": r.ran, "failed": r.failed,
-         "left out": r.blocked, "seconds": round(r.seconds, 1)}
+         "killed": r.killed, "left out": r.blocked, "seconds": round(r.seconds, 1)}
         for r in result.reports
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,9 @@ class SearchBriefing:
             "trained": self._folder(f"train-{self.method}"),
             "packed": self._folder(packed),
             "index": str(self.index_folder),
-            "work": str(self.project.store.root / "work"),
+            "work": tempfile.gettempdir()
+            if self.project.store.read_only
+            else str(self.project.store.root / "work"),
             "device": device,
             "options": WorkOptions(device=device, **chosen).model_dump_json(),
             "chains": {"captions": self._told("captions"), "items": self._told("items")},

@@ -140,6 +140,7 @@ class Searcher:
             return states
         self._say(f"making the index of the split {self.split!r} for {self.method}: once, then it is kept")
         runner = project.runner(say=self._say)
+        runner.killed_before = 0.0  # the index is of what the last run left
         try:
             for stage in (*packs, name):
                 runner.bring_up_to_date(stage)

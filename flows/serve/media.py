@@ -27,6 +27,7 @@ from pipeline.store.store import FeatureReader
 DECODERS = 2  # strips that are made at once
 CACHE_BYTES = 64 << 20
 MOST_POINTS = 200_000  # of a cloud that is sent; evenly chosen of more
+DAMAGED = "it is damaged in the store; crossreel store verify --repair drops it"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Gallery:
         self.items: Mapping[str, Item] = project.contents.items()
         self._store = project.store
         self._compressed = states.get("compress")
+        self._videos = FeatureReader({})
+        if self._compressed is not None:
+            self._videos = project.store.reader("compress", self._compressed.fingerprint.hex)
+        self._whole: dict[str, bool] = {}  # by key, whether its video is the one that was made of it
         self._points = FeatureReader({})
         if "points" in states:
             self._points = project.store.reader("points", states["points"].fingerprint.hex)
@@ -76,11 +81,23 @@ class Gallery:
         return "cloud" if key in self.items and key in self._points else ""
 
     def video(self, key: str) -> Path | None:
-        """The compressed video of an item."""
+        """The compressed video of an item; None where there is none or the file is another item's."""
         state = self._compressed
         if state is None or key not in self.items or key not in state.places:
             return None
-        return self._store.item_file("compress", state.fingerprint.hex, key, state.stage.file_suffix or "")
+        path = self._store.item_file("compress", state.fingerprint.hex, key, state.stage.file_suffix or "")
+        return path if self._is_whole(key, path) else None
+
+    def _is_whole(self, key: str, path: Path) -> bool:
+        """Whether a file is the one that was made of an item; its digest is taken once."""
+        with self._reading:
+            if key not in self._whole:
+                try:
+                    self._videos.require_file(key, path)
+                    self._whole[key] = True
+                except Damaged:
+                    self._whole[key] = False
+            return self._whole[key]
 
     def strip(self, key: str) -> Strip:
         """A few pictures of an item that is known, made once and kept for a while. Never raises for a bad one."""
@@ -113,12 +130,14 @@ class Gallery:
         path = self.video(key)
         if path is not None:
             return self._frames(path)
+        if not self._whole.get(key, True):
+            return Strip(reason=DAMAGED)
         if key not in self._points:
             return Strip(reason="the store has no pictures of it: its features were imported")
         try:
             rows = self._rows(key)
         except Damaged:
-            return Strip(reason="it is damaged in the store; crossreel store verify --repair drops it")
+            return Strip(reason=DAMAGED)
         side = shapes.SIDE_PIXELS
         return Strip(tuple(Picture(jpeg, side, side, degrees) for degrees, jpeg in shapes.views(rows)))
 

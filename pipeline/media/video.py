@@ -10,7 +10,9 @@ import errno
 import functools
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +24,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.child import Send, die_with_parent
-from pipeline.errors import ItemError, UserError, is_full
+from pipeline.child import CRASHES, Send, die_with_parent, ending, is_stopped
+from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 Times = NDArray[np.float64]  # (T,) presentation times in seconds
 CHUNK_FRAMES = 32  # 4.8 MB at 224 x 224; enough to amortise a message, small against memory
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,asf,asf_o,flv,live_flv,kux,ogg,gif,apng,rm,nut,mxf,gxf,dv,"
+    "ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,m4v,vc1,vc1test,avs2,avs3,cavsvideo,dirac,dnxhd,mjpeg,mjpeg_2000,mpjpeg,"
+    "smjpeg,yuv4mpegpipe,swf,wtv,nsv,nuv,pva,pmp,ty,mtv,thp,viv,vividas,vivo,lmlm4,dhav,cine,r3d,mv,mvi,moflex,bink,"
+    "smk,flic,roq,film_cpk,4xm,ea,vmd,wc3movie,rpl,ipmovie,idcin,psxstr,mlv,amv,ifv,ser,webp_anim"
+)
+# The formats that hold a video in one file. Others open files that a text names (hls, concat, dash, imf, sdp, image2),
+# devices, or draw text as pictures (tty).
+ONLY_MEDIA = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+PLAYLISTS = {
+    "a playlist (M3U, HLS)": (b"#extm3u",), "a concatenation": (b"ffconcat",),
+    "a playlist (XML, DASH)": (b"<?xml", b"<mpd"), "a session description": (b"v=0",),
+    "a playlist (PLS)": (b"[playlist]",),
+}  # fmt: skip
+SNIFFED_BYTES = 64
 SHORT_OF_DURATION_SECONDS = 1.0
 SHORT_OF_DURATION_SHARE = 0.1
+SHORT_BYTES = 256 << 20  # of memory; compressing 4K video takes about as much
 
 
 @functools.cache
@@ -93,14 +111,24 @@ def probe(path: Path) -> Probe:
             seconds = _announced_seconds(container, stream)
             return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
     except av.FFmpegError as error:
-        raise ItemError(str(path), f"not a readable video: {error.strerror}") from None
+        raise ItemError(str(path), _playlist(path) or f"not a readable video: {error.strerror}") from None
 
 
 def _open(path: Path) -> Any:
     """An open container of PyAV; never a URL, and titles in no known encoding do not matter."""
     import av
 
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    return av.open(f"file:{path}", options=dict(ONLY_MEDIA), metadata_errors="replace")
+
+
+def _playlist(path: Path) -> str:
+    """The reason of a file that names other files instead of holding a video; "" of any other file."""
+    with path.open("rb") as file:
+        start = file.read(SNIFFED_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for kind, beginnings in PLAYLISTS.items():
+        if start.startswith(beginnings):
+            return f"it is {kind}, a text that names other files, not a video"
+    return ""
 
 
 def _announced_seconds(container: Any, stream: Any) -> float | None:
@@ -166,7 +194,7 @@ def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
     import ffmpeg
 
     side = f"max(2,2*trunc(min({how.short_side},min(iw*sar,ih))/2))"
-    video = ffmpeg.input(f"file:{source.absolute()}", protocol_whitelist="file", threads=1)["V:0"]
+    video = ffmpeg.input(f"file:{source.absolute()}", threads=1, **ONLY_MEDIA)["V:0"]
     video = video.filter("fps", str(Fraction(how.fps).limit_denominator(1001)), round="up", start_time=0)
     video = video.filter(
         "scale",
@@ -188,19 +216,17 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
     """Compress a video into `target`; returns the presentation times of its frames.
 
     Raises ItemError for what cannot be decoded whole: no frame, or far fewer seconds than the
-    video announces (a truncated download). The target is then not there. A video longer than the
-    limit may take as long as it plays.
+    video announces (a truncated download); ItemKilled where ffmpeg was killed, stopped, or found no memory. The
+    target is then not there. A video longer than the limit may take as long as it plays.
     """
     announced = probe(source).seconds
     limit = max(timeout_seconds, announced or 0.0)
     try:
-        run = subprocess.run(
-            compress_command(source, target, how), check=False, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=limit,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # or it would survive a killed worker
-        )  # fmt: skip
+        run = _finished(compress_command(source, target, how), limit, source)
         if run.returncode != 0 and is_full(run.stderr):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        if killed := _killed(run.returncode, run.stderr):
+            raise ItemKilled(str(source), f"ffmpeg {killed[0]}", crash=killed[1])
         if run.returncode != 0:
             raise ItemError(str(source), f"ffmpeg could not read it: {_last_words(run.stderr)}")
         times = frame_times(target)
@@ -218,10 +244,61 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
         return times
     except subprocess.TimeoutExpired:
         target.unlink(missing_ok=True)
-        raise ItemError(str(source), f"ffmpeg was not done after {limit:.0f} s") from None
+        raise ItemError(str(source), f"ffmpeg was not done after {limit:.0f} s (run.item_seconds)") from None
     except (ItemError, OSError):
         target.unlink(missing_ok=True)
         raise
+
+
+def _finished(command: list[str], limit_seconds: float, source: Path) -> subprocess.CompletedProcess[str]:
+    """How a command ended and what it printed.
+
+    Raises TimeoutExpired; ItemKilled with the source's name where the command had been stopped meanwhile.
+    """
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="replace",
+        # or it would survive a killed worker; what runs before exec takes no lock
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509
+    ) as process:  # fmt: skip
+        try:
+            out, words = process.communicate(timeout=limit_seconds)
+        except subprocess.TimeoutExpired:
+            if is_stopped(process.pid):
+                raise ItemKilled(
+                    str(source), f"ffmpeg was stopped (SIGSTOP) for {limit_seconds:.0f} s"
+                ) from None
+            raise
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, words)
+
+
+def _killed(code: int, words: str) -> tuple[str, bool] | None:
+    """What ended ffmpeg, if that was no fault of its input, and whether it was a crash of its own; None otherwise.
+
+    Told to end (SIGTERM, SIGINT, SIGHUP), it exits with 255 after the first signal and 123 after the fourth,
+    without a word; a shell around it that was killed gives 128 + the signal's number. That it found no memory may be
+    the fault of a file that announces absurd sizes, unless a limit was set or the machine has little left.
+    """
+    if code in (255, 123) and not words.strip():
+        return "was told to end by a signal", False
+    signalled = (
+        -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else 0
+    )
+    if signalled:
+        return f"was killed: {ending(-signalled)}", signalled in CRASHES
+    if code != 0 and is_starved(words):
+        return f"found no memory: {_last_words(words)}", not _memory_is_short()
+    return None
+
+
+def _memory_is_short() -> bool:
+    """Whether this process has a limit of memory, or the machine less than SHORT_BYTES left."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return True
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    return found is not None and int(found[1]) * 1024 < SHORT_BYTES
 
 
 def _last_words(text: str) -> str:
@@ -259,6 +336,8 @@ def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> It
 def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
     import decord
 
+    if playlist := _playlist(path):  # decord takes no list of formats
+        raise ItemError(str(path), playlist)
     try:
         reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
         for start in range(0, len(reader), chunk):

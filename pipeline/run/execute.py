@@ -24,6 +24,7 @@ from pipeline.run.engines.work import Engine, Work
 from pipeline.run.pool import Killed
 from pipeline.run.shards import cut
 from pipeline.run.stage import Digests, Stage
+from pipeline.store.index import Kind
 from pipeline.store.store import Store, write_json
 
 
@@ -48,6 +49,7 @@ class Report:
     cached: int = 0
     ran: int = 0
     failed: int = 0  # now and earlier
+    killed: int = 0  # whose program or worker was killed, alone too; the next run tries them again
     blocked: int = 0
     decodes: int = 0  # of media files; of a pass that stages share, counted with the first of them
     shared_with: str = ""  # the stage in whose pass over the items this one was made
@@ -83,6 +85,16 @@ class Runner:
         self.engine: Engine = engine_for(options, say)
         self._corpus_process = CorpusProcess()
         self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
+        self.killed_before = time.time()  # what was killed before now is tried again, once
+
+    @property
+    def killed_before(self) -> float:
+        """The time before which a unit must have been killed in order to be tried again; 0: none is."""
+        return self.states.killed_before
+
+    @killed_before.setter
+    def killed_before(self, seconds: float) -> None:
+        self.states.killed_before = seconds
 
     def close(self) -> None:
         """End what was kept from stage to stage."""
@@ -211,8 +223,11 @@ class Runner:
 
     def _add_failures(self, report: Report) -> None:
         failures = self.states[report.stage].failed.values()
-        report.failures = [{"name": failure.name, "reason": failure.reason} for failure in failures]
-        report.failed = len(report.failures)
+        report.failures = [
+            {"name": failure.name, "reason": failure.reason, "kind": failure.kind} for failure in failures
+        ]
+        report.killed = sum(failure.kind == "killed" for failure in failures)
+        report.failed = len(report.failures) - report.killed
 
     # stages mapped over items or captions ----------------------------------------------------------
 
@@ -232,9 +247,11 @@ class Runner:
             names = ", ".join(state.stage.name for state in group)
             self.say(f"one pass over {len(units)} {leader.over} for {names}")
 
+        alone = [key for key in units if any(key in state.killed for state in group)]
         work = Work(
             entry=leader.runner,
-            shards=cut(group[0].keys, leader.shard_items, set(units)),
+            shards=cut(group[0].keys, leader.shard_items, units.keys() - alone),
+            alone=alone,
             store=str(self.store.root),
             units=units,
             stages=[_worker_spec(state) for state in group],
@@ -254,7 +271,10 @@ class Runner:
                     for state in group:
                         if event.key in wanted[state.stage.name]:
                             name = units[event.key]["name"]
-                            self.store.index.add_failure(state.fingerprint.hex, event.key, name, event.reason)
+                            kind: Kind = "failed" if event.own_doing else "killed"
+                            self.store.index.add_failure(
+                                state.fingerprint.hex, event.key, name, event.reason, kind
+                            )
                             tally.add()
                     continue
                 header = event.header
@@ -264,7 +284,8 @@ class Runner:
                     reports[0].decodes += header["decodes"]
                 elif "failed" in header:
                     fp = self.states[header["stage"]].fingerprint.hex
-                    self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"])
+                    kind = "killed" if header.get("killed") == "signal" else "failed"
+                    self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"], kind)
                     tally.add()
                 elif "done" in header:
                     tally.add()
@@ -438,5 +459,6 @@ def summary(reports: Iterable[Report]) -> dict[str, int]:
         "stages": len(reports),
         "stages_ran": sum(report.ran > 0 for report in reports),
         "failed": sum(report.failed for report in reports),
+        "killed": sum(report.killed for report in reports),
         "decodes": sum(report.decodes for report in reports),
     }

@@ -95,7 +95,10 @@ def choose(stages: Stages, word: str) -> list[str]:
 
 @dataclass(frozen=True)
 class State:
-    """How far a stage is: its fingerprint, all its units, and which are done, failed, blocked or missing."""
+    """How far a stage is: its fingerprint, all its units, and which are done, failed, blocked or missing.
+
+    Of those that were killed, `survey` says whether they count as failed or as missing.
+    """
 
     stage: Stage[Any]
     fingerprint: Fingerprint
@@ -104,6 +107,9 @@ class State:
     failed: Mapping[str, Failure] = field(default_factory=dict)
     blocked: frozenset[str] = frozenset()  # what they need failed upstream
     missing: Sequence[str] = ()
+    killed: Mapping[str, Failure] = field(
+        default_factory=dict
+    )  # each is also among the failed or the missing
 
     @property
     def done(self) -> int:
@@ -116,9 +122,11 @@ class State:
         return not self.missing
 
 
-def survey(stages: Stages, contents: Contents, store: Store, known: Digests) -> dict[str, State]:
-    """The state of every stage, in order, from the index and a look at file sizes."""
-    return dict(Survey(stages, contents, store, known))
+def survey(
+    stages: Stages, contents: Contents, store: Store, known: Digests, killed_before: float = 0.0
+) -> dict[str, State]:
+    """The state of every stage, in order, from the index and a look at file sizes; `killed_before` as of `Survey`."""
+    return dict(Survey(stages, contents, store, known, killed_before))
 
 
 @dataclass(frozen=True)
@@ -136,10 +144,16 @@ class Survey(Mapping[str, State]):
     A lookup reads the index once for the stage and once for each of its ancestors that is not known yet. A
     million items take 5 CPU seconds a stage, so a run keeps one survey: it calls `forget` for what it made
     itself, and `refresh` before it relies on anything that another run on the same store may have changed.
+
+    Units that were recorded as killed before `killed_before` (seconds since 1970) are missing, as for a run that begins
+    then; later ones are left out like failed ones, so that with 0 everything is as the last run left it.
     """
 
-    def __init__(self, stages: Stages, contents: Contents, store: Store, known: Digests) -> None:
+    def __init__(
+        self, stages: Stages, contents: Contents, store: Store, known: Digests, killed_before: float = 0.0
+    ) -> None:
         self.stages = stages
+        self._killed_before = killed_before
         self._contents, self._store, self._digests = contents, store, known
         self._order = order(stages)
         self._states: dict[str, State] = {}
@@ -161,6 +175,17 @@ class Survey(Mapping[str, State]):
 
     def __len__(self) -> int:
         return len(self._order)
+
+    @property
+    def killed_before(self) -> float:
+        """The time before which a unit must have been killed in order to be tried again."""
+        return self._killed_before
+
+    @killed_before.setter
+    def killed_before(self, seconds: float) -> None:
+        if seconds != self._killed_before:
+            self._killed_before = seconds
+            self._states.clear()  # worked out again from what was read of the store
 
     def forget(self, names: Iterable[str]) -> None:
         """Read the store again for these stages when they are asked for.
@@ -203,7 +228,9 @@ class Survey(Mapping[str, State]):
         if stage.over == "corpus":
             return _whole(stage, keys, needed, self._contents, self._store, self._digests)
         fingerprint = Fingerprint.of(components(stage, needed, self._digests))
-        return _mapped(stage, keys, fingerprint, needed, self._read(stage, keys, fingerprint))
+        return _mapped(
+            stage, keys, fingerprint, needed, self._read(stage, keys, fingerprint), self._killed_before
+        )
 
     def _read(self, stage: Stage[Any], keys: Units, fingerprint: Fingerprint) -> Recorded:
         if fingerprint.hex not in self._recorded:
@@ -226,8 +253,9 @@ def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -
 
 
 def _mapped(
-    stage: Stage[Any], keys: Units, fingerprint: Fingerprint, states: Mapping[str, State], recorded: Recorded
-) -> State:
+    stage: Stage[Any], keys: Units, fingerprint: Fingerprint, states: Mapping[str, State], recorded: Recorded,
+    killed_before: float,
+) -> State:  # fmt: skip
     places = recorded.places
     missing = ~places.there
     stopped = {key for need in stage.needs for key in (*states[need].failed, *states[need].blocked)}
@@ -236,8 +264,12 @@ def _mapped(
         key: failure for key, failure in recorded.failures.items()
         if key in keys and key not in places and key not in blocked
     }  # fmt: skip
+    killed = {key: failure for key, failure in failed.items() if failure.kind == "killed"}
+    for key, failure in killed.items():
+        if failure.time < killed_before:
+            del failed[key]
     missing[[keys.position[key] for key in (*blocked, *failed)]] = False
-    return State(stage, fingerprint, keys, places, failed, blocked, keys.chosen(missing))
+    return State(stage, fingerprint, keys, places, failed, blocked, keys.chosen(missing), killed)
 
 
 def _whole(

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.child import ChildDied, Reply
+from pipeline.errors import UserError
 
 Shard = list[str]
-TRIES = 3  # of a whole shard; then it is halved until the unit at fault stands alone
+TRIES = 3  # of a whole shard; then it is halved until the unit at fault is by itself
+ALONE = TRIES + 1  # the last attempt: of one unit, after all shards, with every other worker idle
+HOPELESS = 4 * TRIES  # workers killed before anything was finished: then all of them lack memory
 READY_SECONDS = 0.2
 
 
@@ -27,10 +30,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Killed:
-    """A unit whose worker died each time, alone at the end: the unit is at fault."""
+    """A unit whose worker died each time, at the end with no other worker beside it.
+
+    `own_doing` is true where the worker crashed or hung over it: the unit is at fault. Otherwise it was killed.
+    """
 
     key: str
     reason: str
+    own_doing: bool = False
 
 
 Events = Generator[Message | Killed, None, None]
@@ -53,47 +60,82 @@ class Worker(Protocol):
         ...
 
 
+class _Line:
+    """The shards that wait for a worker, and the units that wait to be tried alone when no shard is left."""
+
+    def __init__(self, shards: Sequence[Shard], alone: Sequence[str]) -> None:
+        self.todo: queue.Queue[tuple[Shard, int]] = queue.Queue()
+        self.over = threading.Event()  # nothing is left to do, or nothing more should be done
+        self._later = [([key], ALONE) for key in alone]
+        self._lock = threading.Lock()
+        self._open = len(shards)  # in the queue or with a worker
+        self._finished = self._deaths = 0
+        for shard in shards:
+            self.todo.put((shard, 1))
+        self._go_on()
+
+    def settle(self, more: Sequence[tuple[Shard, int]], death: ChildDied | None) -> None:
+        """One shard is over, with its worker's death or without; `more` take its place.
+
+        Raises UserError where workers were killed HOPELESS times and none has finished a shard.
+        """
+        with self._lock:
+            self._finished += death is None
+            self._deaths += death is not None and not death.own_doing
+            if not self._finished and self._deaths > HOPELESS:
+                raise UserError(
+                    f"{self._deaths} workers were killed ({death}) and none has finished anything; "
+                    "lower run.workers, so that fewer share the memory, or run.batch_size"
+                )
+            self._open -= 1
+            for shard, attempt in more:
+                if attempt == ALONE:
+                    self._later.append((shard, attempt))
+                else:
+                    self.todo.put((shard, attempt))
+                    self._open += 1
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """When no shard is left, put the next unit that is to be tried alone; when there is none, end."""
+        if self._open == 0 and self._later:
+            self.todo.put(self._later.pop(0))
+            self._open = 1
+        if self._open == 0:
+            self.over.set()
+
+
 def run_shards(
-    workers: Sequence[Worker], shards: Sequence[Shard], request: Callable[[Shard, int], dict[str, Any]],
-    stall_seconds: float,
+    workers: Sequence[Worker], shards: Sequence[Shard], request: Callable[[Shard, int, int], dict[str, Any]],
+    stall_seconds: float, alone: Sequence[str] = (),
 ) -> Events:  # fmt: skip
-    """What the workers reply, as it comes, until every shard is done. Stopping early kills them all.
+    """Yield what the workers reply, as it comes, until every shard is done. Stopping early kills them all.
 
-    `request` makes what a worker is asked from a shard and the worker's number. An exception of a
-    worker's code (not of a unit) is raised here.
+    `request` makes a worker's request from a shard, the worker's number and the attempt (1 is the first). A unit whose
+    worker died with it alone in its shard, or of which a worker says that its decoder or the like was killed, is tried
+    once more after all shards, one at a time; those of `alone` are tried only so, because earlier runs could not finish
+    them. An exception of a worker's code (not of a unit) is raised here, and UserError where workers are killed
+    again and again and nothing is finished.
     """
-    todo: queue.Queue[tuple[Shard, int]] = queue.Queue()
-    for shard in shards:
-        todo.put((shard, 1))
+    line = _Line(shards, alone)
     events: Happenings = queue.Queue()
-    open_shards = len(shards)
-    lock = threading.Lock()
-    stop = threading.Event()
-
-    def settle(more: list[tuple[Shard, int]]) -> None:
-        """One shard is over; `more` take its place."""
-        nonlocal open_shards
-        with lock:
-            open_shards += len(more) - 1
-            for entry_ in more:
-                todo.put(entry_)
-            if open_shards == 0:
-                stop.set()
 
     def work(number: int) -> None:
         worker = workers[number]
         try:
-            while not stop.is_set():
+            while not line.over.is_set():
                 if not worker.ready(READY_SECONDS):  # before it takes a shard that another could have
                     continue
                 try:
-                    shard, attempt = todo.get(timeout=0.05)
+                    shard, attempt = line.todo.get(timeout=0.05)
                 except queue.Empty:
                     continue
-                settle(_one_shard(worker, shard, attempt, request(shard, number), stall_seconds, events))
+                asked = request(shard, number, attempt)
+                more, death = _one_shard(worker, shard, attempt, asked, stall_seconds, events)
+                line.settle(more, death)
         except BaseException as error:  # raised again by the caller's thread
             events.put(error)
-            stop.set()
+            line.over.set()
         finally:
             worker.kill()
             events.put(None)
@@ -106,7 +148,7 @@ def run_shards(
     try:
         yield from _until_all_ended(events, len(threads))
     finally:
-        stop.set()
+        line.over.set()
         for worker, thread in zip(workers, threads, strict=True):
             while thread.is_alive():  # again: it may be starting just now
                 worker.kill()
@@ -128,16 +170,25 @@ def _until_all_ended(events: Happenings, running: int) -> Events:
 def _one_shard(
     worker: Worker, shard: Shard, attempt: int, request: dict[str, Any], stall_seconds: float,
     events: Happenings,
-) -> list[tuple[Shard, int]]:  # fmt: skip
-    """Work through a shard; what to do instead, if the worker died."""
+) -> tuple[list[tuple[Shard, int]], ChildDied | None]:  # fmt: skip
+    """Work through a shard; returns what is still to be done of it, and the death of the worker if it died."""
+    killed: dict[str, None] = {}
     try:
         for header, _ in worker.call(request, stall_seconds):
-            events.put(Message(header))
+            if header.get("killed") and attempt < ALONE:
+                killed[header["failed"]] = None
+            else:
+                events.put(Message(header))
     except ChildDied as death:
         if attempt < TRIES:
-            return [(shard, attempt + 1)]
+            return [(shard, attempt + 1)], death
         if len(shard) > 1:
             half = len(shard) // 2
-            return [(shard[:half], TRIES), (shard[half:], TRIES)]
-        events.put(Killed(shard[0], f"its worker process died {attempt} times: {death}"))
-    return []
+            return [(shard[:half], TRIES), (shard[half:], TRIES)], death
+        if attempt < ALONE:
+            return [(shard, ALONE)], death
+        words = "crashed or hung" if death.own_doing else "was killed"
+        reason = f"its worker process {words} each time, at last with no other beside it: {death}"
+        events.put(Killed(shard[0], reason, death.own_doing))
+        return [], death
+    return [([key], ALONE) for key in killed], None

@@ -8,14 +8,18 @@ it is rebuilt from them.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sqlite3
+import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.store.places import Place, Places, Units
@@ -28,7 +32,7 @@ CREATE TABLE IF NOT EXISTS artifacts(fp TEXT, item TEXT, segment TEXT, row INT, 
                                      PRIMARY KEY(fp, item)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS artifacts_by_segment ON artifacts(segment);
 CREATE TABLE IF NOT EXISTS failures(fp TEXT, item TEXT, name TEXT, reason TEXT, attempts INT, time REAL,
-                                    PRIMARY KEY(fp, item)) WITHOUT ROWID;
+                                    kind TEXT NOT NULL DEFAULT 'failed', PRIMARY KEY(fp, item)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, started REAL, ended REAL, experiment TEXT, status TEXT,
                                 summary TEXT) WITHOUT ROWID;
 """
@@ -53,32 +57,132 @@ def is_remote(path: Path, mounts: Path = MOUNTS) -> bool:
     return REMOTE.fullmatch(found[1]) is not None
 
 
+# An index without `kind` recorded what was killed as failed: these words stood there alone where that was so.
+KINDS = """
+ALTER TABLE failures ADD COLUMN kind TEXT NOT NULL DEFAULT 'failed';
+UPDATE failures SET kind='killed' WHERE reason LIKE 'its worker process died % times: SIGKILL%'
+    OR reason LIKE 'its worker process died % times: SIGTERM%' OR reason='ffmpeg could not read it: no reason given';
+"""
+Kind = Literal["failed", "killed"]
+
+
+COLUMNS = {
+    "files": {"path", "size", "mtime_ns", "digest"}, "fingerprints": {"fp", "stage", "components"},
+    "segments": {"id", "fp", "items", "bytes", "made"}, "artifacts": {"fp", "item", "segment", "row", "file_bytes"},
+    "failures": {"fp", "item", "name", "reason", "attempts", "time"},
+    "runs": {"id", "started", "ended", "experiment", "status", "summary"},
+}  # fmt: skip
+# of every index, however old
+
+
+def is_unwritable(error: sqlite3.Error) -> bool:
+    """Whether SQLite could not write a file or make one beside it."""
+    return any(words in str(error) for words in ("readonly database", "unable to open database file"))
+
+
+def remedy(error: sqlite3.Error) -> str:
+    """What SQLite says, and what to do about it where it lacks locks or its turn."""
+    words = str(error)
+    if "locked" in words:
+        return f"{words} for {BUSY_SECONDS:.0f} s: another process writes it, or its file system has no working locks"
+    if "locking protocol" in words or "disk I/O error" in words:
+        return f"{words}: its file system may lack locks; {NO_LOCKS}"
+    return words
+
+
+NO_LOCKS = (
+    "keep the store on a local disk, or mount with locks (NFS version 4, or 3 with lockd and without nolock; "
+    "Lustre: -o flock)"
+)
+
+
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no output of a stage, and how often it was tried."""
+    """Why an item has no output of a stage, and how often it was tried.
+
+    Of the kind "killed" it is not at fault: what worked on it was killed, alone too. The next run tries it again.
+    """
 
     item: str
     name: str
     reason: str
     attempts: int
+    kind: Kind = "failed"
+    time: float = 0.0  # when it was recorded, in seconds since 1970
+
+
+class DamagedIndex(Exception):
+    """The file is no index, or lacks tables or columns that every index has."""
 
 
 class Index:
-    """The database of one store. One object a process and thread."""
+    """The database of one store. One object a process and thread.
+
+    Where the file cannot be written it is opened for reading (`read_only`). `empty` says that it had no tables yet.
+    Raises DamagedIndex, and UserError where it can be neither read nor written.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.read_only, self.empty = path, False, False
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        if path.exists() and not os.access(
+            path, os.W_OK
+        ):  # false for root too where the file system is read-only
+            self._open_to_read()
+            return
         try:
             self._open()
         except sqlite3.OperationalError as error:
-            raise UserError(f"the store's index {path} cannot be opened for writing: {error}") from None
+            if not path.exists() or not is_unwritable(error):
+                raise UserError(f"the store's index {path} cannot be opened: {remedy(error)}") from None
+            self._open_to_read()
         except sqlite3.DatabaseError as error:
-            raise UserError(
-                f"the store's index {path} is damaged ({error}); delete it, and it is rebuilt from the segments"
-            ) from None
+            self.close()
+            raise DamagedIndex(str(error)) from None
+
+    def _open_to_read(self) -> None:
+        """Open the file as it is. What a run left in its write-ahead log can only be read in a copy of both."""
+        self.close()
+        self.read_only = True
+        log = self.path.with_name(f"{self.path.name}-wal")
+        try:
+            path = self.path
+            if log.exists() and log.stat().st_size:
+                self._copy = tempfile.TemporaryDirectory(prefix="crossreel-index-")
+                path = Path(self._copy.name) / self.path.name
+                for source in (self.path, log):
+                    shutil.copy(source, path.with_name(source.name))
+            quoted = urllib.parse.quote(str(path.absolute()))
+            way = "" if self._copy else "?mode=ro&immutable=1"
+            self.db = sqlite3.connect(f"file:{quoted}{way}", uri=True, isolation_level=None)
+            self.db.execute("PRAGMA query_only=ON")
+            self._require_tables()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise UserError(f"the store's index {self.path} cannot be read: {error}") from None
+        except sqlite3.DatabaseError as error:
+            raise DamagedIndex(str(error)) from None
+
+    def _require_tables(self) -> None:
+        """Raise DamagedIndex where some tables or columns are there and others are not."""
+        found = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        self.empty = not found
+        for table, columns in {} if self.empty else COLUMNS.items():
+            has = {row[1] for row in self.db.execute(f"PRAGMA table_info({table})")}
+            if not has >= columns:
+                raise DamagedIndex(f"it lacks {table}({', '.join(sorted(columns - has))})")
+
+    def require_whole(self) -> None:
+        """Raise DamagedIndex unless every page of the file is sound. Reads all of it."""
+        try:
+            (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            raise DamagedIndex(found)
 
     def _open(self) -> None:
         self.db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        self._require_tables()
         if is_remote(self.path):  # WAL shares memory between the processes of one host, and of one host alone
             self.db.execute("PRAGMA journal_mode=DELETE")
             self.db.execute("PRAGMA synchronous=FULL")
@@ -86,10 +190,15 @@ class Index:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")  # a lost last commit is work done again, no damage
         self.db.executescript(SCHEMA)
+        if not self._has_kinds():
+            self.db.executescript(KINDS)
 
     def close(self) -> None:
         """Close the database."""
-        self.db.close()
+        if hasattr(self, "db"):
+            self.db.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -120,7 +229,9 @@ class Index:
         return None if row is None else (row[0], row[1], row[2])
 
     def remember_files(self, rows: Iterable[tuple[str, int, int, str]]) -> None:
-        """Cache digests: (path, size, mtime in ns, digest)."""
+        """Cache digests: (path, size, mtime in ns, digest). Does nothing where the index cannot be written."""
+        if self.read_only:
+            return
         with self.transaction():
             self.db.executemany("INSERT OR REPLACE INTO files VALUES (?,?,?,?)", rows)
 
@@ -158,6 +269,22 @@ class Index:
     def segments(self, fp: str) -> dict[str, int]:
         """Recorded segments of a fingerprint: id -> bytes."""
         return dict(self.db.execute("SELECT id, bytes FROM segments WHERE fp=?", (fp,)))
+
+    def segment(self, segment: str) -> tuple[str, int, int] | None:
+        """Fingerprint, number of items and bytes of a recorded segment; None of one that is not recorded."""
+        row = self.db.execute("SELECT fp, items, bytes FROM segments WHERE id=?", (segment,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
+
+    def rows_of(self, segment: str) -> list[tuple[str, int, int | None]]:
+        """The items that are recorded in a segment: digest, row, and bytes of the item's file or None."""
+        return list(
+            self.db.execute("SELECT item, row, file_bytes FROM artifacts WHERE segment=?", (segment,))
+        )
+
+    def named_segments(self, fp: str) -> list[str]:
+        """Every segment that is recorded under a fingerprint or that an item of it is placed in."""
+        sql = "SELECT id FROM segments WHERE fp=? UNION SELECT DISTINCT segment FROM artifacts WHERE fp=?"
+        return [segment for (segment,) in self.db.execute(sql, (fp, fp))]
 
     def stage_totals(self, stage: str) -> tuple[int, int]:
         """Items in all segments of a stage, and the bytes of the segments and of the items' files."""
@@ -210,18 +337,23 @@ class Index:
 
     # failures -----------------------------------------------------------------------------------
 
-    def add_failure(self, fp: str, item: str, name: str, reason: str) -> None:
-        """Record that an item failed, once more if it did before."""
+    def add_failure(self, fp: str, item: str, name: str, reason: str, kind: Kind = "failed") -> None:
+        """Record that an item failed, or was killed, once more if it did before."""
         self.db.execute(
-            "INSERT INTO failures VALUES (?,?,?,?,1,?) ON CONFLICT(fp, item) DO UPDATE SET "
-            "name=excluded.name, reason=excluded.reason, attempts=attempts+1, time=excluded.time",
-            (fp, item, name, reason, time.time()),
+            "INSERT INTO failures(fp, item, name, reason, attempts, time, kind) VALUES (?,?,?,?,1,?,?) "
+            "ON CONFLICT(fp, item) DO UPDATE SET name=excluded.name, reason=excluded.reason, "
+            "attempts=attempts+1, time=excluded.time, kind=excluded.kind",
+            (fp, item, name, reason, time.time(), kind),
         )
 
     def failures(self, fp: str) -> dict[str, Failure]:
-        """The failed items of a fingerprint."""
-        rows = self.db.execute("SELECT item, name, reason, attempts FROM failures WHERE fp=?", (fp,))
-        return {item: Failure(item, name, reason, attempts) for item, name, reason, attempts in rows}
+        """The failed and the killed items of a fingerprint."""
+        kind = "kind" if self._has_kinds() else "'failed'"  # an older index that can only be read
+        sql = f"SELECT item, name, reason, attempts, {kind}, time FROM failures WHERE fp=?"
+        return {row[0]: Failure(*row) for row in self.db.execute(sql, (fp,))}
+
+    def _has_kinds(self) -> bool:
+        return any(row[1] == "kind" for row in self.db.execute("PRAGMA table_info(failures)"))
 
     # runs ---------------------------------------------------------------------------------------
 
@@ -229,6 +361,10 @@ class Index:
         """Record that a run began."""
         row = (run, time.time(), None, experiment, "running", "{}")
         self.db.execute("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?)", row)
+
+    def open_runs(self) -> list[str]:
+        """The runs whose end was never recorded: they go on, or were killed."""
+        return [run for (run,) in self.db.execute("SELECT id FROM runs WHERE status='running'")]
 
     def end_run(self, run: str, status: str, summary: Mapping[str, Any]) -> None:
         """Record how a run ended."""

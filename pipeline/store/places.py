@@ -124,6 +124,11 @@ class Places(Mapping[str, Place]):
         """Of each unit, (n,), whether it has a place."""
         return np.asarray(self._segment != NOWHERE)
 
+    @property
+    def segments(self) -> Sequence[str]:
+        """The segments that any place names."""
+        return self._segments
+
     def without(self, segments: Iterable[str]) -> Places:
         """Those whose segment is none of these."""
         bad = [number for number, name in enumerate(self._segments) if name in set(segments)]

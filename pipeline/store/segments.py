@@ -1,12 +1,15 @@
 """One segment: an immutable HDF5 file with a stage's output for many items, flat and memory-mappable.
 
-Layout (docs/store.md): the attributes `stage`, `fingerprint`, `components` (JSON); `items` (n,) the
+Layout (docs/store.md): the attributes `id`, `stage`, `fingerprint`, `components` (JSON); `items` (n,) the
 digests; `notes` (n,) a JSON text an item; `checksums` (n,) uint64 over an item's digest, rows and note; and per
 output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,9 +25,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ItemError, UserError
 from pipeline.store.fields import Field
+from pipeline.store.fingerprint import digest_file
 
 Array = NDArray[Any]
 COPY_BYTES = 16 << 20
+SPOOL_LOCK = ".lock"  # held by the writer of the folder; no field is called so
 
 
 class Damaged(UserError):
@@ -44,6 +49,11 @@ class SegmentWriter:
         self.fields, self.id = fields, uuid.uuid4().hex
         self.spool = spool / self.id
         self.spool.mkdir(parents=True)
+        self._lock = (self.spool / SPOOL_LOCK).open(
+            "wb"
+        )  # the kernel frees it with this process, however that ends
+        with contextlib.suppress(OSError):  # no locks here: the folder then counts as abandoned after a day
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._raw: dict[str, BinaryIO] = {name: (self.spool / name).open("wb") for name in fields}
         self._tails: dict[str, tuple[int, ...]] = {}
         self._lengths: dict[str, list[int]] = {name: [] for name in fields}
@@ -96,7 +106,7 @@ class SegmentWriter:
         path = None
         if self.items:
             aside = self.spool / "segment.h5"
-            with h5py.File(aside, "w", libver="latest") as out:
+            with h5py.File(aside, "w", libver="latest", locking=False) as out:
                 self._write(out)
             _sync(aside)
             path = self.folder / f"{self.id}.h5"
@@ -107,6 +117,7 @@ class SegmentWriter:
         return path
 
     def _write(self, out: h5py.File) -> None:
+        out.attrs["id"] = self.id
         out.attrs["stage"], out.attrs["fingerprint"] = self.stage, self.fingerprint
         out.attrs["components"] = json.dumps(self.components, sort_keys=True)
         keys = list(self.items)
@@ -130,6 +141,7 @@ class SegmentWriter:
         for path in self.spool.glob("*"):
             path.unlink()
         self.spool.rmdir()
+        self._lock.close()
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -179,7 +191,9 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(
+                path, "r", locking=False
+            ) as file:  # it never changes, and not every file system has locks
                 self._read(file)
         except FileNotFoundError:
             raise Damaged(f"the segment {path} is gone") from None
@@ -187,6 +201,7 @@ class Segment:
             raise Damaged(f"the segment {path} is damaged or truncated ({error})") from None
 
     def _read(self, file: h5py.File) -> None:
+        self.id = str(file.attrs.get("id", ""))  # "": written before segments kept their id
         self.stage, self.fingerprint = str(file.attrs["stage"]), str(file.attrs["fingerprint"])
         self.components = json.loads(str(file.attrs["components"]))
         self.items = [key.decode() for key in file["items"][()]]
@@ -219,6 +234,46 @@ class Segment:
         """How many rows an item's output has, without reading them."""
         offsets = self._offsets[field]
         return int(offsets[row + 1] - offsets[row])
+
+    @functools.cached_property
+    def misplaced(self) -> str:
+        """One sentence if this file stands under another segment's name or in another stage's folder, else ""."""
+        own, found = (self.stage, self.fingerprint, self.id or self.path.stem), self.path.parts[-3:]
+        if (*found[:2], self.path.stem) == own:
+            return ""
+        return (
+            f"the file {self.path} is the segment {'/'.join(own)}: files of the store were swapped or copied by hand; "
+            "`crossreel store verify --repair` puts it where it belongs"
+        )
+
+    def require(self, row: int, item: str) -> None:
+        """Raise Damaged unless this file is the segment that its path names and `row` holds the output of `item`."""
+        if self.misplaced:
+            raise Damaged(self.misplaced)
+        if not 0 <= row < len(self.items) or self.items[row] != item:
+            holds = f"holds {self.items[row]}" if 0 <= row < len(self.items) else "does not exist"
+            raise Damaged(
+                f"the store's index places the item {item} in row {row} of the segment {self.path}, which {holds}; "
+                "`crossreel store verify --repair` mends the index"
+            )
+
+    def require_file(self, row: int, path: Path) -> None:
+        """Raise Damaged unless the file at `path` is, byte for byte, the one that was made of the row's item.
+
+        The digest of a compressed video of 300 kB takes 0.4 ms of CPU time, decoding its 60 frames 23 ms.
+        """
+        written = json.loads(self.notes[row]).get("file_digest")
+        try:
+            found = digest_file(path)
+        except OSError as error:
+            raise Damaged(
+                f"the file {path}, made of {self.names[row]}, cannot be read: {error.strerror}"
+            ) from None
+        if found != written:
+            raise Damaged(
+                f"the file {path} is not the one that was made of {self.names[row]}; "
+                "`crossreel store verify --repair` drops it, and the next run makes it again"
+            )
 
     def check(self, row: int) -> None:
         """Raise Damaged unless the item's rows are, bit for bit, what was written."""

@@ -40,6 +40,9 @@ def decode(request, send):
         raise UserError("no decoder here")
     if does.endswith("die"):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if does.endswith("kill") and not (does.startswith("once") and path.with_name("killed").exists()):
+        path.with_name("killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if does.endswith("hang"):
         time.sleep(60)
 """
@@ -200,3 +203,17 @@ def test_several_decoders_end_at_once_where_their_caller_stops(decoder, tmp_path
     events.close()
     assert time.monotonic() - started < 5
     assert all(child.pid is None for child in others)
+
+
+def test_a_decoder_that_is_killed_is_started_again_and_not_replaced_by_another(decoded):
+    found = decoded("good", "once kill", "goood")
+    assert found["once kill"] == ("decord", 13, TIMES)
+    assert found["good"] == ("decord", 8, TIMES) and found["goood"] == ("decord", 9, TIMES)
+
+
+def test_a_source_whose_decoder_is_killed_each_time_is_given_back_as_killed(decoder, tmp_path):
+    sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in ("half kill", "good")]
+    events = [e for e in decode_ahead(decoder, sources, 30) if isinstance(e, (Failed, End))]
+    (failed, end) = events
+    assert isinstance(failed, Failed) and failed.killed and "decord failed: SIGKILL" in failed.reason
+    assert isinstance(end, End) and end.unit == "good"

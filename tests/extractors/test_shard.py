@@ -13,7 +13,9 @@ import pytest
 from extractors import shard
 from pipeline.errors import UserError
 from pipeline.media import video
-from pipeline.store.segments import Segment
+from pipeline.store.fields import Field
+from pipeline.store.fingerprint import digest_file
+from pipeline.store.segments import Damaged, Segment, SegmentWriter
 
 TOYS = '''
 """Extractors without a network."""
@@ -88,11 +90,11 @@ class Filer(Extractor[ToyParams]):
 def toys(tmp_path, monkeypatch):
     (tmp_path / "toys_of_test_shard.py").write_text(TOYS)
     monkeypatch.syspath_prepend(tmp_path)
-    shard._loaded.cache_clear()
+    shard._read.cache_clear()
     import toys_of_test_shard
 
     yield toys_of_test_shard
-    shard._loaded.cache_clear()
+    shard._read.cache_clear()
     del sys.modules["toys_of_test_shard"]
 
 
@@ -280,3 +282,103 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_made(run, tmp_path)
     with pytest.raises(UserError, match=r"the disk of the store .* is full; what was finished is kept"):
         run("Filer", [{"key": "a", "name": "one"}, {"key": "b", "name": "full"}])
     assert list((tmp_path / "store/work").iterdir()) == [] and not (tmp_path / "store/segments").exists()
+
+
+def upstream(folder: Path, key: str, content: bytes) -> dict[str, Any]:
+    """A unit whose compressed file, of so many bytes, was made and recorded as `compress` does it."""
+    file = folder / "store/files/compress/fp" / key[:2] / f"{key}.mp4"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    fields = {"time": Field("float64", (None,))}
+    with SegmentWriter(
+        folder / "store/segments/compress/fp", folder / "work", "compress", "fp", {}, fields
+    ) as out:
+        note = {"suffix": ".mp4", "file_digest": digest_file(file)}
+        out.append(key, f"the clip {key}", {"time": np.arange(3) / 3}, note, len(content))
+        path = out.finish()
+    return {
+        "key": key, "name": f"the clip {key}", "files": {"compress": str(file)},
+        "rows": {"compress": [str(path), 0]},
+    }  # fmt: skip
+
+
+def test_a_compressed_file_of_another_item_is_not_decoded_as_this_ones(run, tmp_path):
+    one, two = upstream(tmp_path, "a1", b"1" * 100), upstream(tmp_path, "b2", b"2" * 100)
+    paths = [Path(unit["files"]["compress"]) for unit in (one, two)]
+    paths[0].write_bytes(b"2" * 100)  # of the same size, so that no look at sizes finds it
+    paths[1].write_bytes(b"1" * 100)
+    with pytest.raises(Damaged, match=f"the file {paths[0]} is not the one that was made of the clip a1"):
+        run("Counter", [one, two])
+
+
+def test_rows_of_another_item_are_not_read_as_this_ones(run, tmp_path):
+    one, two = upstream(tmp_path, "a1", b"1"), upstream(tmp_path, "b2", b"2")
+    one["rows"], two["rows"] = two["rows"], one["rows"]
+    with pytest.raises(Damaged, match=r"places the item a1 in row 0 of the segment .* holds b2"):
+        run("Counter", [one, two])
+
+
+class Memory:
+    """Raises as torch does, on a CPU or a GPU, where more than so many rows are asked for at once."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        self.most, self.error, self.sizes = most, error, []
+
+    def __call__(self, rows: int) -> None:
+        self.sizes.append(rows)
+        if rows > self.most:
+            raise self.error
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch.cuda's."""
+
+
+NO_MEMORY = [
+    MemoryError(), OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["python", "gpu", "cpu"])
+def test_a_batch_without_memory_is_halved_and_every_unit_is_right(run, toys, monkeypatch, error):
+    memory, encode = Memory(3, error), toys.Letters.encode
+    monkeypatch.setattr(toys.Letters, "encode", lambda self, texts: memory(len(texts)) or encode(self, texts))
+    texts = [f"{'a' * (n + 1)}" for n in range(13)]
+    replies, segment = run("Letters", [{"key": t, "name": t, "text": t} for t in texts], batch_size=8)
+    assert sum("done" in reply for reply in replies) == 13 and segment is not None
+    for row, key in enumerate(segment.items):
+        assert segment.rows("code", row)[:, 0].tolist() == [float(ord(letter)) for letter in key]
+    assert memory.sizes == [8, 4, 2, 2, 4, 2, 2, 2, 2, 1]  # later batches are as small as what fitted
+
+
+def test_frames_without_memory_for_their_batch_keep_their_videos(run, toys, monkeypatch, tmp_path, clip_of):
+    for name, hue in (("a", 0), ("b", 120)):
+        clip_of(tmp_path / f"{name}.mp4", 2, hue=hue)
+    _, whole = run("Grey", clips(tmp_path, "a", "b"), batch_size=32)
+    memory, encode = Memory(5, MemoryError()), toys.Grey.encode
+    monkeypatch.setattr(toys.Grey, "encode", lambda self, rows: memory(len(rows)) or encode(self, rows))
+    _, halved = run("Grey", clips(tmp_path, "a", "b"), batch_size=32)
+    assert whole is not None and halved is not None and min(memory.sizes) < 5
+    for key in "ab":
+        one, other = (s.rows("mean", s.items.index(key)) for s in (whole, halved))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_memory_for_one_unit_is_a_sentence_with_the_settings_that_need_less(run, toys, monkeypatch):
+    memory = Memory(0, MemoryError("Unable to allocate 9 GiB"))
+    monkeypatch.setattr(toys.Letters, "encode", lambda self, texts: memory(len(texts)))
+    with pytest.raises(UserError, match=r"no memory for letters .*9 GiB.*run\.workers.*run\.batch_size"):
+        run("Letters", [{"key": t, "name": t, "text": t} for t in "abc"])
+    assert memory.sizes == [3, 1]
+
+
+def test_no_memory_outside_of_a_batch_is_the_same_sentence(run, toys, monkeypatch):
+    def extract(self, unit, work):
+        raise MemoryError
+
+    monkeypatch.setattr(toys.Filer, "extract", extract)
+    with pytest.raises(
+        UserError, match=r"no memory for filer with a batch of 32 .*run\.workers.*run\.batch_size"
+    ):
+        run("Filer", [{"key": "a", "name": "a"}])

@@ -259,7 +259,9 @@ def test_published_arrays_train_a_method_on_a_corpus_of_ours_without_those_that_
     (tmp_path / "experiment.toml").write_text(OWN.replace("epochs = 2", "epochs = 1"))
     ran = json.loads(call("stage", "evaluate", tmp_path / "experiment.toml", "--json", code=3))
     failures = {report["stage"]: report["failures"] for report in ran["stages"]}
-    assert failures["import-official"] == [{"name": "clip7", "reason": "not in the imported features"}]
+    assert failures["import-official"] == [
+        {"name": "clip7", "reason": "not in the imported features", "kind": "failed"}
+    ]
     assert ran["leaderboard"][0]["metrics"]
 
 

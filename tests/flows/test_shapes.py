@@ -84,14 +84,16 @@ def test_a_cloud_without_colours_is_shown_by_height() -> None:
 def stored(tmp_path):
     """Where the prepared points of a ball lie."""
     fields = {"points": Field("float32", (None, 9))}
-    with SegmentWriter(tmp_path / "segments", tmp_path / "work", "points", "f", {}, fields) as writer:
+    with SegmentWriter(
+        tmp_path / "segments/points/f", tmp_path / "work", "points", "f", {}, fields
+    ) as writer:
         writer.append("key", "a ball", {"points": np.tile(ball(), 3).astype(np.float32)}, {})
         path = writer.finish()
     return [str(path), 0]
 
 
 def test_a_cloud_is_shown_from_around_it_with_words_that_say_so(stored) -> None:
-    strip = Pictures(10**6).strip({"points": stored})
+    strip = Pictures(10**6).strip({"key": "key", "points": stored})
     assert [frame.seconds for frame in strip.frames] == list(AZIMUTHS)
     assert strip.described("a ball") == "4 views of a ball, from 30, 120, 210, 300 degrees around it"
     assert strip.seconds == 0 and not strip.reason
@@ -99,11 +101,11 @@ def test_a_cloud_is_shown_from_around_it_with_words_that_say_so(stored) -> None:
 
 def test_pictures_of_clouds_stop_where_the_page_is_full(stored) -> None:
     pictures = Pictures(10**4 // 2)
-    assert pictures.strip({"points": stored}).reason == "left out to keep this page small"
+    assert pictures.strip({"key": "key", "points": stored}).reason == "left out to keep this page small"
 
 
 def test_a_damaged_segment_costs_its_pictures_alone(stored) -> None:
     with open(stored[0], "r+b") as file:
         file.truncate(100)
-    strip = Pictures(10**6).strip({"points": stored})
+    strip = Pictures(10**6).strip({"key": "key", "points": stored})
     assert not strip.frames and strip.reason

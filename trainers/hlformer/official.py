@@ -6,7 +6,6 @@ Their state dict repeats the constant curvature 1 of every Lorentz module: dropp
 
 from __future__ import annotations
 
-import pickle
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
-from trainers.loop.checkpoint import fill_weights
+from trainers.loop.checkpoint import fill_weights, read_foreign
 from trainers.loop.optim import NO_DECAY, BertAdam
 from trainers.loop.trained import TrainedFolder
 
@@ -88,15 +87,10 @@ class Checkpoint:
 
 def read(path: Path) -> Checkpoint:
     """Read an authors' checkpoint; nothing in it is executed."""
-    try:
-        with torch.serialization.safe_globals(
-            [(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]
-        ):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    with torch.serialization.safe_globals(
+        [(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]
+    ):
+        found = read_foreign(path)
     if not isinstance(found, dict) or "state_dict" not in found:
         raise UserError(f"{path} has no 'state_dict': it is not a checkpoint of HLFormer's authors")
     state = {name.removeprefix("module."): value for name, value in found["state_dict"].items()}

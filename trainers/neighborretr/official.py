@@ -6,7 +6,6 @@ float32. Nets that the release creates and never uses are kept under `unused_net
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
+from trainers.loop.checkpoint import read_foreign
 from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
@@ -36,12 +36,7 @@ ENCODERS = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (256, 8): "crossreel-d
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of an authors' checkpoint, in float32; nothing in it is executed."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    found = read_foreign(path)
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} is not a plain state dict: it is not a checkpoint of NeighborRetr's authors")
     state = {name.removeprefix("module."): tensor for name, tensor in found.items()}

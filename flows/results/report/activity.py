@@ -54,7 +54,8 @@ def stage_rows(reports: list[Mapping[str, Any]]) -> list[StageRow]:
     return [
         StageRow(
             name=report["stage"], state="ran" if report["ran"] else "cached" if report["cached"] else "",
-            total=report["total"], ran=report["ran"], cached=report["cached"], failed=report["failed"],
+            total=report["total"], ran=report["ran"], cached=report["cached"], 
+            failed=report["failed"] + report.get("killed", 0),
             blocked=report["blocked"], decodes=report["decodes"],
             duration=duration(report["seconds"]), fingerprint=report["fingerprint"],
         )

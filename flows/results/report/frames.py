@@ -14,7 +14,7 @@ import numpy as np
 from flows.results.report.wording import counted
 from pipeline.child import Child, ChildDied, ChildError, Send
 from pipeline.errors import ItemError
-from pipeline.media.video import probe
+from pipeline.media.video import ONLY_MEDIA, probe
 
 FRAMES = 4  # of a strip
 HEIGHT_PIXELS, MOST_WIDTH_PIXELS = 112, 240
@@ -131,7 +131,7 @@ def _pictures(path: Path, times: list[float]) -> Iterator[tuple[float, Any]]:
     import av
 
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        with av.open(f"file:{path}", options=dict(ONLY_MEDIA)) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
             for wanted in times:

@@ -25,12 +25,17 @@ class Pictures:
         self._frames.close()
 
     def strip(self, item: Mapping[str, Any], moments: Moments = ()) -> Strip:
-        """Pictures of an item with the "video" or the "points" (segment, row) it has. Never raises for a bad one."""
+        """Pictures of an item from its "video", which "compress" (segment, row) made, or its "points" (segment, row).
+
+        Never raises for a bad one: the strip then has the reason.
+        """
         if not item.get("points"):
+            if damage := self._video_damage(item):
+                return Strip(reason=damage)
             return self._frames.strip(item.get("video"), moments)
         where = (str(item["points"][0]), int(item["points"][1]))
         if where not in self._known:
-            self._known[where] = _views(*where)
+            self._known[where] = _views(*where, item["key"])
         strip = self._known[where]
         size = sum(len(frame.source) for frame in strip.frames)
         if size > self._left:
@@ -38,11 +43,25 @@ class Pictures:
         self._left -= size
         return strip
 
+    def _video_damage(self, item: Mapping[str, Any]) -> str:
+        """Why the video of an item is not the one that was made of it; "" where it is, or where there is none."""
+        if not item.get("compress") or item.get("video") is None:
+            return ""
+        segment, row = item["compress"]
+        try:
+            found = Segment(Path(segment))
+            found.require(int(row), item["key"])
+            found.require_file(int(row), Path(item["video"]))
+        except Damaged as error:
+            return str(error)
+        return ""
 
-def _views(segment: str, row: int) -> Strip:
+
+def _views(segment: str, row: int, key: str) -> Strip:
     """A cloud from around it."""
     try:
         found = Segment(Path(segment))
+        found.require(row, key)
         found.check(row)
         points = found.rows(POINTS, row)
     except Damaged as error:

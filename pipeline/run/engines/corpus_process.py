@@ -15,14 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.child import Child, Send, is_interrupt, resolve
+from pipeline.errors import UserError, is_starved
 
 KEPT_BYTES = 1 << 30  # resident; torch and a method's modules are 0.4 GB
 STOP_SECONDS = 60.0  # a training stage writes its checkpoint before it ends
 
 
 def serve(request: dict[str, Any], send: Send) -> None:
-    """Entry of the process: calls what the request names with the request inside it."""
-    resolve(request["entry"])(request["request"], send)
+    """Entry of the process: calls what the request names with the request inside it.
+
+    Raises UserError with the settings that need less memory where there is none.
+    """
+    inner = request["request"]
+    try:
+        resolve(request["entry"])(inner, send)
+    except (MemoryError, RuntimeError) as error:
+        if not is_starved(error):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        method = inner.get("method") or "<method>"
+        raise UserError(
+            f"no memory for {inner.get('stage', 'the stage')} ({lines[0][:200]}); lower trainers.{method}.batch_size, "
+            "or end other programs (run.workers and run.batch_size of runs beside this one count too)"
+        ) from None
 
 
 class CorpusProcess:

@@ -55,6 +55,10 @@ def _take(name: str, held: contextlib.ExitStack) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise UserError(
+            f"the GPU lock {_path(name)} cannot be had ({error.strerror}); {FOLDER} names a folder on a local disk"
+        ) from None
     with contextlib.suppress(OSError):  # another user's file can be locked, not written
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), f"process {os.getpid()} since {time.strftime('%H:%M:%S')}".encode(), 0)

@@ -35,18 +35,18 @@ class LocalEngine:
         with contextlib.ExitStack() as held:
             numbers = gpu_numbers(self.options.device) if work.network else []
             if numbers and not self.options.share_gpu:
-                most = wanted_gpus(self.options, len(numbers), len(work.shards))
+                most = wanted_gpus(self.options, len(numbers), len(work.shards) or 1)
                 numbers = held.enter_context(gpu_slots(numbers, 1, most, self.say))
             devices = [f"cuda:{number}" for number in numbers] or ["cpu"]
             count = local_workers(self.options, len(numbers))
             each = self.options.worker_cpus or max(1, cores() // count)
 
-            def request(shard: list[str], number: int) -> dict[str, Any]:
-                return work.request(shard, devices[number % len(devices)], each)
+            def request(shard: list[str], number: int, attempt: int) -> dict[str, Any]:
+                return work.request(shard, devices[number % len(devices)], each, attempt)
 
             env = threads(each) | RETURN_MEMORY
-            processes = [Process(work.entry, env=env) for _ in range(min(count, len(work.shards)))]
-            yield from run_shards(processes, work.shards, request, self.options.stall_seconds)
+            processes = [Process(work.entry, env=env) for _ in range(min(count, len(work.shards) or 1))]
+            yield from run_shards(processes, work.shards, request, self.options.stall_seconds, work.alone)
 
     def close(self) -> None:
         """Nothing: workers end with their work."""

@@ -76,7 +76,7 @@ class RayEngine:
             if "say" in header:
                 self.say(header["say"])
             elif "killed" in header:
-                yield Killed(header["killed"], header["reason"])
+                yield Killed(header["killed"], header["reason"], header["own_doing"])
             else:
                 yield Message(header["message"])
 

@@ -35,7 +35,7 @@ STARTS = 3  # of an actor, before what it dies of is reported
 
 
 def run(request: dict[str, Any], send: Send) -> None:
-    """Entry of the driver: one pass. Replies are `{"message"}`, `{"killed", "reason"}` and `{"say"}`."""
+    """Entry of the driver: one pass. Replies are `{"message"}`, `{"killed", "reason", "own_doing"}` and `{"say"}`."""
     options, work = RunOptions(**request["options"]), Work.from_json(request["work"])
     connect(options.address, request["folder"])
     guard = threading.Lock()
@@ -48,18 +48,19 @@ def run(request: dict[str, Any], send: Send) -> None:
     env = threads(demand.threads) | RETURN_MEMORY
     workers = [
         RayWorker(work.entry, env, demand.each, lambda sentence: tell({"say": sentence}))
-        for _ in range(min(demand.workers, len(work.shards)))
+        for _ in range(min(demand.workers, len(work.shards) or 1))
     ]
     device = "cuda:0" if "num_gpus" in demand.each else "cpu"  # an actor sees its own GPU alone
     with contextlib.closing(
         run_shards(
-            workers, work.shards, lambda shard, number: work.request(shard, device, demand.threads),
-            options.stall_seconds,
+            workers, work.shards,
+            lambda shard, number, attempt: work.request(shard, device, demand.threads, attempt),
+            options.stall_seconds, work.alone,
         )
     ) as events:  # fmt: skip
         for event in events:
             if isinstance(event, Killed):
-                tell({"killed": event.key, "reason": event.reason})
+                tell({"killed": event.key, "reason": event.reason, "own_doing": event.own_doing})
             else:
                 tell({"message": event.header})
 

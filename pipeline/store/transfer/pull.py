@@ -323,7 +323,7 @@ def _folder_components(folder: Path, entry: Entry) -> Mapping[str, Any]:
 def _require_segment(path: Path, entry: Entry) -> None:
     """Raise Untrusted unless a file is a whole segment with the items and files that were announced."""
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             _require_flat(file, path.stat().st_size)
         segment = Segment(path)
         for row in range(len(segment.items)):
@@ -331,6 +331,8 @@ def _require_segment(path: Path, entry: Entry) -> None:
     except NO_SEGMENT as error:  # whatever the library makes of a file that somebody shaped
         raise Untrusted(f"{entry.where.segment} is no whole segment: {error}") from None
     _require_fingerprint(entry, segment.stage, segment.fingerprint, segment.components)
+    if segment.id not in ("", entry.where.id):
+        raise Untrusted(f"{entry.where.segment} is the segment {segment.id}")
     files = {Path(name).stem: blob.size for name, blob in entry.files.items() if name != entry.where.segment}
     told = dict(zip(segment.items, segment.file_bytes, strict=True))
     if segment.items != entry.items or {i: size for i, size in told.items() if size is not None} != files:

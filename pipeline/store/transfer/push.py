@@ -113,6 +113,8 @@ def _tasks(
 def _segment(store: Store, where: Where) -> _Leaving:
     """A segment with the files of its items."""
     segment = Segment(store.root / where.segment)
+    if segment.misplaced:
+        raise Damaged(segment.misplaced)
     files: dict[str, str | None] = {}
     for item, note, size in zip(segment.items, segment.notes, segment.file_bytes, strict=True):
         if size is not None:

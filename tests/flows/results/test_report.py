@@ -697,7 +697,9 @@ def test_brief_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> No
         "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
         "digest-b": {"id": "b#0", "moments": []},
     }
-    assert brief["items"]["digest-a"] == {"id": "a", "video": None, "points": None}
+    assert brief["items"]["digest-a"] == {
+        "id": "a", "key": "digest-a", "video": None, "compress": None, "points": None
+    }  # fmt: skip
 
 
 def test_worker_of_the_report_imports_neither_torch_nor_prefect() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -110,3 +112,39 @@ def test_a_video_that_takes_too_long_is_a_named_failure(clip_of, tmp_path, monke
 def test_times_come_from_the_packets(clip_of, tmp_path):
     clip_of(tmp_path / "in.mp4", 2, rate=10)
     np.testing.assert_allclose(frame_times(tmp_path / "in.mp4"), np.arange(20) / 10, atol=1e-3)
+
+
+TEXTS = {
+    "list.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:5,\nclip.ts\n#EXT-X-ENDLIST\n",
+    "list.mkv": "ffconcat version 1.0\nfile clip.ts\nfile clip.ts\n",
+    "list.avi": '\ufeff<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>\n',
+    "list.webm": "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+    "list.mov": "[playlist]\nFile1=clip.ts\n",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_playlist_or_concatenation_under_any_name_is_no_video(clip_of, tmp_path, name):
+    clip_of(tmp_path / "clip.ts", 2)
+    (tmp_path / name).write_text(TEXTS[name], encoding="utf-8")
+    with pytest.raises(ItemError, match="a text that names other files, not a video"):
+        compress(tmp_path / name, tmp_path / "out.mp4", Compression(), 30)
+    for decoder in ("decord", "pyav"):
+        with pytest.raises(ItemError):
+            list(decode(tmp_path / name, decoder))
+    command = compress_command(tmp_path / name, tmp_path / "out.mp4", Compression())
+    ended = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    assert ended.returncode != 0 and not (tmp_path / "out.mp4").exists()  # ffmpeg itself refuses it too
+
+
+@pytest.mark.parametrize(
+    "suffix", ["mp4", "mkv", "webm", "avi", "ts", "mpg", "flv", "wmv", "ogv", "gif", "3gp", "mxf"]
+)
+def test_the_containers_of_videos_are_on_the_list(clip_of, run_ffmpeg, tmp_path, suffix):
+    source = clip_of(tmp_path / "source.mp4", 1)
+    path = tmp_path / f"clip.{suffix}"
+    codec = {"webm": ["-c:v", "libvpx"], "ogv": ["-c:v", "libtheora"], "3gp": ["-s", "176x144"]}.get(
+        suffix, []
+    )
+    run_ffmpeg("-i", source, *codec, path)
+    assert len(compress(path, tmp_path / "out.mp4", Compression(), 60)) == 3

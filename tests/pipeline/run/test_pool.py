@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.child import ChildError
+from pipeline.errors import UserError
 from pipeline.run.engines.local import Process
-from pipeline.run.pool import TRIES, Killed, Message, run_shards
+from pipeline.run.engines.work import Work
+from pipeline.run.pool import ALONE, TRIES, Killed, Message, run_shards
 
 WORKER = """
 import os, signal, time
@@ -25,11 +28,19 @@ def work(request, send):
             raise ZeroDivisionError("ours")
         if key == "hangs":
             time.sleep(600)
+        if key.startswith("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if key.startswith("stops") and not (folder / "stopped").exists():
+            (folder / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if key.startswith("child") and ("always" in key or request["attempt"] < 4):
+            send({"failed": key, "killed": "signal", "attempt": request["attempt"]}, {})
+            continue
         if key.startswith("deadly") or (key == "once" and not (folder / "died").exists()):
             (folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         send({"done": key, "pid": os.getpid()}, {})
-    send({"segment": request["keys"]}, {})
+    send({"segment": [key for key in request["keys"] if "always" not in key]}, {})
 """
 
 
@@ -38,13 +49,13 @@ def pool(tmp_path: Path):
     """`pool(shards)` runs shards of keys over two workers and gives the events."""
     (tmp_path / "worker_of_test.py").write_text(WORKER)
 
-    def run(shards, workers=2, stall_seconds=60.0):
-        def request(shard, number):
-            return {"keys": shard, "folder": str(tmp_path)}
+    def run(shards, workers=2, stall_seconds=60.0, alone=()):
+        def request(shard, number, attempt):
+            return {"keys": shard, "folder": str(tmp_path), "attempt": attempt}
 
         env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
         processes = [Process("worker_of_test:work", env=env) for _ in range(workers)]
-        return list(run_shards(processes, shards, request, stall_seconds))
+        return list(run_shards(processes, shards, request, stall_seconds, alone))
 
     return run
 
@@ -74,12 +85,63 @@ def test_units_that_kill_their_worker_are_isolated_and_the_rest_succeeds(pool):
     killed = {e.key: e.reason for e in events if isinstance(e, Killed)}
     assert set(killed) == {"deadly1", "deadly2"}
     assert all("SIGKILL" in reason for reason in killed.values())
+    assert not any(e.own_doing for e in events if isinstance(e, Killed))
 
 
-def test_a_shard_is_tried_three_times_whole_and_then_in_halves(pool, tmp_path):
+def test_a_unit_whose_worker_crashes_or_hangs_each_time_is_at_fault_itself(pool):
+    events = pool([["a", "crash"], ["b"], ["hangs"]], stall_seconds=3.0)
+    assert finished(events) == ["a", "b"]
+    assert {e.key: e.own_doing for e in events if isinstance(e, Killed)} == {"crash": True, "hangs": True}
+
+
+def test_a_worker_that_was_stopped_is_killed_and_its_shard_done_again(pool):
+    events = pool([["a", "stops"], ["b"]], stall_seconds=3.0)
+    assert finished(events) == ["a", "b", "stops"] and not any(isinstance(e, Killed) for e in events)
+
+
+def test_a_unit_whose_child_was_killed_is_tried_again_alone_after_all_others(pool, tmp_path):
+    events = pool([["child", "a"], ["b", "child-always"], ["c"]])
+    assert [k for k in finished(events) if k != "child"] == ["a", "b", "c"]
+    told = [e.header for e in events if isinstance(e, Message) and "failed" in e.header]
+    assert told == [
+        {"failed": "child-always", "killed": "signal", "attempt": ALONE}
+    ]  # once, after its last attempt
+    assert any(e.header.get("done") == "child" for e in events if isinstance(e, Message))
+    began = (tmp_path / "began").read_text().split()
+    assert sorted(began[:3]) == ["b,child-always", "c", "child,a"] and sorted(began[3:]) == [
+        "child",
+        "child-always",
+    ]
+
+
+def test_units_of_earlier_kills_cost_one_worker_each_and_come_last(pool, tmp_path):
+    events = pool([["a"], ["b"]], alone=["deadly", "c"])
+    assert finished(events) == ["a", "b", "c"]
+    assert [e.key for e in events if isinstance(e, Killed)] == ["deadly"]
+    began = (tmp_path / "began").read_text().split()
+    assert sorted(began[:2]) == ["a", "b"] and began[2:] == ["deadly", "c"]
+    assert finished(pool([], alone=["c"])) == ["c"]
+
+
+def test_workers_that_are_killed_again_and_again_end_the_run_with_the_settings_that_need_less_memory(pool):
+    with pytest.raises(
+        UserError, match=r"13 workers were killed \(SIGKILL.*lower run.workers.*or run.batch_size"
+    ):
+        pool([[f"deadly{n}", f"deadly{n}b"] for n in range(8)])
+
+
+def test_batches_are_halved_after_the_second_death():
+    work = Work("m:f", [["a"]], "/s", {"a": {}}, [], {"a": []}, {"batch_size": 5}, True)
+    sizes = [
+        json.loads(work.request(["a"], "cpu", 1, attempt)["options"])["batch_size"] for attempt in range(1, 6)
+    ]
+    assert sizes == [5, 5, 2, 1, 1]
+
+
+def test_a_shard_is_tried_three_times_whole_then_in_halves_and_the_unit_at_last_alone(pool, tmp_path):
     events = pool([["a", "b", "deadly", "c"]], workers=1)
     began = (tmp_path / "began").read_text().split()
-    assert began == ["a,b,deadly,c"] * TRIES + ["a,b", "deadly,c", "deadly", "c"] and TRIES == 3
+    assert began == ["a,b,deadly,c"] * TRIES + ["a,b", "deadly,c", "deadly", "c", "deadly"] and TRIES == 3
     assert finished(events) == ["a", "b", "c"]
 
 
@@ -95,7 +157,9 @@ def test_a_worker_without_a_place_holds_no_shard_up(tmp_path):
     workers = [
         kind("worker_of_test:work", env={"PYTHONPATH": str(tmp_path)}) for kind in (NeverReady, Process)
     ]
-    events = run_shards(workers, [["a"], ["b"]], lambda s, n: {"keys": s, "folder": str(tmp_path)}, 60)
+    events = run_shards(
+        workers, [["a"], ["b"]], lambda s, n, attempt: {"keys": s, "folder": str(tmp_path)}, 60
+    )
     assert finished(list(events)) == ["a", "b"]
 
 
@@ -110,7 +174,7 @@ def test_stopping_early_leaves_no_worker(pool, tmp_path):
     )
     env = {"PYTHONPATH": str(tmp_path)}
     workers = [Process("sleeper_of_test:work", env=env) for _ in range(2)]
-    events = run_shards(workers, [["a"], ["b"]], lambda s, n: {}, 60)
+    events = run_shards(workers, [["a"], ["b"]], lambda s, n, attempt: {}, 60)
     pids = [next(events).header["pid"] for _ in range(2)]
     events.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -10,12 +10,14 @@ import threading
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint
+from pipeline.store.places import Units
 from pipeline.store.segments import Damaged
 from pipeline.store.store import RECORD, Store, write_json
 
@@ -201,6 +203,94 @@ def test_verify_names_all_that_is_wrong_and_repair_makes_it_missing_work(store, 
     assert set(store.places("made", FP.hex)) == ({"1"} if repair else {"1", "2"})
     assert whole.exists() and flipped.exists() != repair and folder.exists() != repair
     assert (store.verify() == []) == repair
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def without_id(path: Path) -> None:
+    """A segment as it was written before segments kept their id."""
+    with h5py.File(path, "r+") as file:
+        del file.attrs["id"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_two_segments_of_a_fingerprint_that_were_swapped_are_not_read_as_each_other(store, old):
+    one, two = write(store, "1"), write(store, "4")  # rows of the same number and size
+    if old:
+        for path in (one, two):
+            without_id(path)
+            store.index.forget_segment(path.stem)
+        assert store.adopt("made", FP.hex) == 2
+    assert one.stat().st_size == two.stat().st_size and store.verify() == []
+    np.testing.assert_array_equal(store.reader("made", FP.hex).rows("1", "row", check=True), rows("1"))
+    swap(one, two)
+    for check in (False, True):
+        with pytest.raises(Damaged, match="store verify --repair"):
+            store.reader("made", FP.hex).rows("1", "row", check)
+    with pytest.raises(Damaged):
+        store.reader("made", FP.hex).length("4", "row")
+    sentences = [damage.sentence for damage in store.verify(repair=True)]
+    assert len(sentences) == 2 and all("segment" in sentence for sentence in sentences)
+    assert store.verify() == [] and set(store.places("made", FP.hex)) == {"1", "4"}  # nothing was lost
+    for item in "14":
+        np.testing.assert_array_equal(store.reader("made", FP.hex).rows(item, "row", check=True), rows(item))
+
+
+def test_a_segment_of_another_fingerprint_is_not_read_and_is_put_where_it_belongs(store):
+    mine, other = write(store, "1"), write(store, "1", fp=OTHER)
+    content = other.read_bytes()
+    mine.write_bytes(content)  # a copy by hand
+    with pytest.raises(Damaged, match=f"is the segment made/{OTHER.hex}/{other.stem}"):
+        store.reader("made", FP.hex).rows("1", "row", check=True)
+    assert [damage.path for damage in store.verify(repair=True)] == [mine]
+    assert store.verify() == [] and other.read_bytes() == content
+    assert set(store.places("made", FP.hex)) == set() and set(store.places("made", OTHER.hex)) == {"1"}
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE artifacts SET row = 1 - row", "UPDATE artifacts SET row = row + 7 WHERE item = '4'"]
+)
+def test_an_index_row_that_points_at_another_row_is_an_error_and_is_mended(store, change):
+    path = write(store, "1", "4")
+    store.index.db.execute(change)
+    with pytest.raises(Damaged, match=f"the index places the item 4|places the item 4 in row .* {path}"):
+        store.reader("made", FP.hex).rows("4", "row")
+    found = store.verify(repair=True)
+    assert found and all("the index places the item" in damage.sentence for damage in found)
+    assert store.verify() == []
+    np.testing.assert_array_equal(store.reader("made", FP.hex).rows("4", "row"), rows("4"))
+
+
+def test_an_index_row_that_names_a_segment_nobody_recorded_is_missing_work(store):
+    write(store, "1", "4")
+    store.index.db.execute("UPDATE artifacts SET segment = 'f00d' WHERE item = '4'")
+    assert set(store.places("made", FP.hex)) == {"1"}
+    assert set(store.places_of("made", FP.hex, Units(["1", "4"]))) == {"1"}
+    (damage,) = store.verify(repair=True)
+    assert "f00d.h5 is gone" in damage.sentence and store.verify() == []
+
+
+def test_verify_names_a_size_or_fingerprint_of_the_index_that_is_not_the_segments(store):
+    path = write(store, "1")
+    store.index.db.execute("UPDATE segments SET bytes = bytes + 1")
+    assert set(store.places("made", FP.hex)) == set()
+    (damage,) = store.verify(repair=True)
+    assert f"the index has the segment {path} with 1 items" in damage.sentence
+    assert store.verify() == [] and set(store.places("made", FP.hex)) == {"1"}
+
+
+def test_the_folder_of_another_fingerprint_is_no_finished_artifact(store):
+    folder = publish(store, weights=b"w")
+    other = store.run_folder("train", OTHER.hex)
+    shutil.copytree(folder, other)
+    assert store.has_run("train", FP.hex) and not store.has_run("train", OTHER.hex)
+    (damage,) = store.verify()
+    assert f"{other} holds what was made as train/{FP.hex}" in damage.sentence
 
 
 def test_verify_reads_the_files_of_items_too(store):

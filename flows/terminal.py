@@ -1,0 +1,26 @@
+"""A terminal that shows ids and captions of others: their control characters are written out, never obeyed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rich.console import Console
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, what turns the direction of writing, and halves of a surrogate pair."""
+
+
+def escaped(text: str) -> str:
+    """The text with control characters as `\\x1b` or `\\u202e`, as Python writes them."""
+    return CONTROLS.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
+    )
+
+
+class Terminal(Console):
+    """A console whose `print` escapes the control characters of the texts it is given."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as Console does."""
+        super().print(*(escaped(one) if isinstance(one, str) else one for one in objects), **options)

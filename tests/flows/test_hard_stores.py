@@ -1,0 +1,206 @@
+"""Stores that cannot be written, whose index is damaged, that have no locks, or that a killed run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.store.fields import Field
+from pipeline.store.fingerprint import Fingerprint
+from pipeline.store.store import Store
+
+FP = Fingerprint.of({"stage": "made", "version": 1})
+FIELDS = {"row": Field("float32", (None, 3))}
+VERBS = (
+    "plan {toml}", "status {toml}", "why compress clip00 {toml}", "store ls {store}", "store du {store}",
+    "store verify {store}", "export features clip {out} {toml}",
+)  # fmt: skip
+NO_FLOCK = "#include <errno.h>\nint flock(int fd, int op) { errno = ENOLCK; return -1; }\n"
+
+
+def filled(folder: Path) -> Path:
+    """A store with two segments, and its index closed."""
+    store = Store(folder / "store")
+    store.index.add_fingerprint(FP.hex, "made", FP.components)
+    for item in ("1" * 32, "2" * 32):
+        with store.writer("made", FP, FIELDS) as writer:
+            writer.append(item, f"item {item[0]}", {"row": np.ones((4, 3), np.float32)})
+            kept, path = dict(writer.items), writer.finish()
+        assert path is not None
+        store.index.add_segment(path.stem, FP.hex, path.stat().st_size, kept)
+    store.index.close()
+    return store.root
+
+
+def mounted_read_only(folder: Path, script: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """What a shell script prints in whose view a folder is mounted so that nothing can be written."""
+    mount = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} || exit 99; {script}"
+    command = ["unshare", "-m", "sh", "-c", mount]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    (tmp_path / "probe").mkdir()
+    if os.getuid() or mounted_read_only(tmp_path / "probe", "exit 0").returncode:
+        pytest.skip("needs a user that may mount")
+    return mounted_read_only
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_what_is_finished_is_used_where_nothing_can_be_written(made, read_only, log):
+    writer = sqlite3.connect(made.store / "index.sqlite")
+    if log:  # a run that was killed leaves its last records in the write-ahead log
+        writer.execute("INSERT INTO files VALUES ('x', 1, 1, 'd')")
+        writer.commit()
+    crossreel = f"{sys.executable} -P -m flows.cli"
+    lines = [
+        f"{crossreel} {verb.format(toml=made.toml, store=made.store, out=made.folder / 'out')}; echo status $?"
+        for verb in VERBS
+    ]
+    lines += [f"{crossreel} stage compress {made.toml} --redo; echo redo $?"]
+    ended = read_only(made.store, "\n".join(lines), cwd=made.folder)
+    writer.close()
+    assert ended.stdout.count("status 0\n") == len(VERBS), ended.stdout + ended.stderr
+    assert "redo 2\n" in ended.stdout and "Traceback" not in ended.stderr
+    assert "cannot be" in ended.stderr.splitlines()[-1]
+    assert "4 stages to run" not in ended.stdout and len(list((made.folder / "out").glob("*.npz"))) == 12
+
+
+def test_a_store_without_an_index_is_read_where_nothing_can_be_written(tmp_path, read_only):
+    root = filled(tmp_path)
+    for path in root.glob("index.sqlite*"):
+        path.unlink()
+    ended = read_only(root, f"{sys.executable} -P -m flows.cli store ls {root} --json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)[0]["items"] == 2 and not (root / "index.sqlite").exists()
+
+
+def zeroed(path: Path, start: int, count: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\0" * count)
+
+
+DAMAGES = {
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "header": lambda path: zeroed(path, 0, 100),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "pages": lambda path: zeroed(path, 4096, path.stat().st_size - 4096),
+    "table": lambda path: sqlite3.connect(path).execute("DROP TABLE artifacts").connection.close(),
+    "column": lambda path: (
+        sqlite3.connect(path).execute("ALTER TABLE segments DROP COLUMN bytes").connection.close()
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_index_that_is_damaged_anywhere_is_rebuilt_or_named(tmp_path, crossreel, damage):
+    root = filled(tmp_path)
+    DAMAGES[damage](root / "index.sqlite")
+    told = crossreel("store", "ls", root, "--json")
+    assert told.code in (0, 2), told.err
+    if told.code:
+        assert "the store's index" in told.err and "store verify --repair" in told.err
+    else:
+        assert json.loads(told.out)[0]["items"] == 2
+    assert crossreel("store", "verify", root, "--repair").code == 0
+    assert json.loads(crossreel("store", "ls", root, "--json").out)[0]["items"] == 2
+    assert crossreel("store", "verify", root).out.startswith("2 segments and folders read, 0 damaged")
+
+
+def test_a_byte_of_the_index_that_was_overwritten_is_never_a_traceback(tmp_path, crossreel):
+    """Each page of the file in turn, zeroed."""
+    root = filled(tmp_path)
+    whole = (root / "index.sqlite").read_bytes()
+    for page in range(1, len(whole) // 4096):
+        shutil.rmtree(root)
+        filled(tmp_path)
+        zeroed(root / "index.sqlite", 4096 * page, 4096)
+        for verb in (("store", "ls", root), ("store", "du", root), ("store", "verify", root)):
+            told = crossreel(*verb)
+            assert told.code in (0, 1, 2), told.err
+        assert crossreel("store", "verify", root, "--repair").code == 0
+        assert json.loads(crossreel("store", "ls", root, "--json").out)[0]["items"] == 2
+
+
+def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):
+    library = small.folder / "nolock.so"
+    source = library.with_suffix(".c")
+    source.write_text(NO_FLOCK)
+    if shutil.which("cc") is None:
+        pytest.skip("needs a compiler")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    ended = small.run("stage", "compress", small.toml, LD_PRELOAD=str(library))
+    assert ended.code == 2 and "Traceback" not in ended.err
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("crossreel:")]
+    assert "gives no locks" in line and "keep the store on a local disk" in line and "NFS version 4" in line
+    assert small.run("stage", "compress", small.toml).code == 0
+    for verb in (
+        ("plan", small.toml),
+        ("status", small.toml),
+        ("store", "verify", small.store),
+    ):  # read all the same
+        told = small.run(*verb, LD_PRELOAD=str(library))
+        assert told.code == 0, told.err
+
+
+def test_a_killed_run_is_shown_as_killed_and_what_it_left_is_removed_by_the_next(lab):
+    def spooled() -> bool:
+        return any((lab.store / "work").glob("*/*.mp4"))
+
+    assert lab.killed(spooled, "stage", "compress", lab.toml)
+    assert lab.gone_within(5) == []
+    assert [path for path in (lab.store / "work").iterdir() if len(path.name) == 32]
+    told = lab.run("status", lab.toml)
+    assert "killed, when is not known" in told.out and "running" not in told.out
+    assert lab.run("stage", "compress", lab.toml).code == 0
+    assert [path for path in (lab.store / "work").iterdir() if len(path.name) == 32] == []
+    assert list((lab.store / "locks").glob("run-*")) == []
+    runs = json.loads(lab.run("status", lab.toml, "--json").out)["runs"]
+    assert [run["status"] for run in runs] == ["done", "killed"]
+
+
+def test_a_run_that_goes_on_is_shown_as_running_and_its_folders_stay(lab):
+    process = lab.start("stage", "compress", lab.toml)
+    deadline = time.monotonic() + 60
+    while not any((lab.store / "work").glob("*/*.mp4")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    for worker in lab.alive_pids():
+        os.kill(worker, signal.SIGSTOP)
+    before = set((lab.store / "work").iterdir())
+    assert "running" in lab.run("status", lab.toml).out
+    store = Store(lab.store)
+    store.sweep()
+    store.index.close()
+    assert before and set((lab.store / "work").iterdir()) == before
+    for pid in (process.pid, *lab.alive_pids()):
+        os.kill(pid, signal.SIGCONT)
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_verify_prints_a_summary_and_the_first_ten(tmp_path, crossreel):
+    root = filled(tmp_path)
+    for n in range(12):
+        (root / "segments" / "made" / FP.hex / f"{n}.h5").write_bytes(b"no segment")
+    told = crossreel("store", "verify", root)
+    lines = told.out.splitlines()
+    assert told.code == 1 and lines[0] == "14 segments and folders read, 12 damaged"
+    assert (
+        sum(line.startswith("damaged:") for line in lines) == 10
+        and lines[-1] == "... and 2 more: --json lists all"
+    )
+    assert len(json.loads(crossreel("store", "verify", root, "--json").out)["damaged"]) == 12

@@ -1,0 +1,38 @@
+"""What ids and captions of others can do to a terminal: nothing."""
+
+from __future__ import annotations
+
+import json
+
+from flows.commands import terms
+from flows.console import StageDisplay
+from flows.terminal import Terminal, escaped
+
+EVIL = "a\x1b[2J\x1b]0;owned\x07b\rc\u202ed\x9b31m"
+SHOWN = r"a\x1b[2J\x1b]0;owned\x07b\rc\u202ed\x9b31m"
+
+
+def test_control_characters_are_written_out_and_all_other_text_stays() -> None:
+    assert escaped(EVIL) == SHOWN
+    plain = "Zwölf Boxkämpfer\tjagen 雪 🎬 [bold]x[/bold]\nund weiter \\x1b"
+    assert escaped(plain) == plain
+
+
+def test_lines_tables_and_progress_are_all_escaped(capsys) -> None:
+    terms.out.print(f"killed: {EVIL}", markup=False)
+    terms.print_table(EVIL, ["item"], [[EVIL]])
+    StageDisplay().say(EVIL)
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err and "\x07" not in captured.out
+    assert captured.out.count(SHOWN) == 3 and SHOWN in captured.err
+    assert isinstance(terms.out, Terminal)
+
+
+def test_an_id_of_a_manifest_reaches_the_terminal_escaped(small, crossreel) -> None:
+    lines = (small.folder / "corpus.jsonl").read_text().splitlines()
+    entry = json.loads(lines[0]) | {"id": EVIL, "media": "gone.mp4"}
+    (small.folder / "corpus.jsonl").write_text("\n".join([json.dumps(entry), *lines[1:]]) + "\n")
+    told = crossreel("status", small.toml)
+    assert told.code == 3 and f"failed: {SHOWN}" in told.out and "\x1b" not in told.out + told.err
+    told = crossreel("why", "compress", EVIL, small.toml)
+    assert told.code == 2 and SHOWN in told.err and "\x1b" not in told.out + told.err
