@@ -19,9 +19,10 @@ class Document(BaseModel):
 D = TypeVar("D", bound=Document)
 
 
-def read_document(path: Path, model: type[D], owner: str) -> D:
-    """The content of a JSON file. `owner` says what leaves such a file, for instance "an evaluated method".
+def read_document(path: Path, model: type[D], owner: str, remedy: str) -> D:
+    """The content of a JSON file.
 
+    `owner` says what leaves such a file, for instance "an evaluated method"; `remedy` says how it is made again.
     Raises UserError naming the file where it is missing, cannot be read, or does not hold what the model says.
     """
     try:
@@ -31,7 +32,7 @@ def read_document(path: Path, model: type[D], owner: str) -> D:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
-        raise UserError(f"{path} is damaged or not of {owner}: {complaint(error)}") from None
+        raise UserError(f"{path} is damaged or not of {owner}: {complaint(error)}; {remedy}") from None
 
 
 def complaint(error: ValidationError) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, HISTORY, TENSORBOARD = "weights.safetensors", "config.json", "history.jsonl", "tensorboard"
 OWNER = "a trained method"
+REMEDY = "train the method again with --redo, or import the checkpoint again"
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -89,7 +90,7 @@ class TrainedFolder:
     @cached_property
     def settings(self) -> Settings:
         """config.json. Raises UserError naming a file that is missing or damaged."""
-        return read_document(self.folder / CONFIG, Settings, OWNER)
+        return read_document(self.folder / CONFIG, Settings, OWNER, REMEDY)
 
     @property
     def summary(self) -> Summary:
@@ -118,7 +119,7 @@ class TrainedFolder:
         except FileNotFoundError:
             if self.settings.summary is None or self.settings.summary.epochs == 0:
                 return ()
-            raise UserError(f"there is no {path}; train the method again") from None
+            raise UserError(f"there is no {path}; {REMEDY}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         return tuple(_epoch(path, number, line) for number, line in enumerate(lines, start=1))
@@ -127,7 +128,7 @@ class TrainedFolder:
     def seconds(self) -> float | None:
         """Seconds that the stage took, as the store recorded them; None in a folder that no store published."""
         path = self.folder / RECORD
-        return read_document(path, Record, OWNER).seconds if path.exists() else None
+        return read_document(path, Record, OWNER, REMEDY).seconds if path.exists() else None
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the history by these rows, each with the fields of `Epoch`: whole or not at all."""
@@ -173,4 +174,4 @@ def _epoch(path: Path, number: int, line: str) -> Epoch:
     try:
         return Epoch.model_validate_json(line)
     except ValidationError as error:
-        raise UserError(f"line {number} of {path} is damaged: {complaint(error)}") from None
+        raise UserError(f"line {number} of {path} is damaged: {complaint(error)}; {REMEDY}") from None

@@ -31,6 +31,7 @@ from trainers.relevance import Positions
 METRICS, QUERIES = "metrics.json", "queries.json"
 RANKING, EXPLANATION = "ranking.safetensors", "explanation.safetensors"
 OWNER = "an evaluated method"
+REMEDY = "evaluate the method again with --redo"
 
 Estimates = dict[str, dict[str, Estimate]]
 """Direction, then metric; RSUM, which is of two directions, stands under `both`."""
@@ -260,13 +261,13 @@ class EvaluatedFolder:
     @cached_property
     def metrics(self) -> Metrics:
         """Estimates, protocol, hubness."""
-        return read_document(self.folder / METRICS, Metrics, OWNER)
+        return read_document(self.folder / METRICS, Metrics, OWNER, REMEDY)
 
     @cached_property
     def queries(self) -> Queries:
         """Who was ranked and who asked."""
         path = self.folder / QUERIES
-        queries = read_document(path, Queries, OWNER)
+        queries = read_document(path, Queries, OWNER, REMEDY)
         lists = {len(queries.captions), len(queries.caption_item), len(queries.texts)}
         lists |= {len(queries.caption_also)} if queries.caption_also else set()
         if len(lists) > 1:
@@ -292,7 +293,7 @@ class EvaluatedFolder:
             if f"{direction}.rank" in arrays or f"{direction}.mean_rank" in arrays
         }
         if not ranks:
-            raise UserError(f"{path} holds no ranks; evaluate the method again")
+            raise UserError(f"{path} holds no ranks; {REMEDY}")
         top_items = self._positions(arrays, "top.items", None)
         top_scores = _array(arrays, "top.scores", path)
         if top_items.ndim != 2 or not top_items.shape == top_scores.shape == (
@@ -384,8 +385,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"there is no {path}; evaluate the method again") from None
+        raise UserError(f"there is no {path}; {REMEDY}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}; evaluate the method again") from None
+        raise UserError(f"{path} is damaged: {error}; {REMEDY}") from None
