@@ -340,7 +340,7 @@ class Runner:
         brief = stage.brief(RunBriefing(self.contents, self.store, self.states, self.reports, self.about))
         inputs = self.store.root / "work" / f"{stage.name}-{fp.hex}.inputs.json"
         if brief:
-            write_json(inputs, brief)
+            write_json(inputs, brief, compact=True)
             request["inputs"] = str(inputs)
         with self._place(stage) as (place, env):
             started = time.monotonic()
