@@ -22,7 +22,7 @@ class ReportParams(Params):
 class Report(Stage[ReportParams]):
     """One HTML page over all methods of an experiment."""
 
-    name, version, over = "report", 2, "corpus"
+    name, version, over = "report", 3, "corpus"  # its columns say what each metric is
     runner = "flows.results.report.page:run"
     settings = ReportParams
 
