@@ -17,6 +17,8 @@ from pipeline.corpus.contents import read_contents
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
 from pipeline.corpus.importers.charades import CHARADES
 from pipeline.corpus.importers.didemo import DIDEMO
+from pipeline.corpus.importers.earlier import Earlier, require_unmoved
+from pipeline.corpus.importers.earlier import keep_splits as keep
 from pipeline.corpus.importers.folder import read_folder
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
@@ -26,6 +28,7 @@ from pipeline.corpus.importers.t3dr_hit import SUBSETS, read_t3dr_hit
 from pipeline.corpus.importers.table import Imported, read_csv, read_jsonl, read_parquet
 from pipeline.corpus.importers.tvr import TVR
 from pipeline.corpus.manifest import KINDS, SPLITS, Corpus, parse, protocol_path, write_manifest
+from pipeline.corpus.splits import USUAL, Shares, empty_splits
 from pipeline.errors import UserError, nearest
 from pipeline.run.execute import cores
 from pipeline.store.index import Index
@@ -88,12 +91,31 @@ def import_(
         str, typer.Option(help=f"Of a folder or table, what its media are: {' or '.join(KINDS)}.")
     ] = "",
     subset: Annotated[str, typer.Option(help=f"Of t3dr-hit: {' or '.join(SUBSETS)}.")] = "",
+    ratio: Annotated[
+        str,
+        typer.Option(
+            metavar="TRAIN:VAL:TEST",
+            help="Of a folder or table, how items without a split are dealt, each by a hash of its id; 70:15:15.",
+        ),
+    ] = "",
+    keep_splits: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="Leave the items of an earlier manifest in the splits that it has them in.",
+        ),
+    ] = None,
+    move_splits: Annotated[
+        bool,
+        typer.Option("--move-splits", help="Allow items of the manifest at --out to change their split."),
+    ] = False,
 ) -> None:
     """Write a manifest from media with captions beside them, a table of captions, or a public corpus.
 
-    Where the source names no splits, items are put into train, val and test by a digest of their id.
-    Of a public corpus the protocol is written beside the manifest, and figures quote it. What cannot be
-    used is left out and listed; the exit status is then 3.
+    Where the source names no splits, each item is put into train, val or test by a hash of its own id, so that
+    items which are added later move no other. A manifest that is there already is replaced only if no item
+    changes its split, or with --move-splits. Of a public corpus the protocol is written beside the manifest, and
+    figures quote it. What cannot be used is left out and listed; the exit status is then 3.
     """
     if layout not in (*OWN, *PUBLIC):
         raise UserError(f"unknown layout {layout!r}; {nearest(layout, (*OWN, *PUBLIC))}")
@@ -101,13 +123,18 @@ def import_(
         raise UserError(f"{source} does not exist")
     if media and no_media:
         raise UserError("--media and --no-media exclude each other")
+    shares = Shares.parse(ratio) if ratio else USUAL
     if layout in OWN:
         given = {"--media": media, "--no-media": no_media, "--protocol": protocol, "--captions": captions,
                  "--val": val, "--split": split, "--subset": subset}  # fmt: skip
         _refuse(layout, given, f"public corpora ({', '.join(PUBLIC)})")
-        found = _own(layout, source, target.parent, kind or KINDS[0])
+        found = _own(layout, source, target.parent, kind or KINDS[0], shares)
     else:
-        _refuse(layout, {"--kind": kind}, f"the user's own media ({', '.join(OWN)})")
+        _refuse(
+            layout,
+            {"--kind": kind, "--ratio": ratio, "--keep-splits": keep_splits},
+            f"the user's own media ({', '.join(OWN)})",
+        )
         choice = Choice(protocol, captions, val, tuple(split) or SPLITS, media, no_media)
         if layout == T3DR_HIT:
             given = {"--protocol": protocol, "--captions": captions}
@@ -118,19 +145,24 @@ def import_(
             found = read_published(VIDEOS[layout], source, target.parent, choice)
     if not found.items:
         raise UserError(f"{source} gives no items; {found.left_out[0] if found.left_out else 'it is empty'}")
+    if keep_splits:
+        found = keep(found, Earlier.read(keep_splits), target.parent)
+    found.notes[:0] = empty_splits(found.dealt, found.splits, shares)
+    if not move_splits and (earlier := Earlier.at(target)):
+        require_unmoved(found.items, earlier, target.parent)
     write_manifest(target, found.items, found.protocol)
     _tell(Corpus.read(target), found)
     if found.left_out:
         raise typer.Exit(FAILED_ITEMS)
 
 
-def _own(layout: str, source: Path, relative_to: Path, kind: str) -> Imported:
+def _own(layout: str, source: Path, relative_to: Path, kind: str, shares: Shares) -> Imported:
     """The items of the user's own folder or table, of one kind. Raises UserError."""
     if kind not in KINDS:
         raise UserError(f"unknown --kind {kind!r}; {nearest(kind, KINDS)}")
     if layout == "folder":
-        return read_folder(source, relative_to, kind)
-    found = TABLES[layout](source, relative_to)
+        return read_folder(source, relative_to, kind, shares)
+    found = TABLES[layout](source, relative_to, shares)
     return replace(found, items=[replace(item, kind=kind) for item in found.items])
 
 
