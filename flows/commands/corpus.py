@@ -46,7 +46,7 @@ VIDEOS = {
     "qvhighlights": QVHIGHLIGHTS,
 }
 PUBLIC = (*VIDEOS, T3DR_HIT)
-SHOWN = 20  # of what was left out, and of what is worth knowing
+SHOWN = 20  # of what was left out; a file beside the manifest lists all where there is more
 
 app = typer.Typer(help="Make a corpus manifest, and check one before hours are spent.", no_args_is_help=True)
 
@@ -185,12 +185,26 @@ def _tell(corpus: Corpus, found: Imported) -> None:
                 f"{split}: {told['queries']} queries, gallery {told['gallery']}, digest {told['digest']}",
                 markup=False,
             )
-    for word, lines in (("note", found.notes), ("left out", found.left_out)):
-        for line in lines[:SHOWN]:
-            printable = line.encode(errors="backslashreplace").decode()  # a name may be half a character
-            out.print(f"{word}: {printable}", markup=False)
-        if len(lines) > SHOWN:
-            out.print(f"... and {len(lines) - SHOWN} more: {word}")
+    for line in found.notes[:SHOWN]:
+        _print_line("note", line)
+    if len(found.notes) > SHOWN:
+        out.print(f"... and {len(found.notes) - SHOWN} more: note")
+    for line in found.left_out[:SHOWN]:
+        _print_line("left out", line)
+    every = corpus.path.with_name(f"{corpus.path.stem}.left-out.txt")
+    every.unlink(missing_ok=True)
+    if len(found.left_out) > SHOWN:
+        every.write_text("\n".join(map(_printable, found.left_out)) + "\n", encoding="utf-8")
+        out.print(f"... and {len(found.left_out) - SHOWN} more: left out; {every} lists all", markup=False)
+
+
+def _print_line(word: str, line: str) -> None:
+    out.print(f"{word}: {_printable(line)}", markup=False)
+
+
+def _printable(line: str) -> str:
+    """A line that can be encoded: a name may hold half a character."""
+    return line.encode(errors="backslashreplace").decode()
 
 
 @app.command()

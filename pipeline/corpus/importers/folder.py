@@ -101,8 +101,13 @@ class _Others:
 
     def __init__(self, folder: Path, kind: str, media: Collection[Path]) -> None:
         taken, stems = set(media), {path.with_suffix("") for path in media}
-        files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in sorted(names)]
+        files = dict.fromkeys(
+            Path(parent) / name for parent, _, names in os.walk(folder) for name in sorted(names)
+        )
         captioned = {_caption_stem(path) for path in files if path not in taken and _is_captions(path)}
+        missed = {
+            path.with_suffix("") for path in files if path not in taken and not _is_captions(path)
+        } & captioned
         self.with_captions: list[str] = []
         self._orphans, self._rest = list[str](), dict[str, list[str]]()
         for path in sorted(files):
@@ -110,7 +115,8 @@ class _Others:
             if path in taken or inside == SHARED:
                 continue
             if _is_captions(path):
-                if _caption_stem(path) not in stems:
+                unread = kind == "video" and path.suffix == ".txt" and path.with_suffix(".json") in files
+                if unread or _caption_stem(path) not in stems | missed:
                     self._orphans.append(inside)
             elif path.with_suffix("") in captioned - stems:
                 self.with_captions.append(
@@ -123,7 +129,7 @@ class _Others:
     def notes(self) -> Iterator[str]:
         """What was passed over, in words."""
         if self._orphans:
-            yield f"{len(self._orphans)} texts are no captions of a file beside them: {_examples(self._orphans)}"
+            yield f"{len(self._orphans)} texts are not read as captions: {_examples(self._orphans)}"
         for suffix, names in sorted(self._rest.items()):
             yield f"not imported: {len(names)} files of {suffix}: {_examples(names)}"
 

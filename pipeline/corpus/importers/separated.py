@@ -64,6 +64,8 @@ def read_sheet(
     while text.startswith("\n", start):
         start, number = start + 1, number + 1
     separator = named[1] if named and named[1] in SEPARATORS else _separator(text, start, known)
+    if text[start:].partition("\n")[0].count('"') % 2 and not known(_columns(text, start, separator)):
+        raise Confused(f"line {number}: a quote in the names of the columns is not closed")
     columns, at, number = _header(text, start, number, separator)
     rows: list[Row] = []
     while at < len(text):
@@ -84,13 +86,16 @@ def read_sheet(
 def _separator(text: str, start: int, known: Callable[[Sequence[str]], int]) -> str:
     """The separator that makes most known columns of the header; of equals the one that makes most cells."""
 
-    def columns(sign: str) -> list[str]:
-        try:
-            return _record(text, start, sign)[0]
-        except (_Stray, _Unclosed):
-            return []
+    found = {sign: _columns(text, start, sign) for sign in SEPARATORS}
+    return max(SEPARATORS, key=lambda sign: (known(found[sign]), len(found[sign])))
 
-    return max(SEPARATORS, key=lambda sign: (known(columns(sign)), len(columns(sign))))
+
+def _columns(text: str, start: int, separator: str) -> list[str]:
+    """The columns of the header with a separator; none where its quotes do not fit."""
+    try:
+        return _record(text, start, separator)[0]
+    except (_Stray, _Unclosed):
+        return []
 
 
 def _header(text: str, start: int, number: int, separator: str) -> tuple[list[str], int, int]:
@@ -165,7 +170,7 @@ def _named(cells: list[str], columns: Sequence[str]) -> Cells | str:
     if len(cells) > len(columns):
         return f"it has {len(cells)} cells for {len(columns)} columns; a cell that holds the separator needs quotes"
     if len(cells) < len(columns):
-        return f"it has {len(cells)} cells for {len(columns)} columns"
+        return f"it has no text {columns[len(cells)]!r}: {len(cells)} cells for {len(columns)} columns"
     return dict(reversed(list(zip(columns, cells, strict=True))))
 
 
