@@ -10,6 +10,7 @@ import pytest
 from pipeline.corpus.checking import check
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
+from pipeline.corpus.splits import SPLITS
 from pipeline.errors import UserError
 from pipeline.store.index import Index
 
@@ -24,6 +25,8 @@ def findings(tmp_path):
         found = check(contents, 2, lambda done, total: seen.append(done))
         assert [finding.level for finding in found] == sorted(finding.level for finding in found)
         assert seen == list(range(1, len(seen) + 1))
+        small = [f"the split {split!r} has {n} items" for split in SPLITS for n in range(1, 10)]
+        found = [f for f in found if not f.sentence.startswith(tuple(small))]  # as nearly all are, here
         return {level: [f.sentence for f in found if f.level == level] for level in ("error", "warning")}
 
     return find
