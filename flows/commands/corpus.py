@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from extractors.clouds import CloudEncoder
+from extractors.points import Points
 from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
 from flows.console import StageDisplay
-from pipeline.corpus.checking import Finding
+from flows.experiment import load
+from flows.graph import EXTRACTORS, build
+from pipeline.corpus.checking import Finding, Minimum
 from pipeline.corpus.checking import check as find
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
@@ -30,11 +34,16 @@ from pipeline.corpus.importers.tvr import TVR
 from pipeline.corpus.manifest import KINDS, SPLITS, Corpus, parse, protocol_path, write_manifest
 from pipeline.corpus.splits import USUAL, Shares, empty_splits
 from pipeline.errors import UserError, nearest
+from pipeline.features.imported import imported_stages
 from pipeline.run.execute import cores
+from pipeline.run.stage import Stage
+from pipeline.store.imports import has_imports
 from pipeline.store.index import Index
+from pipeline.store.store import Store
 
 TABLES = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
 OWN = ("folder", *TABLES)
+READING = {"columns", "colour_scale", "mesh_points", "seed"}  # settings of points with which a file is read
 T3DR_HIT = "t3dr-hit"  # the one public corpus that is not made of videos
 VIDEOS = {
     "msrvtt": MSRVTT,
@@ -210,9 +219,18 @@ def _printable(line: str) -> str:
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST")],
+    experiment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An experiment whose settings count: how its stage points reads clouds, and how many points its "
+            "stages need; else the defaults of all stages.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Open every file of a corpus; say what is missing, unreadable, doubled, or leaked between splits."""
+    """Open every file of a corpus; say what is missing, unreadable, too short, doubled, or leaked between splits."""
+    reading, minima = _settings(experiment)
     items, problems = parse(manifest)
     for problem in problems:
         out.print(f"error: {manifest}, {problem}", markup=False)
@@ -226,7 +244,7 @@ def check(
             if done == total or done % 500 == 0:
                 display.say(f"opened {done} of {total} files")
 
-        findings = [*find(contents, cores(), seen), *_altered(contents.corpus)]
+        findings = [*find(contents, cores(), seen, reading, minima), *_altered(contents.corpus)]
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -236,6 +254,25 @@ def check(
         out.print(f"{len(items)} items, {errors} errors, {len(findings) - errors} warnings")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(FAILED_ITEMS)
+
+
+def _settings(experiment: Path | None) -> tuple[dict[str, Any], list[Minimum]]:
+    """How the stage points reads a cloud, and the fewest points that stages need.
+
+    They are those of an experiment, or else the defaults of all encoders, of which a corpus may need none.
+    """
+    stages: Mapping[str, Stage[Any]] = {kind.name: kind(kind.settings()) for kind in EXTRACTORS}
+    if experiment:
+        loaded = load(experiment)
+        store = loaded.store_path
+        stages = build(loaded, imported_stages(Store(store).index) if has_imports(store) else {})
+    points = stages.get(Points.name)
+    reading = points.params.model_dump(include=READING) if points else {}
+    encoders = [
+        stage for stage in stages.values() if isinstance(stage, CloudEncoder) and stage.least_points > 1
+    ]
+    level = "error" if experiment else "warning"
+    return reading, [Minimum(stage.name, stage.least_points, level) for stage in encoders]
 
 
 def _altered(corpus: Corpus) -> list[Finding]:

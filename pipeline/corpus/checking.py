@@ -174,8 +174,8 @@ def _clouds(clouds: list[Opened], minima: Sequence[Minimum]) -> Iterator[Finding
 
 def _odd(told: Mapping[str, Any]) -> Iterator[str]:
     """What is odd about one point cloud, in words."""
-    if told["dropped"]:
-        yield f"{told['dropped']} of {told['points']} points are NaN or infinite and are left out"
+    if infinite := told["dropped"] - told["odd"]:
+        yield f"{infinite} of {told['points']} points are NaN or infinite and are left out"
     extent, farthest = told["extent"], told["farthest"]
     step = float(np.spacing(np.float32(farthest)))
     if extent == 0:
@@ -269,6 +269,6 @@ def _equal(contents: Contents) -> Iterator[Finding]:
             most = max(equal, key=lambda text: (equal[text], text))
             yield Finding(
                 "warning",
-                f"{count} of {total} captions of {split} stand at several items, {most[:80]!r} {equal[most]} times; such "
-                "a caption cannot tell its item from the others",
+                f"{count} of {total} captions of {split} stand at several items, {most[:80]!r} {equal[most]} times; "
+                "such a caption cannot tell its item from the others",
             )

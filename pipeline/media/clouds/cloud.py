@@ -25,14 +25,15 @@ class Refused(Exception):
 class Cloud:
     """Points in the order of their file: xyz (N, 3) in its units, rgb (N, 3) in its scale or None.
 
-    `points` counts what the file held, `dropped` those with a coordinate or colour that is no finite
-    float32; `said` is what else is worth knowing of the file, in words, and `doubts` what of it may be wrong.
+    `points` counts what the file held, `dropped` those that are left out: `odd` in lines that cannot be read
+    safely, the others because a coordinate or colour is no finite float32; `said` is what else is worth knowing of the file, in words, and `doubts` what of it may be wrong.
     """
 
     xyz: Doubles
     rgb: Doubles | None
     points: int
     dropped: int = 0
+    odd: int = 0
     said: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -111,10 +112,10 @@ def require_points(count: int, most: int) -> None:
         raise Refused("it holds no points")
 
 
-def finite(rows: Doubles, said: Sequence[str] = (), doubts: Sequence[str] = (), lost: int = 0) -> Cloud:
+def finite(rows: Doubles, said: Sequence[str] = (), doubts: Sequence[str] = (), odd: int = 0) -> Cloud:
     """The cloud of rows (N, 3 or 6) without those that are not finite in float32. Raises Refused if none is.
 
-    `lost` counts the points that were dropped before.
+    `odd` counts the points of lines that were left out before.
     """
     if len(rows) == 0:
         raise Refused("it holds no points")
@@ -122,8 +123,8 @@ def finite(rows: Doubles, said: Sequence[str] = (), doubts: Sequence[str] = (), 
     if len(kept) == 0:
         raise Refused(f"none of its {len(rows)} points is finite")
     rgb = kept[:, 3:] if kept.shape[1] > 3 else None
-    points = len(rows) + lost
-    return Cloud(kept[:, :3], rgb, points, points - len(kept), (*said, *doubts), tuple(doubts))
+    points = len(rows) + odd
+    return Cloud(kept[:, :3], rgb, points, points - len(kept), odd, (*said, *doubts), tuple(doubts))
 
 
 def of_table(table: NDArray[np.generic], columns: Columns | None, said: Sequence[str] = ()) -> Cloud:

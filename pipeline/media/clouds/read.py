@@ -106,7 +106,7 @@ def _bytes(path: Path) -> bytes:
 def serve_probe(request: dict[str, Any], send: Send) -> None:
     """Entry of a probing child process: `{"path"}` and settings of `read` to what a cloud holds, as plain numbers.
 
-    {"points", "dropped", "brightest": of its colours or None, "extent": of its longest side, "farthest":
+    {"points", "dropped", "odd", "brightest": of its colours or None, "extent": of its longest side, "farthest":
     from the origin along an axis, "doubts": what may be wrong with the file, in words}.
     """
     path, settings = Path(request["path"]), {key: value for key, value in request.items() if key != "path"}
@@ -114,6 +114,7 @@ def serve_probe(request: dict[str, Any], send: Send) -> None:
     found = {
         "points": cloud.points,
         "dropped": cloud.dropped,
+        "odd": cloud.odd,
         "brightest": None if cloud.rgb is None else float(cloud.rgb.max()),
         "extent": float(np.ptp(cloud.xyz, axis=0).max()),
         "farthest": float(np.abs(cloud.xyz).max()),

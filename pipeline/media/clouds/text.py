@@ -88,8 +88,8 @@ def _regular(body: bytes, columns: Columns | None, first: int) -> tuple[bytes, i
         return body, width, []
     if len(odd) > max(1, ODD_LINES * len(filled)):
         raise Refused(
-            f"line {first + int(odd[0])} has {counts[odd[0]]} columns, the file has {width}; {len(odd)} of {len(filled)} "
-            "lines have another number of columns"
+            f"line {first + int(odd[0])} has {counts[odd[0]]} columns, the file has {width}; {len(odd)} of "
+            f"{len(filled)} lines have another number of columns"
         )
     blanked, ends = bytearray(body), np.append(starts[1:] - 1, len(body))
     for line in odd:

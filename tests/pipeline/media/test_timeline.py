@@ -115,7 +115,10 @@ def test_the_first_error_of_ffmpeg_is_the_reason(clip_of, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n", "it is a Git LFS pointer and not"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n",
+            "it is a Git LFS pointer and not",
+        ),
         (b"\xef\xbb\xbf\n<!-- x --><!DOCTYPE HTML><html><body>Sign in</body></html>", "it is an HTML page"),
         (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "it is an error message in XML"),
         (b"/annex/objects/SHA256E-s5--12.mp4\n", "it is a git-annex pointer and not the file itself"),
