@@ -41,7 +41,8 @@ def test_a_public_corpus_is_imported_told_and_checked(charades, rendered, tmp_pa
           for split, n in (("train", 7), ("val", 2), ("test", 3))),
     ]  # fmt: skip
     checked = crossreel("corpus", "check", manifest)
-    assert checked.code == 0 and "12 items, 0 errors, 0 warnings" in checked.out
+    assert checked.code == 0 and "12 items, 0 errors, 3 warnings" in checked.out
+    assert checked.out.count("with fewer than 10, figures say little") == 3
     rows = manifest.read_text().splitlines()
     manifest.write_text("\n".join(rows[1:]))
     checked = crossreel("corpus", "check", manifest)
@@ -297,7 +298,15 @@ def test_a_folder_and_a_table_of_point_clouds_are_imported_and_checked(tmp_path,
         )
         assert ended.code == 0, ended.err
         assert {item.kind for item in Corpus.read(manifest).items} == {"pointcloud"}
-        assert "6 items, 0 errors, 0 warnings" in crossreel("corpus", "check", manifest).out
+        checked = crossreel("corpus", "check", manifest)
+        assert checked.code == 0 and "6 items, 0 errors" in checked.out
+        assert checked.out.count("2 points are too few for dgcnn, which needs 20") == 6
+        toml = tmp_path / f"{layout}.toml"
+        toml.write_text(f'corpus = "{layout}.jsonl"\nextract = ["dgcnn"]\n[extractors.dgcnn]\nk = 2\n')
+        assert "too few" not in crossreel("corpus", "check", manifest, "--experiment", toml).out
+        toml.write_text(toml.read_text().replace("k = 2", "k = 3"))
+        checked = crossreel("corpus", "check", manifest, "--experiment", toml)
+        assert checked.code == 3 and checked.out.count("error: room") == 6
 
 
 def test_t3dr_hit_is_imported_told_and_checked(tmp_path, crossreel):
