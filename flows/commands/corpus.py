@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from extractors.clouds import CloudEncoder
+from extractors.points import Points
 from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
 from flows.console import StageDisplay
-from pipeline.corpus.checking import Finding
+from flows.experiment import load
+from flows.graph import EXTRACTORS, build
+from pipeline.corpus.checking import Finding, Minimum
 from pipeline.corpus.checking import check as find
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
 from pipeline.corpus.importers.charades import CHARADES
 from pipeline.corpus.importers.didemo import DIDEMO
+from pipeline.corpus.importers.earlier import Earlier, require_unmoved
+from pipeline.corpus.importers.earlier import keep_splits as keep
 from pipeline.corpus.importers.folder import read_folder
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
@@ -26,12 +32,18 @@ from pipeline.corpus.importers.t3dr_hit import SUBSETS, read_t3dr_hit
 from pipeline.corpus.importers.table import Imported, read_csv, read_jsonl, read_parquet
 from pipeline.corpus.importers.tvr import TVR
 from pipeline.corpus.manifest import KINDS, SPLITS, Corpus, parse, protocol_path, write_manifest
+from pipeline.corpus.splits import USUAL, Shares, empty_splits
 from pipeline.errors import UserError, nearest
+from pipeline.features.imported import imported_stages
 from pipeline.run.execute import cores
+from pipeline.run.stage import Stage
+from pipeline.store.imports import has_imports
 from pipeline.store.index import Index
+from pipeline.store.store import Store
 
 TABLES = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
 OWN = ("folder", *TABLES)
+READING = {"columns", "colour_scale", "mesh_points", "seed"}  # settings of points with which a file is read
 T3DR_HIT = "t3dr-hit"  # the one public corpus that is not made of videos
 VIDEOS = {
     "msrvtt": MSRVTT,
@@ -43,7 +55,7 @@ VIDEOS = {
     "qvhighlights": QVHIGHLIGHTS,
 }
 PUBLIC = (*VIDEOS, T3DR_HIT)
-SHOWN = 20  # of what was left out, and of what is worth knowing
+SHOWN = 20  # of what was left out; a file beside the manifest lists all where there is more
 
 app = typer.Typer(help="Make a corpus manifest, and check one before hours are spent.", no_args_is_help=True)
 
@@ -88,12 +100,31 @@ def import_(
         str, typer.Option(help=f"Of a folder or table, what its media are: {' or '.join(KINDS)}.")
     ] = "",
     subset: Annotated[str, typer.Option(help=f"Of t3dr-hit: {' or '.join(SUBSETS)}.")] = "",
+    ratio: Annotated[
+        str,
+        typer.Option(
+            metavar="TRAIN:VAL:TEST",
+            help="Of a folder or table, how items without a split are dealt, each by a hash of its id; 70:15:15.",
+        ),
+    ] = "",
+    keep_splits: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="Leave the items of an earlier manifest in the splits that it has them in.",
+        ),
+    ] = None,
+    move_splits: Annotated[
+        bool,
+        typer.Option("--move-splits", help="Allow items of the manifest at --out to change their split."),
+    ] = False,
 ) -> None:
     """Write a manifest from media with captions beside them, a table of captions, or a public corpus.
 
-    Where the source names no splits, items are put into train, val and test by a digest of their id.
-    Of a public corpus the protocol is written beside the manifest, and figures quote it. What cannot be
-    used is left out and listed; the exit status is then 3.
+    Where the source names no splits, each item is put into train, val or test by a hash of its own id, so that
+    items which are added later move no other. A manifest that is there already is replaced only if no item
+    changes its split, or with --move-splits. Of a public corpus the protocol is written beside the manifest, and
+    figures quote it. What cannot be used is left out and listed; the exit status is then 3.
     """
     if layout not in (*OWN, *PUBLIC):
         raise UserError(f"unknown layout {layout!r}; {nearest(layout, (*OWN, *PUBLIC))}")
@@ -101,13 +132,18 @@ def import_(
         raise UserError(f"{source} does not exist")
     if media and no_media:
         raise UserError("--media and --no-media exclude each other")
+    shares = Shares.parse(ratio) if ratio else USUAL
     if layout in OWN:
         given = {"--media": media, "--no-media": no_media, "--protocol": protocol, "--captions": captions,
                  "--val": val, "--split": split, "--subset": subset}  # fmt: skip
         _refuse(layout, given, f"public corpora ({', '.join(PUBLIC)})")
-        found = _own(layout, source, target.parent, kind or KINDS[0])
+        found = _own(layout, source, target.parent, kind or KINDS[0], shares)
     else:
-        _refuse(layout, {"--kind": kind}, f"the user's own media ({', '.join(OWN)})")
+        _refuse(
+            layout,
+            {"--kind": kind, "--ratio": ratio, "--keep-splits": keep_splits},
+            f"the user's own media ({', '.join(OWN)})",
+        )
         choice = Choice(protocol, captions, val, tuple(split) or SPLITS, media, no_media)
         if layout == T3DR_HIT:
             given = {"--protocol": protocol, "--captions": captions}
@@ -118,19 +154,24 @@ def import_(
             found = read_published(VIDEOS[layout], source, target.parent, choice)
     if not found.items:
         raise UserError(f"{source} gives no items; {found.left_out[0] if found.left_out else 'it is empty'}")
+    if keep_splits:
+        found = keep(found, Earlier.read(keep_splits), target.parent)
+    found.notes[:0] = empty_splits(found.dealt, found.splits, shares)
+    if not move_splits and (earlier := Earlier.at(target)):
+        require_unmoved(found.items, earlier, target.parent)
     write_manifest(target, found.items, found.protocol)
     _tell(Corpus.read(target), found)
     if found.left_out:
         raise typer.Exit(FAILED_ITEMS)
 
 
-def _own(layout: str, source: Path, relative_to: Path, kind: str) -> Imported:
+def _own(layout: str, source: Path, relative_to: Path, kind: str, shares: Shares) -> Imported:
     """The items of the user's own folder or table, of one kind. Raises UserError."""
     if kind not in KINDS:
         raise UserError(f"unknown --kind {kind!r}; {nearest(kind, KINDS)}")
     if layout == "folder":
-        return read_folder(source, relative_to, kind)
-    found = TABLES[layout](source, relative_to)
+        return read_folder(source, relative_to, kind, shares)
+    found = TABLES[layout](source, relative_to, shares)
     return replace(found, items=[replace(item, kind=kind) for item in found.items])
 
 
@@ -153,20 +194,43 @@ def _tell(corpus: Corpus, found: Imported) -> None:
                 f"{split}: {told['queries']} queries, gallery {told['gallery']}, digest {told['digest']}",
                 markup=False,
             )
-    for word, lines in (("note", found.notes), ("left out", found.left_out)):
-        for line in lines[:SHOWN]:
-            printable = line.encode(errors="backslashreplace").decode()  # a name may be half a character
-            out.print(f"{word}: {printable}", markup=False)
-        if len(lines) > SHOWN:
-            out.print(f"... and {len(lines) - SHOWN} more: {word}")
+    for line in found.notes[:SHOWN]:
+        _print_line("note", line)
+    if len(found.notes) > SHOWN:
+        out.print(f"... and {len(found.notes) - SHOWN} more: note")
+    for line in found.left_out[:SHOWN]:
+        _print_line("left out", line)
+    every = corpus.path.with_name(f"{corpus.path.stem}.left-out.txt")
+    every.unlink(missing_ok=True)
+    if len(found.left_out) > SHOWN:
+        every.write_text("\n".join(map(_printable, found.left_out)) + "\n", encoding="utf-8")
+        out.print(f"... and {len(found.left_out) - SHOWN} more: left out; {every} lists all", markup=False)
+
+
+def _print_line(word: str, line: str) -> None:
+    out.print(f"{word}: {_printable(line)}", markup=False)
+
+
+def _printable(line: str) -> str:
+    """A line that can be encoded: a name may hold half a character."""
+    return line.encode(errors="backslashreplace").decode()
 
 
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST")],
+    experiment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An experiment whose settings count: how its stage points reads clouds, and how many points its "
+            "stages need; else the defaults of all stages.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Open every file of a corpus; say what is missing, unreadable, doubled, or leaked between splits."""
+    """Open every file of a corpus; say what is missing, unreadable, too short, doubled, or leaked between splits."""
+    reading, minima = _settings(experiment)
     items, problems = parse(manifest)
     for problem in problems:
         out.print(f"error: {manifest}, {problem}", markup=False)
@@ -180,7 +244,7 @@ def check(
             if done == total or done % 500 == 0:
                 display.say(f"opened {done} of {total} files")
 
-        findings = [*find(contents, cores(), seen), *_altered(contents.corpus)]
+        findings = [*find(contents, cores(), seen, reading, minima), *_altered(contents.corpus)]
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
@@ -190,6 +254,25 @@ def check(
         out.print(f"{len(items)} items, {errors} errors, {len(findings) - errors} warnings")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(FAILED_ITEMS)
+
+
+def _settings(experiment: Path | None) -> tuple[dict[str, Any], list[Minimum]]:
+    """How the stage points reads a cloud, and the fewest points that stages need.
+
+    They are those of an experiment, or else the defaults of all encoders, of which a corpus may need none.
+    """
+    stages: Mapping[str, Stage[Any]] = {kind.name: kind(kind.settings()) for kind in EXTRACTORS}
+    if experiment:
+        loaded = load(experiment)
+        store = loaded.store_path
+        stages = build(loaded, imported_stages(Store(store).index) if has_imports(store) else {})
+    points = stages.get(Points.name)
+    reading = points.params.model_dump(include=READING) if points else {}
+    encoders = [
+        stage for stage in stages.values() if isinstance(stage, CloudEncoder) and stage.least_points > 1
+    ]
+    level = "error" if experiment else "warning"
+    return reading, [Minimum(stage.name, stage.least_points, level) for stage in encoders]
 
 
 def _altered(corpus: Corpus) -> list[Finding]:

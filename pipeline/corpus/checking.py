@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,18 @@ import numpy as np
 
 from pipeline.child import Child, ChildDied, ChildError
 from pipeline.corpus.contents import Contents
-from pipeline.corpus.manifest import SPLITS, Item
+from pipeline.corpus.manifest import Item
+from pipeline.corpus.splits import SPLITS, nearest_split
 from pipeline.errors import ItemError
 
-PROBE_SECONDS = 60.0
+NO_SETTINGS: Mapping[str, Any] = {}
+PROBE_SECONDS = 60.0  # without a sign of life
 PROBE_BYTES = 4 << 30
 PROBES = {"video": "pipeline.media.video:serve_probe", "pointcloud": "pipeline.media.clouds.read:serve_probe"}
+FEWEST_ITEMS = 10  # of a split; with fewer, one item is more than ten points of R@1
+EQUAL_SHARE = 0.05  # of a split's captions that stand at other items too, word for word
+ROUNDED_SECONDS = 0.5  # by which a moment may end late; annotations are also rounded up to whole seconds
+NAMED = 3  # examples in a sentence
 FEWEST_STEPS = 1000  # of float32, that a cloud should measure at least: with fewer its points fall together
 
 
@@ -39,17 +46,35 @@ class Opened:
     told: Mapping[str, Any]
 
 
-def check(contents: Contents, workers: int, seen: Callable[[int, int], None]) -> list[Finding]:
-    """Everything found, errors first."""
+@dataclass(frozen=True)
+class Minimum:
+    """The fewest points of a cloud that a stage can use; `level` is that of the finding about a smaller one."""
+
+    stage: str
+    points: int
+    level: str = "warning"
+
+
+def check(
+    contents: Contents, workers: int, seen: Callable[[int, int], None],
+    reading: Mapping[str, Any] = NO_SETTINGS, minima: Sequence[Minimum] = (),
+) -> list[Finding]:  # fmt: skip
+    """Everything found, errors first.
+
+    `reading` are the settings with which the stage `points` reads clouds (columns, colour_scale ...), `minima`
+    the fewest points that the stages need.
+    """
     findings = [Finding("error", f"{item}: {reason}") for item, reason in contents.unreadable.items()]
-    opened, unusable = _probed(contents, workers, seen)
-    findings += [*unusable, *_clouds([one for one in opened if one.item.kind == "pointcloud"])]
-    findings += [*_doubled(contents), *_leaked(contents), *_splits(contents)]
+    opened, unusable = _probed(contents, workers, seen, reading)
+    clouds = [one for one in opened if one.item.kind == "pointcloud"]
+    findings += [*unusable, *_lengths(opened), *_moments(opened), *_clouds(clouds, minima)]
+    findings += [*_doubled(contents), *_shared(contents), *_leaked(contents), *_equal(contents)]
+    findings += [*_splits(contents), *_own_splits(contents)]
     return sorted(findings, key=lambda finding: finding.level)
 
 
 def _probed(
-    contents: Contents, workers: int, seen: Callable[[int, int], None]
+    contents: Contents, workers: int, seen: Callable[[int, int], None], reading: Mapping[str, Any]
 ) -> tuple[list[Opened], list[Finding]]:
     """Open each file (of a video decode the first frame) in processes that can be killed."""
     media = [
@@ -67,7 +92,7 @@ def _probed(
         child = idle.get()
         told: dict[str, Any] = {}
         try:
-            for header, _ in child.call({"path": str(path)}, PROBE_SECONDS):
+            for header, _ in child.call({"path": str(path), **reading}, PROBE_SECONDS):
                 told |= header
         except ItemError as error:
             return Finding("error", f"{item.id}: {error.reason}")
@@ -93,9 +118,41 @@ def _probed(
     return opened, findings
 
 
-def _clouds(clouds: list[Opened]) -> Iterator[Finding]:
-    """What may mislead in point clouds that can be read: points left out, colours, scale."""
+def _lengths(opened: list[Opened]) -> Iterator[Finding]:
+    """Videos that announce another length than they have."""
+    for one in opened:
+        if trouble := one.told.get("trouble"):
+            yield Finding("error", f"{one.item.id}: {trouble}")
+
+
+def _moments(opened: list[Opened]) -> Iterator[Finding]:
+    """Moments that end after their video does."""
+    for one in opened:
+        seconds = one.told.get("picture_seconds")
+        if not seconds or one.told.get("trouble"):
+            continue
+        latest = max(math.ceil(seconds), seconds + ROUNDED_SECONDS)
+        times = [(max(c.start or 0.0, c.end or 0.0), c.id) for c in one.item.captions]
+        late = sorted((time, name) for time, name in times if time > latest)
+        if late:
+            time, name = late[-1]
+            yield Finding(
+                "warning",
+                f"{one.item.id}: {len(late)} of {len(times)} captions end after its {seconds:.1f} s, "
+                f"{name} at {time:.1f} s for instance",
+            )
+
+
+def _clouds(clouds: list[Opened], minima: Sequence[Minimum]) -> Iterator[Finding]:
+    """What may mislead in point clouds that can be read: points left out, too few, colours, scale."""
     for cloud in clouds:
+        for words in cloud.told["doubts"]:
+            yield Finding("warning", f"{cloud.item.id}: {words}")
+        points = cloud.told["points"] - cloud.told["dropped"]
+        for minimum in minima:
+            if points < minimum.points:
+                words = f"{points} points are too few for {minimum.stage}, which needs {minimum.points}"
+                yield Finding(minimum.level, f"{cloud.item.id}: {words}")
         for words in _odd(cloud.told):
             yield Finding("warning", f"{cloud.item.id}: {words}")
     bare = [cloud.item.id for cloud in clouds if cloud.told["brightest"] is None]
@@ -117,8 +174,8 @@ def _clouds(clouds: list[Opened]) -> Iterator[Finding]:
 
 def _odd(told: Mapping[str, Any]) -> Iterator[str]:
     """What is odd about one point cloud, in words."""
-    if told["dropped"]:
-        yield f"{told['dropped']} of {told['points']} points are NaN or infinite and are left out"
+    if infinite := told["dropped"] - told["odd"]:
+        yield f"{infinite} of {told['points']} points are NaN or infinite and are left out"
     extent, farthest = told["extent"], told["farthest"]
     step = float(np.spacing(np.float32(farthest)))
     if extent == 0:
@@ -159,8 +216,59 @@ def _leaked(contents: Contents) -> Iterator[Finding]:
 
 
 def _splits(contents: Contents) -> Iterator[Finding]:
+    """Usual splits that are not there, have no captions, or are so small that their figures say little."""
     for split in SPLITS:
-        if split not in contents.corpus.splits:
+        items = len(contents.corpus.gallery(split))
+        if not items:
             yield Finding("warning", f"there is no split {split!r}")
         elif next(contents.corpus.captions(split), None) is None:
             yield Finding("error", f"the split {split!r} has no captions")
+        elif items < FEWEST_ITEMS:
+            yield Finding(
+                "warning",
+                f"the split {split!r} has {items} items; with fewer than {FEWEST_ITEMS}, figures say little",
+            )
+
+
+def _own_splits(contents: Contents) -> Iterator[Finding]:
+    """Splits with names of the user's own, which may be mistyped: no method trains or is chosen on them."""
+    for split in contents.corpus.splits:
+        if split not in SPLITS:
+            count = len(contents.corpus.gallery(split))
+            words = (
+                f"{count} items are in the split {split!r}, which is used only where evaluate.split names it"
+            )
+            yield Finding("warning", f"{words}; {nearest_split(split)}")
+
+
+def _shared(contents: Contents) -> Iterator[Finding]:
+    """Items whose captions belong partly to the training split and partly to another."""
+    for split in contents.corpus.splits:
+        both = [
+            item.id for item in contents.corpus.items
+            if split != "train" and {split, "train"} <= {c.split or item.split for c in item.captions} | {item.split}
+        ]  # fmt: skip
+        if both:
+            yield Finding(
+                "warning", f"{len(both)} items are in train and in {split}: {', '.join(both[:NAMED])}"
+            )
+
+
+def _equal(contents: Contents) -> Iterator[Finding]:
+    """Splits in which many captions stand at several items: none of them can find its own."""
+    for split in contents.corpus.splits:
+        items: dict[str, set[str]] = defaultdict(set)
+        texts: Counter[str] = Counter()
+        for item, caption in contents.corpus.captions(split):
+            text = " ".join(caption.text.casefold().split())
+            texts[text] += 1
+            items[text] |= {item.id, *caption.also}
+        equal = {text: times for text, times in texts.items() if len(items[text]) > 1 and times > 1}
+        count, total = sum(equal.values()), texts.total()
+        if count > EQUAL_SHARE * total:
+            most = max(equal, key=lambda text: (equal[text], text))
+            yield Finding(
+                "warning",
+                f"{count} of {total} captions of {split} stand at several items, {most[:80]!r} {equal[most]} times; "
+                "such a caption cannot tell its item from the others",
+            )

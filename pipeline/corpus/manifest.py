@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus.splits import SPLITS, split_named
 from pipeline.errors import UserError, nearest
+from pipeline.media.mistaken import mistaken_for
 from pipeline.memory import no_collection
 from pipeline.store.fingerprint import digest_of, digest_text
 
 KINDS = ("video", "pointcloud")
-SPLITS = ("train", "val", "test")
 ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
 LONGEST_SECONDS = 1e9  # 30 years; it is the infinite and the mistyped that are refused
 CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
 PLAIN = {"id", "text"}  # keys of a caption that says nothing more
+WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which UTF-16 begins
 NO_META: dict[str, Any] = {}  # of every item without any
 SUGGESTIONS = 20  # of the nearest id; each compares with all there are
 
@@ -236,24 +238,49 @@ def _as_json(item: Item) -> dict[str, Any]:
 def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file, no_collection():
-            return _parse(file)
+        try:
+            with path.open(encoding="utf-8-sig", newline="\n") as file, no_collection():
+                return _parse(file)
+        except (
+            UnicodeDecodeError
+        ):  # again, with what is no UTF-8 as surrogates, so that its lines can be named
+            if path.open("rb").read(2) in WIDE_MARKS:
+                raise
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+                return _parse(_utf8_or_wrong(file))
     except FileNotFoundError:
         raise UserError(f"no corpus manifest {path}; `crossreel corpus import` writes one") from None
-    except (IsADirectoryError, UnicodeDecodeError):
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not a corpus manifest in UTF-8 (JSON Lines, one item a line): it begins as UTF-16 does"
+        ) from None
+    except IsADirectoryError:
         raise UserError(f"{path} is not a corpus manifest (JSON Lines, one item a line)") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _parse(lines: Iterable[str]) -> tuple[list[Item], list[Problem]]:
+def _utf8_or_wrong(lines: Iterable[str]) -> Iterator[str | _Wrong]:
+    """The lines that are UTF-8; for another one, what is wrong with it."""
+    for line in lines:
+        try:
+            line.encode()
+            yield line
+        except UnicodeEncodeError as error:
+            piece = line[error.start : error.end].encode("utf-8", "surrogateescape")
+            yield _Wrong(f"not UTF-8 ({piece!r} at column {error.start + 1})")
+
+
+def _parse(lines: Iterable[str | _Wrong]) -> tuple[list[Item], list[Problem]]:
     items: list[Item] = []
     problems: list[Problem] = []
     numbers: list[int] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
+            if isinstance(line, _Wrong):
+                raise line
+            if not line.strip():
+                continue
             items.append(_item(line))
             numbers.append(number)
         except _Wrong as error:
@@ -322,6 +349,8 @@ def _item(line: str) -> Item:
     try:
         raw = json.loads(line)
     except json.JSONDecodeError as error:
+        if found := mistaken_for(line.encode(errors="replace")):
+            raise _Wrong(f"the file is {found}") from None
         raise _Wrong(f"not valid JSON ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
         raise _Wrong(f"not valid JSON ({error})") from None
@@ -331,8 +360,12 @@ def _item(line: str) -> Item:
         _require_text(raw)
     if not raw.keys() <= ITEM_KEYS:
         _require_known(raw, ITEM_KEYS, "an item")
+    if line.count(":") != _members(
+        raw
+    ):  # each member has a colon; there is another, in a text or of a lost member
+        _require_once(line)
     name = _text(raw, "id", "the item")
-    split = _text(raw, "split", f"item {name!r}")
+    split = _split(_text(raw, "split", f"item {name!r}"))
     kind = raw.get("kind", "video")
     if kind not in KINDS:
         raise _Wrong(f"item {name!r} is of kind {kind!r}; {nearest(str(kind), KINDS)}")
@@ -384,7 +417,36 @@ def _caption(entry: Any, index: int, item: str) -> Caption:
     if split is not None and (not isinstance(split, str) or not split):
         raise _Wrong(f"caption {name!r} has the split {split!r}, which is not a name")
     also = _also(entry["also"], name) if "also" in entry else ()
-    return Caption(name, text, start, end, split and sys.intern(split), str(entry.get("digest", "")), also)
+    return Caption(
+        name, text, start, end, split and sys.intern(_split(split)), str(entry.get("digest", "")), also
+    )
+
+
+def _split(name: str) -> str:
+    """The split that a name means ("validation" is val); a split of the user's own, such as "other", as it is."""
+    return name if name in SPLITS else split_named(name) or name
+
+
+def _members(value: Any) -> int:
+    """How many members the objects of a JSON value have, all in all."""
+    if isinstance(value, dict):
+        return len(value) + sum(_members(inside) for inside in value.values() if type(inside) in (dict, list))
+    if isinstance(value, list):
+        return sum(_members(inside) for inside in value)
+    return 0
+
+
+def _require_once(line: str) -> None:
+    """Raise _Wrong where a key stands twice in one object: the parser would take the last and lose the others."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+            raise _Wrong(f"the key {twice!r} stands twice in one object")
+        return out
+
+    json.loads(line, object_pairs_hook=once)
 
 
 def _also(raw: Any, caption: str) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 from pipeline.child import CRASHES, Send, die_with_parent, ending, is_stopped
 from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
+from pipeline.media.mistaken import HEAD_BYTES, mistaken_for
+from pipeline.media.timeline import announced, length_trouble, read_timeline
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 Times = NDArray[np.float64]  # (T,) presentation times in seconds
@@ -45,8 +47,6 @@ PLAYLISTS = {
     "a playlist (PLS)": (b"[playlist]",),
 }  # fmt: skip
 SNIFFED_BYTES = 64
-SHORT_OF_DURATION_SECONDS = 1.0
-SHORT_OF_DURATION_SHARE = 0.1
 SHORT_BYTES = 256 << 20  # of memory; compressing 4K video takes about as much
 
 
@@ -103,15 +103,16 @@ def probe(path: Path) -> Probe:
         with _open(path) as container:
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if not streams:
-                raise ItemError(str(path), "it has no video stream")
+                raise ItemError(str(path), _mistaken(path) or "it has no video stream")
             stream = streams[0]
             rate, context = stream.average_rate, stream.codec_context
             if context is None:
                 raise ItemError(str(path), "its video is in a format that no decoder here knows")
-            seconds = _announced_seconds(container, stream)
+            seconds = announced(container, stream).seconds
             return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
     except av.FFmpegError as error:
-        raise ItemError(str(path), _playlist(path) or f"not a readable video: {error.strerror}") from None
+        reason = _mistaken(path) or _playlist(path) or f"not a readable video: {error.strerror}"
+        raise ItemError(str(path), reason) from None
 
 
 def _open(path: Path) -> Any:
@@ -131,17 +132,20 @@ def _playlist(path: Path) -> str:
     return ""
 
 
-def _announced_seconds(container: Any, stream: Any) -> float | None:
-    """How long a video says it is. The container's figure counts last: its sound may be longer."""
-    if stream.duration is not None and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska
-    start = max(
-        0.0, (container.start_time or 0) / 1_000_000
-    )  # Matroska counts from 0, not from its first frame
-    if match:
-        return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) - start
-    return None if container.duration is None else container.duration / 1_000_000 - start
+def _mistaken(path: Path) -> str:
+    """The reason of a file that is something else than a video, such as an HTML page; "" if it may be one."""
+    with path.open("rb") as file:
+        found = mistaken_for(file.read(HEAD_BYTES))
+    return f"it is {found}" if found else ""
+
+
+def _length_trouble(path: Path, made: float, step: float) -> str:
+    """Why a video of `made` decoded seconds is damaged by the length that it announces; "" if it is healthy."""
+    with _open(path) as container:
+        stream = next(s for s in container.streams.video if not _is_cover(s))
+        return length_trouble(
+            announced(container, stream), made, functools.partial(read_timeline, container, stream), step
+        )
 
 
 def _is_cover(stream: Any) -> bool:
@@ -219,8 +223,7 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
     video announces (a truncated download); ItemKilled where ffmpeg was killed, stopped, or found no memory. The
     target is then not there. A video longer than the limit may take as long as it plays.
     """
-    announced = probe(source).seconds
-    limit = max(timeout_seconds, announced or 0.0)
+    limit = max(timeout_seconds, probe(source).seconds or 0.0)
     try:
         run = _finished(compress_command(source, target, how), limit, source)
         if run.returncode != 0 and is_full(run.stderr):
@@ -228,19 +231,13 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
         if killed := _killed(run.returncode, run.stderr):
             raise ItemKilled(str(source), f"ffmpeg {killed[0]}", crash=killed[1])
         if run.returncode != 0:
-            raise ItemError(str(source), f"ffmpeg could not read it: {_last_words(run.stderr)}")
+            raise ItemError(str(source), f"ffmpeg could not read it: {_first_error(run.stderr)}")
         times = frame_times(target)
         if len(times) == 0:
-            raise ItemError(str(source), f"it holds no frame that can be decoded: {_last_words(run.stderr)}")
+            raise ItemError(str(source), f"it holds no frame that can be decoded: {_first_error(run.stderr)}")
         made = float(times[-1]) + 1.0 / how.fps
-        missing = 0.0 if announced is None else announced - made
-        if announced is not None and missing > max(
-            SHORT_OF_DURATION_SECONDS + 1.0 / how.fps, SHORT_OF_DURATION_SHARE * announced
-        ):
-            raise ItemError(
-                str(source),
-                f"truncated or damaged: it announces {announced:.1f} s, {made:.1f} s can be decoded",
-            )
+        if trouble := _length_trouble(source, made, 1.0 / how.fps):
+            raise ItemError(str(source), trouble)
         return times
     except subprocess.TimeoutExpired:
         target.unlink(missing_ok=True)
@@ -289,7 +286,7 @@ def _killed(code: int, words: str) -> tuple[str, bool] | None:
     if signalled:
         return f"was killed: {ending(-signalled)}", signalled in CRASHES
     if code != 0 and is_starved(words):
-        return f"found no memory: {_last_words(words)}", not _memory_is_short()
+        return f"found no memory: {_first_error(words)}", not _memory_is_short()
     return None
 
 
@@ -301,10 +298,10 @@ def _memory_is_short() -> bool:
     return found is not None and int(found[1]) * 1024 < SHORT_BYTES
 
 
-def _last_words(text: str) -> str:
-    """The last line of an error output, without addresses and paths' noise."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return re.sub(r"\[\S+ @ 0x[0-9a-f]+\] ?", "", lines[-1])[:200] if lines else "no reason given"
+def _first_error(text: str) -> str:
+    """The first line of ffmpeg's errors, which is the cause of those below it, without its address."""
+    lines = [re.sub(r"\[[^\]]+ @ 0x[0-9a-f]+\] ?", "", line).strip() for line in text.splitlines()]
+    return next((line for line in lines if line), "no reason given")[:200]
 
 
 def frame_times(path: Path) -> Times:
@@ -384,9 +381,18 @@ def serve_decode(request: dict[str, Any], send: Send) -> None:
 
 
 def serve_probe(request: dict[str, Any], send: Send) -> None:
-    """Entry of a probing child process: `{"path"}` to what the container says, after decoding a frame."""
+    """Entry of a probing child process: `{"path"}` to what the container says, after decoding a frame.
+
+    With {"picture_seconds": the end of its last frame by its packets, "trouble": why its length is wrong, or ""}.
+    """
     path = Path(request["path"])
     found = probe(path)
     if next(_pyav(path, 1), None) is None:
         raise ItemError(str(path), "it holds no frame that can be decoded")
-    send(vars(found), {})
+    with _open(path) as container:
+        stream = next(s for s in container.streams.video if not _is_cover(s))
+        timeline = read_timeline(container, stream, lambda: send({}, {}))  # hours of video take a while
+        trouble = length_trouble(
+            announced(container, stream), timeline.picture, lambda: timeline, verb="are there"
+        )
+    send({**vars(found), "picture_seconds": timeline.picture, "trouble": trouble}, {})

@@ -5,19 +5,19 @@ A row that is wrong is left out and named by its file and line; a file that is w
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from reprlib import repr as shown  # never longer than a line
 from typing import Any
 
+from pipeline.corpus.importers.separated import Confused, read_sheet
+from pipeline.corpus.importers.texts import decode_text
 from pipeline.corpus.manifest import LONGEST_SECONDS
 from pipeline.errors import UserError
 
@@ -143,16 +143,30 @@ class Annotations:
         return out
 
     def table(self, path: Path, *columns: str) -> list[Row]:
-        """The rows of a CSV file with a header that has these columns; a row may lack a value (None)."""
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        """The rows of a CSV file with a header that has these columns; one that cannot be read is named."""
+
+        def known(names: Sequence[str]) -> int:
+            return len({*names} & {*columns})
+
+        def is_row(names: Sequence[str], cells: Sequence[str]) -> bool:
+            return len(cells) == len(names) > 1
+
         try:
-            rows = [(f"{path.name}, line {reader.line_num}", row) for row in reader]
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+            sheet = read_sheet(read_text(path), known, is_row)
+        except Confused as error:
+            raise UserError(f"{path}, {error}") from None
         for column in columns:
-            if column not in (reader.fieldnames or ()):
-                having = ", ".join(reader.fieldnames or ()) or "none"
-                raise UserError(f"{path} has no column {column!r}; its columns: {having}")
+            if sheet.columns.count(column) != 1:
+                having = ", ".join(sheet.columns) or "none"
+                words = "several columns" if column in sheet.columns else "no column"
+                raise UserError(f"{path} has {words} {column!r}; its columns: {having}")
+        rows: list[Row] = []
+        for number, cells in sheet.rows:
+            where = f"{path.name}, line {number}"
+            if isinstance(cells, str):
+                self.left_out.append(f"{where}: {cells}")
+            else:
+                rows.append((where, cells))
         return rows
 
     def json_lines(self, path: Path) -> Iterator[Row]:
@@ -209,11 +223,15 @@ def read_text(path: Path) -> str:
     """A text file, gzipped where its name says so; without a byte order mark, with plain line ends."""
     data = read_bytes(path)
     try:
-        out = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 ({data[error.start : error.end]!r})") from None
-    return out.replace("\r\n", "\n").replace("\r", "\n")
+        out = decode_text(data)
+        out.encode()
+    except UnicodeEncodeError as error:
+        line = out.count("\n", 0, error.start) + 1
+        wrong = out[error.start : error.end].encode("utf-8", "surrogateescape")
+        raise UserError(f"{path}, line {line}: not UTF-8 ({wrong!r})") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as text: {error}") from None
+    return out
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """A folder of media with captions beside them: `clip.mp4` with `clip.txt` (a caption a line) or `clip.json`.
 
-Point clouds may be .txt files themselves; which text is which is told by `media_files`.
+Point clouds may be .txt files themselves; which text is which is told by `media_files`. Every file that is
+neither media nor the captions of some is named or counted.
 """
 
 from __future__ import annotations
@@ -8,58 +9,54 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.importers.table import Imported, relative, with_splits
-from pipeline.corpus.manifest import LONGEST_SECONDS, SPLITS, Caption, Item
+from pipeline.corpus.importers.texts import decode_text, unreadable
+from pipeline.corpus.manifest import LONGEST_SECONDS, Caption, Item
+from pipeline.corpus.splits import SPLITS, USUAL, Shares, split_named
 from pipeline.errors import UserError
 from pipeline.media.clouds.read import SUFFIXES as CLOUD_SUFFIXES
 
-VIDEO_SUFFIXES = {
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".mts",
-    ".wmv",
-    ".flv",
-    ".ogv",
-    ".3gp",
-}
-
-
-SUFFIXES: dict[str, frozenset[str]] = {"video": frozenset(VIDEO_SUFFIXES), "pointcloud": CLOUD_SUFFIXES}
+CONTAINERS = """
+    mp4 m4v mp4v mpg4 mov qt 3gp 3g2 3gpp 3gp2 f4v ismv mj2 mjp2 mkv mk3d webm avi divx xvid
+    mpg mpeg mpe m1v m2v mpv mp2v m2p ps vob evo vro mod tod ts mts m2ts m2t tp trp
+    wmv asf wm wtv dvr-ms flv swf ogv ogm ogg ogx rm rmvb mxf gxf lxf dv dif nut nsv amv mtv
+    gif apng y4m ivf obu fli flc roq smk bik
+    h261 h263 h264 264 avc h265 265 hevc mjpg mjpeg vc1 cavs drc
+"""  # what ffmpeg reads frames from: containers, moving pictures, and streams without a container
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS.split())
+CAPTION_SUFFIXES = (".txt", ".json")
+SUFFIXES: dict[str, frozenset[str]] = {"video": VIDEO_SUFFIXES, "pointcloud": CLOUD_SUFFIXES}
 WORDS = {"video": "video", "pointcloud": "point cloud"}
 SPOKEN = ".captions.txt"  # ends the name of a text that is never a point cloud
 PARTS = "Annotations"
 SHARED = "captions.json"  # captions of many clouds, in the folder that is imported
+NAMED = 3  # examples in a note
 
 Said = list[tuple[str, float | None, float | None]]
 
 
-def read_folder(folder: Path, relative_to: Path, kind: str = "video") -> Imported:
+def read_folder(folder: Path, relative_to: Path, kind: str = "video", shares: Shares = USUAL) -> Imported:
     """The videos, or point clouds, in and below a folder; a first folder called train, val or test is the split.
 
-    A cloud's captions stand in `name.captions.txt`, `name.json`, `name.txt` where the cloud itself is no
-    .txt, or by its name or path without suffix in `captions.json` of the folder. One whose captions are an
-    empty list is an item of the gallery alone.
+    So is one that is called validation, dev, testing and the like. Other items are dealt by the hash of their
+    path without suffix. A cloud's captions stand in `name.captions.txt`, `name.json`, `name.txt` where the
+    cloud itself is no .txt, or by its name or path without suffix in `captions.json` of the folder. One whose
+    captions are an empty list is an item of the gallery alone.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     shared = _shared(folder / SHARED) if kind == "pointcloud" else {}
-    items, left_out = [], []
-    for media in media_files(folder, kind):
-        inside = media.relative_to(folder)
+    items, left_out = list[Item](), list[str]()
+    media = list(media_files(folder, kind))
+    for path in media:
+        inside = path.relative_to(folder)
         name = inside.with_suffix("").as_posix()
         try:
-            texts = _captions(media) if kind == "video" else _of_cloud(media, name, shared)
+            texts = _captions(path) if kind == "video" else _of_cloud(path, name, shared)
             str(inside).encode()
         except UnicodeEncodeError:
             left_out.append(f"{os.fsencode(inside)!r}: its name is not UTF-8")
@@ -68,17 +65,91 @@ def read_folder(folder: Path, relative_to: Path, kind: str = "video") -> Importe
             left_out.append(f"{inside}: {error}")
             continue
         if texts is None or (kind == "video" and not texts):
-            left_out.append(f"{inside}: no captions beside it ({_beside(media, kind)})")
+            left_out.append(f"{inside}: no captions beside it ({_beside(path, kind)})")
             continue
         captions = tuple(
             Caption(f"{name}#{n}", text, start, end) for n, (text, start, end) in enumerate(texts)
         )
-        split = inside.parts[0] if inside.parts[0] in SPLITS else ""
-        items.append(Item(name, split, captions, relative(media, relative_to), kind))
+        split = split_named(inside.parts[0]) if len(inside.parts) > 1 else None
+        items.append(Item(name, split or "", captions, relative(path, relative_to), kind))
+    others = _Others(folder, kind, media)
+    left_out += others.with_captions
     if not any(item.captions for item in items):
         reason = f"; {left_out[0]}" if left_out else ""
         raise UserError(f"{folder} holds no {WORDS[kind]} with captions{reason}")
-    return Imported(with_splits(_distinct(items)), left_out)
+    bare = [item.id for item in items if not item.split]
+    notes = list(others.notes())
+    if bare and len(bare) < len(items):
+        notes.insert(
+            0,
+            f"{len(bare)} items are in no folder {', '.join(SPLITS)} and are dealt by a hash of their ids: "
+            f"{_examples(bare)}",
+        )
+    return Imported(_distinct(with_splits(items, shares)), left_out, notes, dealt=len(bare))
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+
+
+class _Others:
+    """The files of a folder that are neither media of the kind nor captions of some.
+
+    Those with captions of their own may be media that were missed: each is named in `with_captions`. The others
+    are counted by suffix.
+    """
+
+    def __init__(self, folder: Path, kind: str, media: Collection[Path]) -> None:
+        taken, stems = set(media), {path.with_suffix("") for path in media}
+        files = dict.fromkeys(
+            Path(parent) / name for parent, _, names in os.walk(folder) for name in sorted(names)
+        )
+        captioned = {_caption_stem(path) for path in files if path not in taken and _is_captions(path)}
+        missed = {
+            path.with_suffix("") for path in files if path not in taken and not _is_captions(path)
+        } & captioned
+        self.with_captions: list[str] = []
+        self._orphans, self._rest = list[str](), dict[str, list[str]]()
+        for path in sorted(files):
+            inside = _printable(path.relative_to(folder))
+            if path in taken or inside == SHARED:
+                continue
+            if _is_captions(path):
+                unread = kind == "video" and path.suffix == ".txt" and path.with_suffix(".json") in files
+                if unread or _caption_stem(path) not in stems | missed:
+                    self._orphans.append(inside)
+            elif path.with_suffix("") in captioned - stems:
+                self.with_captions.append(
+                    f"{inside}: {path.suffix or 'a name without suffix'} is no {WORDS[kind]}'s suffix, though captions "
+                    "are beside it"
+                )
+            else:
+                self._rest.setdefault(path.suffix.lower() or "no suffix", []).append(inside)
+
+    def notes(self) -> Iterator[str]:
+        """What was passed over, in words."""
+        if self._orphans:
+            yield f"{len(self._orphans)} texts are not read as captions: {_examples(self._orphans)}"
+        for suffix, names in sorted(self._rest.items()):
+            yield f"not imported: {len(names)} files of {suffix}: {_examples(names)}"
+
+
+def _is_captions(path: Path) -> bool:
+    return path.suffix.lower() in CAPTION_SUFFIXES
+
+
+def _caption_stem(path: Path) -> Path:
+    """The path of the media, without suffix, whose captions a text would be."""
+    spoken = path.name.lower().endswith(SPOKEN)
+    return (
+        path.with_name(path.name[: -len(SPOKEN)])
+        if spoken and path.name[: -len(SPOKEN)]
+        else path.with_suffix("")
+    )
+
+
+def _printable(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def media_files(folder: Path, kind: str = "video") -> Iterator[Path]:
@@ -134,7 +205,7 @@ def _shared(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        raw = json.loads(_decoded(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if isinstance(raw, dict) and isinstance(raw.get("result"), dict):
@@ -146,7 +217,7 @@ def _shared(path: Path) -> Mapping[str, Any]:
 
 def _described(path: Path) -> Said:
     """The captions of a .json file. Raises ValueError."""
-    raw = json.loads(path.read_text(encoding="utf-8-sig"))
+    raw = json.loads(_decoded(path))
     entries = raw.get("captions", []) if isinstance(raw, dict) else raw
     return [_entry(entry) for entry in _listed(entries, path.name)]
 
@@ -158,9 +229,20 @@ def _listed(entries: Any, where: str) -> list[Any]:
 
 
 def _lines(path: Path) -> Said:
-    """The lines of a text that are not blank, each a caption. Raises ValueError for what is not UTF-8."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [(line.strip(), None, None) for line in lines if line.strip()]
+    """The lines of a text that are not blank, each a caption. Raises ValueError for what is no text."""
+    return [(line.strip(), None, None) for line in _decoded(path).split("\n") if line.strip()]
+
+
+def _decoded(path: Path) -> str:
+    """The text of a file of captions. Raises ValueError that names the file."""
+    try:
+        text = decode_text(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if bad := unreadable(line):
+            raise ValueError(f"{path.name}, line {number}: {bad}")
+    return text
 
 
 def _entry(entry: Any) -> tuple[str, float | None, float | None]:
@@ -174,6 +256,10 @@ def _entry(entry: Any) -> tuple[str, float | None, float | None]:
             raise ValueError(
                 f"the caption {text!r} has the time {seconds!r}, which is not a number of seconds"
             )
+    if start is not None and end is not None and end < start:
+        raise ValueError(f"the caption {text!r} ends at {end} s, before its start at {start} s")
+    if bad := unreadable(text):
+        raise ValueError(f"a caption cannot be used: {bad}")
     return text.strip(), start, end
 
 

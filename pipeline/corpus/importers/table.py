@@ -1,17 +1,25 @@
-"""A CSV, JSON Lines or Parquet table of captions, one a row with the media file it describes, as a manifest."""
+"""A CSV, JSON Lines or Parquet table of captions, one a row with the media file it describes, as a manifest.
+
+Each row is read right, or left out and named by its line; a table whose rows cannot be told apart is refused.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from reprlib import repr as shown  # never longer than a line
 from typing import Any
 
+from pipeline.corpus.importers.separated import Confused, read_sheet
+from pipeline.corpus.importers.texts import read_text_file, unreadable
 from pipeline.corpus.manifest import LONGEST_SECONDS, SPLITS, Caption, Item, Protocol
+from pipeline.corpus.splits import USUAL, Shares, dealt, nearest_split, split_named
 from pipeline.errors import UserError
 from pipeline.store.fingerprint import digest_text
 
@@ -24,59 +32,114 @@ COLUMNS = {  # what a column may be called; the first that is there counts
     "start": ("start", "start_seconds"),
     "end": ("end", "end_seconds"),
 }
-CAPTION_KEYS = {"id": "caption_id", "text": "caption", "start": "start", "end": "end"}  # to columns
+KNOWN = {name: key for key, names in COLUMNS.items() for name in names}
+LIST = "captions"  # of JSON Lines and Parquet: several captions in one row
+ENTRY_KEYS = {  # of a caption that is an object, to columns
+    "id": "caption_id", "text": "caption", "start": "start", "end": "end", "split": "split",
+}  # fmt: skip
+HOME = ("train", "test", "val")  # the split of a file that has captions of several: the first of these
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+DECIMAL_COMMA = re.compile(r"\d+,\d+", re.ASCII)
+COMMA_TABLES = {";", "\t"}  # separators of the tables whose times may have decimal commas
+NAMED = 3  # examples in a note
+
 Cells = dict[str, Any]
-Row = tuple[str, Cells]  # with where it stands, for instance "line 2"
-Read = Callable[[Cells, str], str]
-SHARES = (0.7, 0.15, 0.15)  # of train, val and test where the table has no splits
+Found = Mapping[str, tuple[str, ...]]  # meaning -> the columns of that meaning, the preferred one first
+Row = tuple[int, Cells | str]
+"""The number of a row and its cells by column, in small letters; or why it cannot be used."""
 
 
 @dataclass
 class Imported:
     """What became of a source: the items, and each line or file that was left out, with its reason.
 
-    `notes` tell what is worth knowing and cost nothing; `protocol` is that of a public corpus.
+    `notes` tell what is worth knowing and cost nothing; `protocol` is that of a public corpus; `dealt` counts
+    the items to which the source gives no split.
     """
 
     items: list[Item]
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     protocol: Protocol | None = None
+    dealt: int = 0
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that have an item or a caption."""
+        lent = {caption.split for item in self.items for caption in item.captions if caption.split}
+        return lent | {item.split for item in self.items}
 
 
-def read_csv(path: Path, relative_to: Path) -> Imported:
-    """The items of a CSV or TSV file with a header. Media are found beside it; paths become relative."""
+class Wrong(Exception):
+    """A row cannot be used, in one sentence."""
+
+
+def read_csv(path: Path, relative_to: Path, shares: Shares = USUAL) -> Imported:
+    """The items of a table with a header, separated by commas, tabs, semicolons or bars.
+
+    Media are found beside it; paths become relative to `relative_to`. Raises UserError where rows cannot be
+    told apart.
+    """
+
+    def known(columns: Sequence[str]) -> int:
+        return len({KNOWN[name.strip().lower()] for name in columns if name.strip().lower() in KNOWN})
+
+    def is_row(columns: Sequence[str], cells: Sequence[str]) -> bool:
+        names = [name.strip().lower() for name in columns]
+        column = next((name for name in COLUMNS["media"] if name in names), None)
+        place = names.index(column) if column else len(cells)
+        return len(cells) > 1 and place < len(cells) and _looks_like_media(path.parent, cells[place])
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            sample = file.read(4096)
-            file.seek(0)
-            separator = "\t" if sample.count("\t") > sample.count(",") else ","
-            reader = csv.DictReader(file, delimiter=separator)
-            rows: list[Row] = [(f"line {reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {error}") from None
-    return _items(path, rows, relative_to)
+        sheet = read_sheet(read_text_file(path, "CSV"), known, is_row)
+    except Confused as error:
+        raise UserError(f"{path}, {error}") from None
+    twice = [name for name, times in Counter(c.lower() for c in sheet.columns if c).items() if times > 1]
+    for name in twice:
+        if name in KNOWN:
+            raise UserError(f"{path} has several columns {name!r}; leave one of them")
+    rows: list[Row] = [
+        (number, cells if isinstance(cells, str) else {name.lower(): cell for name, cell in cells.items()})
+        for number, cells in sheet.rows
+    ]
+    table = Table(path, "CSV", "line", sheet.columns, relative_to, sheet.separator in COMMA_TABLES)
+    return table.read(rows, shares)
 
 
-def read_jsonl(path: Path, relative_to: Path) -> Imported:
+def _looks_like_media(folder: Path, name: str) -> bool:
+    """Whether a cell may name a media file: one that is there, or has a suffix as such files have."""
+    return os.path.isfile(folder / name) or bool(re.fullmatch(r"\.[a-zA-Z]\w{1,4}", Path(name).suffix))
+
+
+def read_jsonl(path: Path, relative_to: Path, shares: Shares = USUAL) -> Imported:
     """The items of a JSON Lines file, one caption (or one list of `captions`) a line."""
-    rows: list[tuple[str, Any]] = []
+    rows: list[tuple[int, Any]] = []
+    for number, line in enumerate(read_text_file(path, "JSON Lines").split("\n"), start=1):
+        if line.strip():
+            rows.append((number, unreadable(line) or _parsed(line)))
+    return _listed(Table(path, "JSON Lines", "line", (), relative_to), rows, shares)
+
+
+def _parsed(line: str) -> Any:
+    """What a line of JSON holds; a text that says why it cannot be used where it is no object."""
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return out
+
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        rows.append((f"line {number}", row))
-    return _listed(path, rows, relative_to)
+        row = json.loads(line, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return "not a JSON object"
+    if twice:
+        return f"the key {twice[0]!r} stands twice"
+    return row if isinstance(row, dict) else "not a JSON object"
 
 
-def read_parquet(path: Path, relative_to: Path) -> Imported:
+def read_parquet(path: Path, relative_to: Path, shares: Shares = USUAL) -> Imported:
     """The items of a Parquet file, one caption (or one list of `captions`) a row; needs pyarrow.
 
     Only the columns that mean something are read, so that media embedded in others cost nothing.
@@ -88,111 +151,328 @@ def read_parquet(path: Path, relative_to: Path) -> Imported:
         raise UserError(
             "Parquet is read by pyarrow, which is not installed: pip install 'crossreel[parquet]'"
         ) from None
-    known = {name for names in COLUMNS.values() for name in names} | {"captions"}
     try:
         with parquet.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name.strip().lower() in known]
-            cells = file.read(columns=columns).to_pylist()
+            names = [name for name in file.schema_arrow.names if name.strip().lower() in {*KNOWN, LIST}]
+            doubled = [name for name, n in Counter(name.strip().lower() for name in names).items() if n > 1]
+            if doubled:
+                raise UserError(f"{path} has several columns {doubled[0]!r}; leave one of them")
+            cells = file.read(columns=names).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from None
-    return _listed(path, [(f"row {number}", row) for number, row in enumerate(cells, start=1)], relative_to)
+    return _listed(Table(path, "Parquet", "row", names, relative_to), list(enumerate(cells, start=1)), shares)
 
 
-def _listed(path: Path, rows: Iterable[tuple[str, Any]], relative_to: Path) -> Imported:
-    """The items of rows that hold one caption each, or a list of `captions`."""
+def _listed(table: Table, rows: Iterable[tuple[int, Any]], shares: Shares) -> Imported:
+    """The items of rows that hold one caption each, or a list of `captions`; a text is why a row is none."""
     single: list[Row] = []
-    left_out = []
-    for place, row in rows:
-        if not isinstance(row, dict):
-            left_out.append(f"{place}: not a JSON object")
+    ignored: set[str] = set()
+    columns: dict[str, None] = dict.fromkeys(name.strip().lower() for name in table.columns)
+    for number, row in rows:
+        if isinstance(row, str):
+            single.append((number, row))
             continue
-        texts = row.pop("captions", None)
-        several = isinstance(texts, list)
-        single += [(place, _with_caption(row, text)) for text in texts] if several else [(place, row)]
-    out = _items(path, single, relative_to)
-    return Imported(out.items, left_out + out.left_out)
+        cells = {str(key).strip().lower(): value for key, value in row.items()}
+        doubled = len(cells) < len(row)
+        columns |= dict.fromkeys(cells)
+        texts = cells.pop(LIST, None)
+        ignored |= _ignored(cells, texts)
+        if doubled:
+            single.append((number, "two of its keys differ in nothing but case"))
+        elif texts is None:
+            single.append((number, cells))
+        elif not isinstance(texts, list):
+            single.append((number, f"its captions are {shown(texts)}, not a list"))
+        elif not texts:
+            single.append((number, cells | {"caption": NO_CAPTION}))
+        else:
+            entries = [_with_caption(cells, text) for text in texts]
+            columns |= dict.fromkeys(name for entry in entries for name in entry)
+            single += [(number, entry) for entry in entries]
+    if LIST in columns:
+        columns["caption"] = None
+    if ignored:
+        table.notes.append(
+            f"a table gives no {', '.join(sorted(ignored))}: these keys of a manifest are not read"
+        )
+    table.columns = [name for name in columns if name != LIST]
+    return table.read(single, shares)
+
+
+def _ignored(row: Cells, captions: Any) -> set[str]:
+    """The keys of a manifest's line that say something which a table cannot."""
+    entries = [entry for entry in captions if isinstance(entry, dict)] if isinstance(captions, list) else []
+    found = {"also"} if any(entry.get("also") for entry in entries) else set()
+    return found | ({"meta"} if row.get("meta") else set())
+
+
+class _NoCaption:
+    """Stands for the caption of a row that says it has none: its item is in the gallery alone."""
+
+
+NO_CAPTION = _NoCaption()
 
 
 def _with_caption(row: Cells, caption: Any) -> Cells:
-    """A row with one of its captions: a text, or an object with text, id, start and end as in a manifest."""
+    """A row with one of its captions: a text, or an object with text, id, start, end and split as in a manifest."""
     if not isinstance(caption, dict):
         return {**row, "caption": caption}
-    return row | {column: caption[key] for key, column in CAPTION_KEYS.items() if key in caption}
+    said = {column: caption[key] for key, column in ENTRY_KEYS.items() if caption.get(key) is not None}
+    return {**row, "caption": None} | said
 
 
-def _items(path: Path, rows: list[Row], relative_to: Path) -> Imported:
-    if not rows:
-        raise UserError(f"{path} has no rows")
-    read = _columns(path, {name for _, row in rows for name in row})
-    groups: dict[str, list[Row]] = {}
-    left_out = []
-    for place, row in rows:
-        media, text = read(row, "media"), read(row, "text")
-        if not media or not text:
-            left_out.append(f"{place}: no {'media' if not media else 'caption'}")
-        elif not (path.parent / media).is_file():
-            left_out.append(f"{place}: {media} is not there")
-        else:
-            groups.setdefault(os.path.normpath(media), []).append((place, row))
-    names = _names({media: read(group[0][1], "id") for media, group in groups.items()})
-    items = [
-        Item(
-            names[media],
-            read(group[0][1], "split"),
-            tuple(
-                _caption(path, number, place, row, names[media], read)
-                for number, (place, row) in enumerate(group)
-            ),
-            relative(path.parent / media, relative_to),
-        )
-        for media, group in groups.items()
-    ]
-    return Imported(with_splits(items), left_out)
+@dataclass(frozen=True)
+class _Said:
+    """One usable row: where it stands, and what it says of its media file."""
+
+    number: int
+    id: str
+    split: str
+    text: str | None  # None: the item has no caption
+    caption_id: str
+    start: float | None
+    end: float | None
 
 
-def _columns(path: Path, header: set[Any]) -> Read:
-    """Reads a row by what a column means; "" where the table has none, or nothing in it."""
-    names = {str(name).strip().lower(): name for name in header if name is not None}
-    found = {
-        key: names[name] for key, wanted in COLUMNS.items() for name in reversed(wanted) if name in names
-    }
-    for key, what in (("media", "media files"), ("text", "captions")):
-        if key not in found:
-            raise UserError(f"{path} has no column for {what}; it may be called {', '.join(COLUMNS[key])}")
+@dataclass
+class Table:
+    """A table of captions: which columns mean what, and what is said of its rows.
 
-    def read(row: Cells, key: str) -> str:
-        value = row.get(found[key]) if key in found else None
-        nothing = value is None or value != value  # pandas writes NaN for nothing
-        return "" if nothing else str(value).strip()
+    `kind` is the format's name; `row_word` is "line" or "row"; `comma` says that times may have decimal commas.
+    """
 
-    return read
+    path: Path
+    kind: str
+    row_word: str
+    columns: Sequence[str]
+    relative_to: Path
+    comma: bool = False
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _seen: dict[tuple[Any, ...], tuple[str, int]] = field(default_factory=dict)  # captions with their splits
+    _caption_ids: dict[str, int] = field(default_factory=dict)  # with the row on which each stands
 
+    def read(self, rows: Sequence[Row], shares: Shares) -> Imported:
+        """The items of the rows. Raises UserError for a table that is none, and for unknown splits."""
+        if not rows:
+            raise UserError(f"{self.path} has no rows")
+        found = self._found_columns()
+        groups: dict[str, list[_Said]] = {}
+        unknown: list[tuple[int, str]] = []
+        for number, cells in rows:
+            try:
+                media, said = self._row(number, cells, found, unknown)
+                if media:
+                    self._require_new(media, said)
+                    groups.setdefault(media, []).append(said)
+            except Wrong as error:
+                self.left_out.append(f"{self.row_word} {number}: {error}")
+        if unknown:
+            raise UserError(self._unknown_splits(unknown))
+        if not groups:
+            raise UserError(
+                f"{self.path} cannot be read as {self.kind}: none of its {len(rows)} {self.row_word}s can be used; "
+                f"{self.left_out[0]}"
+            )
+        items, names = self._items(groups)
+        out = with_splits(items, shares, names)
+        bare = [item.id for item in items if not item.split]
+        if bare and "split" in found:
+            self.notes.append(
+                f"{len(bare)} items have no split in the table and are dealt by a hash of their ids: {_examples(bare)}"
+            )
+        return Imported(out, self.left_out, self.notes, dealt=len(bare))
 
-def _caption(path: Path, number: int, place: str, row: Cells, item: str, read: Read) -> Caption:
-    start, end = (_seconds(read(row, key), path, place) for key in ("start", "end"))
-    return Caption(read(row, "caption_id") or f"{item}#{number}", read(row, "text"), start, end)
+    def _found_columns(self) -> Found:
+        """The columns that each meaning is read from. Raises UserError where there are no media or no captions."""
+        having = {str(name).strip().lower() for name in self.columns if name}
+        found: dict[str, tuple[str, ...]] = {}
+        for key, names in COLUMNS.items():
+            fitting = tuple(name for name in names if name in having)
+            if not fitting:
+                continue
+            found[key] = fitting
+            if len(fitting) > 1 and key in WORDS:
+                others = ", ".join(map(repr, fitting[1:]))
+                self.notes.append(f"{WORDS[key]} are read from the column {fitting[0]!r}, not from {others}")
+        for key in ("media", "text"):
+            if key not in found:
+                listed = ", ".join(str(name) for name in self.columns if name) or "none"
+                raise UserError(
+                    f"{self.path} has no column for {WORDS[key]}; it may be called {', '.join(COLUMNS[key])}; "
+                    f"its columns: {listed[:200]}"
+                )
+        return found
 
+    def _row(
+        self, number: int, cells: Cells | str, found: Found, unknown: list[tuple[int, str]]
+    ) -> tuple[str, _Said]:
+        """The media file of a row, normalised, and what the row says of it; "" with an unknown split.
 
-def _seconds(value: str, path: Path, place: str) -> float | None:
-    if not value:
+        Raises Wrong.
+        """
+        if isinstance(cells, str):
+            raise Wrong(cells)
+        bare = isinstance(_cell(cells, found, "text"), _NoCaption)
+        media, text = _text(cells, found, "media"), "" if bare else _text(cells, found, "text")
+        if not media or not (text or bare):
+            raise Wrong(f"no {'media' if not media else 'caption'}")
+        place = self._place(media)
+        if place is None:
+            raise Wrong(f"{media} is not there")
+        start, end = (self._seconds(_cell(cells, found, key)) for key in ("start", "end"))
+        if start is not None and end is not None and end < start:
+            raise Wrong(f"the caption ends at {end} s, before its start at {start} s")
+        split = _text(cells, found, "split")
+        known = split_named(split) if split else ""
+        said = _Said(
+            number, _name(cells, found, "id"), known or "", None if bare else text,
+            _name(cells, found, "caption_id"), start, end,
+        )  # fmt: skip
+        if known is None:
+            unknown.append((number, split))
+            return "", said
+        return place, said
+
+    def _place(self, media: str) -> str | None:
+        """A media path, normalised, as it is found; also one written with backslashes. None if it is not there."""
+        for name in (media, media.replace("\\", "/")):
+            if os.path.isfile(self.path.parent / name):
+                return os.path.normpath(name)
         return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= LONGEST_SECONDS:
-        raise UserError(f"{path}, {place}: {value!r} is not a number of seconds")
-    return seconds
+
+    def _seconds(self, value: Any) -> float | None:
+        """A time in seconds; None for nothing. Raises Wrong."""
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            return None
+        text = str(value).strip()
+        if self.comma and DECIMAL_COMMA.fullmatch(text):
+            text = text.replace(",", ".")
+        number = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        if number and NUMBER.fullmatch(text) and 0 <= float(text) <= LONGEST_SECONDS:
+            return float(text)
+        raise Wrong(f"{shown(text)} is not a number of seconds")
+
+    def _require_new(self, media: str, said: _Said) -> None:
+        """Raise Wrong for a caption id that another row has, and for a caption that stands in another split."""
+        if said.text is not None and said.split:
+            key = (media, said.text, said.start, said.end)
+            split, number = self._seen.setdefault(key, (said.split, said.number))
+            if split != said.split:
+                raise Wrong(
+                    f"the same caption of the same file stands on {self.row_word} {number} in the split {split!r}, "
+                    f"here in {said.split!r}"
+                )
+        if said.caption_id in self._caption_ids:
+            number = self._caption_ids[said.caption_id]
+            raise Wrong(f"the caption id {said.caption_id!r} stands already on {self.row_word} {number}")
+        if said.caption_id:
+            self._caption_ids[said.caption_id] = said.number
+
+    def _unknown_splits(self, unknown: Sequence[tuple[int, str]]) -> str:
+        """A sentence about the splits that mean nothing."""
+        (number, split), others = unknown[0], len(unknown) - 1
+        more = f" ({others} more {self.row_word}s have unknown splits)" if others else ""
+        return f"{self.path}, {self.row_word} {number}: unknown split {split!r}; {nearest_split(split)}{more}"
+
+    def _items(self, groups: Mapping[str, Sequence[_Said]]) -> tuple[list[Item], dict[str, str]]:
+        """One item a media file, "" for a split that is not given, and by id the name that decides its split."""
+        wished = {media: next((said.id for said in group if said.id), "") for media, group in groups.items()}
+        names = _names(wished)
+        self._note_ids(groups, wished)
+        items, several = [], []
+        for media, group in groups.items():
+            splits = {said.split for said in group if said.split}
+            home = next((split for split in HOME if split in splits), "")
+            if len(splits) > 1:
+                several.append(f"{media} ({', '.join(s for s in SPLITS if s in splits)})")
+            items.append(Item(
+                names[media], home, tuple(_captions(names[media], home, group, self._caption_ids)),
+                relative(self.path.parent / media, self.relative_to),
+            ))  # fmt: skip
+        if several:
+            self.notes.append(
+                f"{len(several)} files have captions of several splits, each caption stays in its own: "
+                f"{_examples(several)}"
+            )
+        return items, {names[media]: wished[media] or Path(media).stem for media in groups}
+
+    def _note_ids(self, groups: Mapping[str, Sequence[_Said]], wished: Mapping[str, str]) -> None:
+        """Note ids that name a file twice, or two files."""
+        ids = {
+            media: list(dict.fromkeys(said.id for said in group if said.id))
+            for media, group in groups.items()
+        }
+        several = [f"{media} ({', '.join(found[:NAMED])})" for media, found in ids.items() if len(found) > 1]
+        if several:
+            self.notes.append(
+                f"{len(several)} files have rows with different ids, the first id is the item's: {_examples(several)}"
+            )
+        shared = [name for name, times in Counter(filter(None, wished.values())).items() if times > 1]
+        if shared:
+            self.notes.append(
+                f"{len(shared)} ids are given to several files, each with a digest of its path: {_examples(shared)}"
+            )
+
+
+WORDS = {"media": "media files", "text": "captions", "split": "splits"}
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
+
+
+def _cell(cells: Cells, found: Found, key: str) -> Any:
+    """What a row has in the first column of a meaning that it has; None without one."""
+    return next((cells[name] for name in found.get(key, ()) if name in cells), None)
+
+
+def _text(cells: Cells, found: Found, key: str) -> str:
+    """The text of a cell, stripped; "" where there is none. Raises Wrong for what is no text."""
+    value = _cell(cells, found, key)
+    if value is None or value != value:  # pandas writes NaN for nothing
+        return ""
+    if not isinstance(value, str):
+        raise Wrong(f"its {found[key][0]} is {shown(value)}, not a text")
+    bad = unreadable(value)
+    if bad:
+        raise Wrong(bad)
+    return value.strip()
+
+
+def _name(cells: Cells, found: Found, key: str) -> str:
+    """The id of a cell, which may be a number; "" where there is none. Raises Wrong."""
+    value = _cell(cells, found, key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        return str(value)
+    return _text(cells, found, key)
+
+
+def _captions(item: str, home: str, group: Sequence[_Said], taken: Collection[str]) -> Iterator[Caption]:
+    """The captions of an item; one without an id of its own is called by its number, or a later one if taken."""
+    later = count(len(group))
+    for number, said in enumerate(group):
+        if said.text is None:
+            continue
+        own = said.caption_id or f"{item}#{number}"
+        while not said.caption_id and own in taken:
+            own = f"{item}#{next(later)}"
+        other = said.split if said.split not in ("", home) else None
+        yield Caption(own, said.text, said.start, said.end, other)
 
 
 def _names(given: Mapping[str, str]) -> dict[str, str]:
     """Media -> item id: the one given, else the file's stem; where two coincide, with a digest of the path."""
     names = {media: name or Path(media).stem for media, name in given.items()}
-    count = Counter(names.values())
-    return {
-        media: name if count[name] == 1 else f"{name}-{digest_text(media)[:6]}"
-        for media, name in names.items()
-    }
+    times = Counter(names.values())
+    for digits in (6, 32):  # of 10,000 files of one stem, three are expected to share 6 digits
+        out = {
+            media: name if times[name] == 1 else f"{name}-{digest_text(media)[:digits]}"
+            for media, name in names.items()
+        }
+        if len(set(out.values())) == len(out):
+            break
+    return out
 
 
 def relative(media: Path, folder: Path) -> str:
@@ -200,13 +480,12 @@ def relative(media: Path, folder: Path) -> str:
     return os.path.relpath(media.absolute(), folder.absolute())
 
 
-def with_splits(items: Iterable[Item]) -> list[Item]:
-    """Items with a split each: their own, or train, val and test by a digest of the id, none left empty."""
-    items = list(items)
-    bare = sorted((item for item in items if not item.split), key=lambda item: digest_text(item.id))
-    held = max(1, round(len(bare) * SHARES[1])) if len(bare) > 2 else 0
-    given: dict[str, str] = {}
-    for number, item in enumerate(bare):
-        place = 1 if number < held else 2 if number < 2 * held else 0
-        given[item.id] = SPLITS[place]
-    return [Item(i.id, i.split or given[i.id], i.captions, i.media, i.kind, i.meta, i.digest) for i in items]
+def with_splits(
+    items: Iterable[Item], shares: Shares = USUAL, names: Mapping[str, str] | None = None
+) -> list[Item]:
+    """Items with a split each: their own, or one dealt by the hash of their id.
+
+    `names` has, by id, another name that is dealt instead: the one an item would keep without its neighbours.
+    """
+    others = names or {}
+    return [replace(i, split=i.split or dealt(others.get(i.id, i.id), shares)) for i in items]

@@ -70,6 +70,9 @@ def _array(data: bytes) -> NDArray[Any]:
             raise Refused("it holds Python objects, which are never unpickled")
         if kind.itemsize * math.prod(shape) > len(data) - file.tell():
             raise Refused(f"it announces an array of shape {shape}, which is more than it holds: truncated")
+        rest = data[file.tell() + kind.itemsize * math.prod(shape) :]
+        if len(rest) >= kind.itemsize and rest.strip(b"\0"):
+            raise Refused(f"it announces an array of shape {shape}, and holds {len(rest)} bytes more")
         return np.load(io.BytesIO(data), allow_pickle=False)
     except UNREADABLE as error:
         words = str(error).splitlines() or [type(error).__name__]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,17 @@ class Refused(Exception):
 class Cloud:
     """Points in the order of their file: xyz (N, 3) in its units, rgb (N, 3) in its scale or None.
 
-    `points` counts what the file held, `dropped` those with a coordinate or colour that is no finite
-    float32; `said` is what else is worth knowing of the file, in words.
+    `points` counts what the file held, `dropped` those that are left out: `odd` in lines that cannot be read
+    safely, the others because a coordinate or colour is no finite float32; `said` is what else is worth knowing of the file, in words, and `doubts` what of it may be wrong.
     """
 
     xyz: Doubles
     rgb: Doubles | None
     points: int
     dropped: int = 0
+    odd: int = 0
     said: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def rows(self) -> Doubles:
@@ -110,15 +112,19 @@ def require_points(count: int, most: int) -> None:
         raise Refused("it holds no points")
 
 
-def finite(rows: Doubles, said: Sequence[str] = ()) -> Cloud:
-    """The cloud of rows (N, 3 or 6) without those that are not finite in float32. Raises Refused if none is."""
+def finite(rows: Doubles, said: Sequence[str] = (), doubts: Sequence[str] = (), odd: int = 0) -> Cloud:
+    """The cloud of rows (N, 3 or 6) without those that are not finite in float32. Raises Refused if none is.
+
+    `odd` counts the points of lines that were left out before.
+    """
     if len(rows) == 0:
         raise Refused("it holds no points")
     kept = rows[(np.abs(rows) <= SINGLE).all(axis=1)]
     if len(kept) == 0:
         raise Refused(f"none of its {len(rows)} points is finite")
     rgb = kept[:, 3:] if kept.shape[1] > 3 else None
-    return Cloud(kept[:, :3], rgb, len(rows), len(rows) - len(kept), tuple(said))
+    points = len(rows) + odd
+    return Cloud(kept[:, :3], rgb, points, points - len(kept), odd, (*said, *doubts), tuple(doubts))
 
 
 def of_table(table: NDArray[np.generic], columns: Columns | None, said: Sequence[str] = ()) -> Cloud:
@@ -132,4 +138,4 @@ def of_table(table: NDArray[np.generic], columns: Columns | None, said: Sequence
 def unit_colours(cloud: Cloud) -> Cloud:
     """The same cloud with its colours divided by 255."""
     rgb = None if cloud.rgb is None else cloud.rgb / 255.0
-    return Cloud(cloud.xyz, rgb, cloud.points, cloud.dropped, cloud.said)
+    return replace(cloud, rgb=rgb)

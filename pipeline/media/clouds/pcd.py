@@ -17,7 +17,7 @@ from pipeline.media.clouds.cloud import (
     require_points,
 )
 from pipeline.media.clouds.ply import COORDINATES, named_colours
-from pipeline.media.clouds.text import numbers, separated
+from pipeline.media.clouds.text import numbers, require_width, separated, widths
 
 LONGEST_HEADER = 1 << 16  # bytes
 PACKED = ("rgb", "rgba")  # one number, whose bytes are 0, r, g, b
@@ -96,7 +96,12 @@ def _ascii(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDArray[
     first = dict(zip(header.kinds, np.cumsum([0, *header.counts]).tolist(), strict=False))
     positions = Columns(tuple(first[name] for name in names))
     before = data.count(b"\n", 0, header.start) + 1
-    rows = numbers(separated(data[header.start :]), positions, before, header.points)
+    body = separated(data[header.start :])
+    found = int((widths(body)[0] > 0).sum())
+    if found > header.points:
+        raise Refused(f"it announces {header.points} points and has {found}: its header is wrong")
+    require_width(body, sum(header.counts), before, header.points)
+    rows = numbers(body, positions, before, header.points)
     require_points(header.points, len(rows))
     return [_typed(column, header.kinds[name]) for name, column in zip(names, rows.T, strict=True)]
 
@@ -112,7 +117,10 @@ def _typed(column: Doubles, kind: str) -> NDArray[np.generic]:
 
 def _binary(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDArray[np.generic]]:
     row = header.row
-    require_points(header.points, (len(data) - header.start) // row.itemsize)
+    room = (len(data) - header.start) // row.itemsize
+    require_points(header.points, room)
+    if room > header.points and data[header.start + header.points * row.itemsize :].strip(b"\0\r\n "):
+        raise Refused(f"it announces {header.points} points and has room for {room}: its header is wrong")
     rows = np.frombuffer(data, row, header.points, header.start)
     return [rows[name][:, 0] for name in names]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.media.clouds.cloud import Cloud, Columns, Doubles, Refused, finite, require_points
-from pipeline.media.clouds.text import numbers, separated
+from pipeline.media.clouds.text import numbers, require_width, separated, widths
 
 LONGEST_HEADER = 1 << 16  # bytes
 NUMBERS = {
@@ -88,6 +88,26 @@ def _require_room(header: Header, size: int) -> None:
             raise Refused(f"it announces {element.count} x {element.name}: truncated or damaged")
 
 
+def require_no_more(data: bytes, header: Header) -> None:
+    """Raise Refused where a file holds more rows than its header announces: the others would be lost."""
+    announced = sum(element.count for element in header.elements)
+    points = next((element.count for element in header.elements if element.name == "vertex"), 0)
+    body = data[header.start :]
+    if header.order == "":
+        counts, _ = widths(separated(body if b"\n" in body else body.replace(b"\r", b"\n")))
+        found = int((counts > 0).sum())
+        if found > announced:
+            more = f", and {announced - points} other rows" if announced > points else ""
+            raise Refused(f"it announces {points} points{more}, and has {found} rows: its header is wrong")
+    elif not any(kind is None for element in header.elements for kind in element.properties.values()):
+        size = sum(element.count * element.smallest for element in header.elements)
+        row = max((element.smallest for element in header.elements), default=1)
+        if len(body) - size >= max(1, row) and body[size:].strip(b"\0\r\n "):
+            raise Refused(
+                f"it announces {points} points, {size} bytes, and has {len(body)} bytes: its header is wrong"
+            )
+
+
 def read_ply(data: bytes, header: Header, coloured: bool | None) -> Cloud:
     """The vertices as a cloud. Raises Refused; also where colours are wanted and there are none."""
     place = next((n for n, element in enumerate(header.elements) if element.name == "vertex"), None)
@@ -118,6 +138,9 @@ def _ascii(
     skipped = sum(element.count for element in before)
     body = body.split(b"\n", skipped)[-1]
     positions = Columns(tuple(list(vertex.properties).index(name) for name in names))
+    if None not in vertex.properties.values():
+        first = data.count(b"\n", 0, header.start) + skipped + 1
+        require_width(body, len(vertex.properties), first, vertex.count)
     rows = numbers(body, positions, data.count(b"\n", 0, header.start) + skipped + 1, vertex.count)
     require_points(vertex.count, len(rows))
     return rows

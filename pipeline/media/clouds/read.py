@@ -26,8 +26,9 @@ from pipeline.media.clouds.cloud import (
 )
 from pipeline.media.clouds.meshes import read_mesh
 from pipeline.media.clouds.pcd import read_pcd
-from pipeline.media.clouds.ply import read_header, read_ply
+from pipeline.media.clouds.ply import read_header, read_ply, require_no_more
 from pipeline.media.clouds.text import read_text
+from pipeline.media.mistaken import HEAD_BYTES, mistaken_for
 
 Scale = Literal["as-in-file", "unit"]
 TABLES: dict[str, Callable[[bytes, Columns | None], Cloud]] = {
@@ -52,7 +53,7 @@ def read(
     try:
         cloud = _read(path.suffix.lower(), _bytes(path), parse_columns(columns), mesh_points, seed)
     except Refused as error:
-        raise ItemError(str(path), str(error)) from None
+        raise ItemError(str(path), _mistaken(path) or str(error)) from None
     return unit_colours(cloud) if colour_scale == "unit" else cloud
 
 
@@ -62,13 +63,25 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
         return TABLES[suffix](data, columns)
     if suffix == ".pcd":
         return read_pcd(data, coloured)
-    if suffix == ".ply" and not (header := read_header(data)).faces:
-        return read_ply(data, header, coloured)
+    if suffix == ".ply":
+        header = read_header(data)
+        require_no_more(data, header)
+        if not header.faces:
+            return read_ply(data, header, coloured)
     if suffix == ".ply" or suffix in MESHES:
         return read_mesh(data, suffix, mesh_points, seed, coloured)
     raise Refused(
         f"{suffix or 'a file without suffix'} is no kind of point cloud; possible: {', '.join(sorted(SUFFIXES))}"
     )
+
+
+def _mistaken(path: Path) -> str:
+    """The reason of a file that is something else than a cloud, such as an HTML page; "" if it may be one."""
+    if path.suffix.lower() == ".npz" or not path.is_file():  # a ZIP archive that is damaged is no other thing
+        return ""
+    with path.open("rb") as file:
+        found = mistaken_for(file.read(HEAD_BYTES))
+    return f"it is {found}" if found else ""
 
 
 def _bytes(path: Path) -> bytes:
@@ -91,17 +104,20 @@ def _bytes(path: Path) -> bytes:
 
 
 def serve_probe(request: dict[str, Any], send: Send) -> None:
-    """Entry of a probing child process: `{"path"}` to what a cloud holds, as plain numbers.
+    """Entry of a probing child process: `{"path"}` and settings of `read` to what a cloud holds, as plain numbers.
 
-    {"points", "dropped", "brightest": of its colours or None, "extent": of its longest side, "farthest":
-    from the origin along an axis}.
+    {"points", "dropped", "odd", "brightest": of its colours or None, "extent": of its longest side, "farthest":
+    from the origin along an axis, "doubts": what may be wrong with the file, in words}.
     """
-    cloud = read(Path(request["path"]))
+    path, settings = Path(request["path"]), {key: value for key, value in request.items() if key != "path"}
+    cloud = read(path, **settings)
     found = {
         "points": cloud.points,
         "dropped": cloud.dropped,
+        "odd": cloud.odd,
         "brightest": None if cloud.rgb is None else float(cloud.rgb.max()),
         "extent": float(np.ptp(cloud.xyz, axis=0).max()),
         "farthest": float(np.abs(cloud.xyz).max()),
+        "doubts": list(cloud.doubts),
     }
     send(found, {})

@@ -6,12 +6,17 @@ import io
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.media.clouds.cloud import Cloud, Columns, Doubles, Refused, automatic, finite, require_columns
 
 HEADER_LINES = 32  # at most, before the first line of numbers
 PARTS = b"+-.#/\n"  # with digits and letters, what is not a separator
 SEPARATED = bytes(n if n in PARTS or (chr(n).isalnum() and n < 128) else 32 for n in range(256))
+ODD_LINES = 0.01  # of a file's lines, at most, are left out because they have more columns than it
+# One comma between digits and none beside them: "0,458"; in "1,2,3" and "0.5,1.5" commas stand between numbers.
+DECIMAL_COMMA = re.compile(rb"(?<![\d.,])\d+,\d+(?=[\s;|eE]|,\s|\Z)")
+SPACED = re.compile(rb"\d(?:[;|]|,?[ \t])[ \t]*[-+]?\d")  # two numbers with more between them than a comma
 COMMENT = re.compile(rb"(#|//)[^\n]*")
 
 
@@ -19,20 +24,28 @@ def read_text(data: bytes, columns: Columns | None) -> Cloud:
     """The cloud of a text; leading lines that are no numbers, and a count of points, are skipped and told.
 
     Columns stand between spaces, tabs, commas, or any other byte that no number has: in S3DIS,
-    Area_5/hallway_6/Annotations/ceiling_1.txt has one such byte between two numbers. Raises Refused.
+    Area_5/hallway_6/Annotations/ceiling_1.txt has one such byte between two numbers. A line with another number of
+    columns than the file, as one with such a byte inside a number (Area_3/hallway_2), is left out and
+    named; where more than one in a hundred are so, the file is refused. Raises Refused.
     """
     if b"\0" in data:
         raise Refused("it holds null bytes, so it is no text of numbers (UTF-16, or a binary file?)")
+    _require_decimal_points(data)
     data, said = _without_comments(data)
     start, announced = _header(data, said)
-    body = data[start:]
-    columns = columns or automatic(len(_first_line(body)))
-    rows = numbers(body, columns, data.count(b"\n", 0, start) + 1)
-    if announced is not None and announced > len(rows):
-        raise Refused(f"it announces {announced} points and has {len(rows)}: truncated")
-    if announced is not None and announced < len(rows):
-        said.append(f"it announces {announced} points and has {len(rows)}")
-    return finite(rows, said)
+    first = data.count(b"\n", 0, start) + 1
+    body, width, odd = _regular(data[start:], columns, first)
+    columns = columns or automatic(width)
+    rows = numbers(body, columns, first)
+    doubts = [
+        f"line {number} has {found} columns, the file has {width}; it is left out" for number, found in odd
+    ]
+    points = len(rows) + len(odd)
+    if announced is not None and announced > points:
+        raise Refused(f"it announces {announced} points and has {points}: truncated")
+    if announced is not None and announced < points:
+        doubts.append(f"it announces {announced} points and has {points}")
+    return finite(rows, said, doubts, len(odd))
 
 
 def count_columns(data: bytes) -> int:
@@ -42,6 +55,68 @@ def count_columns(data: bytes) -> int:
         return len(_first_line(data[_header(data, said)[0] :]))
     except Refused:
         return 0
+
+
+def widths(body: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many columns each line of numbers between spaces has, 0 for a blank line, and where each line begins."""
+    signs = np.frombuffer(body, np.uint8)
+    inside = (signs != ord(" ")) & (signs != ord("\n"))
+    begins = inside.copy()
+    begins[1:] &= ~inside[:-1]
+    starts = np.concatenate([[0], np.flatnonzero(signs == ord("\n")) + 1])
+    starts = starts[starts < len(body)]
+    if len(starts) == 0:
+        return starts, starts
+    return np.add.reduceat(begins, starts, dtype=np.int64), starts
+
+
+def _regular(body: bytes, columns: Columns | None, first: int) -> tuple[bytes, int, list[tuple[int, int]]]:
+    """The body with a few odd lines blanked, the file's number of columns, and each odd line with its own.
+
+    A line is odd that has another number of columns than most. One that is too narrow to be read is left
+    for `numbers` to name. Raises Refused where many lines are odd.
+    """
+    counts, starts = widths(body)
+    filled = counts[counts > 0]
+    if len(filled) == 0 or (filled == filled[0]).all():
+        return body, int(filled[0]) if len(filled) else 0, []
+    usual = np.bincount(filled)
+    width = int(filled[0]) if usual[filled[0]] == usual.max() else int(usual.argmax())
+    least = max((columns or automatic(width)).positions) + 1
+    odd = np.flatnonzero((counts != width) & (counts >= least))
+    if len(odd) == 0:
+        return body, width, []
+    if len(odd) > max(1, ODD_LINES * len(filled)):
+        raise Refused(
+            f"line {first + int(odd[0])} has {counts[odd[0]]} columns, the file has {width}; {len(odd)} of "
+            f"{len(filled)} lines have another number of columns"
+        )
+    blanked, ends = bytearray(body), np.append(starts[1:] - 1, len(body))
+    for line in odd:
+        blanked[starts[line] : ends[line]] = b" " * int(ends[line] - starts[line])
+    return bytes(blanked), width, [(first + int(line), int(counts[line])) for line in odd]
+
+
+def require_width(body: bytes, width: int, first: int, rows: int) -> None:
+    """Raise Refused where one of the first `rows` lines that are not blank has more columns than the header names."""
+    counts, _ = widths(body)
+    filled = np.flatnonzero(counts)[:rows]
+    wide = filled[counts[filled] > width]
+    if len(wide):
+        raise Refused(f"line {first + int(wide[0])} has {counts[wide[0]]} columns, its header names {width}")
+
+
+def _require_decimal_points(data: bytes) -> None:
+    """Raise Refused for a line whose numbers have decimal commas, which would be read as two numbers each."""
+    if b"," not in data or not (DECIMAL_COMMA.search(data) and SPACED.search(data)):
+        return
+    for number, line in enumerate(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"), start=1):
+        bare = COMMENT.sub(b"", line)
+        found = DECIMAL_COMMA.search(bare)
+        if found and SPACED.search(bare) and all(map(_is_number, separated(bare).split())):
+            raise Refused(
+                f"line {number}: {found[0].decode()!r} has a decimal comma; numbers need decimal points"
+            )
 
 
 def numbers(body: bytes, columns: Columns, first: int = 1, most: int | None = None) -> Doubles:

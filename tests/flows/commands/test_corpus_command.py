@@ -41,7 +41,8 @@ def test_a_public_corpus_is_imported_told_and_checked(charades, rendered, tmp_pa
           for split, n in (("train", 7), ("val", 2), ("test", 3))),
     ]  # fmt: skip
     checked = crossreel("corpus", "check", manifest)
-    assert checked.code == 0 and "12 items, 0 errors, 0 warnings" in checked.out
+    assert checked.code == 0 and "12 items, 0 errors, 3 warnings" in checked.out
+    assert checked.out.count("with fewer than 10, figures say little") == 3
     rows = manifest.read_text().splitlines()
     manifest.write_text("\n".join(rows[1:]))
     checked = crossreel("corpus", "check", manifest)
@@ -59,6 +60,8 @@ def test_missing_videos_are_counted_and_listed_with_exit_status_three(
     assert ended.code == 3
     assert ended.out.count("left out: gone") == 20 and "... and 10 more: left out" in ended.out
     assert "30 of 42 videos are missing" in ended.out
+    listed = (tmp_path / "c.left-out.txt").read_text().splitlines()
+    assert len(listed) == 30 and all(f"gone{n:02}: no video of that name" in listed[n] for n in range(30))
 
 
 def test_annotations_alone_make_a_manifest_that_says_it_has_no_media(charades, tmp_path, crossreel):
@@ -71,9 +74,78 @@ def test_annotations_alone_make_a_manifest_that_says_it_has_no_media(charades, t
     assert ended.code == 2 and "has no media to make compress of" in ended.err
 
 
+FAULTS = {  # each made the command end with 0 and a manifest that was wrong
+    "unclosed.csv": (
+        2,
+        'v1.mp4,a,train\nv5.mp4,"e unclosed,test\nv2.mp4,b,train\n',
+        "line 3: a quote opens in this row",
+    ),
+    "commas.csv": (
+        3,
+        "v1.mp4,a man, smiling, walks,train\nv2.mp4,b,train\nv3.mp4,c,test\n",
+        "line 2: it has 5 cells",
+    ),
+    "splits.csv": (
+        0,
+        "v1.mp4,train caption,train\nv1.mp4,test caption,test\n",
+        "each caption stays in its own",
+    ),
+    "time.csv": (2, "v1.mp4,a,tset\n", "unknown split 'tset'; did you mean 'test'?"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_table_that_is_wrong_is_not_taken_for_right(name, tmp_path, crossreel):
+    code, rows, words = FAULTS[name]
+    for n in range(1, 6):
+        (tmp_path / f"v{n}.mp4").touch()
+    (tmp_path / name).write_text("video,caption,split\n" + rows)
+    ended = crossreel("corpus", "import", "csv", tmp_path / name, "-o", tmp_path / "c.jsonl")
+    assert ended.code == code and words in ended.out + ended.err
+    assert (tmp_path / "c.jsonl").exists() == (code != 2)
+
+
+def test_a_folder_that_grows_leaves_splits_as_they_are_and_a_move_needs_a_flag(tmp_path, crossreel):
+    for n in range(20):
+        (tmp_path / f"media/clip{n}.mp4").parent.mkdir(exist_ok=True)
+        (tmp_path / f"media/clip{n}.mp4").touch()
+        (tmp_path / f"media/clip{n}.txt").write_text(f"clip {n}")
+
+    def run(code: int, *options: object) -> str:
+        ended = crossreel(
+            "corpus", "import", "folder", tmp_path / "media", "-o", tmp_path / "c.jsonl", *options
+        )
+        assert ended.code == code, ended
+        return ended.out + ended.err
+
+    def split() -> dict[str, str]:
+        return {item.id: item.split for item in Corpus.read(tmp_path / "c.jsonl").items}
+
+    run(0)
+    before = split()
+    (tmp_path / "media/a_new.mp4").touch()
+    (tmp_path / "media/a_new.txt").write_text("new")
+    run(0)
+    assert {name: split()[name] for name in before} == before and len(split()) == 21
+    before = split()
+    assert "of its 21 items would move to another split" in run(2, "--ratio", "1:1:1")
+    assert split() == before
+    said = run(0, "--ratio", "1:1:1", "--keep-splits", tmp_path / "c.jsonl")
+    assert "21 items keep their split" in said and "would be in another split" in said and split() == before
+    run(0, "--ratio", "1:1:1", "--move-splits")
+    assert split() != before
+    assert "no item fell into the split val: 21 items" in run(0, "--ratio", "1:0.0001:0", "--move-splits")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (
+            ("folder", ".", "--ratio", "70:30"),
+            "--ratio 70:30: three numbers for train, val and test are needed",
+        ),
+        (("msvd", ".", "--ratio", "7:2:1"), "--ratio is for the user's own media"),
+        (("msvd", ".", "--keep-splits", "c.jsonl"), "--keep-splits is for the user's own media"),
         (("charade", "."), "unknown layout 'charade'; did you mean 'charades'?"),
         (("charades", "nowhere"), "nowhere does not exist"),
         (
@@ -226,7 +298,15 @@ def test_a_folder_and_a_table_of_point_clouds_are_imported_and_checked(tmp_path,
         )
         assert ended.code == 0, ended.err
         assert {item.kind for item in Corpus.read(manifest).items} == {"pointcloud"}
-        assert "6 items, 0 errors, 0 warnings" in crossreel("corpus", "check", manifest).out
+        checked = crossreel("corpus", "check", manifest)
+        assert checked.code == 0 and "6 items, 0 errors" in checked.out
+        assert checked.out.count("2 points are too few for dgcnn, which needs 20") == 6
+        toml = tmp_path / f"{layout}.toml"
+        toml.write_text(f'corpus = "{layout}.jsonl"\nextract = ["dgcnn"]\n[extractors.dgcnn]\nk = 2\n')
+        assert "too few" not in crossreel("corpus", "check", manifest, "--experiment", toml).out
+        toml.write_text(toml.read_text().replace("k = 2", "k = 3"))
+        checked = crossreel("corpus", "check", manifest, "--experiment", toml)
+        assert checked.code == 3 and checked.out.count("error: room") == 6
 
 
 def test_t3dr_hit_is_imported_told_and_checked(tmp_path, crossreel):

@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.corpus.checking import check
+from pipeline.corpus.checking import Finding, Minimum, check
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
+from pipeline.corpus.splits import SPLITS
 from pipeline.errors import UserError
 from pipeline.store.index import Index
 
@@ -24,6 +25,8 @@ def findings(tmp_path):
         found = check(contents, 2, lambda done, total: seen.append(done))
         assert [finding.level for finding in found] == sorted(finding.level for finding in found)
         assert seen == list(range(1, len(seen) + 1))
+        small = [f"the split {split!r} has {n} items" for split in SPLITS for n in range(1, 10)]
+        found = [f for f in found if not f.sentence.startswith(tuple(small))]  # as nearly all are, here
         return {level: [f.sentence for f in found if f.level == level] for level in ("error", "warning")}
 
     return find
@@ -160,3 +163,98 @@ def test_two_kinds_in_one_manifest_are_one_sentence(findings, cloud):
         "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest a kind"
         in str(raised.value)
     )
+
+
+# what misleads without breaking -----------------------------------------------------------------------
+
+
+def test_a_cloud_with_fewer_points_than_a_stage_needs_is_found(cloud, tmp_path):
+    items = (cloud("few", BYTES[:7]), cloud("many", BYTES))
+    contents = read_contents(Corpus(tmp_path / "corpus.jsonl", items), Index(tmp_path / "index.sqlite"))
+    for level in ("warning", "error"):
+        found = check(contents, 1, lambda done, total: None, minima=[Minimum("dgcnn", 20, level)])
+        assert Finding(level, "few: 7 points are too few for dgcnn, which needs 20") in found
+        assert not any("many" in finding.sentence for finding in found)
+
+
+def test_clouds_are_read_with_the_settings_of_their_stage(cloud, tmp_path):
+    labelled = np.insert(BYTES, 3, 12, axis=1)[:, :4]  # x y z label
+    contents = read_contents(
+        Corpus(tmp_path / "c.jsonl", (cloud("a", labelled),)), Index(tmp_path / "index.sqlite")
+    )
+    found = check(contents, 1, lambda done, total: None)
+    assert found[0].level == "error" and "it has 4 columns" in found[0].sentence
+    found = check(contents, 1, lambda done, total: None, reading={"columns": "x y z label"})
+    assert not any(finding.level == "error" and "columns" in finding.sentence for finding in found)
+
+
+def test_an_odd_line_of_a_cloud_is_named(findings, cloud, tmp_path):
+    one = cloud("a", np.tile(BYTES, (6, 1)))
+    lines = (tmp_path / "a.txt").read_bytes().split(b"\n")
+    lines[4] = lines[4].replace(b".", b"\x10", 1)
+    (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+    warnings = [words for words in findings(one)["warning"] if words.startswith("a: ")]
+    assert warnings == ["a: line 5 has 7 columns, the file has 6; it is left out"]
+
+
+def test_moments_after_the_end_of_their_video_are_counted(findings, rendered, tmp_path):
+    shutil.copy(rendered / "clip00.mp4", tmp_path / "a.mp4")  # 2 s
+    times = [(0.0, 2.0), (0.0, 2.4), (1.0, 3.0), (7.0, None)]
+    captions = tuple(Caption(f"a#{n}", f"moment {n}", *time) for n, time in enumerate(times))
+    found = findings(Item("a", "train", captions, "a.mp4"))
+    assert "a: 2 of 4 captions end after its 2.0 s, a#3 at 7.0 s for instance" in found["warning"]
+    assert not [words for words in found["error"] if words.startswith("a:")]
+
+
+def test_a_split_of_fewer_than_ten_items_is_told(tmp_path):
+    items = tuple(
+        Item(f"{split}{n}", split, (Caption(f"{split}{n}#0", f"said {split} {n}"),), digest=f"{split}{n}")
+        for split, size in (("train", 10), ("val", 9), ("test", 1))
+        for n in range(size)
+    )
+    contents = read_contents(Corpus(tmp_path / "c.jsonl", items), Index(tmp_path / "index.sqlite"))
+    found = check(contents, 1, lambda done, total: None)
+    assert [finding.sentence for finding in found] == [
+        "the split 'val' has 9 items; with fewer than 10, figures say little",
+        "the split 'test' has 1 items; with fewer than 10, figures say little",
+    ]
+
+
+def test_many_captions_that_stand_at_several_items_are_told(findings):
+    def said(name: str, *texts: str) -> Item:
+        return Item(name, "test", tuple(Caption(f"{name}#{n}", t) for n, t in enumerate(texts)), digest=name)
+
+    found = findings(
+        said("a", "A  video", "one", "one"), said("b", "a video", "two"), said("c", "three", "a VIDEO")
+    )
+    (words,) = (words for words in found["warning"] if "several items" in words)
+    assert words.startswith("3 of 7 captions of test stand at several items, 'a video' 3 times")
+    many = [said(f"i{n}", f"text {n}", f"more {n}") for n in range(40)]
+    assert not [w for w in findings(*many, said("x", "text 1"))["warning"] if "several items" in w]
+
+
+def test_items_of_train_and_test_and_splits_with_odd_names_are_told(findings):
+    lent = (Caption("a#0", "own"), Caption("a#1", "lent", split="test"))
+    found = findings(
+        Item("a", "train", lent, digest="a"), Item("b", "tset", (Caption("b#0", "x"),), digest="b")
+    )
+    assert "1 items are in train and in test: a" in found["warning"]
+    assert (
+        "1 items are in the split 'tset', which is used only where evaluate.split names it; did you mean 'test'?"
+        in found["warning"]
+    )
+
+
+def test_a_pointer_a_page_and_an_empty_file_are_named_as_what_they_are(findings, tmp_path):
+    (tmp_path / "pointer.mp4").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    )
+    (tmp_path / "page.mp4").write_bytes(b"<!DOCTYPE html><html><head></head></html>")
+    (tmp_path / "empty.mp4").touch()
+    told = dict(
+        words.split(": ", 1)
+        for words in findings(*map(item, ("pointer", "page", "empty")))["error"]
+        if ": " in words
+    )
+    assert told["pointer"].startswith("it is a Git LFS pointer and not the file itself; `git lfs pull`")
+    assert told["page"].startswith("it is an HTML page") and told["empty"] == "the file is empty (0 bytes)"

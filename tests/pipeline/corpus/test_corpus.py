@@ -271,3 +271,38 @@ def test_kind_of_a_split_is_pointcloud_where_all_its_items_are() -> None:
     mixed = Item("c", "test", (), "c", "pointcloud")
     corpus = Corpus(Path("c.jsonl"), (cloud, video, mixed))
     assert (corpus.kind("train"), corpus.kind("test")) == ("pointcloud", "video")
+
+
+def read_lines(tmp_path: Path, *rows: bytes) -> tuple[list[Item], list[str]]:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"\n".join(rows))
+    items, problems = parse(path)
+    return items, [str(problem) for problem in problems]
+
+
+def test_other_names_of_the_usual_splits_are_understood_and_own_splits_stay(tmp_path: Path) -> None:
+    rows = (
+        b'{"id": "a", "media": "a.mp4", "split": "Training", "captions": [{"text": "x", "split": "testing"}]}',
+        b'{"id": "b", "media": "b.mp4", "split": "validation"}', b'{"id": "c", "media": "c.mp4", "split": "hard"}',
+    )  # fmt: skip
+    items, problems = read_lines(tmp_path, *rows)
+    assert [item.split for item in items] == ["train", "val", "hard"] and not problems
+    assert items[0].captions[0].split == "test"
+
+
+def test_a_key_that_stands_twice_is_named_and_colons_in_texts_do_no_harm(tmp_path: Path) -> None:
+    good = b'{"id": "a:b", "media": "a.mp4", "split": "train", "captions": [{"text": "\\"split\\": x"}], "meta": {"m": [{"k": 1}]}}'
+    twice = b'{"id": "a", "media": "a.mp4", "split": "train", "split": "test"}'
+    inside = b'{"id": "b", "media": "b.mp4", "split": "test", "captions": [{"text": "x", "text": "y"}]}'
+    items, problems = read_lines(tmp_path, good, twice, inside)
+    assert [item.id for item in items] == ["a:b"] and problems == [
+        "line 2: the key 'split' stands twice in one object", "line 3: the key 'text' stands twice in one object",
+    ]  # fmt: skip
+
+
+def test_lines_that_are_not_utf8_are_named_and_a_pointer_says_what_it_is(tmp_path: Path) -> None:
+    good = b'{"id": "a", "media": "a.mp4", "split": "train"}'
+    items, problems = read_lines(tmp_path, good, b'{"id": "caf\xe9", "media": "b.mp4", "split": "train"}')
+    assert [item.id for item in items] == ["a"] and problems == ["line 2: not UTF-8 (b'\\xe9' at column 12)"]
+    _, problems = read_lines(tmp_path, b"version https://git-lfs.github.com/spec/v1", b"oid sha256:0")
+    assert problems[0].startswith("line 1: the file is a Git LFS pointer and not the file itself")

@@ -126,6 +126,86 @@ def test_a_folder_without_videos_is_one_sentence(folder):
         read_folder(folder, folder)
 
 
+def test_files_that_are_added_move_no_other_between_splits(folder):
+    for n in range(40):
+        add(folder, f"clip{n:02}.mp4")
+    before = {item.id: item.split for item in read(folder).items}
+    assert set(before.values()) == {"train", "val", "test"}
+    add(folder, "aa.mp4")
+    add(folder, "clip07.mkv")  # which makes the ids of both files longer
+    after = {item.id: item.split for item in read(folder).items}
+    assert {name: after[name] for name in before if name != "clip07"} == {
+        name: split for name, split in before.items() if name != "clip07"
+    }
+    assert after["clip07.mp4"] == after["clip07.mkv"] == before["clip07"]
+
+
+def test_first_folders_that_mean_a_split_are_it_and_what_stands_beside_them_is_told(folder):
+    for name in (
+        "Training/a.mp4",
+        "validation/b.mp4",
+        "dev/c.mp4",
+        "testing/d.mp4",
+        "cooking/e.mp4",
+        "dev.mp4",
+    ):
+        add(folder, name)
+    found = read(folder)
+    split = {item.id: item.split for item in found.items}
+    assert [split[name] for name in ("Training/a", "validation/b", "dev/c", "testing/d")] == [
+        "train", "val", "val", "test",
+    ]  # fmt: skip
+    assert found.notes == [
+        "2 items are in no folder train, val, test and are dealt by a hash of their ids: dev, cooking/e"
+    ]
+
+
+@pytest.mark.parametrize(
+    "suffix", [".3g2", ".m2ts", ".asf", ".vob", ".gif", ".DIVX", ".mxf", ".mod", ".rmvb"]
+)
+def test_every_container_of_videos_is_taken(folder, suffix):
+    add(folder, f"a{suffix}")
+    found = read(folder)
+    assert [item.media for item in found.items] == [f"data/a{suffix}"] and found.left_out == found.notes == []
+
+
+def test_a_file_of_another_suffix_with_captions_is_named_and_all_others_are_counted(folder):
+    add(folder, "a.mp4")
+    add(folder, "deep/b.xyzzy")
+    add(folder, "c", None)
+    for name in ("a.jpg", "d.jpg", "e.srt", "orphan.txt", "a.json"):
+        (folder / name).write_text('["from JSON"]')
+    found = read(folder)
+    assert [item.captions[0].text for item in found.items] == ["from JSON"]
+    assert found.left_out == [
+        "deep/b.xyzzy: .xyzzy is no video's suffix, though captions are beside it",
+    ]
+    assert found.notes == [
+        "2 texts are not read as captions: a.txt, orphan.txt", "not imported: 2 files of .jpg: a.jpg, d.jpg",
+        "not imported: 1 files of .srt: e.srt", "not imported: 1 files of no suffix: c",
+    ]  # fmt: skip
+
+
+def test_captions_of_any_editor_are_read_and_what_is_no_text_is_named(folder):
+    add(folder, "wide.mp4", None)
+    (folder / "wide.txt").write_bytes("é one\r\ntwo\u2028half\r\n".encode("utf-16"))
+    for name, data in {
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+        "page": b"<html><body>404</body></html>", "latin": b"one\ncaf\xe9\n", "null": b"one\na\0b\n",
+    }.items():  # fmt: skip
+        add(folder, f"{name}.mp4", None)
+        (folder / f"{name}.txt").write_bytes(data)
+    add(folder, "back.mp4", [{"text": "x", "start": 2, "end": 1}])
+    found = read(folder)
+    assert [[c.text for c in item.captions] for item in found.items] == [["é one", "two\u2028half"]]
+    reasons = dict(line.split(": ", 1) for line in found.left_out)
+    assert "pointer.txt cannot be read: it is a Git LFS pointer" in reasons["pointer.mp4"]
+    assert "page.txt cannot be read: it is an HTML page" in reasons["page.mp4"]
+    assert reasons["latin.mp4"].startswith("latin.txt, line 2: it is not UTF-8 (b'\\xe9')")
+    assert reasons["null.mp4"] == "null.txt, line 2: it holds a NUL byte"
+    assert reasons["back.mp4"] == "the caption 'x' ends at 1 s, before its start at 2 s"
+
+
 # point clouds --------------------------------------------------------------------------------------
 
 

@@ -681,3 +681,20 @@ def test_real_pairs_of_msrvtt_are_counted_right(tmp_path):
     found, corpus = take(MSRVTT, REAL, splits=("test",))
     assert [(item.id, caption.text) for item, caption in corpus.captions("test")] == pairs
     assert found.left_out == [] and len(pairs) == 1000
+
+
+def test_rows_of_a_published_table_that_cannot_be_told_apart_are_refused_and_odd_ones_named(tmp_path):
+    pairs = lines("key,video_id,sentence", "0,video10,fine", "1,video11,a man, smiling", '2,video11,"b" c')
+    found, _ = take(MSRVTT, lay(tmp_path / "x", msrvtt() | {"MSRVTT_JSFUSION_test.csv": pairs}))
+    assert found.left_out == [
+        "MSRVTT_JSFUSION_test.csv, line 3: it has 4 cells for 3 columns; a cell that holds the separator needs quotes",
+        "MSRVTT_JSFUSION_test.csv, line 4: text stands behind a closing quote; a quote inside a quoted cell is written "
+        'twice ("")',
+    ]
+    for text, words in (
+        ('0,video10,"open\n1,video11,x', "line 2: a quote opens in this row and is not closed"),
+        ('0,video10,"open\n1,video11,x"', "line 2: a quoted cell reaches over line 3"),
+    ):
+        pairs = f"key,video_id,sentence\n{text}\n".encode()
+        with pytest.raises(UserError, match=words):
+            take(MSRVTT, lay(tmp_path / text[-1:], msrvtt() | {"MSRVTT_JSFUSION_test.csv": pairs}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -526,3 +527,99 @@ def test_damage_anywhere_is_either_read_or_one_sentence(suffix, file):
 def test_columns_that_name_nothing_are_one_sentence(text):
     with pytest.raises(ValueError, match="columns are 'auto', the names of a file's columns"):
         parse_columns(text)
+
+
+# lines and headers that would be read as other numbers ------------------------------------------------
+
+ODD = Path(__file__).parent / "odd_clouds"
+
+
+def test_a_line_with_a_byte_inside_a_number_is_left_out_and_named():
+    path = ODD / "byte_inside_a_number.xyz"
+    cloud = read(path)
+    assert (len(cloud.xyz), cloud.points, cloud.dropped, cloud.odd) == (159, 160, 1, 1)
+    assert cloud.doubts == ("line 151 has 7 columns, the file has 6; it is left out",) == cloud.said
+    lines = [line for n, line in enumerate(path.read_bytes().split(b"\n")[:160], start=1) if n != 151]
+    right = np.array([[float(word) for word in line.split()] for line in lines])
+    np.testing.assert_array_equal(cloud.rows, right)
+
+
+DECIMALS = {
+    "spaces": b"-0,458 0,877 0,699 104 13 107", "tabs": b"-0,458\t0,877\t0,699", "semicolons": b"0,5;1,5;2,5",
+    "a comma and a space": b"0,5, 1,5, 2,5", "whole ones among them": b"1 2 0,5", "an exponent": b"1,5e-3 2 3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DECIMALS)
+@pytest.mark.parametrize("before", [b"", b"# x,y,z 1,5 2\n\nx y z\n", b"1 2 3\n\r\n"])
+def test_decimal_commas_are_refused_with_their_line(file, kind, before):
+    number = before.count(b"\n") + 1
+    assert wrong(file("txt", before + DECIMALS[kind] + b"\n")).startswith(f"line {number}: ")
+    assert "has a decimal comma; numbers need decimal points" in wrong(
+        file("txt", before + DECIMALS[kind] + b"\n")
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"1,2,3",
+        b"1,2,3,4,5,6",
+        b"1.5,2.5,3.5 255 0 0",
+        b"1, 2, 3",
+        b"1 , 2 , 3",
+        b"1,2,3 4,5,6",
+        b"0.5,-1,2",
+        b"1;2;3",
+    ],
+)
+def test_commas_between_numbers_are_none_inside_them(file, row):
+    cloud = read(file("txt", row + b"\n" + row + b"\n"))
+    assert cloud.points == 2 and cloud.doubts == ()
+
+
+def test_german_numbers_of_a_scanner_are_refused():
+    assert (
+        wrong(ODD / "decimal_commas.xyz")
+        == "line 1: '0,458' has a decimal comma; numbers need decimal points"
+    )
+
+
+def test_lines_of_other_widths_are_left_out_or_the_file_is_refused(file):
+    good = b"1 2 3 4 5 6 7\n" * 200
+    cloud = read(file("txt", good + b"1 2 3 4 5 6\n" + b"8 8 8 8 8 8 8 8\n" + good))
+    assert (cloud.points, cloud.odd) == (402, 2) and not (cloud.xyz == 8).any()
+    assert cloud.doubts[0] == "line 201 has 6 columns, the file has 7; it is left out"
+    assert wrong(file("txt", good + b"1 2 3 4 5 6 7 8\n" * 5)).startswith(
+        "line 201 has 8 columns, the file has 7; 5 of 205 lines"
+    )
+    assert wrong(file("txt", good + b"1 2 3\n")) == "line 201 has 3 columns; x y z r g b needs 6"
+    first = read(file("txt", b"9 9 9 9 9 9 9 9\n" + good))
+    assert first.odd == 1 and first.doubts[0].startswith("line 1 has 8 columns, the file has 7")
+
+
+def test_a_header_that_announces_fewer_points_than_there_are_is_refused(file):
+    text = ply("ascii")
+    assert "it announces 10 points, and has 50 rows" in wrong(
+        file("ply", text.replace(b"vertex 50", b"vertex 10"))
+    )
+    for order in ("binary_little_endian", "binary_big_endian"):
+        assert "it announces 10 points, " in wrong(
+            file("ply", ply(order).replace(b"vertex 50", b"vertex 10"))
+        )
+    for storage in ("ascii", "binary"):
+        found = re.sub(rb"(WIDTH|POINTS) 50", rb"\1 10", pcd(storage))
+        assert re.search(r"it announces 10 points and has (room for )?50", wrong(file("pcd", found)))
+    data = numpy_file(ROWS)
+    assert b"(50, 6), }" in data
+    assert "and holds 1920 bytes more" in wrong(file("npy", data.replace(b"(50, 6), }", b"(10, 6), }")))
+    assert read(file("ply", ply("binary_little_endian") + b"\n\0\0")).points == 50  # what fills a file up
+
+
+def test_a_line_of_a_ply_with_more_columns_than_its_header_names_is_refused(file):
+    lines = ply("ascii").split(b"\n")
+    place = lines.index(b"end_header") + 3
+    lines[place] = lines[place].replace(b" ", b" 1 ", 1)
+    assert re.search(
+        rf"line {place + 1} has \d columns, its header names \d", wrong(file("ply", b"\n".join(lines)))
+    )
