@@ -6,17 +6,15 @@ zeros, or as it was read, because their code looks for it. `psi.*` repeats `agen
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from extractors.backbones import tensor_files
 from pipeline.errors import UserError
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
@@ -48,13 +46,11 @@ State = dict[str, Tensor]
 def read(path: Path) -> State:
     """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = tensor_files.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    except (OSError, tensor_files.NotTensors) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {error}") from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} is not a state dict: GARE's checkpoints hold named tensors and nothing else")
     return {name.removeprefix("module."): value for name, value in found.items()}

@@ -7,17 +7,15 @@ the attention has is in no tensor, and has to be told.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from extractors.backbones import tensor_files
 from pipeline.errors import UserError, nearest
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
@@ -35,15 +33,11 @@ State = dict[str, Tensor]
 def read(path: Path) -> State:
     """The state dict of a best file or of a checkpoint, as float32."""
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        found = tensor_files.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    except (OSError, tensor_files.NotTensors) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {error}") from None
     if isinstance(found, Mapping) and INNER in found:
         found = found[INNER]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):

@@ -6,7 +6,6 @@ Their state dict repeats the constant curvature 1 of every Lorentz module: dropp
 
 from __future__ import annotations
 
-import pickle
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extractors.backbones import tensor_files
 from pipeline.errors import UserError
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
@@ -92,11 +92,11 @@ def read(path: Path) -> Checkpoint:
         with torch.serialization.safe_globals(
             [(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]
         ):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = tensor_files.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    except (OSError, tensor_files.NotTensors) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {error}") from None
     if not isinstance(found, dict) or "state_dict" not in found:
         raise UserError(f"{path} has no 'state_dict': it is not a checkpoint of HLFormer's authors")
     state = {name.removeprefix("module."): value for name, value in found["state_dict"].items()}

@@ -6,7 +6,6 @@ float32. Nets that the release creates and never uses are kept under `unused_net
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extractors.backbones import tensor_files
 from pipeline.errors import UserError
 from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
 from trainers.loop.trained import TrainedFolder
@@ -37,11 +37,11 @@ ENCODERS = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (256, 8): "crossreel-d
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of an authors' checkpoint, in float32; nothing in it is executed."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = tensor_files.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
+    except (OSError, tensor_files.NotTensors) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {error}") from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} is not a plain state dict: it is not a checkpoint of NeighborRetr's authors")
     state = {name.removeprefix("module."): tensor for name, tensor in found.items()}
