@@ -79,6 +79,7 @@ def run_experiment(
 ) -> RunResult:
     """Run one experiment as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
+    project.require_readable()
     with closing(project.store.index):
         names, states = list(project.stages), project.states()
         redone = [name for word in redo for name in planning.choose(project.stages, word)]
@@ -223,6 +224,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """What a run would do: what is cached, what is missing, disk and time to expect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
+    project.require_readable()
     states = project.survey()
     expected = estimate(project.store, states)
     if as_json:

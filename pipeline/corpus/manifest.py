@@ -50,7 +50,10 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One video or point cloud. `digest` is given only where there is no media to take it from."""
+    """One video or point cloud. `digest` is known only where there is no media to take it from.
+
+    Where a manifest gives neither, as one of features alone does, the item is known by its id (`digest_of_id`).
+    """
 
     id: str
     split: str
@@ -336,12 +339,11 @@ def _item(line: str) -> Item:
     kind = raw.get("kind", "video")
     if kind not in KINDS:
         raise _Wrong(f"item {name!r} is of kind {kind!r}; {nearest(str(kind), KINDS)}")
-    media = raw.get("media")
+    media, digest = raw.get("media"), raw.get("digest", "")
     if media is not None and (not isinstance(media, str) or not media or "\0" in media):
         raise _Wrong(f"item {name!r} has a media path that is not a text: {media!r}")
-    digest = raw.get("digest", "")
     if media is None and not digest:
-        raise _Wrong(f"item {name!r} has neither media nor a digest of imported features")
+        digest = digest_of_id(name)
     captions = raw.get("captions", [])
     if not isinstance(captions, list):
         raise _Wrong(f"item {name!r}: captions is not a list")
@@ -349,13 +351,24 @@ def _item(line: str) -> Item:
     if not isinstance(meta, dict):
         raise _Wrong(f"item {name!r}: meta is not an object")
     return Item(
-        name, sys.intern(split), _captions(captions, name), media, sys.intern(kind), meta, str(digest)
+        name,
+        sys.intern(split),
+        _captions(captions, name, media is None),
+        media,
+        sys.intern(kind),
+        meta,
+        str(digest),
     )
 
 
-def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
-    """The captions of an item. Raises _Wrong."""
-    return tuple([_plain(entry) or _caption(entry, index, item) for index, entry in enumerate(raw)])
+def digest_of_id(name: str) -> str:
+    """The digest that stands for an item of features alone: there are no bytes, so its id is all that is known."""
+    return digest_of(["an item without media", name])
+
+
+def _captions(raw: Sequence[Any], item: str, alone: bool) -> tuple[Caption, ...]:
+    """The captions of an item; `alone`: it has no media, so that captions may have no text. Raises _Wrong."""
+    return tuple([_plain(entry) or _caption(entry, index, item, alone) for index, entry in enumerate(raw)])
 
 
 def _plain(entry: Any) -> Caption | None:
@@ -368,7 +381,7 @@ def _plain(entry: Any) -> Caption | None:
     return Caption(name, text)
 
 
-def _caption(entry: Any, index: int, item: str) -> Caption:
+def _caption(entry: Any, index: int, item: str, alone: bool) -> Caption:
     """A caption with whatever else it says. Raises _Wrong."""
     if not isinstance(entry, dict):
         raise _Wrong(f"caption {index} of item {item!r} is not an object")
@@ -376,6 +389,8 @@ def _caption(entry: Any, index: int, item: str) -> Caption:
         _require_known(entry, CAPTION_KEYS, "a caption")
     name = _text(entry, "id", f"caption {index} of item {item!r}") if "id" in entry else f"{item}#{index}"
     text, split = entry.get("text"), entry.get("split")
+    if alone and "text" not in entry:
+        text = f"({name}; its words were not published)"  # names it, so that no two such captions are one
     if not isinstance(text, str) or not text.strip():
         raise _Wrong(f"caption {name!r} of item {item!r} is empty")
     start, end = _seconds(entry.get("start"), name), _seconds(entry.get("end"), name)
