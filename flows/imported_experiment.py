@@ -30,6 +30,7 @@ class ImportedExperiment:
     text: str
     methods: tuple[str, ...]
     refused: Mapping[str, str]  # method -> why
+    impossible: str = ""  # why no method can, where the reason is not a method's own
 
 
 def experiment_on(manifest: Path, store: Path, stages: Mapping[str, str]) -> ImportedExperiment:
@@ -47,7 +48,7 @@ def experiment_on(manifest: Path, store: Path, stages: Mapping[str, str]) -> Imp
             f"the items of {manifest} have no media, so their features have to be imported too: "
             f"crossreel import features SOURCE --layout LAYOUT --of items --corpus {manifest} --store {store}"
         )
-        return ImportedExperiment("", (), {"every method": reason})
+        return ImportedExperiment("", (), {}, reason)
     kind = contents.corpus.items[0].kind
     tree: dict[str, Any] = {"corpus": str(manifest), "store": str(store)} | _evaluated(contents.corpus)
     settings: dict[str, dict[str, Any]] = {}

@@ -180,8 +180,12 @@ def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str]) ->
             "to train on them, an experiment file (every other setting has its default):\n", markup=False
         )
         out.print(found.text, markup=False)
+    if found.impossible:
+        out.print(f"no method can be trained on them yet: {found.impossible}", markup=False)
     for method, reason in found.refused.items():
-        out.print(f"{method} cannot be trained on them: {reason}", markup=False)
+        out.print(
+            f"# {method} cannot be trained on them: {reason}", markup=False
+        )  # a comment, if it is copied too
 
 
 def _list(what: str, lines: Sequence[str]) -> None:

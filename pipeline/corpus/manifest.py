@@ -261,6 +261,11 @@ def _parse(lines: Iterable[str]) -> tuple[list[Item], list[Problem]]:
             numbers.append(number)
         except _Wrong as error:
             problems.append(Problem(number, str(error)))
+    if bare := list(_without_media(items, numbers)):
+        problems.extend(bare)
+        wrong = {problem.line for problem in bare}
+        items = [item for item, number in zip(items, numbers, strict=True) if number not in wrong]
+        numbers = [number for number in numbers if number not in wrong]
     whole = not problems
     problems.extend(_duplicates(items, numbers))
     problems.extend(_others(items, numbers, whole))
@@ -288,6 +293,19 @@ def _duplicates(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Probl
                 line = captions_seen[caption.id]
                 yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
             captions_seen[caption.id] = number
+
+
+def _without_media(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Problem]:
+    """Items that are known by their id alone, beside others that have media: there that is a mistake."""
+    if all(item.media is None for item in items):
+        return
+    for item, number in zip(items, numbers, strict=True):
+        if item.media is None and item.digest == digest_of_id(item.id):
+            yield Problem(
+                number,
+                f"item {item.id!r} has neither media nor a digest of imported features, and other items have media; "
+                "only a manifest of features alone may do without both",
+            )
 
 
 def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterator[Problem]:
