@@ -259,7 +259,7 @@ class Evaluate(Stage[EvaluateParams]):
     It needs what the method learned from, too, where QB-norm makes a bank of it.
     """
 
-    version = 2  # it stores what carried the matches of every method
+    version = 3  # intervals draw an item with all its captions; chance of MdR, MnR and MRR
     over = "corpus"
     runner = "trainers.workers:evaluate"
     worker_kind = "model"

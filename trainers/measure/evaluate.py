@@ -35,8 +35,10 @@ from trainers.measure.evaluated import (
 from trainers.measure.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
 from trainers.measure.metric_table import DIRECTIONS
 from trainers.measure.metrics import (
+    CUTOFFS,
     LEVEL,
     RESAMPLES,
+    RSUM_CUTOFFS,
     Block,
     ItemRanks,
     Ranks,
@@ -47,12 +49,17 @@ from trainers.measure.metrics import (
     rsum,
     text_ranks,
     top,
+    units_of,
 )
 from trainers.measure.postprocess import Bank
 from trainers.method import Batch, Encoded, Method, MethodData
 from trainers.relevance import Positions, Relevance
 from trainers.stages import EvaluateParams
 
+SUMS = (
+    f"SumR = {' + '.join(f'R@{k}' for k in CUTOFFS)} of one direction; "
+    f"RSUM = {' + '.join(f'R@{k}' for k in RSUM_CUTOFFS)} of both directions"
+)
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
 EXPLAINED = 256  # captions at most whose matches are explained, spread over all
@@ -438,7 +445,8 @@ def _both_figures(ranks: Mapping[str, Ranks], links: Relevance, seed: int) -> tu
 
 def _figures(ranks: Mapping[str, NDArray[Any]], links: Relevance, seed: int) -> Estimates:
     """Every metric with its interval, from ranks of one kind by direction."""
-    out = {direction: intervals(values, seed) for direction, values in ranks.items()}
+    units = dict(zip(DIRECTIONS, units_of(links), strict=True))
+    out = {direction: intervals(values, units[direction], seed) for direction, values in ranks.items()}
     if len(ranks) == len(DIRECTIONS):
         out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], links, seed)}
     return out
@@ -482,7 +490,10 @@ def _protocol(
         "ties": "mean rank: 1 + larger scores + half of the equal ones; the best rank of ties stands beside",
         "v2t_rank": "best rank among the item's captions",
         "post_processing": "none",
-        "intervals": f"{LEVEL:.0%} percentile bootstrap over queries, {RESAMPLES} resamples, seed {seed}",
+        "intervals": f"{LEVEL:.0%} percentile bootstrap over items, each with all its captions, {RESAMPLES} resamples, "
+        f"seed {seed}",
+        "seed": seed,
+        "sums": SUMS,
     } | (several if links.several else {})
 
 

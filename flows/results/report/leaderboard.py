@@ -201,6 +201,7 @@ def _terms(protocol: Measured) -> Sequence[tuple[str, str]]:
         ("Ties", protocol.ties),
         ("Post-processing", protocol.post_processing),
         ("Intervals", protocol.intervals),
+        *([("Sums", protocol.sums)] if protocol.sums else []),
     ]
 
 
