@@ -232,19 +232,22 @@ def _kinds(ranks: NDArray[Any], units: Positions) -> _Kinds:
 
 
 def rsum(
-    text: NDArray[Any], item: NDArray[Any], links: Relevance, seed: int, resamples: int = RESAMPLES
+    text: NDArray[Any],
+    item: NDArray[Any],
+    units: tuple[Positions, Positions],
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """RSUM, the sum of R@1/5/10 of both directions, with its 95 % percentile interval.
 
     Items are resampled together with all their captions: the two directions judge the same pairs, and
     resampling them apart would make the interval too narrow. text: ranks of the captions that have a right item, and
-    item: ranks of the items that have a caption, as `link_ranks` gives them.
+    item: ranks of the items that have a caption, as `link_ranks` gives them. units: of both, as `units_of` gives them;
+    every unit has a query in either direction.
     """
-    of_text, of_item = units_of(links)
-    columns: list[NDArray[Any]] = [np.bincount(of_text)]
-    columns += [np.bincount(of_text, weights=text <= cutoff) for cutoff in RSUM_CUTOFFS]
-    columns += [np.bincount(of_item)]
-    columns += [np.bincount(of_item, weights=item <= cutoff) for cutoff in RSUM_CUTOFFS]
+    columns: list[NDArray[Any]] = []
+    for of, ranks in zip(units, (text, item), strict=True):
+        columns += [np.bincount(of), *(np.bincount(of, weights=ranks <= cutoff) for cutoff in RSUM_CUTOFFS)]
     kinds, counts = np.unique(np.column_stack(columns), axis=0, return_counts=True)  # items alike in all hits
 
     def value(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -255,18 +258,22 @@ def rsum(
     return _figure(float(value(counts[None])[0]), np.concatenate(samples))
 
 
-def units_of(links: Relevance) -> tuple[Positions, Positions]:
+def units_of(links: Relevance, names: Sequence[str] = ()) -> tuple[Positions, Positions]:
     """The unit that is resampled as one, a number, of each answered caption and of each item with a caption.
 
-    A unit is an item with the captions whose own it is. An item that is nobody's own goes with the caption that names
-    it first, so that no unit is without a caption. Everything that is linked would be too much: links of many to many
-    may hang together all, and one unit has no spread.
+    A unit is an item with the captions whose own it is. An item that is nobody's own goes with the own item of a
+    caption that names it, so that no unit is without a caption: of several, the one whose name (V,) comes first, or
+    without names the one that stands first. Everything that is linked would be too much: links of many to many may
+    hang together all, and one unit has no spread.
     """
     answered, first = np.unique(links.caption, return_index=True)
     own = links.item[first]
-    asked, named = np.unique(links.item, return_index=True)
-    home = np.where(np.isin(asked, own), asked, own[np.searchsorted(answered, links.caption[named])])
-    units, of_item = np.unique(home, return_inverse=True)
+    order = np.argsort(names, kind="stable") if len(names) else np.arange(links.items)  # item by place
+    place = np.argsort(order)
+    homes = np.full(links.items, links.items)
+    np.minimum.at(homes, links.item, place[own[np.searchsorted(answered, links.caption)]])
+    homes[own] = place[own]
+    units, of_item = np.unique(order[homes[links.asked]], return_inverse=True)
     return np.searchsorted(units, own), of_item
 
 

@@ -25,7 +25,7 @@ from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import BETAS, H2arn, optimizer
 from trainers.h2arn.model import Aggregator, Pooled, encode
 from trainers.loop.optim import WarmupAdamW
-from trainers.measure.metrics import link_ranks, metrics, rsum
+from trainers.measure.metrics import link_ranks, metrics, rsum, units_of
 from trainers.relevance import Relevance
 from trainers.verify import h2arn_encoders as verify_encoders
 from trainers.verify import h2arn_pipeline as verify_pipeline

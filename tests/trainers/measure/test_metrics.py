@@ -30,6 +30,7 @@ from trainers.measure.metrics import (
     rsum,
     text_ranks,
     top,
+    units_of,
 )
 from trainers.relevance import Relevance
 
@@ -297,7 +298,7 @@ def test_rsum_is_the_sum_of_the_recalls_of_both_directions() -> None:
     text, items = some_ranks(9, 120), some_ranks(10, 40)
     t2v, v2t = metrics(text), metrics(items)
     expected = sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10))
-    assert rsum(text, items, Relevance.one_each(item, 40), seed=0).value == pytest.approx(expected)
+    assert rsum(text, items, units_of(Relevance.one_each(item, 40)), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_one() -> None:
@@ -311,7 +312,7 @@ def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_o
         units = random.integers(0, 80, 80)
         t2v, v2t = metrics(text[np.concatenate([captions[v] for v in units])]), metrics(items[units])
         drawn.append(sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10)))
-    figure = rsum(text, items, Relevance.one_each(item, 80), seed=0, resamples=3000)
+    figure = rsum(text, items, units_of(Relevance.one_each(item, 80)), seed=0, resamples=3000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 
@@ -465,7 +466,7 @@ def test_rsum_of_links_is_the_sum_of_the_recalls_of_both_directions() -> None:
     texts, items = (metrics(found.strict) for found in ranked(scores, right))
     expected = sum(side[f"R@{k}"] for side in (texts, items) for k in (1, 5, 10))
     text, item = (found.strict for found in ranked(scores, right))
-    assert rsum(text, item, Relevance.of(right, 40), seed=0).value == pytest.approx(expected)
+    assert rsum(text, item, units_of(Relevance.of(right, 40)), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_captions_and_with_lent_items() -> (
@@ -488,7 +489,7 @@ def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_capt
             metrics(item[np.concatenate([members[v] for v in units]).astype(int)]),
         )
         drawn.append(sum(side[f"R@{k}"] for side in sides for k in (1, 5, 10)))
-    figure = rsum(text, item, Relevance.of(right, 80), seed=0, resamples=3000)
+    figure = rsum(text, item, units_of(Relevance.of(right, 80)), seed=0, resamples=3000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 
