@@ -86,7 +86,13 @@ def test_compare_and_the_report_give_the_same_interval_for_the_same_run(
         assert {direction: pairs[direction][side] for direction in pairs} == report["mean_ties"]
     printed = crossreel("compare", *folders).out
     for report in stored:
+        for direction in ("t2v", "v2t"):
+            found = report["mean_ties"][direction]["R@1"]
+            assert f"{found['low']:.0f}-{found['high']:.0f}" in printed
         for board in boards({"m": report}):
-            if board.direction != "both":
-                low, high = board.rows[0][1][0].interval.split("–")  # of R@1
-                assert f"{float(low):.0f}-{float(high):.0f}" in printed
+            shown = [cell.interval for cell in board.rows[0][1]]
+            expected = report["mean_ties"][board.direction].items()
+            digits = {"MRR": 3}
+            assert shown == [
+                f"{f['low']:.{digits.get(n, 1)}f}–{f['high']:.{digits.get(n, 1)}f}" for n, f in expected
+            ]
