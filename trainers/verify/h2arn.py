@@ -438,7 +438,7 @@ def evaluation(path: Path, case: Case) -> Iterator[Quantity]:
             yield same(f"{tag}.{name}.ranks", ranks[side].tolist(), recorded[f"{tag}.{name}.ranks"].tolist())
             yield from _figures(f"{tag}.{name}", ranks[side], row[name])
         if "Rsum_percent" in row:
-            computed = rsum(ranks[0], ranks[1], links, seed=0, resamples=1).value
+            computed = rsum(ranks[0], ranks[1], units_of(links), seed=0, resamples=1).value
             yield near(f"{tag}.Rsum_percent", computed, row["Rsum_percent"], 1e-4, 1e-6)
     yield from recorded.left()
 
