@@ -18,6 +18,7 @@ from pipeline.run.plan import survey
 from pipeline.run.stage import Stage
 from pipeline.settings import fill
 from pipeline.store.store import Store
+from trainers.registry import METHODS
 from trainers.stages import Pack, row_counts
 
 SIDES = ("items", "captions")
@@ -53,7 +54,8 @@ def experiment_on(manifest: Path, store: Path, stages: Mapping[str, str]) -> Imp
     tree: dict[str, Any] = {"corpus": str(manifest), "store": str(store)} | _evaluated(contents.corpus)
     settings: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
-    for method, config in graph.METHODS.items():
+    for method in METHODS.names():
+        config = METHODS.find(method).config
         if config.kind != kind:
             continue
         ragged = len(_row_counts(contents, opened, imported, chosen["captions"])) > 1

@@ -162,7 +162,7 @@ def _print_table(pair: Pair, kind: str) -> None:
         cells += [f"{facts.signed(d.low)} to {facts.signed(d.high)}", _side(pair, name)]
         if test:
             cells += [f"{test.only_a}:{test.only_b}", _p(test.p), _p(test.corrected)]
-        lines.append([facts.label(kind), *cells, *([""] * 3 if not test else [])])
+        lines.append([facts.name, *cells, *([""] * 3 if not test else [])])
         own = [_interval(name, found[name]) for found in (pair.of_a, pair.of_b)]
         lines.append(["  95 %", *own, *[""] * 6])
     over = counted(pair.queries, "query")

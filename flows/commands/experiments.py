@@ -190,7 +190,7 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
         for name, f in row["metrics"].items():
             facts = metric(name)
             shown = f"{facts.printed(f['value'])} ({interval(name, f)})"
-            out.print(f"{row['method']} {facts.label(kind)} {shown}", markup=False)
+            out.print(f"{row['method']} {facts.name} {shown}", markup=False)
     print_post_processed(rows + sums, kind)
 
 
@@ -203,7 +203,7 @@ def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
                 out.print("\npost-processed (raw), not comparable with figures without it:", markup=False)
             notes[option] = found["note"]
             values = [
-                f"{metric(name).label(kind)} {metric(name).printed(found['metrics'][name]['value'])} "
+                f"{name} {metric(name).printed(found['metrics'][name]['value'])} "
                 f"({metric(name).printed(raw['value'])})"
                 for name, raw in row["metrics"].items()
                 if metric(name).brief

@@ -371,7 +371,7 @@ def ahead(pair: Pair, name: str) -> str:
 def meaning(pair: Pair, tests: int, protocol: Protocol) -> str:
     """What a pair's figures say, in a sentence; tests: how many were corrected for."""
     if pair.direction == "both":
-        return _sum_meaning(pair, metric("RSUM").label(protocol.kind))
+        return _sum_meaning(pair, "RSUM")
     if pair.alike:
         return f"{pair.a} and {pair.b} rank the right answer of every query alike"
     shown = [name for name, test in pair.tests.items() if test.corrected < ALPHA]

@@ -45,12 +45,7 @@ class Metric:
     on_clouds: bool = False
     brief: bool = False
     measured: bool = True
-    cloud_label: str = ""
     chance: Chance | None = None
-
-    def label(self, kind: str) -> str:
-        """What a table of items of this kind calls the metric: papers on point clouds write Rsum."""
-        return self.cloud_label if kind == "pointcloud" and self.cloud_label else self.name
 
     def shown(self, kind: str) -> bool:
         """Whether tables of items of this kind show the metric."""
@@ -143,7 +138,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "RSUM", "sum of R@1, R@5 and R@10 of both directions", "%", "rsum",
-        most=100.0 * len(RSUM_CUTOFFS), parts=RSUM_CUTOFFS, on_clouds=True, brief=True, cloud_label="Rsum",
+        most=100.0 * len(RSUM_CUTOFFS), parts=RSUM_CUTOFFS, on_clouds=True, brief=True,
     ),
     Metric(
         "MdR", "median rank of the best positive", "rank", "median_rank",

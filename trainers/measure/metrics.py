@@ -278,9 +278,9 @@ def units_of(links: Relevance, names: Sequence[str] = ()) -> tuple[Positions, Po
 
 
 def chance(gallery: int, correct: NDArray[Any]) -> dict[str, float]:
-    """The metrics of a random order of the gallery, of those whose chance the table of metrics knows; recalls in percent.
+    """The metrics of a random order of the gallery, of those whose chance the table of metrics knows.
 
-    correct: number of correct answers of each query.
+    Recalls are in percent. correct: number of correct answers of each query.
     """
     known = (metric for metric in METRICS if metric.measured and metric.chance)
     return {metric.name: metric.chance(gallery, correct) for metric in known if metric.chance}

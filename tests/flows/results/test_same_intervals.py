@@ -15,6 +15,7 @@ from torch import Tensor
 from flows.results.report.leaderboard import boards
 from trainers.data import SplitIndex
 from trainers.measure.evaluate import evaluate
+from trainers.measure.evaluated import EvaluatedFolder
 from trainers.method import Batch, Encoded, Method
 
 ITEMS, EACH = 40, 5
@@ -85,11 +86,11 @@ def test_compare_and_the_report_give_the_same_interval_for_the_same_run(
     for side, report in zip(("of_a", "of_b"), stored, strict=True):
         assert {direction: pairs[direction][side] for direction in pairs} == report["mean_ties"]
     printed = crossreel("compare", *folders).out
-    for report in stored:
+    for folder, report in zip(folders, stored, strict=True):
         for direction in ("t2v", "v2t"):
             found = report["mean_ties"][direction]["R@1"]
             assert f"{found['low']:.0f}-{found['high']:.0f}" in printed
-        for board in boards({"m": report}):
+        for board in boards({"m": EvaluatedFolder(folder).metrics}):
             shown = [cell.interval for cell in board.rows[0][1]]
             expected = report["mean_ties"][board.direction].items()
             digits = {"MRR": 3}
