@@ -46,6 +46,7 @@ VERBS = {
     "why": Verb(
         "flows.commands.experiments:why",
         "Why a stage's artifact of an item is there or is missing: which component of its fingerprint differs.",
+        dashed=True,
     ),
     "report": Verb(
         "flows.commands.experiments:report",
@@ -54,6 +55,7 @@ VERBS = {
     "search": Verb(
         "flows.commands.search:search",
         "The items that match a sentence best; with --media, the captions that match a file best.",
+        dashed=True,
     ),
     "serve": Verb(
         "flows.commands.serve:serve",
@@ -66,6 +68,7 @@ VERBS = {
     "triples": Verb(
         "flows.commands.triples:triples",
         "The triples of sentences, or with --golden how well a parser finds those of sentences known.",
+        dashed=True,
     ),
     "demo": Verb(
         "flows.commands.service:demo",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from extractors.backbones import tensor_files
 from flows.project import Project
 from pipeline.errors import ItemError, UserError, nearest
 from pipeline.features.exporting import Exported, Output, export_ms_sl
@@ -23,9 +21,6 @@ from pipeline.run.plan import State, survey
 from pipeline.store.segments import Array
 from pipeline.store.store import write_json
 from trainers.config import MethodConfig
-
-UNPICKLABLE = (pickle.UnpicklingError, struct.error, IndexError, TypeError, AttributeError, AssertionError)
-"""What torch's safe unpickler raises of bytes that are something else."""
 
 
 class StageFeatures:
@@ -151,12 +146,9 @@ def open_tensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
     import torch  # only what asks for .pt files pays for it
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UNPICKLABLE:
-        reason = (
-            "it is damaged, or holds more than tensors (arrays of numpy, say), and nothing else is unpickled"
-        )
-        raise ItemError(path.name, reason) from None
+        found = tensor_files.read(path, mapped=True)
+    except tensor_files.NotTensors as error:
+        raise ItemError(path.name, str(error)) from None
     named = found if isinstance(found, dict) else {"": found}
     entries = {
         str(name): _entry(tensor) for name, tensor in named.items() if isinstance(tensor, torch.Tensor)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PACKS, PATH, Params
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """The shape that a method needs of the features of an item or caption, rows (T, D).
+
+    rows: "any" number, "one", or as many for all ("equal"). words: the shape as a sentence names it.
+    same_width_as: the input whose D it must share, "" if it need not. remedy: what else can be set.
+    """
+
+    rows: Literal["any", "one", "equal"]
+    words: str
+    same_width_as: str = ""
+    remedy: str = ""
 
 
 class Recipe(Params):
@@ -44,6 +59,22 @@ class MethodConfig(Recipe):
         """What it reads, by the name it has for it: the extraction stage, and the output ("": the stage's first)."""
         return {"text": (self.text_features, "")}
 
+    def shapes(self) -> dict[str, InputShape]:
+        """The shapes that it needs of its inputs, by the names of `inputs`; an input without one may have any."""
+        return {}
+
+    def packed_by(self) -> dict[str, Any]:
+        """What decides packed inputs besides settings and features: how they are made of them, where that changed."""
+        return {}
+
+    @classmethod
+    def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:
+        """The settings with which it reads features of two stages; "" leaves a side at its default.
+
+        ragged: whether the captions' arrays have different numbers of rows.
+        """
+        return {"text_features": captions} if captions else {}
+
     def features(self) -> tuple[str, ...]:
         """The extraction stages whose outputs it reads."""
         return tuple(dict.fromkeys(stage for stage, _ in self.inputs().values()))
@@ -72,3 +103,8 @@ class VideoMethodConfig(MethodConfig):
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Rows of videos and of captions."""
         return {"video": (self.video_features, ""), **super().inputs()}
+
+    @classmethod
+    def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:
+        """Features of videos and captions."""
+        return ({"video_features": items} if items else {}) | super().reading(items, captions, ragged)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from extractors.backbones import clip_configs
 from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import Caption
 from pipeline.errors import UserError
-from pipeline.run.plan import left_out
+from pipeline.run.plan import State, left_out
 from pipeline.run.stage import Briefing, Digests, Stage
 from pipeline.settings import PACKS, SPEED, Params
 from pipeline.store.fingerprint import METHOD_VERSION
+from pipeline.store.imports import PREFIX
+from pipeline.store.store import Store
 from trainers.config import MethodConfig
 from trainers.contract import RetrievalMethod
 from trainers.loop.trained import TrainedFolder
 
 LEARN = ("train", "val")
+ROW = "row"  # the one output of imported features
+CLIP = (
+    "clip",
+    "clip_text",
+)  # what methods on frozen features read of them is as wide as the network's embedding
 
 Declared = RetrievalMethod[Any]
 
@@ -106,6 +114,8 @@ class Pack(Stage[MethodConfig]):
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """Who is in each split, and in which row of which segment each feature is."""
         contents = briefing.contents
+        for sentence in self.misfits(contents, briefing.states, briefing.store):
+            raise UserError(sentence)
         out = left_out(briefing.states[need] for need in self.needs)
         splits = {}
         for split in self._splits:
@@ -130,10 +140,82 @@ class Pack(Stage[MethodConfig]):
             splits[split] = {"items": list(dict.fromkeys(order)), "captions": captions}
         return {"splits": splits, "rows": {need: briefing.where(need) for need in self.needs}}
 
+    def misfits(self, contents: Contents, states: Mapping[str, State], store: Store) -> Iterator[str]:
+        """Sentences about imported features that the method cannot use, each with the shape that it needs.
+
+        Only lengths and widths are read, so that a plan can say it before anything is made.
+        """
+        inputs = self.params.inputs()
+        for name, shape in self.params.shapes().items():
+            stage = inputs[name][0]
+            setting = f"trainers.{self.method}.{_setting(self.params, stage)} = {stage!r}"
+            rows = row_counts(contents, states, store, stage, self._splits)
+            odd = _odd(rows, shape.rows)
+            if odd:
+                yield f"{setting}: {self.method} needs {shape.words}; {odd}" + (
+                    f"; {shape.remedy}" if shape.remedy else ""
+                )
+            widths = [_width(states, each) for each in (stage, inputs.get(shape.same_width_as, ("",))[0])]
+            if 0 not in widths and widths[0] != widths[1]:
+                yield (
+                    f"{setting}: {self.method} needs {shape.words}, as wide as the rows of {shape.same_width_as}; D is "
+                    f"{widths[0]} here and {widths[1]} there"
+                )
+
     def decisive(self) -> Mapping[str, Any]:
         """Only the settings that shape the arrays: another learning rate packs nothing again."""
         packs = self.params.marked(PACKS)
-        return {name: value for name, value in super().decisive().items() if name in packs}
+        own = {name: value for name, value in super().decisive().items() if name in packs}
+        return own | self.params.packed_by()
+
+
+def _setting(config: MethodConfig, stage: str) -> str:
+    """The setting that names a stage of features."""
+    return next(
+        name
+        for name in type(config).model_fields
+        if name.endswith("_features") and getattr(config, name) == stage
+    )
+
+
+def row_counts(
+    contents: Contents, states: Mapping[str, State], store: Store, stage: str, splits: Sequence[str]
+) -> Iterator[tuple[str, int]]:
+    """Id and number of rows of every item or caption of some splits that has imported features; else nothing."""
+    if not stage.startswith(PREFIX) or stage not in states:
+        return
+    state = states[stage]
+    reader = store.reader(stage, state.fingerprint.hex)
+    for split in splits:
+        if state.stage.over == "captions":
+            named = [(caption.id, caption.digest) for _, _, caption in contents.queries(split)]
+        else:
+            named = [(item.id, digest) for digest, item in contents.gallery(split)]
+        for name, key in named:
+            if key in state.places and key in reader:
+                yield name, reader.length(key, ROW)
+
+
+def _odd(rows: Iterator[tuple[str, int]], wanted: str) -> str:
+    """What is wrong with the numbers of rows, naming the first; "" if nothing is."""
+    first: tuple[str, int] | None = None
+    for name, count in rows:
+        first = first or (name, count)
+        if wanted == "one" and count != 1:
+            return f"{name!r} has {count} rows"
+        if wanted == "equal" and count != first[1]:
+            return f"{name!r} has {count} rows, {first[0]!r} has {first[1]}"
+    return ""
+
+
+def _width(states: Mapping[str, State], stage: str) -> int:
+    """The width D of imported features, and of ours in the space of a CLIP network; 0 where it is not known."""
+    if stage not in states:
+        return 0
+    params = states[stage].stage.params
+    if stage.startswith(PREFIX):
+        return int(params.dims)
+    return int(clip_configs.read(params.model)["embed_dim"]) if stage in CLIP else 0
 
 
 def _also(contents: Contents, caption: Caption, items: Collection[str]) -> list[str]:
@@ -177,7 +259,7 @@ class Evaluate(Stage[EvaluateParams]):
     It needs what the method learned from, too, where QB-norm makes a bank of it.
     """
 
-    version = 2  # it stores what carried the matches of every method
+    version = 3  # intervals draw an item with all its captions; chance of MdR, MnR and MRR
     over = "corpus"
     runner = "trainers.workers:evaluate"
     worker_kind = "model"

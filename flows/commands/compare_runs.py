@@ -19,6 +19,7 @@ from flows.results.report.wording import counted, member, short_title
 from pipeline.errors import UserError, nearest
 from trainers.measure.evaluated import METRICS, EvaluatedFolder
 from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
+from trainers.measure.metrics import Estimate
 
 LEAST_P = 0.001  # smaller ones are told as smaller
 
@@ -161,7 +162,9 @@ def _print_table(pair: Pair, kind: str) -> None:
         cells += [f"{facts.signed(d.low)} to {facts.signed(d.high)}", _side(pair, name)]
         if test:
             cells += [f"{test.only_a}:{test.only_b}", _p(test.p), _p(test.corrected)]
-        lines.append([facts.label(kind), *cells, *([""] * 3 if not test else [])])
+        lines.append([facts.name, *cells, *([""] * 3 if not test else [])])
+        own = [_interval(name, found[name]) for found in (pair.of_a, pair.of_b)]
+        lines.append(["  95 %", *own, *[""] * 6])
     over = counted(pair.queries, "query")
     if pair.units < pair.queries:
         over += f" of {counted(pair.units, member(kind))}"
@@ -170,6 +173,11 @@ def _print_table(pair: Pair, kind: str) -> None:
     )
     columns = ["", "A", "B", "A - B", "95 %", "ahead", "only A:B", "p", "corrected"]
     print_table("", columns, lines)
+
+
+def _interval(name: str, found: Estimate) -> str:
+    """The interval of a run's own figure, for instance "20-26": the one that the report shows."""
+    return f"{metric(name).short(found.low)}-{metric(name).short(found.high)}"
 
 
 def _side(pair: Pair, name: str) -> str:

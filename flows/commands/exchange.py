@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,12 +12,12 @@ import typer
 from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFile, Sets, out
 from flows.console import StageDisplay
 from flows.features import export, export_collection, open_tensors
+from flows.imported_experiment import experiment_on
 from flows.project import open_project
 from flows.results.exports.parquet import export_features as export_features_table
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
-from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError, nearest
 from pipeline.features.importing import ImportReport, import_files, import_h2arn, import_ms_sl, require_layout
 from pipeline.features.layouts.feature_files import SUFFIXES, FeatureFiles
@@ -112,13 +112,11 @@ def import_features(
             result = import_h2arn(Store(store), files, manifest, seen, val)
         else:
             result = import_ms_sl(Store(store), source, manifest, visual_feature, text_file, seen)
-    _tell(
-        result, store, *("clouds", "h2arn", "cloud") if layout == "h2arn" else ("videos", "hlformer", "video")
-    )
+    _tell(result, store, "clouds" if layout == "h2arn" else "videos")
 
 
-def _tell(result: ImportReport, store: Path, items: str, method: str, side: str) -> None:
-    """What a collection brought, and the lines of an experiment that train a method on it."""
+def _tell(result: ImportReport, store: Path, items: str) -> None:
+    """Print what a collection brought, and the experiment file that trains methods on it."""
     unlinked = f" ({result.unlinked} texts that belong to none were left out)" if result.unlinked else ""
     out.print(
         f"{result.items} {items}, {result.captions} captions{unlinked}; manifest: {result.manifest}",
@@ -126,10 +124,7 @@ def _tell(result: ImportReport, store: Path, items: str, method: str, side: str)
     )
     if result.validated:
         out.print(result.validated, markup=False)
-    out.print("to train on them, set in the experiment file:\n", markup=False)
-    out.print(f'corpus = "{result.manifest}"\nstore = "{store}"\nmethods = ["{method}"]\n', markup=False)
-    out.print(f'[trainers.{method}]\n{side}_features = "{result.video_stage}"', markup=False)
-    out.print(f'text_features = "{result.text_stage}"', markup=False)
+    _print_experiment(result.manifest, store, {"items": result.video_stage, "captions": result.text_stage})
     _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
     if result.failed:
         raise typer.Exit(FAILED_ITEMS)
@@ -157,17 +152,16 @@ def _import_files(
             Store(store), files, layout, array, corpus, over, name or source.stem,
             lambda stage, done, total: display.progress(Progress(stage, done, total)),
         )  # fmt: skip
+    share = "items of the same bytes" if of == "items" else "captions of the same text"
+    stored = result.arrays + len(result.failed)
+    shared = f" as {stored} arrays ({share} share one)" if stored < result.matched else ""
     by_stem = f" ({result.by_stem} by the stem of their id)" if result.by_stem else ""
     out.print(
-        f"{result.stage}: {result.matched} of the {result.total} {of} of {corpus} are in the features{by_stem}, "
-        f"{len(result.missing)} are not; {result.unused} features are of none of them",
+        f"{result.stage}: {result.matched} of the {result.total} {of} of {corpus} are in the features{shared}"
+        f"{by_stem}, {len(result.missing)} are not; {result.unused} features are of none of them",
         markup=False,
     )
-    clouds = {item.kind for item in Corpus.read(corpus).items} == {"pointcloud"}
-    side = "text" if of == "captions" else "cloud" if clouds else "video"
-    out.print("to train on them, set in the experiment file:\n", markup=False)
-    method = "h2arn" if clouds else "hlformer"
-    out.print(f'[trainers.{method}]\n{side}_features = "{result.stage}"', markup=False)
+    _print_experiment(corpus, store, {of: result.stage})
     _list("not in the features", result.missing)
     _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
     if result.unreadable:
@@ -176,6 +170,22 @@ def _import_files(
         )
     if result.missing or result.failed or result.unreadable:
         raise typer.Exit(FAILED_ITEMS)
+
+
+def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str]) -> None:
+    """Print a complete experiment file on imported features, and why a method is not in it."""
+    found = experiment_on(manifest, store, stages)
+    if found.text:
+        out.print(
+            "to train on them, an experiment file (every other setting has its default):\n", markup=False
+        )
+        out.print(found.text, markup=False)
+    if found.impossible:
+        out.print(f"no method can be trained on them yet: {found.impossible}", markup=False)
+    for method, reason in found.refused.items():
+        out.print(
+            f"# {method} cannot be trained on them: {reason}", markup=False
+        )  # a comment, if it is copied too
 
 
 def _list(what: str, lines: Sequence[str]) -> None:

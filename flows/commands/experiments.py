@@ -80,6 +80,7 @@ def run_experiment(
 ) -> RunResult:
     """Run one experiment as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
+    project.require_readable()
     with closing(project.store.index):
         names, states = list(project.stages), project.states(math.inf)
         redone = [name for word in redo for name in planning.choose(project.stages, word)]
@@ -196,7 +197,7 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
         for name, f in row["metrics"].items():
             facts = metric(name)
             shown = f"{facts.printed(f['value'])} ({interval(name, f)})"
-            out.print(f"{row['method']} {facts.label(kind)} {shown}", markup=False)
+            out.print(f"{row['method']} {facts.name} {shown}", markup=False)
     print_post_processed(rows + sums, kind)
 
 
@@ -209,7 +210,7 @@ def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
                 out.print("\npost-processed (raw), not comparable with figures without it:", markup=False)
             notes[option] = found["note"]
             values = [
-                f"{metric(name).label(kind)} {metric(name).printed(found['metrics'][name]['value'])} "
+                f"{name} {metric(name).printed(found['metrics'][name]['value'])} "
                 f"({metric(name).printed(raw['value'])})"
                 for name, raw in row["metrics"].items()
                 if metric(name).brief
@@ -230,6 +231,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """What a run would do: what is cached, what is missing, disk and time to expect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
+    project.require_readable()
     states = project.survey(math.inf)
     expected = estimate(project.store, states)
     if as_json:

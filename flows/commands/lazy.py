@@ -11,12 +11,15 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command_from_info, get_group
 from typer.models import CommandInfo
 
+from flows.commands.dashed import DashedWords
+
 
 class Verb(NamedTuple):
     """A verb: the function, or the `typer.Typer` of a noun with verbs of its own, and its line in the list."""
 
     where: str  # module:name
     line: str  # the first paragraph of its help, which a test compares
+    dashed: bool = False  # it takes ids or sentences, which may begin with a dash
 
 
 class LazyGroup(TyperGroup):
@@ -39,11 +42,12 @@ class LazyGroup(TyperGroup):
 
     def load(self, name: str) -> Any:
         """Import a verb: a command, or for a noun a group of them."""
-        module, _, attribute = self.verbs[name].where.partition(":")
+        entry = self.verbs[name]
+        module, _, attribute = entry.where.partition(":")
         verb = getattr(importlib.import_module(module), attribute)
         if not isinstance(verb, typer.Typer):
             return get_command_from_info(
-                CommandInfo(name=name, callback=verb),
+                CommandInfo(name=name, cls=DashedWords if entry.dashed else TyperCommand, callback=verb),
                 pretty_exceptions_short=True,
                 rich_markup_mode=self.rich_markup_mode,
             )

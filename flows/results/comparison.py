@@ -20,7 +20,7 @@ from flows.results.report.wording import counted, listed, member
 from pipeline.errors import UserError
 from trainers.measure.evaluated import Protocol
 from trainers.measure.metric_table import CUTOFFS, DIRECTIONS, RSUM_CUTOFFS, metric
-from trainers.measure.metrics import LEVEL, RESAMPLES, SAMPLE_ENTRIES
+from trainers.measure.metrics import LEVEL, RESAMPLES, SAMPLE_ENTRIES, Estimate, intervals, rsum
 
 TESTED = RSUM_CUTOFFS  # the ranks whose share of found queries is tested
 ALPHA = 0.05
@@ -79,6 +79,8 @@ class Pair:
     units: int
     differences: Mapping[str, Difference]
     tests: Mapping[str, McNemar] = field(default_factory=dict)
+    of_a: Mapping[str, Estimate] = field(default_factory=dict)  # each run's own metrics with their intervals
+    of_b: Mapping[str, Estimate] = field(default_factory=dict)
     alike: bool = False  # every query has the same rank in both
 
 
@@ -206,14 +208,35 @@ def _within(asked: Asked, units: frozenset[str]) -> Asked:
 
 
 def compare(found: Matched, seed: int = 0, resamples: int = RESAMPLES) -> list[Pair]:
-    """Every pair of runs in every direction, and RSUM where there are both; p values corrected over all of them."""
+    """Every pair of runs in every direction, and RSUM where there are both; p values corrected over all of them.
+
+    The interval of a run alone is drawn as its evaluation drew it, by the seed of its protocol: on all of its queries
+    it is the one that the report shows.
+    """
     samples = _resampled(found, seed, resamples)
+    own = [_estimates(run, found.directions, seed) for run in found.runs]
     pairs = []
     for number, a in enumerate(found.runs):
         for place, b in enumerate(found.runs[number + 1 :], start=number + 1):
             for direction in samples[number]:
-                pairs.append(_pair(a, b, direction, samples[number], samples[place]))
+                pair = _pair(a, b, direction, samples[number], samples[place])
+                pairs.append(replace(pair, of_a=own[number][direction], of_b=own[place][direction]))
     return _corrected(pairs)
+
+
+def _estimates(run: Measured, directions: Sequence[str], seed: int) -> dict[str, dict[str, Estimate]]:
+    """A run's own metrics with their intervals by direction, RSUM under `both`."""
+    asked = {direction: run.asked[direction] for direction in directions}
+    number = {
+        unit: place for place, unit in enumerate(sorted({u for side in asked.values() for u in side.units}))
+    }
+    units = {d: np.array([number[unit] for unit in side.units], np.int64) for d, side in asked.items()}
+    seed = seed if run.protocol.seed is None else run.protocol.seed
+    out = {d: intervals(side.rank, units[d], seed) for d, side in asked.items()}
+    if len(asked) == len(DIRECTIONS):
+        t2v, v2t = (asked[d].rank for d in DIRECTIONS)
+        out["both"] = {"RSUM": rsum(t2v, v2t, (units["t2v"], units["v2t"]), seed)}
+    return out
 
 
 def _pair(a: Measured, b: Measured, direction: str, of_a: Samples, of_b: Samples) -> Pair:
@@ -348,7 +371,7 @@ def ahead(pair: Pair, name: str) -> str:
 def meaning(pair: Pair, tests: int, protocol: Protocol) -> str:
     """What a pair's figures say, in a sentence; tests: how many were corrected for."""
     if pair.direction == "both":
-        return _sum_meaning(pair, metric("RSUM").label(protocol.kind))
+        return _sum_meaning(pair, "RSUM")
     if pair.alike:
         return f"{pair.a} and {pair.b} rank the right answer of every query alike"
     shown = [name for name, test in pair.tests.items() if test.corrected < ALPHA]

@@ -75,8 +75,8 @@ def _captions(queries: Queries) -> list[tuple[Hashable, str]]:
 def _items(queries: Queries, asked: Positions) -> list[tuple[Hashable, str]]:
     """Key and unit of each item that has a caption.
 
-    An item that is no caption's own goes with the own item of a caption that names it, as in
-    `trainers.measure.metrics.rsum`.
+    An item that is no caption's own goes with the own item of a caption that names it, of several the first by name,
+    as in `trainers.measure.metrics.units_of`.
     """
     own, out = set(queries.caption_item), []
     for item in asked.tolist():

@@ -52,7 +52,10 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One video or point cloud. `digest` is given only where there is no media to take it from."""
+    """One video or point cloud. `digest` is known only where there is no media to take it from.
+
+    Where a manifest gives neither, as one of features alone does, the item is known by its id (`digest_of_id`).
+    """
 
     id: str
     split: str
@@ -285,6 +288,11 @@ def _parse(lines: Iterable[str | _Wrong]) -> tuple[list[Item], list[Problem]]:
             numbers.append(number)
         except _Wrong as error:
             problems.append(Problem(number, str(error)))
+    if bare := list(_without_media(items, numbers)):
+        problems.extend(bare)
+        wrong = {problem.line for problem in bare}
+        items = [item for item, number in zip(items, numbers, strict=True) if number not in wrong]
+        numbers = [number for number in numbers if number not in wrong]
     whole = not problems
     problems.extend(_duplicates(items, numbers))
     problems.extend(_others(items, numbers, whole))
@@ -312,6 +320,19 @@ def _duplicates(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Probl
                 line = captions_seen[caption.id]
                 yield Problem(number, f"the caption id {caption.id!r} stands already on line {line}")
             captions_seen[caption.id] = number
+
+
+def _without_media(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Problem]:
+    """Items that are known by their id alone, beside others that have media: there that is a mistake."""
+    if all(item.media is None for item in items):
+        return
+    for item, number in zip(items, numbers, strict=True):
+        if item.media is None and item.digest == digest_of_id(item.id):
+            yield Problem(
+                number,
+                f"item {item.id!r} has neither media nor a digest of imported features, and other items have media; "
+                "only a manifest of features alone may do without both",
+            )
 
 
 def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterator[Problem]:
@@ -369,12 +390,11 @@ def _item(line: str) -> Item:
     kind = raw.get("kind", "video")
     if kind not in KINDS:
         raise _Wrong(f"item {name!r} is of kind {kind!r}; {nearest(str(kind), KINDS)}")
-    media = raw.get("media")
+    media, digest = raw.get("media"), raw.get("digest", "")
     if media is not None and (not isinstance(media, str) or not media or "\0" in media):
         raise _Wrong(f"item {name!r} has a media path that is not a text: {media!r}")
-    digest = raw.get("digest", "")
     if media is None and not digest:
-        raise _Wrong(f"item {name!r} has neither media nor a digest of imported features")
+        digest = digest_of_id(name)
     captions = raw.get("captions", [])
     if not isinstance(captions, list):
         raise _Wrong(f"item {name!r}: captions is not a list")
@@ -382,13 +402,24 @@ def _item(line: str) -> Item:
     if not isinstance(meta, dict):
         raise _Wrong(f"item {name!r}: meta is not an object")
     return Item(
-        name, sys.intern(split), _captions(captions, name), media, sys.intern(kind), meta, str(digest)
+        name,
+        sys.intern(split),
+        _captions(captions, name, media is None),
+        media,
+        sys.intern(kind),
+        meta,
+        str(digest),
     )
 
 
-def _captions(raw: Sequence[Any], item: str) -> tuple[Caption, ...]:
-    """The captions of an item. Raises _Wrong."""
-    return tuple([_plain(entry) or _caption(entry, index, item) for index, entry in enumerate(raw)])
+def digest_of_id(name: str) -> str:
+    """The digest that stands for an item of features alone: there are no bytes, so its id is all that is known."""
+    return digest_of(["an item without media", name])
+
+
+def _captions(raw: Sequence[Any], item: str, alone: bool) -> tuple[Caption, ...]:
+    """The captions of an item; `alone`: it has no media, so that captions may have no text. Raises _Wrong."""
+    return tuple([_plain(entry) or _caption(entry, index, item, alone) for index, entry in enumerate(raw)])
 
 
 def _plain(entry: Any) -> Caption | None:
@@ -401,7 +432,7 @@ def _plain(entry: Any) -> Caption | None:
     return Caption(name, text)
 
 
-def _caption(entry: Any, index: int, item: str) -> Caption:
+def _caption(entry: Any, index: int, item: str, alone: bool) -> Caption:
     """A caption with whatever else it says. Raises _Wrong."""
     if not isinstance(entry, dict):
         raise _Wrong(f"caption {index} of item {item!r} is not an object")
@@ -409,6 +440,8 @@ def _caption(entry: Any, index: int, item: str) -> Caption:
         _require_known(entry, CAPTION_KEYS, "a caption")
     name = _text(entry, "id", f"caption {index} of item {item!r}") if "id" in entry else f"{item}#{index}"
     text, split = entry.get("text"), entry.get("split")
+    if alone and "text" not in entry:
+        text = f"({name}; its words were not published)"  # names it, so that no two such captions are one
     if not isinstance(text, str) or not text.strip():
         raise _Wrong(f"caption {name!r} of item {item!r} is empty")
     start, end = _seconds(entry.get("start"), name), _seconds(entry.get("end"), name)

@@ -27,6 +27,7 @@ from pipeline.store.store import Store
 
 ITEMS_A_SEGMENT = 2048
 NOT_THERE = "not in the imported features"
+SAME_WITHIN = 2.0**-8  # of the largest number: float16 and other batch sizes stay below 2^-9
 
 Seen = Callable[[str, int, int], None]
 """Told of a stage, how many of its items are in, and how many there are."""
@@ -52,12 +53,13 @@ class FilesReport:
 
     stage: str
     total: int  # items or captions of the corpus
-    matched: int
+    matched: int  # of them with an array, their own or an equal one of the same bytes or text
     by_stem: int  # of them, by the stem of their id alone
     missing: list[str]  # in the corpus, not in the features
     unused: int  # in the features, not in the corpus
     unreadable: int  # items whose media are not there, so that nobody knows their digest
     failed: dict[str, str]  # name of the array -> reason
+    arrays: int  # that are stored: fewer than matched where several items or captions share one
 
 
 def import_ms_sl(
@@ -214,13 +216,11 @@ def import_files(
     contents = read_contents(corpus, store.index)
     ids = contents.names(of)
     found = match(ids, files.names)
-    keys: dict[str, str] = {}  # digest -> name of its array: items of the same bytes share the first
-    for one, array_name in found.items():
-        keys.setdefault(ids[one], array_name)
+    keys = _shared(files, contents, of, {one: ids[one] for one in found}, found)
     missing: dict[str, str] = {}
-    for one, key in ids.items():
-        if key not in keys:
-            missing.setdefault(key, one)
+    without = [one for one, key in ids.items() if key not in keys]
+    for one in without:
+        missing.setdefault(ids[one], one)
     if not keys:
         raise UserError(_nothing_fits(files, contents, of))
     digest = _source_digest(RememberedDigests(store.index), files.path)
@@ -233,13 +233,77 @@ def import_files(
     failed = _fill(store, stage, keys, files.rows, seen, missing)
     return FilesReport(
         stage=stage.name,
-        total=len({*ids.values()}),
-        matched=len(keys),
+        total=len(ids),
+        matched=len(ids) - len(without),
         by_stem=sum(one != array_name for one, array_name in found.items()),
-        missing=list(missing.values()),
+        missing=without,
         unused=len({*files.names} - {*found.values()}),
         unreadable=len(contents.unreadable) if of == "items" else 0,
         failed=failed,
+        arrays=len(keys) - len(failed),
+    )
+
+
+def _shared(
+    files: FeatureFiles, contents: Contents, of: str, digests: Mapping[str, str], found: Mapping[str, str]
+) -> dict[str, str]:
+    """The name of the array that is stored under each digest; `digests` and `found` are by id.
+
+    Items of the same bytes and captions of the same text have one digest, so that they share one array. Raises
+    UserError where theirs are not the same: one of them would stand for the others.
+    """
+    sharing: dict[str, dict[str, str]] = {}  # digest -> name of the array -> the first id that has it
+    for one, key in digests.items():
+        sharing.setdefault(key, {}).setdefault(found[one], one)
+    keys, conflicts = {}, []
+    for key, names in sharing.items():
+        keys[key] = next(iter(names))
+        if len(names) > 1:
+            keys[key], other = _first_and_other(files, names)
+            if other:
+                conflicts.append((names[keys[key]], names[other]))
+    if conflicts:
+        raise UserError(_conflict(contents, of, *conflicts[0], len(conflicts)))
+    return keys
+
+
+def _first_and_other(files: FeatureFiles, names: Iterable[str]) -> tuple[str, str]:
+    """The first of some arrays that can be read, and the first that is not like it, "" if all are."""
+    first, kept = "", np.zeros((0, 0))
+    for name in names:
+        try:
+            rows = files.rows(name)
+        except ItemError:
+            continue
+        if not first:
+            first, kept = name, rows
+        elif not _alike(kept, rows):
+            return first, name
+    return first or next(iter(names)), ""
+
+
+def _alike(a: Array, b: Array) -> bool:
+    """Whether two arrays are one but for rounding: a network gives other last bits in another batch."""
+    if a.shape != b.shape:
+        return False
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return bool(np.abs(x - y).max() <= SAME_WITHIN * max(np.abs(x).max(), np.abs(y).max()))
+
+
+def _conflict(contents: Contents, of: str, one: str, other: str, count: int) -> str:
+    """Why two arrays cannot both be stored, in a sentence."""
+    more = f" ({count} such pairs in all)" if count > 1 else ""
+    if of == "items":
+        return (
+            f"the items {one!r} and {other!r} are the same file, and their arrays differ{more}: an item is known by "
+            "the bytes of its media, so one array would stand for both; leave media out of the manifest, and items "
+            "are known by their ids"
+        )
+    text = next(c.text for i in contents.corpus.items for c in i.captions if c.id == one)
+    return (
+        f"the captions {one!r} and {other!r} have the same text {text!r}, and their arrays differ{more}: a caption is "
+        "known by its text, so one array would stand for both; give each its own text, or a `digest` of its own in "
+        f"{contents.corpus.path}"
     )
 
 

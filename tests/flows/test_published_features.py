@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -43,6 +44,14 @@ def call(*words: object, code: int = 0) -> str:
         raise result.exception
     assert result.exit_code == code, (words, result.output, result.exception)
     return result.stdout
+
+
+def planned(folder: Path, told: str) -> set[str]:
+    """The methods that `crossreel plan` trains with the lines that an import printed, just as they are."""
+    (folder / "printed.toml").write_text(told[told.index('corpus = "') :])
+    stages = json.loads(call("plan", folder / "printed.toml", "--json"))
+    assert all(state["missing"] == 0 for name, state in stages.items() if name.startswith("import-"))
+    return {name.removeprefix("train-") for name in stages if name.startswith("train-")}
 
 
 @pytest.fixture(scope="module")
@@ -346,10 +355,13 @@ def brought(folder: Path, val: str = "0") -> str:
 def test_cloud_features_come_in_with_the_lines_to_train_on_them(clouds):
     told = brought(clouds)
     assert "8 clouds, 10 captions (2 texts that belong to none were left out)" in told
+    assert "h2arn cannot be trained on them" in told and "split 'val' has no captions" in told  # --val 0
+    told = brought(clouds, "papers")
     lines = (
         '[trainers.h2arn]\ncloud_features = "import-elephant-dgcnn"\ntext_features = "import-elephant-clip"'
     )
     assert lines in told and 'methods = ["h2arn"]' in told
+    assert planned(clouds, told) == {"h2arn"}
 
 
 EXPERIMENT = """
@@ -405,3 +417,95 @@ def test_a_pt_file_of_clouds_that_holds_more_than_tensors_is_refused(clouds):
     with pytest.raises(UserError, match=r"pc_features_DGCNN\.pt: .*nothing else is unpickled"):
         brought(clouds)
     assert not (clouds / "corpus.jsonl").exists()
+
+
+def features_alone(folder: Path, rows: int, texts: Any = None, kind: str = "video") -> Path:
+    """A manifest without media, and a file of each side's arrays; captions have `rows` rows, more if 0."""
+    with (folder / "corpus.jsonl").open("w") as file:
+        for n in range(10):
+            captions = [{"id": f"-c{n}#{k}", **({"text": texts} if texts else {})} for k in range(2)]
+            split = ("train", "train", "train", "val", "test")[n % 5]
+            file.write(
+                json.dumps({"id": f"-v{n}", "kind": kind, "split": split, "captions": captions}) + "\n"
+            )
+    rng = np.random.default_rng(0)
+    np.savez(folder / "items.npz", **{f"-v{n}": rng.normal(size=(5, 16)).astype("f4") for n in range(10)})
+    np.savez(
+        folder / "texts.npz",
+        **{
+            f"-c{n}#{k}": rng.normal(size=(rows or 3 + n, 16)).astype("f4")
+            for n in range(10)
+            for k in range(2)
+        },
+    )
+    return folder
+
+
+def came(folder: Path, of: str, code: int = 0, **options: str) -> str:
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    common = ("--layout", "npz", "--corpus", folder / "corpus.jsonl", "--store", folder / "store", "--of", of)
+    return call(
+        "import",
+        "features",
+        folder / f"{'texts' if of == 'captions' else of}.npz",
+        *common,
+        *words,
+        code=code,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "methods"),
+    [
+        (0, "video", {"hlformer", "neighborretr", "lean"}),
+        (1, "video", {"hlformer", "neighborretr", "gare", "lean"}),
+        (0, "pointcloud", {"h2arn"}),
+        (4, "pointcloud", {"h2arn"}),
+    ],
+)
+def test_the_printed_lines_are_an_experiment_file_for_the_methods_that_can_read_what_came(
+    tmp_path, rows, kind, methods
+):
+    folder = features_alone(tmp_path, rows, kind=kind)
+    told = came(folder, "captions")
+    assert "20 of the 20 captions" in told and "no method can be trained on them yet: the items of" in told
+    told = came(folder, "items")
+    assert planned(folder, told) == methods
+    if "gare" not in methods and kind == "video":
+        assert (
+            "gare cannot be trained on them: trainers.gare.text_features = 'import-texts': gare needs (1, D)"
+            in told
+        )
+    assert ("mask_padding = true" in told) == (kind == "pointcloud" and rows == 0)
+
+
+def test_a_method_that_cannot_use_what_was_imported_is_refused_before_anything_is_made(tmp_path):
+    folder = features_alone(tmp_path, 3)
+    came(folder, "items")
+    came(folder, "captions")
+    (folder / "e.toml").write_text(
+        'corpus = "corpus.jsonl"\nmethods = ["gare"]\n[trainers.gare]\nmode = "frozen"\n'
+        'video_features = "import-items"\ntext_features = "import-texts"\n'
+    )
+    sentence = (
+        r"trainers\.gare\.text_features = 'import-texts': gare needs \(1, D\), one vector a caption; '-c0#0'"
+    )
+    for verb in (("plan",), ("stage", "pack-gare"), ("run",)):
+        with pytest.raises(UserError, match=sentence):
+            call(*verb, folder / "e.toml")
+    np.savez(
+        folder / "texts.npz", **{f"-c{n}#{k}": np.ones(8, "f4") * n + k for n in range(10) for k in range(2)}
+    )
+    came(folder, "captions")
+    with pytest.raises(UserError, match="as wide as the rows of video; D is 8 here and 16 there"):
+        call("plan", folder / "e.toml")
+
+
+def test_placeholder_texts_are_refused_and_ids_stand_for_words_that_were_not_published(tmp_path):
+    folder = features_alone(tmp_path, 3, texts="text")
+    with pytest.raises(
+        UserError, match=r"the captions '-c0#0' and '-c0#1' have the same text 'text', and their arrays"
+    ):
+        came(folder, "captions")
+    features_alone(tmp_path, 3)
+    assert "20 of the 20 captions" in came(folder, "captions") and "arrays (" not in came(folder, "captions")

@@ -45,8 +45,6 @@ State = dict[str, Tensor]
 def read(path: Path) -> State:
     """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
     found = read_foreign(path)
-    if path.suffix == ".safetensors":
-        return dict(found)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} is not a state dict: GARE's checkpoints hold named tensors and nothing else")
     return {name.removeprefix("module."): value for name, value in found.items()}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.settings import PACKS, SPEED
-from trainers.config import MethodConfig
+from trainers.config import InputShape, MethodConfig
 
 TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special ones
 
@@ -56,6 +56,22 @@ class H2arnConfig(MethodConfig):
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Tokens of clouds and of captions."""
         return {"cloud": (self.cloud_features, ""), **super().inputs()}
+
+    def shapes(self) -> dict[str, InputShape]:
+        """As many tokens for every cloud, and for every caption unless padding is masked."""
+        clouds = InputShape("equal", "(P, D) with as many rows P for every cloud")
+        if self.mask_padding:
+            return {"cloud": clouds}
+        words = f"(L, D) with as many rows L for every caption, {TOKENS} in the release"
+        remedy = "trainers.h2arn.mask_padding = true takes captions of different lengths"
+        return {"cloud": clouds, "text": InputShape("equal", words, remedy=remedy)}
+
+    @classmethod
+    def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:
+        """Features of clouds and captions, padding masked where captions have different lengths."""
+        masked = {"mask_padding": True} if ragged else {}
+        clouds = {"cloud_features": items} if items else {}
+        return clouds | super().reading(items, captions, ragged) | masked
 
     def wishes(self) -> dict[str, dict[str, Any]]:
         """Captions of 77 positions with their padding, which CLIP masks; only the real ones if padding is masked."""

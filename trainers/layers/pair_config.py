@@ -11,13 +11,14 @@ from pydantic import Field
 from extractors.backbones import clip_configs, weights
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PACKS, PATH, SPEED
-from trainers.config import VideoMethodConfig
+from trainers.config import InputShape, VideoMethodConfig
 
 OPENAI = {
     "ViT-B/32": "ViT-B-32-quickgelu",
     "ViT-B/16": "ViT-B-16-quickgelu",
     "ViT-L/14": "ViT-L-14-quickgelu",
 }
+CLIP_TEXT = "clip_text"  # the one stage that can store states of padding
 USUAL_PIXELS = 224  # of a network that does not say what it reads
 
 
@@ -85,8 +86,25 @@ class ClipPairConfig(VideoMethodConfig):
         if self.mode == "finetune":
             return {"video": ("frames", "rgb")}
         times = {"time": (self.video_features, "time")} if self.video_features == "clip" else {}
-        text = self.text_output if self.text_features == "clip_text" else ""
+        text = self.text_output if self.text_features == CLIP_TEXT else ""
         return {"video": (self.video_features, ""), "text": (self.text_features, text), **times}
+
+    def shapes(self) -> dict[str, InputShape]:
+        """Frames and words of one width, since both lie in the space of one CLIP network."""
+        if self.mode == "finetune":
+            return {}
+        return {"text": InputShape("any", "(L, D), a row a token", same_width_as="video")}
+
+    def packed_by(self) -> dict[str, Any]:
+        """In mode frozen, that the rows of a caption's array are its words; one pooled row never was more."""
+        if self.mode == "finetune" or (self.text_features == CLIP_TEXT and self.text_output == "pooled"):
+            return {}
+        return {"words": "rows of the array"}
+
+    @classmethod
+    def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:
+        """Imported features are read in mode frozen."""
+        return {"mode": "frozen", **super().reading(items, captions, ragged)}
 
     def wishes(self) -> dict[str, dict[str, Any]]:
         """The method's frames, at the size that the CLIP network reads."""

@@ -37,19 +37,21 @@ from trainers.data import (
     write_splits,
 )
 from trainers.layers.clip_input import padded_frames, tokenise
-from trainers.layers.pair_config import ClipPairConfig
+from trainers.layers.pair_config import CLIP_TEXT, ClipPairConfig
 from trainers.layers.rand_augment import RandAugment
 from trainers.method import Batch
 
 PICTURE, FEATURES = 4, 2  # axes of the frames of a video in mode finetune and in mode frozen
+POSITIONS = 77  # of CLIP's captions: `clip_text` keeps no token beyond
+REAL = "words.real.npy"  # (captions,) states that are no padding; there only where some are
 
 
 def pack(folder: Path, config: ClipPairConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
     """Write frames, captions and one index per split into a folder.
 
     Of a video with more than `max_frames` frames so many are taken (`taken`). Captions are token ids of their
-    texts, and in mode frozen also the states that `read["text"]` gives. An item or caption of several splits is
-    stored once; sources are read twice, so that memory holds one video at a time.
+    texts, and in mode frozen also the states that `read["text"]` gives (`_write_states`). An item or caption of
+    several splits is stored once; sources are read twice, so that memory holds one video at a time.
     """
     videos, captions = keys_of(splits)
     frozen = config.mode == "frozen"
@@ -67,10 +69,26 @@ def pack(folder: Path, config: ClipPairConfig, splits: Mapping[str, Split], read
     tokens = (row[:length] for row, length in zip(ids, lengths, strict=True))
     write_ragged(folder, "tokens", tokens, lengths, np.int64)
     if frozen:
-        counts = [min(len(_checked(c, read["text"](c), FEATURES)), config.max_words) for c in captions]
-        states = (_states(read["text"](c), config.max_words) for c in captions)
-        write_ragged(folder, "words", states, counts, np.float32)
+        _write_states(folder, config, {caption: texts[caption] for caption in captions}, read["text"])
     write_splits(folder, splits)
+
+
+def _write_states(folder: Path, config: ClipPairConfig, texts: Mapping[str, str], read: Rows) -> None:
+    """Write the stored states of each caption, at most `max_words`, and how many of them are no padding.
+
+    The length of an array is its length: all of its states are real, whatever tokenizer made them. `clip_text`
+    alone may store states of padding behind the end token (`pad`), and there CLIP's tokens are counted.
+    """
+    lengths = [len(_checked(caption, read(caption), FEATURES)) for caption in texts]
+    real = lengths
+    if config.text_features == CLIP_TEXT and max(lengths, default=0) > 1:
+        _, mask = tokenise(list(texts.values()), POSITIONS)
+        real = np.minimum(mask.sum(1), lengths).tolist()
+    most = config.max_words
+    states = (_states(read(caption), count, most) for caption, count in zip(texts, real, strict=True))
+    write_ragged(folder, "words", states, [min(length, most) for length in lengths], np.float32)
+    if real != lengths:
+        np.save(folder / REAL, np.minimum(real, most))
 
 
 def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling.Positions:
@@ -81,9 +99,9 @@ def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling
     return sampling.select(candidates, config.max_frames, config.frame_select)
 
 
-def _states(rows: NDArray, most: int) -> NDArray:
-    """The stored states of a caption: of too many the first ones and the last, which is the end token's."""
-    return rows if len(rows) <= most else np.concatenate([rows[: most - 1], rows[-1:]])
+def _states(rows: NDArray, real: int, most: int) -> NDArray:
+    """At most `most` states of a caption: of more real ones the first and the last, which is the end token's."""
+    return rows[:most] if real <= most else np.concatenate([rows[: most - 1], rows[real - 1 : real]])
 
 
 def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
@@ -109,6 +127,7 @@ class PairData:
         self.dims: int = self.frames.values.shape[-1]  # of features
         if config.mode == "frozen":
             self.words = Ragged.open(folder, "words")
+            self._real = np.load(folder / REAL) if (folder / REAL).is_file() else self.words.lengths
             if self.words.values.shape[-1] != self.dims:
                 raise UserError(
                     f"captions have {self.words.values.shape[-1]} features and frames {self.dims}: both must be of one "
@@ -164,10 +183,8 @@ class PairData:
         values = np.zeros((len(rows), slots, *arrays[0].shape[1:]), arrays[0].dtype)
         for place, array in zip(values, arrays, strict=True):
             place[: len(array)] = array
-        real = [
-            min(len(array), int(self.tokens.lengths[row])) for row, array in zip(rows, arrays, strict=True)
-        ]
-        mask = np.arange(slots) < np.array(real)[:, None]
+        real = (self._real if frozen else self.tokens.lengths)[rows]
+        mask = np.arange(slots) < real[:, None]
         name = "words" if frozen else "tokens"
         return {name: torch.from_numpy(values), "word_mask": torch.from_numpy(mask)}
 

@@ -64,6 +64,13 @@ class LeanConfig(VideoMethodConfig):
             found["span"] = (self.triples, "span")
         return found
 
+    @classmethod
+    def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:
+        """Imported frames are their own key frames, imported tokens have no places to find triples by."""
+        frames = {"keyframes": ""} if items.startswith(IMPORTED) else {}
+        nodes = {"nodes": "sentence"} if captions.startswith(IMPORTED) else {}
+        return super().reading(items, captions, ragged) | frames | nodes
+
     def wishes(self) -> dict[str, dict[str, Any]]:
         """As many key frames as it takes."""
         return {self.keyframes: {"count": self.frames, "top": self.top}} if self.keyframes else {}

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from extractors.backbones import tensor_files
 from pipeline.errors import UserError, nearest
 
 SEAL = "crossreel"  # one key: safetensors writes several in a random order, and equal content in other bytes
@@ -31,14 +31,11 @@ def read_foreign(path: Path) -> Any:
     Nothing in it is executed. Raises UserError, one sentence, for whatever cannot be read so.
     """
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return tensor_files.read(path)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # a file that somebody shaped makes the libraries raise anything at all
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {lines[0][:200]}") from None
+    except (OSError, tensor_files.NotTensors) as error:
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {error}") from None
 
 
 class DamagedCheckpoint(Exception):

@@ -35,8 +35,10 @@ from trainers.measure.evaluated import (
 from trainers.measure.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
 from trainers.measure.metric_table import DIRECTIONS
 from trainers.measure.metrics import (
+    CUTOFFS,
     LEVEL,
     RESAMPLES,
+    RSUM_CUTOFFS,
     Block,
     ItemRanks,
     Ranks,
@@ -47,17 +49,25 @@ from trainers.measure.metrics import (
     rsum,
     text_ranks,
     top,
+    units_of,
 )
 from trainers.measure.postprocess import Bank
 from trainers.method import Batch, Encoded, Method, MethodData
 from trainers.relevance import Positions, Relevance
 from trainers.stages import EvaluateParams
 
+SUMS = (
+    f"SumR = {' + '.join(f'R@{k}' for k in CUTOFFS)} of one direction; "
+    f"RSUM = {' + '.join(f'R@{k}' for k in RSUM_CUTOFFS)} of both directions"
+)
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
 EXPLAINED = 256  # captions at most whose matches are explained, spread over all
 EXPLAINED_PLACES = 3  # of their rankings; the right item follows
 BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
+
+Units = tuple[Positions, Positions]
+"""The item that each answered caption, and each item with a caption, is resampled with (`units_of`)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,8 @@ def evaluate(
     # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
     blocks: Iterable[Block] = list(rows) if ("v2t" in directions or asked) and rows.fit else rows
     ranking = _rank(blocks, links, directions)
-    strict, mean = _both_figures(ranking.ranks, links, seed)
+    units = units_of(links, index.items)
+    strict, mean = _both_figures(ranking.ranks, units, seed)
     return Evaluation(
         index,
         ranking,
@@ -151,7 +162,7 @@ def evaluate(
             for direction, counts in ranking.occurrences.items()
         },
         explanation=rows.explanation(ranking.top_items, _caption_item(index)),
-        post_processed=_post_processed(blocks, rows, links, directions, seed, post_processing, bank),
+        post_processed=_post_processed(blocks, rows, links, units, directions, seed, post_processing, bank),
     )
 
 
@@ -390,7 +401,7 @@ def _rank(blocks: Iterable[Block], links: Relevance, directions: Sequence[str]) 
 
 
 def _post_processed(
-    blocks: Iterable[Block], rows: ScoreRows, links: Relevance, directions: Sequence[str], seed: int,
+    blocks: Iterable[Block], rows: ScoreRows, links: Relevance, units: Units, directions: Sequence[str], seed: int,
     params: EvaluateParams | None, bank: MethodData | None,
 ) -> dict[str, PostProcessed]:  # fmt: skip
     """The figures of every option that is asked for."""
@@ -400,7 +411,7 @@ def _post_processed(
     options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
     out = {}
     for name, ranks in postprocess.ranks(blocks, links, directions, options).items():
-        strict, mean = _both_figures(ranks, links, seed)
+        strict, mean = _both_figures(ranks, units, seed)
         told: Params = getattr(params, name)
         out[name] = PostProcessed(
             metrics=strict, mean_ties=mean, note=postprocess.NOTES[name], params=told.model_dump()
@@ -428,19 +439,20 @@ def _bank(data: MethodData, rows: ScoreRows) -> Bank:
     return Bank(texts, items)
 
 
-def _both_figures(ranks: Mapping[str, Ranks], links: Relevance, seed: int) -> tuple[Estimates, Estimates]:
+def _both_figures(ranks: Mapping[str, Ranks], units: Units, seed: int) -> tuple[Estimates, Estimates]:
     """The figures of strict ranks and of mean ones, the latter nothing if no answer is tied."""
-    strict = _figures({direction: found.strict for direction, found in ranks.items()}, links, seed)
+    strict = _figures({direction: found.strict for direction, found in ranks.items()}, units, seed)
     if not any(found.differ for found in ranks.values()):
         return strict, {}
-    return strict, _figures({direction: found.mean for direction, found in ranks.items()}, links, seed)
+    return strict, _figures({direction: found.mean for direction, found in ranks.items()}, units, seed)
 
 
-def _figures(ranks: Mapping[str, NDArray[Any]], links: Relevance, seed: int) -> Estimates:
+def _figures(ranks: Mapping[str, NDArray[Any]], units: Units, seed: int) -> Estimates:
     """Every metric with its interval, from ranks of one kind by direction."""
-    out = {direction: intervals(values, seed) for direction, values in ranks.items()}
+    of = dict(zip(DIRECTIONS, units, strict=True))
+    out = {direction: intervals(values, of[direction], seed) for direction, values in ranks.items()}
     if len(ranks) == len(DIRECTIONS):
-        out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], links, seed)}
+        out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], units, seed)}
     return out
 
 
@@ -482,7 +494,10 @@ def _protocol(
         "ties": "mean rank: 1 + larger scores + half of the equal ones; the best rank of ties stands beside",
         "v2t_rank": "best rank among the item's captions",
         "post_processing": "none",
-        "intervals": f"{LEVEL:.0%} percentile bootstrap over queries, {RESAMPLES} resamples, seed {seed}",
+        "intervals": f"{LEVEL:.0%} percentile bootstrap over items, each with all its captions, {RESAMPLES} resamples, "
+        f"seed {seed}",
+        "seed": seed,
+        "sums": SUMS,
     } | (several if links.several else {})
 
 

@@ -73,7 +73,8 @@ class Protocol(Document):
     """Under which conditions was measured. Keys of later versions are kept as they are.
 
     `kind` and `dropped` have the values that hold for evaluations of versions that did not write them. rerank: how
-    pairs were scored where not all were; items_per_caption and t2v_rank: where captions have several positives.
+    pairs were scored where not all were; seed: of the bootstrap; sums: which recalls SumR and RSUM add up;
+    items_per_caption and t2v_rank: where captions have several positives.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -90,6 +91,8 @@ class Protocol(Document):
     v2t_rank: str
     post_processing: str
     intervals: str
+    seed: int | None = None
+    sums: str = ""
     items_per_caption: Spread | None = None
     t2v_rank: str = ""
     rerank: str = ""

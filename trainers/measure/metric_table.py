@@ -17,6 +17,7 @@ from pipeline.errors import UserError, nearest
 DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
 CUTOFFS = (1, 5, 10, 100)  # of the recalls that are measured, and of SumR
 RSUM_CUTOFFS = (1, 5, 10)
+HALF = 1e-9  # a share of queries this near to a half is a half: it is a sum of many products
 
 Chance = Callable[[int, NDArray[Any]], float]
 """The value that a random order of a gallery is expected to have, from its size and each query's number (Q,) of
@@ -44,12 +45,7 @@ class Metric:
     on_clouds: bool = False
     brief: bool = False
     measured: bool = True
-    cloud_label: str = ""
     chance: Chance | None = None
-
-    def label(self, kind: str) -> str:
-        """What a table of items of this kind calls the metric: papers on point clouds write Rsum."""
-        return self.cloud_label if kind == "pointcloud" and self.cloud_label else self.name
 
     def shown(self, kind: str) -> bool:
         """Whether tables of items of this kind show the metric."""
@@ -81,6 +77,33 @@ def recall_by_chance(gallery: int, positives: NDArray[Any], cutoff: int) -> floa
     places = gallery - np.arange(min(cutoff, gallery))
     missed = np.prod(np.maximum(places - numbers[:, None], 0) / places, axis=1)
     return float(100 * np.average(1 - missed, weights=queries))
+
+
+def median_by_chance(gallery: int, positives: NDArray[Any]) -> float:
+    """The median of the ranks that a random order gives to all queries together: (n + 1) / 2 with one positive each."""
+    found = _found_by_chance(gallery, positives)
+    ends = [1 + int(np.argmax(found > half)) for half in (0.5 - HALF, 0.5 + HALF)]
+    return sum(ends) / 2
+
+
+def mean_by_chance(gallery: int, positives: NDArray[Any]) -> float:
+    """The mean rank of a random order: the first of m positives among n stands at (n + 1) / (m + 1) on average."""
+    return float(np.mean((gallery + 1) / (np.asarray(positives) + 1)))
+
+
+def reciprocal_by_chance(gallery: int, positives: NDArray[Any]) -> float:
+    """The MRR of a random order: the sum over k of P(rank = k) / k."""
+    found = _found_by_chance(gallery, positives)
+    return float((np.diff(found, prepend=0.0) / np.arange(1, gallery + 1)).sum())
+
+
+def _found_by_chance(gallery: int, positives: NDArray[Any]) -> NDArray[np.float64]:
+    """Share (n,) of the queries whose rank in a random order is at most 1, 2 ... n: `recall_by_chance` at every K."""
+    places, found = np.arange(gallery), np.zeros(gallery)
+    for number, queries in zip(*np.unique(positives, return_counts=True), strict=True):
+        missed = np.cumprod(np.maximum(gallery - number - places, 0) / (gallery - places))
+        found += queries / len(positives) * (1 - missed)
+    return found
 
 
 def _recall(cutoff: int, measured: bool = True) -> Metric:
@@ -115,19 +138,19 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "RSUM", "sum of R@1, R@5 and R@10 of both directions", "%", "rsum",
-        most=100.0 * len(RSUM_CUTOFFS), parts=RSUM_CUTOFFS, on_clouds=True, brief=True, cloud_label="Rsum",
+        most=100.0 * len(RSUM_CUTOFFS), parts=RSUM_CUTOFFS, on_clouds=True, brief=True,
     ),
     Metric(
         "MdR", "median rank of the best positive", "rank", "median_rank",
-        least=1.0, most=float("inf"), lower_is_better=True,
+        least=1.0, most=float("inf"), lower_is_better=True, chance=median_by_chance,
     ),
     Metric(
         "MnR", "mean rank of the best positive", "rank", "mean_rank",
-        least=1.0, most=float("inf"), lower_is_better=True, on_clouds=True,
+        least=1.0, most=float("inf"), lower_is_better=True, on_clouds=True, chance=mean_by_chance,
     ),
     Metric(
         "MRR", "mean of 1 / rank of the best positive", "share", "mrr",
-        most=1.0, decimals=3, on_clouds=True,
+        most=1.0, decimals=3, on_clouds=True, chance=reciprocal_by_chance,
     ),
 )  # fmt: skip
 """All metrics, in the order in which tables show them."""

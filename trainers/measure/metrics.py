@@ -1,8 +1,8 @@
 """Rank metrics with bootstrap intervals, in both directions; knows scores and ranks, no model and no torch.
 
 A score is higher-is-more-alike, rows texts, columns items. Axes: Q captions of a block, V items, L pairs of a
-caption and an item that is right for it, U distinct rank values, B bootstrap samples. Recalls are percentages, MRR
-lies in (0, 1].
+caption and an item that is right for it, U distinct rank values, K kinds of units, B bootstrap samples. Recalls are
+percentages, MRR lies in (0, 1].
 
 Ranks come from blocks of rows that hold all V columns, so the whole score matrix never has to exist.
 The score of a right item is read out of the block it competes in, never computed a second time:
@@ -11,6 +11,7 @@ a matrix product of another shape may round its last bit differently, and a tie 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,34 +175,79 @@ def metrics(ranks: NDArray[Any]) -> dict[str, float]:
     return {name: float(value[0]) for name, value in _from_counts(values, counts[None]).items()}
 
 
-def intervals(ranks: NDArray[Any], seed: int, resamples: int = RESAMPLES) -> dict[str, Estimate]:
-    """The metrics of ranks (N,), each with its 95 % percentile interval over resampled queries.
+def intervals(
+    ranks: NDArray[Any], units: Positions, seed: int, resamples: int = RESAMPLES
+) -> dict[str, Estimate]:
+    """The metrics of ranks (N,), each with its 95 % percentile interval over resampled units.
 
-    Drawing N queries with replacement is drawing their rank histogram from a multinomial, which costs
-    by the number of distinct ranks instead of by N.
+    units: (N,), which item each query is drawn with (`units_of`): an item is drawn together with all its captions. They
+    are not independent, since a model finds an item by all of them or by none: drawn one by one, the interval of 5
+    captions an item held the true R@1 in 74 to 87 % of simulated corpora instead of 95 %, of 41 captions in 27 to 40 %.
+
+    Units whose queries have the same ranks are one kind, and drawing units with replacement is drawing a histogram of
+    kinds from a multinomial. Kinds are in order of their ranks, so that the order of a corpus changes no interval.
     """
-    values, counts = _histogram(ranks)
+    kinds = _kinds(ranks, units)
     samples: dict[str, list[NDArray[np.float64]]] = {}
-    for drawn in _resampled(counts, seed, resamples):
-        for name, value in _from_counts(values, drawn).items():
+    for drawn in _resampled(kinds.counts, seed, resamples, len(kinds.rank)):
+        for name, value in _from_counts(kinds.values, kinds.histograms(drawn)).items():
             samples.setdefault(name, []).append(value)
     return {name: _figure(value, np.concatenate(samples[name])) for name, value in metrics(ranks).items()}
 
 
+@dataclass(frozen=True)
+class _Kinds:
+    """Units by the ranks of their queries. F: ranks of one unit of each kind, in ascending order over all kinds."""
+
+    counts: NDArray[np.int64]  # (K,) units of each kind
+    rank: NDArray[Any]  # (F,) ascending
+    kind: Positions  # (F,) whose rank it is
+    values: NDArray[Any]  # (U,) distinct ranks
+    starts: Positions  # (U,) where each begins in `rank`
+
+    def histograms(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Queries of each distinct rank (B, U), where so many units of each kind (B, K) are drawn."""
+        each = np.ascontiguousarray(drawn.T)[self.kind]  # (F, B): whole rows are copied, which is fast
+        if len(self.values) < len(self.rank):
+            each = np.add.reduceat(each, self.starts, axis=0)
+        return np.ascontiguousarray(each.T)  # sums of another layout differ in their last bit
+
+
+def _kinds(ranks: NDArray[Any], units: Positions) -> _Kinds:
+    """The kinds of units, in ascending order of their ranks."""
+    if len(ranks) == 0:
+        raise ValueError("metrics of no ranks")
+    if len(np.unique(units)) == len(units):  # as many units as queries: a kind is a rank
+        values, counts = np.unique(ranks, return_counts=True)
+        every = np.arange(len(values))
+        return _Kinds(counts, values, every, values, every)
+    order = np.lexsort((ranks, units))
+    first = np.flatnonzero(np.diff(units[order], prepend=units[order[0]] - 1))
+    found = sorted(Counter(tuple(part.tolist()) for part in np.split(ranks[order], first[1:])).items())
+    flat = np.array([rank for key, _ in found for rank in key])
+    kind = np.repeat(np.arange(len(found)), [len(key) for key, _ in found])
+    ascending = np.argsort(flat, kind="stable")
+    values, starts = np.unique(flat[ascending], return_index=True)
+    return _Kinds(np.array([count for _, count in found]), flat[ascending], kind[ascending], values, starts)
+
+
 def rsum(
-    text: NDArray[Any], item: NDArray[Any], links: Relevance, seed: int, resamples: int = RESAMPLES
+    text: NDArray[Any],
+    item: NDArray[Any],
+    units: tuple[Positions, Positions],
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """RSUM, the sum of R@1/5/10 of both directions, with its 95 % percentile interval.
 
     Items are resampled together with all their captions: the two directions judge the same pairs, and
     resampling them apart would make the interval too narrow. text: ranks of the captions that have a right item, and
-    item: ranks of the items that have a caption, as `link_ranks` gives them.
+    item: ranks of the items that have a caption, as `link_ranks` gives them. units: of both, as `units_of` gives them;
+    every unit has a query in either direction.
     """
-    of_text, of_item = _units(links)
-    columns: list[NDArray[Any]] = [np.bincount(of_text)]
-    columns += [np.bincount(of_text, weights=text <= cutoff) for cutoff in RSUM_CUTOFFS]
-    columns += [np.bincount(of_item)]
-    columns += [np.bincount(of_item, weights=item <= cutoff) for cutoff in RSUM_CUTOFFS]
+    columns: list[NDArray[Any]] = []
+    for of, ranks in zip(units, (text, item), strict=True):
+        columns += [np.bincount(of), *(np.bincount(of, weights=ranks <= cutoff) for cutoff in RSUM_CUTOFFS)]
     kinds, counts = np.unique(np.column_stack(columns), axis=0, return_counts=True)  # items alike in all hits
 
     def value(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -212,25 +258,29 @@ def rsum(
     return _figure(float(value(counts[None])[0]), np.concatenate(samples))
 
 
-def _units(links: Relevance) -> tuple[Positions, Positions]:
-    """What is resampled as one: the unit of each answered caption, and of each item with a caption.
+def units_of(links: Relevance, names: Sequence[str] = ()) -> tuple[Positions, Positions]:
+    """The unit that is resampled as one, a number, of each answered caption and of each item with a caption.
 
-    A unit is an item with the captions whose own it is. An item that is nobody's own goes with the caption that names
-    it first, so that no unit is without a caption. Everything that is linked would be too much: links of many to many
-    may hang together all, and one unit has no spread.
+    A unit is an item with the captions whose own it is. An item that is nobody's own goes with the own item of a
+    caption that names it, so that no unit is without a caption: of several, the one whose name (V,) comes first, or
+    without names the one that stands first. Everything that is linked would be too much: links of many to many may
+    hang together all, and one unit has no spread.
     """
     answered, first = np.unique(links.caption, return_index=True)
     own = links.item[first]
-    asked, named = np.unique(links.item, return_index=True)
-    home = np.where(np.isin(asked, own), asked, own[np.searchsorted(answered, links.caption[named])])
-    units, of_item = np.unique(home, return_inverse=True)
+    order = np.argsort(names, kind="stable") if len(names) else np.arange(links.items)  # item by place
+    place = np.argsort(order)
+    homes = np.full(links.items, links.items)
+    np.minimum.at(homes, links.item, place[own[np.searchsorted(answered, links.caption)]])
+    homes[own] = place[own]
+    units, of_item = np.unique(order[homes[links.asked]], return_inverse=True)
     return np.searchsorted(units, own), of_item
 
 
 def chance(gallery: int, correct: NDArray[Any]) -> dict[str, float]:
-    """The metrics of a random order of the gallery, in percent, of those whose chance the table of metrics knows.
+    """The metrics of a random order of the gallery, of those whose chance the table of metrics knows.
 
-    correct: number of correct answers of each query.
+    Recalls are in percent. correct: number of correct answers of each query.
     """
     known = (metric for metric in METRICS if metric.measured and metric.chance)
     return {metric.name: metric.chance(gallery, correct) for metric in known if metric.chance}
@@ -245,24 +295,31 @@ def _histogram(ranks: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 def _from_counts(values: NDArray[Any], counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Every metric (B,) of B rank histograms (B, U) over the ascending values (U,)."""
-    queries = int(counts[0].sum())
     reached = np.cumsum(counts, axis=1)
+    queries = reached[:, -1]  # (B,): units have different numbers of captions, and so have the draws
     out = {}
     for cutoff in CUTOFFS:
         within = int(np.searchsorted(values, cutoff, side="right"))
-        out[f"R@{cutoff}"] = 100 * counts[:, :within].sum(axis=1) / queries
+        out[f"R@{cutoff}"] = 100 * reached[:, within - 1] / queries if within else np.zeros(len(counts))
     out["SumR"] = np.sum(list(out.values()), axis=0)
-    middle = [values[np.argmax(reached > place, axis=1)] for place in ((queries - 1) // 2, queries // 2)]
+    places = ((queries - 1) // 2, queries // 2)
+    middle = [values[np.argmax(reached > place[:, None], axis=1)] for place in places]
     out["MdR"] = (middle[0] + middle[1]) / 2
-    out["MnR"] = counts @ values / queries
-    out["MRR"] = counts @ (1 / values) / queries
+    # not a matrix product: its last bit depends on how many draws are in a chunk
+    out["MnR"] = (counts * values).sum(axis=1) / queries
+    out["MRR"] = (counts * (1 / values)).sum(axis=1) / queries
     return out
 
 
-def _resampled(counts: NDArray[np.int64], seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """Histograms (B, U) of as many draws with replacement, in chunks of bounded memory."""
+def _resampled(
+    counts: NDArray[np.int64], seed: int, resamples: int, entries: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """Histograms (B, K) of as many draws with replacement, in chunks of bounded memory.
+
+    entries: numbers that a draw takes besides, where those are more than the K of its histogram.
+    """
     random = np.random.default_rng(seed)
-    total, chunk = int(counts.sum()), max(1, SAMPLE_ENTRIES // len(counts))
+    total, chunk = int(counts.sum()), max(1, SAMPLE_ENTRIES // max(len(counts), entries))
     for start in range(0, resamples, chunk):
         yield random.multinomial(total, counts / total, size=min(chunk, resamples - start))
 

@@ -25,7 +25,7 @@ from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import BETAS, H2arn, optimizer
 from trainers.h2arn.model import Aggregator, Pooled, encode
 from trainers.loop.optim import WarmupAdamW
-from trainers.measure.metrics import link_ranks, metrics, rsum
+from trainers.measure.metrics import link_ranks, metrics, rsum, units_of
 from trainers.relevance import Relevance
 from trainers.verify import h2arn_encoders as verify_encoders
 from trainers.verify import h2arn_pipeline as verify_pipeline
@@ -438,7 +438,7 @@ def evaluation(path: Path, case: Case) -> Iterator[Quantity]:
             yield same(f"{tag}.{name}.ranks", ranks[side].tolist(), recorded[f"{tag}.{name}.ranks"].tolist())
             yield from _figures(f"{tag}.{name}", ranks[side], row[name])
         if "Rsum_percent" in row:
-            computed = rsum(ranks[0], ranks[1], links, seed=0, resamples=1).value
+            computed = rsum(ranks[0], ranks[1], units_of(links), seed=0, resamples=1).value
             yield near(f"{tag}.Rsum_percent", computed, row["Rsum_percent"], 1e-4, 1e-6)
     yield from recorded.left()
 

@@ -152,7 +152,7 @@ def _tables(estimates: Estimates, protocol: Protocol) -> Iterator[str]:
             facts, estimate = metric(name), found[name]
             interval = f"{facts.printed(estimate.low)} to {facts.printed(estimate.high)}"
             luck = facts.printed(chance[name]) if name in chance else ""
-            rows.append((facts.label(protocol.kind), facts.printed(estimate.value), interval, luck))
+            rows.append((facts.name, facts.printed(estimate.value), interval, luck))
         yield from _table(("metric", "value", "95 % interval", "chance"), rows)
 
 

@@ -116,19 +116,19 @@ def _board(
         rows.append((method, tuple(cells)))
     first = next(iter(chance.values()))
     return Board(
-        direction, titles(kind)[direction], tuple(_column(name, kind) for name in names), tuple(rows),
+        direction, titles(kind)[direction], tuple(_column(name) for name in names), tuple(rows),
         tuple(metric(name).printed(first[name]) if name in first else "" for name in names),
     )  # fmt: skip
 
 
-def _column(name: str, kind: str) -> Column:
+def _column(name: str) -> Column:
     facts = metric(name)
-    return Column(facts.label(kind), facts.title, facts.lower_is_better)
+    return Column(facts.name, facts.title, facts.lower_is_better)
 
 
 def in_percent(kind: str) -> str:
     """The metrics that are percentages, as a list in a sentence."""
-    return listed(["R@K", *(metric(n).label(kind) for n in shown_metrics(("SumR", "RSUM"), kind))])
+    return listed(["R@K", *shown_metrics(("SumR", "RSUM"), kind)])
 
 
 def _end(
@@ -201,6 +201,7 @@ def _terms(protocol: Measured) -> Sequence[tuple[str, str]]:
         ("Ties", protocol.ties),
         ("Post-processing", protocol.post_processing),
         ("Intervals", protocol.intervals),
+        *([("Sums", protocol.sums)] if protocol.sums else []),
     ]
 
 

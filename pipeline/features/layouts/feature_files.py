@@ -6,6 +6,7 @@ reads tensors alone, as this floor knows no torch. Axes: T rows (frames or token
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tokenize
@@ -24,6 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import ItemError, UserError, nearest
+from pipeline.features.layouts.bounds import open_hdf5, require_dataset, require_member, require_size
 from pipeline.store.segments import Array
 
 SUFFIXES = {
@@ -31,6 +33,7 @@ SUFFIXES = {
     "safetensors": (".safetensors",),
 }  # fmt: skip
 MAPS = ("npz", "pt", "safetensors")  # a single file of these holds an array an item
+LONGEST_HEADER = 2**16  # bytes of a .npy file; numpy refuses texts of more than 10,000
 INDEX = "index.json"  # of a folder that `crossreel export features` wrote: its files are named by digests
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
@@ -270,16 +273,23 @@ def _choose(name: str, entries: Mapping[str, Entry], array: str) -> Entry:
 
 
 def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Entry]:
-    """Every dataset by its path, or by that of its group where it is the group's dataset of a given name."""
-    file = stack.enter_context(h5py.File(path, "r"))
+    """Every dataset by its path, or by that of its group where it is the group's dataset of a given name.
+
+    Raises UserError where any of the file's links or datasets reads another file.
+    """
+    file = stack.enter_context(open_hdf5(path))
     found: dict[str, Entry] = {}
+
+    def read(name: str) -> Array:
+        require_dataset(file[name])
+        return np.asarray(file[name])
 
     def visit(name: str, thing: h5py.Group | h5py.Dataset) -> None:
         end = f"/{dataset}" if dataset else ""
         if not isinstance(thing, h5py.Dataset) or thing.shape is None or not name.endswith(end):
             return
         try:
-            found[name.removesuffix(end)] = Entry(thing.shape, thing.dtype, lambda: np.asarray(file[name]))
+            found[name.removesuffix(end)] = Entry(thing.shape, thing.dtype, partial(read, name))
         except TypeError:  # bit fields and the like
             found[name.removesuffix(end)] = no_numbers(thing.shape)
 
@@ -289,7 +299,16 @@ def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Ent
 
 def _open_npy(path: Path, stack: ExitStack) -> dict[str, Entry]:
     with path.open("rb") as file:
-        return {"": Entry(*_npy_head(file), lambda: np.asarray(np.load(path, allow_pickle=False)))}
+        shape, dtype, header = _npy_head(file)
+
+    def read() -> Array:
+        if (
+            not dtype.hasobject
+        ):  # a header may announce more than there is: numpy would take that memory first
+            require_size(shape, dtype, path.stat().st_size - header)
+        return np.asarray(np.load(path, allow_pickle=False))
+
+    return {"": Entry(shape, dtype, read)}
 
 
 def _open_npz(path: Path, stack: ExitStack) -> dict[str, Entry]:
@@ -302,15 +321,28 @@ def _open_npz(path: Path, stack: ExitStack) -> dict[str, Entry]:
     for key in archive.files:
         member = key if key in archive.zip.NameToInfo else f"{key}.npy"
         with archive.zip.open(member) as file:
-            found[key] = Entry(*_npy_head(file), partial(archive.__getitem__, key))
+            shape, dtype, header = _npy_head(file)
+        read = partial(_read_member, archive, key, archive.zip.getinfo(member), header, shape, dtype)
+        found[key] = Entry(shape, dtype, read)
     return found
 
 
-def _npy_head(file: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    major, _ = np.lib.format.read_magic(file)
+def _read_member(
+    archive: np.lib.npyio.NpzFile, key: str, member: zipfile.ZipInfo, header: int, shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> Array:  # fmt: skip
+    """An array of an archive, unpacked only where it is as large as its shape says and no larger than it may be."""
+    require_member(member, header, shape, dtype)
+    return np.asarray(archive[key])
+
+
+def _npy_head(file: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and length of the header; no more is read than a header may take, whatever it announces."""
+    head = io.BytesIO(file.read(LONGEST_HEADER))
+    major, _ = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
+    shape, _, dtype = read(head)
+    return shape, dtype, head.tell()
 
 
 def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Entry]:

@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import ItemError, UserError, nearest
+from pipeline.features.layouts.bounds import Foreign, open_hdf5, require_dataset
 
 SPLITS = ("train", "val", "test")
 ENCODING = "ISO-8859-1"  # as the sets are written; captions alone are UTF-8 in some of them
@@ -40,7 +41,10 @@ class MsSl:
         self.visual_name, self.text_name = visual_name, text_file.stem
         self._features, self._rows, self._videos = features, rows, videos
         self._text_file = text_file
-        self._text = h5py.File(text_file, "r")
+        try:
+            self._text = open_hdf5(text_file)
+        except OSError as error:
+            raise UserError(f"{text_file} cannot be read as HDF5 ({error})") from None
 
     @classmethod
     def open(cls, folder: Path, visual_feature: str | None = None, text_file: str | None = None) -> MsSl:
@@ -84,7 +88,14 @@ class MsSl:
         """The token rows (t, Dq) of a caption, in the precision they are stored in."""
         if caption_id not in self._text:
             raise UserError(f"caption {caption_id!r} has no features in {self._text_file}")
-        return np.asarray(self._text[caption_id])
+        found = self._text[caption_id]
+        if not isinstance(found, h5py.Dataset):
+            raise ItemError(caption_id, "it is a group of HDF5, not an array")
+        try:
+            require_dataset(found)
+        except Foreign as error:
+            raise ItemError(caption_id, str(error)) from None
+        return np.asarray(found)
 
 
 def _only(folder: Path, name: str | None, what: str, fits: Callable[[Path], bool]) -> Path:
@@ -140,8 +151,16 @@ def _read_videos(path: Path) -> dict[str, list[str]]:
     """The row names of each video. The file is a Python literal; nothing in it is ever evaluated."""
     try:
         videos = ast.literal_eval(_read(path).strip())
-    except (ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not the literal of a dict: {error}") from None
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ) as error:  # the last two: brackets in brackets
+        raise UserError(
+            f"{path} is not the literal of a dict: {str(error) or type(error).__name__}"
+        ) from None
     if not isinstance(videos, dict):
         raise UserError(f"{path} holds a {type(videos).__name__}, a dict of row names is needed")
     for video, names in videos.items():

@@ -24,7 +24,7 @@ from flows.results.comparison import (
 from flows.results.measured import Asked, Measured
 from pipeline.errors import UserError
 from trainers.measure.evaluated import Protocol, PublishedProtocol, Spread
-from trainers.measure.metrics import metrics, rsum
+from trainers.measure.metrics import metrics, rsum, units_of
 from trainers.relevance import Relevance
 
 PROTOCOL = Protocol(
@@ -112,9 +112,9 @@ def test_values_are_those_of_the_leaderboard():
         values = {name: d.a for name, d in found[direction].differences.items()}
         assert values == pytest.approx(expected)
     of = np.array([int(unit[1:]) for unit in b.asked["t2v"].units])
-    links = Relevance.one_each(of, len(b.asked["v2t"].keys))
+    units = units_of(Relevance.one_each(of, len(b.asked["v2t"].keys)))
     assert found["both"].differences["RSUM"].b == pytest.approx(
-        rsum(b.asked["t2v"].rank, b.asked["v2t"].rank, links, seed=0).value
+        rsum(b.asked["t2v"].rank, b.asked["v2t"].rank, units, seed=0).value
     )
 
 

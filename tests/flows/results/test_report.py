@@ -401,7 +401,7 @@ def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_giv
     assert not Tree(text).all("img")
     tables = re.findall(r"<thead><tr><th scope=\"col\">Method</th>(.*?)</tr>", text)
     columns = [[re.sub("<.*?>|↓", "", name).strip() for name in head.split("</th>")[:-1]] for head in tables]
-    assert columns[:3] == [["R@1", "R@5", "R@10", "MnR", "MRR"]] * 2 + [["Rsum"]]
+    assert columns[:3] == [["R@1", "R@5", "R@10", "MnR", "MRR"]] * 2 + [["RSUM"]]
     metrics = measured_by(entries[0]).metrics.metrics
     assert set(metrics) == {"t2v", "v2t", "both"} and {"MdR", "R@100"} <= set(metrics["t2v"])
     shown = [float(str(a["value"])) for a in Tree(text).all("data")]
@@ -474,7 +474,7 @@ def leaderboard_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
     ("kind", "columns", "rows", "ranked", "total"),
     [
         ("video", ["R@1", "R@5", "R@10", "R@100", "SumR", "MdR", "MnR", "MRR"], ("a t2v", "a v2t"), "items", "RSUM"),
-        ("pointcloud", ["R@1", "R@5", "R@10", "MnR", "MRR"], ("a t2c", "a c2t"), "clouds", "Rsum"),
+        ("pointcloud", ["R@1", "R@5", "R@10", "MnR", "MRR"], ("a t2c", "a c2t"), "clouds", "RSUM"),
     ],
 )  # fmt: skip
 def test_leaderboard_on_the_command_line_speaks_of_the_kind(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
-from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
+from pipeline.corpus.manifest import Caption, Corpus, Item, digest_of_id, write_manifest
 from pipeline.errors import UserError
 from pipeline.features.imported import Imported, imported_stages
 from pipeline.features.importing import NOT_THERE, FilesReport, import_files
@@ -118,7 +119,7 @@ def state_of(store: Store, manifest: Path) -> State:
 def test_arrays_become_a_stage_of_the_corpus_under_the_digests_of_its_media(store, tmp_path):
     manifest = corpus_of(tmp_path, "a", "b", "c")
     report = bring_files(store, tmp_path, manifest, ARRAYS)
-    assert report == FilesReport("import-official", 3, 3, 1, [], 1, 0, {})
+    assert report == FilesReport("import-official", 3, 3, 1, [], 1, 0, {}, 3)
     state = state_of(store, manifest)
     assert state.complete and state.done == 3
     reader = store.reader(report.stage, state.fingerprint.hex)
@@ -245,3 +246,76 @@ def test_a_stage_is_named_in_small_letters_with_the_prefix_once(store, tmp_path)
     )
     with pytest.raises(UserError, match="no stage can be named after '特征'"):
         bring_files(store, tmp_path, manifest, ARRAYS, name="特征")
+
+
+def captioned(folder: Path, texts: list[str], media: bool = True) -> Path:
+    """A manifest of items with one caption each, c0 of v0 and so on."""
+    items = []
+    for n, text in enumerate(texts):
+        if media:
+            (folder / f"v{n}.mp4").write_bytes(b"media of %d" % n)
+        key = "" if media else digest_of_id(f"v{n}")
+        items.append(
+            Item(f"v{n}", "train", (Caption(f"c{n}", text),), f"v{n}.mp4" if media else None, digest=key)
+        )
+    write_manifest(folder / "corpus.jsonl", items)
+    return folder / "corpus.jsonl"
+
+
+def test_captions_of_equal_text_with_different_arrays_are_a_conflict_by_name(store, tmp_path):
+    manifest = captioned(tmp_path, ["a dog", "text", "text", "text"])
+    arrays = {f"c{n}": np.full((3, 2), float(n)) for n in range(4)}
+    with pytest.raises(
+        UserError, match=r"the captions 'c1' and 'c2' have the same text 'text', and their arrays differ"
+    ):
+        bring_files(store, tmp_path, manifest, arrays, "captions")
+    assert not store.index.fingerprints("import-official")
+
+
+def test_captions_of_equal_text_with_equal_arrays_share_one_and_the_counts_say_so(store, tmp_path):
+    manifest = captioned(tmp_path, ["a dog", "text", "text", "text", "a cat"])
+    arrays = {f"c{n}": np.full((3, 2), min(float(n), 1.0)) for n in range(3)}  # c3 has none of its own
+    arrays["c2"] *= 1 + 1e-4  # as another batch rounds
+    report = bring_files(store, tmp_path, manifest, arrays, "captions")
+    assert (report.total, report.matched, report.arrays, report.missing) == (5, 4, 2, ["c4"])
+    assert state_of(store, manifest).done == 2
+
+
+def test_of_equal_texts_an_array_that_can_be_read_stands_for_one_that_cannot(store, tmp_path):
+    manifest = captioned(tmp_path, ["text", "text"])
+    arrays = {"c0": np.array([[1, np.nan]]), "c1": np.ones((1, 2))}
+    report = bring_files(store, tmp_path, manifest, arrays, "captions")
+    assert (report.matched, report.arrays, report.failed) == (2, 1, {})
+
+
+def test_items_of_the_same_bytes_with_different_arrays_are_a_conflict_by_name(store, tmp_path):
+    manifest = corpus_of(tmp_path, "a", "b")
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    with pytest.raises(UserError, match="the items 'a' and 'b' are the same file, and their arrays differ"):
+        bring_files(store, tmp_path, manifest, {"a": np.ones((2, 3)), "b": np.zeros((2, 3))})
+
+
+def test_a_manifest_of_features_alone_imports_as_it_stands(store, tmp_path):
+    lines = [
+        {"id": "v0", "split": "train", "captions": [{"id": "c0", "text": "a dog"}, {"id": "c1"}]},
+        {"id": "v1", "split": "train", "captions": [{"id": "c2"}, {}]},
+    ]
+    manifest = tmp_path / "corpus.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = bring_files(store, tmp_path, manifest, {"v0": np.ones((2, 3)), "v1": np.zeros((4, 3))})
+    assert (report.matched, report.arrays) == (2, 2)
+    arrays = {name: np.full((2, 3), float(n)) for n, name in enumerate(("c0", "c1", "c2", "v1#1"))}
+    report = bring_files(store, tmp_path / "texts", manifest, arrays, "captions", name="words")
+    assert (report.total, report.matched, report.arrays) == (4, 4, 4)
+    texts = [caption.text for item in Corpus.read(manifest).items for caption in item.captions]
+    assert texts == ["a dog", *(f"({name}; its words were not published)" for name in ("c1", "c2", "v1#1"))]
+    write_manifest(tmp_path / "again.jsonl", Corpus.read(manifest).items)  # and comes back as it was
+    assert Corpus.read(tmp_path / "again.jsonl").items == Corpus.read(manifest).items
+
+
+def test_a_caption_of_an_item_with_media_needs_its_text(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(
+        '{"id": "v", "media": "v.mp4", "split": "train", "captions": [{"id": "c"}]}\n'
+    )
+    with pytest.raises(UserError, match="caption 'c' of item 'v' is empty"):
+        Corpus.read(tmp_path / "corpus.jsonl")

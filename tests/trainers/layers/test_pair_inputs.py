@@ -281,3 +281,40 @@ def test_neighbours_of_a_caption_that_scores_all_others_alike_still_have_weights
     assert found.loss.isfinite() and found.weights.isfinite().all()
     assert scores.grad is not None and scores.grad.isfinite().all()
     assert torch.allclose((found.weights * found.mask).sum(1), torch.ones(7))
+
+
+def states(caption: str) -> NDArray[np.float32]:
+    """Word states of a caption, 3 to 8 of them, numbered by their first value; its text is always shorter."""
+    found = np.ones((3 + VIDEOS.index(caption[0]), 64), np.float32)
+    found[:, 0] = np.arange(len(found))
+    return found
+
+
+def texts_of(folder: Path, features: str, read_states: Any, texts: list[str], **options: Any) -> Batch:
+    """The captions of `val` in mode frozen, from states of a stage."""
+    config = config_of("neighborretr", mode="frozen", text_features=features, **options)
+    captions = [(f"{video}0", text, video) for video, text in zip(VIDEOS, texts, strict=True)]
+    splits = {"train": (VIDEOS, captions), "val": (VIDEOS, captions)}
+    of("neighborretr", "data").pack(folder, config, splits, {"video": rows, "text": read_states})
+    return next(of("neighborretr", "data").open_data(folder, config).text_batches("val"))
+
+
+def test_every_row_of_imported_captions_is_a_word_whatever_their_texts(tmp_path: Path) -> None:
+    """CLIP has 3 tokens for "text": the states of another tokenizer, or under placeholder texts, are more."""
+    batch = texts_of(tmp_path, "import-words", states, ["text"] * 6, max_words=6)
+    assert batch["word_mask"].sum(1).tolist() == [3, 4, 5, 6, 6, 6]
+    assert batch["words"][0, :, 0].tolist() == [0, 1, 2, 0, 0, 0]
+    assert batch["words"][5, :, 0].tolist() == [0, 1, 2, 3, 4, 7]  # the end token's state comes last
+
+
+def test_stored_states_of_padding_are_kept_and_masked_and_a_long_caption_keeps_its_end_token(
+    tmp_path: Path,
+) -> None:
+    """`clip_text` with pad: 77 states each, of which CLIP's tokens are real."""
+    padded = np.ones((77, 64), np.float32)
+    padded[:, 0] = np.arange(77)
+    texts = ["dog"] * 5 + ["a man runs with a big dog"]  # 3 tokens with start and end, and 9
+    batch = texts_of(tmp_path, "clip_text", lambda caption: padded, texts, max_words=6)
+    assert batch["word_mask"].sum(1).tolist() == [3, 3, 3, 3, 3, 6]
+    assert batch["words"][0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch["words"][5, :, 0].tolist() == [0, 1, 2, 3, 4, 8]

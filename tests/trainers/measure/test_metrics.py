@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
 from pipeline.errors import TrainingError
+from trainers.measure import metrics as metric_parts
 from trainers.measure.metrics import (
     ItemRanks,
     Ranks,
@@ -29,6 +30,7 @@ from trainers.measure.metrics import (
     rsum,
     text_ranks,
     top,
+    units_of,
 )
 from trainers.relevance import Relevance
 
@@ -178,42 +180,117 @@ def some_ranks(seed: int, count: int) -> NDArray[np.int64]:
     return np.minimum(400, 1 + np.random.default_rng(seed).pareto(0.6, count) * 3).astype(np.int64)
 
 
+def alone(ranks: NDArray) -> NDArray[np.int64]:
+    """Units of one query each."""
+    return np.arange(len(ranks))
+
+
 def test_interval_equals_that_of_drawing_queries_one_by_one() -> None:
     ranks, random = some_ranks(1, 400), np.random.default_rng(2)
     drawn = [metrics(ranks[random.integers(0, 400, 400)]) for _ in range(3000)]
-    for name, figure in intervals(ranks, seed=0, resamples=3000).items():
+    for name, figure in intervals(ranks, alone(ranks), seed=0, resamples=3000).items():
         low, high = np.quantile([sample[name] for sample in drawn], [0.025, 0.975])
         assert figure.value == metrics(ranks)[name]
         assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.12 * (high - low))
 
 
-def test_interval_covers_the_true_recall_about_95_times_in_100() -> None:
-    random = np.random.default_rng(3)
-    covered = 0
-    for seed in range(300):
-        figure = intervals(np.where(random.random(400) < 0.3, 1, 7), seed, resamples=400)["R@1"]
-        covered += figure.low <= 30 <= figure.high
-    assert 0.91 <= covered / 300 <= 0.985
+def test_interval_equals_that_of_a_slow_twin_that_draws_items_with_all_their_captions() -> None:
+    random = np.random.default_rng(20)
+    item = np.repeat(np.arange(90), random.integers(1, 9, 90))
+    ranks = np.minimum(400, some_ranks(21, 90)[item] * random.integers(1, 3, len(item)))
+    captions = [np.flatnonzero(item == v) for v in range(90)]
+    drawn = [
+        metrics(ranks[np.concatenate([captions[v] for v in random.integers(0, 90, 90)])]) for _ in range(3000)
+    ]
+    for name, figure in intervals(ranks, item, seed=0, resamples=3000).items():
+        low, high = np.quantile([sample[name] for sample in drawn], [0.025, 0.975])
+        assert figure.value == metrics(ranks)[name]
+        assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.12 * (high - low))
+
+
+def test_a_draw_s_metrics_are_those_of_the_queries_it_holds() -> None:
+    """Every metric of every draw, exactly, against the queries written out one by one."""
+    random = np.random.default_rng(22)
+    item = np.repeat(np.arange(12), random.integers(1, 5, 12))
+    ranks = random.choice([1.0, 1.5, 2.0, 7.0, 30.5], len(item))
+    kinds = metric_parts._kinds(ranks, item)
+    for drawn in metric_parts._resampled(kinds.counts, 3, 50, len(kinds.rank)):
+        found = metric_parts._from_counts(kinds.values, kinds.histograms(drawn))
+        for row, counts in enumerate(drawn):
+            written = np.concatenate(
+                [np.repeat(kinds.rank[kinds.kind == k], n) for k, n in enumerate(counts)]
+            )
+            assert {name: values[row] for name, values in found.items()} == pytest.approx(metrics(written))
+
+
+def covered(corpora: int, items: int, captions: int, seed: int) -> dict[str, float]:
+    """Share of simulated corpora whose intervals hold the true value, of R@1, R@10 and MnR.
+
+    An item is hard or easy, and its captions share that: the chance that one of them is found at once is drawn for
+    each item from Beta(0.6, 0.6), as it is where a model knows a video or does not.
+    """
+    random = np.random.default_rng(seed)
+    item, hits = np.repeat(np.arange(items), captions), dict.fromkeys(("R@1", "R@10", "MnR"), 0)
+    truth = {"R@1": 50.0, "R@10": 75.0, "MnR": 0.5 * 1 + 0.25 * 5 + 0.25 * 60}
+    for number in range(corpora):
+        easy = random.beta(0.6, 0.6, items)[item]
+        far = np.where(random.random(len(item)) < 0.5, 5, 60)
+        ranks = np.where(random.random(len(item)) < easy, 1, far)
+        for name, figure in intervals(ranks, item, number, resamples=400).items():
+            if name in hits:
+                hits[name] += figure.low <= truth[name] <= figure.high
+    return {name: count / corpora for name, count in hits.items()}
+
+
+@pytest.mark.parametrize(("items", "captions"), [(200, 1), (100, 5)])
+def test_interval_covers_the_truth_about_95_times_in_100_however_many_captions_an_item_has(
+    items: int, captions: int
+) -> None:
+    """Drawn one by one, 5 captions an item cover R@1 in 74 to 87 of 100: this fails on that."""
+    for name, share in covered(400, items, captions, seed=5).items():
+        assert 0.91 <= share <= 0.98, (name, share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("items", "captions"), [(1000, 1), (100, 5), (1000, 20), (670, 41)])
+def test_interval_covers_the_truth_at_the_sizes_of_public_test_splits(items: int, captions: int) -> None:
+    for name, share in covered(1000, items, captions, seed=6).items():
+        assert 0.925 <= share <= 0.97, (name, share)
+
+
+def test_captions_named_several_times_bring_no_information() -> None:
+    ranks = some_ranks(23, 150)
+    once = intervals(ranks, alone(ranks), seed=4)
+    again = intervals(np.repeat(ranks, 4), np.repeat(alone(ranks), 4), seed=4)
+    for name, figure in once.items():
+        assert [again[name].low, again[name].high] == pytest.approx([figure.low, figure.high])
 
 
 def test_half_width_of_r1_over_1000_queries_is_that_of_the_binomial() -> None:
-    figure = intervals(np.where(np.arange(1000) < 450, 1, 50), seed=0, resamples=4000)["R@1"]
+    ranks = np.where(np.arange(1000) < 450, 1, 50)
+    figure = intervals(ranks, alone(ranks), seed=0, resamples=4000)["R@1"]
     assert (figure.high - figure.low) / 2 == pytest.approx(
         100 * 1.96 * math.sqrt(0.45 * 0.55 / 1000), rel=0.06
     )
 
 
-def test_interval_is_the_same_for_the_same_seed_only_and_for_any_order_of_queries() -> None:
-    ranks = some_ranks(4, 300)
-    assert intervals(ranks, seed=5) == intervals(ranks[::-1], seed=5)
-    assert intervals(ranks, seed=5) != intervals(ranks, seed=6)
+@pytest.mark.parametrize("captions", [1, 3])
+def test_interval_is_the_same_for_the_same_seed_only_and_for_any_order_of_items_and_queries(
+    captions: int,
+) -> None:
+    ranks, units = some_ranks(4, 300), np.arange(300) // captions
+    mixed = np.random.default_rng(1).permutation(300)
+    other_names = np.random.default_rng(2).permutation(300)[units]
+    assert intervals(ranks, units, seed=5) == intervals(ranks[mixed], other_names[mixed], seed=5)
+    assert intervals(ranks, units, seed=5) != intervals(ranks, units, seed=6)
 
 
-def test_memory_chunks_do_not_change_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = some_ranks(7, 300)
-    whole = intervals(ranks, seed=8)
+@pytest.mark.parametrize("captions", [1, 3])
+def test_memory_chunks_do_not_change_an_interval(monkeypatch: pytest.MonkeyPatch, captions: int) -> None:
+    ranks, units = some_ranks(7, 300), np.arange(300) // captions
+    whole = intervals(ranks, units, seed=8)
     monkeypatch.setattr("trainers.measure.metrics.SAMPLE_ENTRIES", 1000)
-    assert intervals(ranks, seed=8) == whole
+    assert intervals(ranks, units, seed=8) == whole
 
 
 def test_rsum_is_the_sum_of_the_recalls_of_both_directions() -> None:
@@ -221,7 +298,7 @@ def test_rsum_is_the_sum_of_the_recalls_of_both_directions() -> None:
     text, items = some_ranks(9, 120), some_ranks(10, 40)
     t2v, v2t = metrics(text), metrics(items)
     expected = sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10))
-    assert rsum(text, items, Relevance.one_each(item, 40), seed=0).value == pytest.approx(expected)
+    assert rsum(text, items, units_of(Relevance.one_each(item, 40)), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_one() -> None:
@@ -235,7 +312,7 @@ def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_o
         units = random.integers(0, 80, 80)
         t2v, v2t = metrics(text[np.concatenate([captions[v] for v in units])]), metrics(items[units])
         drawn.append(sum(side[f"R@{k}"] for side in (t2v, v2t) for k in (1, 5, 10)))
-    figure = rsum(text, items, Relevance.one_each(item, 80), seed=0, resamples=3000)
+    figure = rsum(text, items, units_of(Relevance.one_each(item, 80)), seed=0, resamples=3000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 
@@ -244,14 +321,32 @@ def test_rsum_interval_equals_that_of_drawing_items_with_their_captions_one_by_o
 def test_chance_equals_the_share_of_all_placements_that_hit(gallery: int, correct: int) -> None:
     placed = list(itertools.combinations(range(gallery), correct))
     recalls = {f"R@{k}": 100 * sum(p[0] < k for p in placed) / len(placed) for k in (1, 5, 10, 100)}
-    levels = chance(gallery, np.array([correct]))
-    assert levels == pytest.approx(recalls | {"SumR": sum(recalls.values())})
+    first = [p[0] + 1 for p in placed]  # the rank, in every placement
+    expected = (
+        recalls
+        | {"SumR": sum(recalls.values())}
+        | {n: metrics(np.array(first))[n] for n in ("MdR", "MnR", "MRR")}
+    )
+    assert chance(gallery, np.array([correct])) == pytest.approx(expected)
 
 
-def test_chance_of_queries_with_different_numbers_of_answers_is_their_average() -> None:
+def test_chance_of_queries_with_different_numbers_of_answers_is_that_of_all_of_them_together() -> None:
     mixed = chance(30, np.array([1, 1, 4]))
     one, four = chance(30, np.array([1])), chance(30, np.array([4]))
-    assert mixed == pytest.approx({name: (2 * one[name] + four[name]) / 3 for name in one})
+    averages = {name: (2 * one[name] + four[name]) / 3 for name in one if name != "MdR"}
+    assert {name: mixed[name] for name in averages} == pytest.approx(averages)
+    random = np.random.default_rng(0)
+    drawn = np.concatenate([
+        random.random((20_000, 30)).argsort(1)[:, :right].min(1) + 1 for right in (1, 1, 4)
+    ])  # fmt: skip
+    assert mixed["MdR"] == np.median(drawn)
+    assert (one["MdR"], one["MnR"]) == (15.5, 15.5)
+
+
+def test_chance_of_a_gallery_of_a_million_is_known() -> None:
+    levels = chance(1_000_000, np.array([1, 20]))
+    assert levels["MnR"] == pytest.approx((1_000_001 / 2 + 1_000_001 / 21) / 2)
+    assert 0 < levels["MRR"] < 1e-3 and 20_000 < levels["MdR"] < 500_000
 
 
 Right = list[list[int]]
@@ -371,7 +466,7 @@ def test_rsum_of_links_is_the_sum_of_the_recalls_of_both_directions() -> None:
     texts, items = (metrics(found.strict) for found in ranked(scores, right))
     expected = sum(side[f"R@{k}"] for side in (texts, items) for k in (1, 5, 10))
     text, item = (found.strict for found in ranked(scores, right))
-    assert rsum(text, item, Relevance.of(right, 40), seed=0).value == pytest.approx(expected)
+    assert rsum(text, item, units_of(Relevance.of(right, 40)), seed=0).value == pytest.approx(expected)
 
 
 def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_captions_and_with_lent_items() -> (
@@ -394,7 +489,7 @@ def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_capt
             metrics(item[np.concatenate([members[v] for v in units]).astype(int)]),
         )
         drawn.append(sum(side[f"R@{k}"] for side in sides for k in (1, 5, 10)))
-    figure = rsum(text, item, Relevance.of(right, 80), seed=0, resamples=3000)
+    figure = rsum(text, item, units_of(Relevance.of(right, 80)), seed=0, resamples=3000)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert [figure.low, figure.high] == pytest.approx([low, high], abs=0.1 * (high - low))
 

@@ -1,0 +1,104 @@
+"""Tensor files of somebody else (.pt, .pth, .safetensors), read without executing or unpacking what they hold.
+
+torch's restricted unpickler runs nothing, but of a file that somebody shaped it raises whatever it trips over, and a
+tensor of stride 0 or a compressed part turns a few bytes into gigabytes. Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALL_BYTES = 2**26  # a tensor up to this size may repeat its storage as it likes: masks and positions do
+UNREADABLE = (
+    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, ValueError,
+    LookupError, TypeError, AttributeError, AssertionError, MemoryError, OverflowError, ImportError,
+)  # fmt: skip
+"""What torch's and safetensors' readers raise of bytes that are something else."""
+
+
+class NotTensors(Exception):
+    """A file cannot be read safely, with the reason in words."""
+
+
+def read(path: Path, mapped: bool = False) -> Any:
+    """What a file holds: tensors on the CPU, plain values, and lists and tables of them; nothing is executed.
+
+    mapped: leave tensors in the file until they are used, where the file allows it. Raises NotTensors with the
+    reason, and OSError where the file cannot be opened.
+    """
+    import torch
+
+    with path.open("rb"):
+        pass  # a missing or forbidden file is told as such, not as one that holds something else
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _require_plain(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+        for name, tensor in _tensors(found):
+            _require_stored(name, tensor)
+    except UNREADABLE as error:
+        raise NotTensors(_reason(error)) from None
+    return found
+
+
+def _require_plain(path: Path) -> None:
+    """Raise ValueError for an archive whose parts are compressed, which torch never writes."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"its part {part.filename} is compressed, which torch never writes")
+
+
+def _tensors(found: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in tables and lists, with the path of names that leads to it."""
+    import torch
+
+    waiting, seen = [(name, found)], set()
+    while waiting:
+        name, thing = waiting.pop()
+        if isinstance(thing, torch.Tensor):
+            yield name, thing
+        elif isinstance(thing, (Mapping, list, tuple)) and id(thing) not in seen:
+            seen.add(id(thing))  # a pickle can hold itself
+            pairs = thing.items() if isinstance(thing, Mapping) else enumerate(thing)
+            waiting += [(f"{name}.{key}" if name else str(key), value) for key, value in pairs]
+
+
+def _require_stored(name: str, tensor: Tensor) -> None:
+    """Raise ValueError for a large tensor that has more numbers than are stored."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return
+    size = math.prod(tensor.shape) * tensor.element_size()
+    stored = tensor.untyped_storage().nbytes()
+    if size > SMALL_BYTES and size > stored:
+        raise ValueError(
+            f"the tensor {name or 'it holds'} of shape {tuple(tensor.shape)} takes {size} bytes, {stored} are stored"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """One line in words: torch's advice to unpickle everything is not passed on."""
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "it is damaged, or holds more than tensors (arrays of numpy, say), and nothing else is unpickled"
+        )
+    words = (str(error).strip().splitlines() or [""])[0]
+    return f"it is damaged, or something else than its name says ({words[:160] or type(error).__name__})"

@@ -1,0 +1,140 @@
+"""Limits for files of somebody else: a file holds its own data, and unpacks to no more than it may.
+
+An HDF5 file can name other files (external storage, virtual datasets, external links), whose bytes would then be read
+as features. A compressed array of a few megabytes can announce gigabytes. Both are refused before any value is read.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.errors import UserError
+
+LARGEST_BYTES = (
+    2**31
+)  # of one array unpacked: 3 hours of frames at 3 a second, 4,096 float32 each, are 0.5 GB
+SMALL_BYTES = (
+    2**26
+)  # arrays up to this size may be as compressible as they like: zeros behind a short caption
+SLACK_BYTES = (
+    2**16
+)  # of compressed chunks beyond twice their size; deflate makes nothing larger by more than 0.1 %
+LARGEST_RATIO = 100  # unpacked to stored bytes of larger ones; features with padding measured 2 to 30
+
+
+class Foreign(ValueError):
+    """A file, or an array of it, that is refused, with the reason in words."""
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """An HDF5 file, open for reading, all of whose arrays lie in itself.
+
+    Raises UserError naming the first link or dataset that leads elsewhere, in whatever group it stands; OSError
+    where the file is none of HDF5.
+    """
+    file = h5py.File(path, "r")
+    try:
+        for name, reason in elsewhere(file):
+            raise UserError(f"{path}: {name!r} {reason}; only features that lie in the file itself are read")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def elsewhere(file: h5py.File) -> Iterator[tuple[str, str]]:
+    """Name and reason of every link or dataset of a file that does not hold its values itself.
+
+    Links are looked at one by one, because h5py's `visititems` steps over those that are not hard.
+    """
+    seen: set[Any] = set()  # addresses of groups: hard links can go round in a circle
+    waiting: list[tuple[str, h5py.Group]] = [("", file)]
+    while waiting:
+        prefix, group = waiting.pop()
+        for key in group.id:
+            name = prefix + key.decode(errors="replace")
+            kind = group.id.links.get_info(key).type
+            if kind == h5py.h5l.TYPE_EXTERNAL:
+                yield name, "is a link to another file"
+            elif kind == h5py.h5l.TYPE_SOFT:
+                yield name, "is a link to another name (a soft link)"
+            elif kind != h5py.h5l.TYPE_HARD:
+                yield name, "is a link of a kind of its own"
+            else:
+                found = h5py.h5o.open(group.id, key)
+                if isinstance(found, h5py.h5g.GroupID):
+                    address = h5py.h5o.get_info(found).addr
+                    if address not in seen:
+                        seen.add(address)
+                        waiting.append((f"{name}/", h5py.Group(found)))
+                elif isinstance(found, h5py.h5d.DatasetID) and (reason := _elsewhere(found)):
+                    yield name, reason
+
+
+def _elsewhere(dataset: h5py.h5d.DatasetID) -> str:
+    """Why a dataset does not hold its values itself; "" where it does."""
+    created = dataset.get_create_plist()
+    if created.get_layout() == h5py.h5d.VIRTUAL:
+        return "is a virtual dataset, whose values lie in other files"
+    if created.get_layout() == h5py.h5d.CONTIGUOUS and created.get_external_count():
+        return "keeps its values in another file (external storage)"
+    return ""
+
+
+def require_dataset(dataset: h5py.Dataset) -> None:
+    """Raise Foreign for a dataset that was never written, or that unpacks to more than it may.
+
+    A chunk is unpacked whole however few of its rows are asked for, and deflate unpacks to whatever its bytes say,
+    not to the size of the chunk: the stored bytes are held against the chunks' own size too.
+    """
+    stored = dataset.id.get_storage_size()
+    if dataset.size and not stored:
+        raise Foreign(f"its values of shape {dataset.shape} were never written")
+    require_size(dataset.shape, dataset.dtype, stored)
+    if dataset.chunks is not None:
+        require_size(dataset.chunks, dataset.dtype, stored)
+        chunks = dataset.id.get_num_chunks() * math.prod(dataset.chunks) * dataset.dtype.itemsize
+        if stored > 2 * chunks + SLACK_BYTES:
+            raise Foreign(f"its chunks of {_mega(chunks)} are stored in {_mega(stored)}: damaged or made up")
+
+
+def require_size(shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> None:
+    """Raise Foreign for an array of more than LARGEST_BYTES, or a large one of far more than its stored bytes."""
+    unpacked = math.prod(shape) * dtype.itemsize
+    if unpacked > LARGEST_BYTES:
+        raise Foreign(
+            f"its shape {shape} unpacks to {_mega(unpacked)}; at most {_mega(LARGEST_BYTES)} an array are read"
+        )
+    if unpacked > SMALL_BYTES and unpacked > LARGEST_RATIO * stored:
+        raise Foreign(
+            f"its {_mega(stored)} unpack to {_mega(unpacked)}; over {_mega(SMALL_BYTES)} at most {LARGEST_RATIO} times "
+            "the stored size is read"
+        )
+
+
+def require_member(
+    member: zipfile.ZipInfo, header: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> None:
+    """Raise Foreign for an array of an archive that unpacks to more than it may, or not to what its shape says.
+
+    header: bytes of the member before its values. Object arrays, which are never unpickled, are left to the reader.
+    """
+    if dtype.hasobject:
+        return
+    require_size(shape, dtype, member.compress_size)
+    announced = header + math.prod(shape) * dtype.itemsize
+    if member.file_size != announced:
+        raise Foreign(
+            f"it holds {member.file_size} bytes, where an array of shape {shape} takes {announced}: damaged or made up"
+        )
+
+
+def _mega(size: float) -> str:
+    return f"{size / 2**20:,.1f} MiB"
