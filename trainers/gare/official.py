@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
-from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
-from trainers.layers.pair_config import OPENAI
+from trainers.layers.clip_towers import ClipTowers
 from trainers.loop.checkpoint import fill_weights
 from trainers.loop.trained import TrainedFolder
 
@@ -219,6 +219,6 @@ def _encoder(state: Mapping[str, Tensor]) -> str:
     if found not in SIZES:
         raise UserError(
             f"the checkpoint's CLIP has width {found[0]}, patches of {found[1]} pixels and {found[2]} blocks; "
-            f"known are {', '.join(OPENAI)}"
+            f"known are {', '.join(SIZES.values())}"
         )
     return SIZES[found]

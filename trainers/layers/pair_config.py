@@ -13,11 +13,6 @@ from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PACKS, PATH, SPEED
 from trainers.config import VideoMethodConfig
 
-OPENAI = {
-    "ViT-B/32": "ViT-B-32-quickgelu",
-    "ViT-B/16": "ViT-B-16-quickgelu",
-    "ViT-L/14": "ViT-L-14-quickgelu",
-}
 USUAL_PIXELS = 224  # of a network that does not say what it reads
 
 
@@ -73,7 +68,7 @@ class ClipPairConfig(VideoMethodConfig):
     @property
     def clip_model(self) -> str:
         """The name of the CLIP network in open_clip."""
-        return OPENAI.get(self.base_encoder, self.base_encoder)
+        return clip_configs.resolve(self.base_encoder)
 
     @property
     def backbone(self) -> Backbone:

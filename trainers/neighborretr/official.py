@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
-from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
+from trainers.layers.clip_towers import ClipTowers
 from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
