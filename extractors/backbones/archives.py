@@ -94,7 +94,7 @@ class Archive:
         except Unreadable:
             raise
         except DAMAGED as error:
-            raise Unreadable(f"its description is not that of tensors ({_reason(error)})") from error
+            raise Unreadable(f"its description is not that of tensors ({reason(error)})") from error
         for name, tensor in named.items():
             self._check(name, tensor)
         return named
@@ -183,7 +183,7 @@ class Archive:
         except Unreadable:
             raise
         except DAMAGED as error:
-            raise Unreadable(f"{name} is damaged ({_reason(error)})") from error
+            raise Unreadable(f"{name} is damaged ({reason(error)})") from error
         if len(out) != info.file_size:
             raise Unreadable(f"{name} is truncated")
         return out
@@ -225,7 +225,7 @@ class _Table(dict[Any, Any]):
         pass
 
 
-class _Function:
+class Function:
     """One of the few functions that a description may call; it has no attributes that a pickle could set."""
 
     __slots__ = ("_call",)
@@ -234,6 +234,7 @@ class _Function:
         self._call = call
 
     def __call__(self, *arguments: Any) -> Any:
+        """What the function returns."""
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -253,7 +254,7 @@ class _Reader(pickle._Unpickler):
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if (module, name) in FUNCTIONS:
-            return _Function(FUNCTIONS[module, name])
+            return Function(FUNCTIONS[module, name])
         raise Unreadable(f"it holds a {module}.{name}")
 
     def persistent_load(self, identity: Any) -> Storage:
@@ -312,5 +313,6 @@ def _of_table(found: Any) -> Iterator[tuple[str, Described]]:
     yield from ((str(name), value) for name, value in found.items())
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The last line of what an error says, or its kind."""
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

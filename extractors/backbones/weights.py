@@ -151,13 +151,13 @@ def is_path(weights: str) -> bool:
     return "/" in weights or weights.endswith(SUFFIXES)
 
 
-def file_of(weights: str) -> Path:
+def file_of(weights: str, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     """The local file of a path. Raises UserError if there is none, or none that holds weights."""
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"no weights file {path}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
+    if path.suffix not in suffixes:
+        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(suffixes)}")
     return path
 
 
