@@ -29,6 +29,7 @@ class MethodConfig(Recipe):
 
     `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that shapes
     the packed inputs is marked PACKS in its annotation, one that changes only speed SPEED (`pipeline.settings.Role`).
+    `unseen` names the settings that change scores and show in no weight's name or shape.
     """
 
     text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
@@ -38,6 +39,7 @@ class MethodConfig(Recipe):
     )
 
     kind: ClassVar[str] = "video"
+    unseen: ClassVar[frozenset[str]] = frozenset()
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
     def inputs(self) -> dict[str, tuple[str, str]]:
@@ -58,6 +60,10 @@ class MethodConfig(Recipe):
 
     def require(self) -> None:
         """Raise UserError unless what training starts from (a backbone's weights) is on this machine."""
+
+    def unseen_settings(self) -> dict[str, Any]:
+        """The settings, as plain data, that weights must have been trained with and do not show."""
+        return self.model_dump(mode="json", include=set(self.unseen))
 
     def to_be_filled(self) -> Self:
         """The settings of a network whose weights will all be replaced by trained ones."""

@@ -16,6 +16,7 @@ class GareConfig(ClipPairConfig):
     """GARE's recipe. Names are those of the release; what it has no name for stands under "ours"."""
 
     text_output: ClassVar[str] = "pooled"  # the vector of the whole caption
+    unseen: ClassVar[frozenset[str]] = frozenset({"temp", "mask_padding"})
 
     agg_module: Literal["seqTransf", "seqLSTM", "None"] = "seqTransf"
     num_hidden_layers: int = Field(4, ge=1)  # of seqTransf

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
+from pipeline.settings import fill
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
@@ -41,6 +42,9 @@ SIZES = {
     (256, 8, 1): "crossreel-demo",
 }
 """The networks of the release and our small one by vision width, patch and number of blocks."""
+
+NOT_SHOWN = GareConfig.unseen
+"""Settings that are in no checkpoint of theirs."""
 
 State = dict[str, Tensor]
 
@@ -187,11 +191,15 @@ def _idle(dims: int, positions: int) -> State:
     return out
 
 
-def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+
+    `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
+    """
     state = read(file)
-    settings = {**sizes(state), "base_encoder": _encoder(state), "backbone_weights": "seed:0"}
-    config = GareConfig(**settings)
+    known = {**sizes(state), "base_encoder": _encoder(state), "backbone_weights": "seed:0"}
+    settings = {**known, **(given or {})}
+    config = fill(GareConfig, settings, "trainers.gare")
     method = Gare(config, network_from(state, config))
     TrainedFolder(folder).write("gare", config, method)
     usual = GareConfig().model_dump()

@@ -16,6 +16,9 @@ class H2arnConfig(MethodConfig):
     """H2ARN's recipe. Names are those of the release; what it has no name for stands under "ours"."""
 
     kind: ClassVar[str] = "pointcloud"
+    unseen: ClassVar[frozenset[str]] = frozenset(
+        {"nhead", "geometry", "lift", "similarity", "aggregation", "temperature", "mask_padding"}
+    )
 
     cloud_features: Annotated[str, PACKS] = (
         "dgcnn"  # the stage whose rows are the tokens of a cloud: pointnet, pointnet2, import-...

@@ -56,6 +56,7 @@ class HLFormerConfig(VideoMethodConfig):
     """HLFormer's recipe; a preset fills every published value of its corpus that is not set explicitly."""
 
     directions: ClassVar[tuple[str, ...]] = ("t2v",)  # the task asks which video holds a moment
+    unseen: ClassVar[frozenset[str]] = frozenset({"heads", "window", "tau"})
 
     preset: Preset = "tvr"
 

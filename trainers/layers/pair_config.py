@@ -100,6 +100,11 @@ class ClipPairConfig(VideoMethodConfig):
         if self._starts_from_clip:
             weights.require(self.backbone)
 
+    def unseen_settings(self) -> dict[str, Any]:
+        """Also the network where it is trained: its activation shows in no weight."""
+        own = super().unseen_settings()
+        return own | ({"base_encoder": self.clip_model} if self.mode == "finetune" else {})
+
     def to_be_filled(self) -> Self:
         """With a backbone of any weights, since all of them will be replaced: none need be on this machine."""
         return self.model_copy(update={"backbone_weights": "seed:0"})

@@ -18,6 +18,10 @@ IMPORTED = "import-"  # how the stages of imported features are called
 class LeanConfig(VideoMethodConfig):
     """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
 
+    unseen: ClassVar[frozenset[str]] = frozenset(
+        {"nodes", "standardise", "hypergraph", "variational", "without"}
+    )
+
     video_features: str = Field("vgg16", validate_default=True)  # one row a key frame
     text_features: str = Field("bert", validate_default=True)  # one row a token, and the tokens' places
     keyframes: Annotated[str, PACKS] = Field(

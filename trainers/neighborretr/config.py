@@ -26,6 +26,9 @@ class NeighborRetrConfig(ClipPairConfig):
     """NeighborRetr's recipe; a preset fills every published value of its corpus that is not set explicitly."""
 
     text_output: ClassVar[str] = "projected"  # states of the tokens in the space of the frames
+    unseen: ClassVar[frozenset[str]] = frozenset(
+        {"text_ratios", "video_ratios", "knn", "cluster_heads", "mask_mode"}
+    )
 
     preset: Preset = "msrvtt"
 
