@@ -6,15 +6,12 @@ zeros, or as it was read, because their code looks for it. `psi.*` repeats `agen
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from extractors.backbones.clip_weights import NO_WEIGHTS
@@ -23,6 +20,7 @@ from pipeline.settings import fill
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
+from trainers.layers.clip_checkpoints import encoder_of, read_state
 from trainers.layers.clip_towers import ClipTowers
 from trainers.loop.checkpoint import fill_weights
 from trainers.loop.trained import TrainedFolder
@@ -35,14 +33,6 @@ DEAD = re.compile(r"(agent\.psi\.(layers\.0\.(linear2|mlp)|log_std_proj)|weight_
 PREFIXES = {"towers.clip.": "clip.", "temporal.": "", "head.psi.": PSI}
 """Ours, theirs."""
 
-SIZES = {
-    (768, 32, 12): "ViT-B/32",
-    (768, 16, 12): "ViT-B/16",
-    (1024, 14, 24): "ViT-L/14",
-    (256, 8, 1): "crossreel-demo",
-}
-"""The networks of the release and our small one by vision width, patch and number of blocks."""
-
 NOT_SHOWN = GareConfig.unseen
 """Settings that are in no checkpoint of theirs."""
 
@@ -51,17 +41,7 @@ State = dict[str, Tensor]
 
 def read(path: Path) -> State:
     """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {str(error)[:200]}") from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path} is not a state dict: GARE's checkpoints hold named tensors and nothing else")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return read_state(path, "GARE")
 
 
 def dead(state: Mapping[str, Tensor]) -> State:
@@ -197,7 +177,7 @@ def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None 
     `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
     """
     state = read(file)
-    known = {**sizes(state), "base_encoder": _encoder(state), "backbone_weights": "seed:0"}
+    known = {**sizes(state), "base_encoder": encoder_of(state, "GARE"), "backbone_weights": "seed:0"}
     settings = {**known, **(given or {})}
     config = fill(GareConfig, settings, "trainers.gare")
     method = Gare(config, network_from(state, config))
@@ -215,18 +195,3 @@ def export_checkpoint(trained: Path, file: Path) -> None:
     method = Gare(config, network_from(own, config))
     fill_weights(method, tensors, str(trained))
     torch.save({name: value.detach().cpu().float() for name, value in state_of(method.network).items()}, file)
-
-
-def _encoder(state: Mapping[str, Tensor]) -> str:
-    """The name of the CLIP network in a checkpoint."""
-    first = state.get("clip.visual.conv1.weight")
-    if first is None:
-        raise UserError("the checkpoint has no CLIP in it: it is not one of GARE's authors")
-    blocks = {n.split(".")[4] for n in state if n.startswith("clip.visual.transformer.resblocks.")}
-    found = (first.shape[0], first.shape[-1], len(blocks))
-    if found not in SIZES:
-        raise UserError(
-            f"the checkpoint's CLIP has width {found[0]}, patches of {found[1]} pixels and {found[2]} blocks; "
-            f"known are {', '.join(SIZES.values())}"
-        )
-    return SIZES[found]

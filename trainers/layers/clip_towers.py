@@ -40,6 +40,15 @@ class LogitScale(nn.Module):
         self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
+class StoredScale(LogitScale):
+    """Stands where the towers do when CLIP is not trained: their logit scale alone, at CLIP's trained 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = nn.Module()
+        self.clip.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))
+
+
 class ClipTowers(LogitScale):
     """An open_clip network to be trained. LayerNorms compute in float32 whatever the rest does.
 
