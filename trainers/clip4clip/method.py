@@ -36,25 +36,25 @@ class Clip4Clip(Method):
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Half of each direction's cross entropy over the joint batch, which every process computes whole."""
         self.network.towers.clamp_scale_()  # after the latest update, as published
-        text, video = self.shared(self._texts(batch), self._videos(batch))
-        own = None
-        if self.config.mask_same_video:
-            own = torch.cat(distributed.gather(batch["video"]))
-        t2v, v2t = losses.directions(self.logits(text, video), own)
+        video = torch.cat(distributed.gather(batch["video"])) if self.config.mask_same_video else None
+        return self.terms(self.batch_logits(batch), video)
+
+    def terms(self, logits: Tensor, video: Tensor | None = None) -> dict[str, Tensor]:
+        """Half of each direction's cross entropy of logits (B, B); `video` (B,) as `losses.directions` reads it."""
+        t2v, v2t = losses.directions(logits, video)
         return {"t2v": t2v / 2, "v2t": v2t / 2}
 
-    def shared(self, text: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (B, D) of all processes; their gradient, and no other, times `encoder_grad_scale`.
+    def batch_logits(self, batch: Batch) -> Tensor:
+        """exp(logit_scale) times the cosines (A, V) of the joint batch of all processes.
 
-        The release gathers with a gradient that is 1 / W of the true one with W processes for all that encodes, and the
-        true one for the logit scale.
+        The gradient of what encodes is multiplied by `encoder_grad_scale`: the release gathers with 1 / W of the true
+        one with W processes, and with the true one for the logit scale.
         """
         share = self.config.encoder_grad_scale
-        text, video = (distributed.scaled_gradient(rows, share) for rows in (text, video))
-        return distributed.gather_with_grad(text), distributed.gather_with_grad(video)
-
-    def logits(self, text: Tensor, video: Tensor) -> Tensor:
-        """exp(logit_scale) times the cosines (A, V) of unit vectors."""
+        text, video = (
+            distributed.gather_with_grad(distributed.scaled_gradient(rows, share))
+            for rows in (self._texts(batch), self._videos(batch))
+        )
         with torch.autocast(
             text.device.type, enabled=False
         ):  # a factor of 100 asks for all digits of a cosine

@@ -64,13 +64,13 @@ class HeadCase:
         method = self.fresh().train()
         text, frames = (self.recorded[f"in/{name}"].clone().requires_grad_() for name in ("text", "frames"))
         batch = {"words": text[:, None], "frames": frames, "frame_mask": self.mask}
-        logits = method.logits(*method.shared(method._texts(batch), method._videos(batch)))
+        logits = method.batch_logits(batch)
         yield self.value("logits", logits)
         yield from self.evaluation()
         found: dict[str, Tensor | None] = {}
         if expected := self.case.get("losses"):
             yield from self.losses(logits, expected)
-            torch.stack(list(method.losses(batch, 0).values())).sum().backward()
+            torch.stack(list(method.terms(logits).values())).sum().backward()
             named = {official.official_name(name): p.grad for name, p in method.network.named_parameters()}
             found = {"text": text.grad, "frames": frames.grad, **named}
         for name in self.recorded.names("expected/grad."):
