@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.run.stage import Digests
-from pipeline.settings import DIGESTED, PACKS, PATH, Params
+from pipeline.settings import DIGESTED, PACKS, PATH, UNSEEN, Params
 
 
 class Recipe(Params):
@@ -29,7 +29,7 @@ class MethodConfig(Recipe):
 
     `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that shapes
     the packed inputs is marked PACKS in its annotation, one that changes only speed SPEED (`pipeline.settings.Role`).
-    `unseen` names the settings that change scores and show in no weight's name or shape.
+    One that changes the scores of trained weights and shows in none of them is marked UNSEEN.
     """
 
     text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
@@ -39,7 +39,6 @@ class MethodConfig(Recipe):
     )
 
     kind: ClassVar[str] = "video"
-    unseen: ClassVar[frozenset[str]] = frozenset()
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
     def inputs(self) -> dict[str, tuple[str, str]]:
@@ -63,7 +62,7 @@ class MethodConfig(Recipe):
 
     def unseen_settings(self) -> dict[str, Any]:
         """The settings, as plain data, that weights must have been trained with and do not show."""
-        return self.model_dump(mode="json", include=set(self.unseen))
+        return self.model_dump(mode="json", include=set(self.marked(UNSEEN)))
 
     def to_be_filled(self) -> Self:
         """The settings of a network whose weights will all be replaced by trained ones."""

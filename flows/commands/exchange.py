@@ -208,7 +208,7 @@ def import_checkpoint(
     for name, value in (settings | {"epochs": 0}).items():
         note = "  # 0 evaluates them as they are" if name == "epochs" else ""
         out.print(f"{name} = {json.dumps(value)}{note}", markup=False)
-    usual = METHODS[method]().model_dump(mode="json")
+    usual = METHODS.find(method).config().model_dump(mode="json")
     for name in sorted(set(getattr(layout, "NOT_SHOWN", ())) - set(settings)):
         out.print(
             f"# {name} = {json.dumps(usual[name])}  is published; the checkpoint does not show it (--set {name}=...)",

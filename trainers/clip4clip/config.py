@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.settings import UNSEEN
 from trainers.layers.pair_config import ClipPairConfig
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,6 @@ class Clip4ClipConfig(ClipPairConfig):
     """
 
     text_output: ClassVar[str] = "pooled"  # the vector of the whole caption
-    unseen: ClassVar[frozenset[str]] = frozenset({"normalise_frames"})
 
     sim_header: Literal["meanP", "seqTransf", "seqLSTM"] = "meanP"  # tightTransf of the release is not built
     cross_num_hidden_layers: int = Field(4, ge=1)  # blocks of seqTransf
@@ -32,7 +32,9 @@ class Clip4ClipConfig(ClipPairConfig):
     warmup_proportion: float = Field(0.1, ge=0, lt=1)
 
     # ours
-    normalise_frames: bool = True  # false: the mean of the frames as they are, as arXiv 2102.12443 takes it
+    normalise_frames: Annotated[bool, UNSEEN] = (
+        True  # false: the mean of the frames as they are, as arXiv 2102.12443 takes it
+    )
     mask_same_video: bool = False  # published: other captions of a pair's video count as wrong
     encoder_grad_scale: float = Field(1.0, gt=0)  # 1 / processes for the gradient of the release
 

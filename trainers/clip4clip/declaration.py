@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.contract import RetrievalMethod
 from trainers.clip4clip.config import Clip4ClipConfig
+from trainers.contract import RetrievalMethod
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from trainers.data import Rows, Split
     from trainers.clip4clip.method import Clip4Clip
+    from trainers.data import Rows, Split
     from trainers.layers.pair_data import PairData
 
 

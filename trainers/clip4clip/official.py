@@ -15,7 +15,7 @@ from torch import Tensor
 
 from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
-from pipeline.settings import fill
+from pipeline.settings import UNSEEN, fill
 from trainers.clip4clip.config import Clip4ClipConfig
 from trainers.clip4clip.method import STORED_POSITIONS, Clip4Clip
 from trainers.clip4clip.model import Clip4ClipNetwork
@@ -29,7 +29,7 @@ BLOCKS, RECURRENT, CROSS = "transformerClip.resblocks.", "lstm_visual.", ("cross
 PREFIXES = {"towers.clip.": "clip.", "temporal.": ""}
 """Ours, theirs."""
 
-NOT_SHOWN = Clip4ClipConfig.unseen
+NOT_SHOWN = Clip4ClipConfig.marked(UNSEEN)
 """Settings that are in no checkpoint of theirs."""
 
 State = dict[str, Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
-from pipeline.settings import fill
+from pipeline.settings import UNSEEN, fill
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
@@ -33,7 +33,7 @@ DEAD = re.compile(r"(agent\.psi\.(layers\.0\.(linear2|mlp)|log_std_proj)|weight_
 PREFIXES = {"towers.clip.": "clip.", "temporal.": "", "head.psi.": PSI}
 """Ours, theirs."""
 
-NOT_SHOWN = GareConfig.unseen
+NOT_SHOWN = GareConfig.marked(UNSEEN)
 """Settings that are in no checkpoint of theirs."""
 
 State = dict[str, Tensor]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError, nearest
-from pipeline.settings import fill
+from pipeline.settings import UNSEEN, fill
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
 from trainers.loop.checkpoint import fill_weights
@@ -30,7 +30,7 @@ PREFIX = "module."  # of a model that was trained on several devices
 ENCODERS = ("text_encoder", "pcd_encoder")
 BLOCK = re.compile(r"(text_encoder|pcd_encoder)\.(\d+)\.")
 
-NOT_SHOWN = H2arnConfig.unseen
+NOT_SHOWN = H2arnConfig.marked(UNSEEN)
 """Settings that are in no checkpoint of theirs."""
 
 State = dict[str, Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
-from pipeline.settings import fill
+from pipeline.settings import UNSEEN, fill
 from trainers.layers.clip_towers import ClipTowers
 from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
@@ -30,7 +30,7 @@ PREFIXES = {
 }
 """Beginnings of our names, and of the authors'."""
 
-NOT_SHOWN = NeighborRetrConfig.unseen
+NOT_SHOWN = NeighborRetrConfig.marked(UNSEEN)
 """Settings that are in no checkpoint of theirs."""
 
 BANK = "bank."  # not in their checkpoints
