@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.store.index import Index
 from trainers.h2arn import official
 from trainers.h2arn.config import H2arnConfig
+from trainers.registry import METHODS
 from trainers.stages import Train
 
 CASE = Path(__file__).parents[2] / "fixtures" / "h2arn" / "retrieval.safetensors"
@@ -150,7 +151,9 @@ def test_weights_run_with_another_number_of_heads_are_refused_or_told(
     digests = RememberedDigests(Index(tmp_path / "index.sqlite"))
 
     def stage(**changes: Any) -> Train:
-        return Train("h2arn", H2arnConfig(**{**settings, "weights": str(tmp_path / "own"), **changes}))
+        return Train(
+            METHODS.find("h2arn"), H2arnConfig(**{**settings, "weights": str(tmp_path / "own"), **changes})
+        )
 
     assert "start" in stage(epochs=0).identity(digests)
     with pytest.raises(
