@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from extractors.backbones import weights
+from pydantic import field_validator
+
+from extractors.backbones import clip_configs, weights
 from extractors.backbones.precision import Precision
 from extractors.base import Array, FrameExtractor, WorkOptions
 from pipeline.run.stage import Digests
@@ -18,7 +20,7 @@ class ClipNetworkParams(Params):
     """Which network, with which weights, computed and stored how."""
 
     model: Annotated[str, PATH] = (
-        "ViT-B-32-quickgelu"  # any open_clip model name, or the path of a model's JSON
+        "ViT-B-32-quickgelu"  # open_clip's name, OpenAI's (ViT-B/32), or a JSON file
     )
     weights: Annotated[str, PATH, DIGESTED] = (
         "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
@@ -26,6 +28,11 @@ class ClipNetworkParams(Params):
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
     download: Annotated[bool, SPEED] = False  # fetch the weights of a tag that is not on this machine
+
+    @field_validator("model")
+    @classmethod
+    def _has_one_spelling(cls, model: str) -> str:
+        return clip_configs.resolve(model)
 
     def decisive(self) -> dict[str, Any]:
         """Of a model's own file the digest counts, which stands beside the weights', not its place."""

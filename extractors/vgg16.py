@@ -23,10 +23,20 @@ class Vgg16Params(Params):
     weights: Annotated[str, PATH, DIGESTED] = (
         "IMAGENET1K_V1"  # torchvision's name, a local file, or seed:N (random, for tests)
     )
+    convention: Literal["torchvision", "caffe"] = (
+        "torchvision"  # LEAN: caffe, from a file (.npy, .h5, state dict)
+    )
     layer: Literal["fc7", "fc6"] = "fc7"  # LEAN: "the second fully connected layer"
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
     download: Annotated[bool, SPEED] = False  # fetch published weights that are not on this machine
+
+    def decisive(self) -> dict[str, Any]:
+        """What was made before there was a choice of `convention` keeps its fingerprint."""
+        own = super().decisive()
+        return (
+            own if self.convention != "torchvision" else {key: own[key] for key in own if key != "convention"}
+        )
 
 
 class Vgg16(Extractor[Vgg16Params]):
@@ -53,7 +63,7 @@ class Vgg16(Extractor[Vgg16Params]):
     def require(self) -> None:
         """The weights."""
         if weights.seed_of(self.params.weights) is None:
-            hub.vgg16_file(self.params.model, self.params.weights)
+            hub.vgg16_file(self.params.model, self.params.weights, self.params.convention)
 
     def load(self, options: WorkOptions) -> None:
         """Read the network's weights."""
@@ -61,7 +71,7 @@ class Vgg16(Extractor[Vgg16Params]):
 
         super().load(options)
         p = self.params
-        self.network = Vgg16Backbone(p.model, p.weights, p.layer, options.device, p.precision)
+        self.network = Vgg16Backbone(p.model, p.weights, p.layer, options.device, p.precision, p.convention)
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """The frames of as many videos as fit share a batch; a video of more frames has several of its own."""

@@ -29,10 +29,11 @@ class Role(Enum):
         "speed"  # it changes only speed, memory or whether something is downloaded: no part of a fingerprint
     )
     DIGESTED = "digested"  # it says where something is whose digest enters the fingerprint in its place
+    UNSEEN = "unseen"  # it changes the scores of trained weights and shows in no name or shape of them
     PATH = "path"  # it may name a file, relative to the folder of the experiment's file
 
 
-PACKS, SPEED, DIGESTED, PATH = Role.PACKS, Role.SPEED, Role.DIGESTED, Role.PATH
+PACKS, SPEED, DIGESTED, UNSEEN, PATH = Role.PACKS, Role.SPEED, Role.DIGESTED, Role.UNSEEN, Role.PATH
 
 
 class Params(BaseModel):

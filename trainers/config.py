@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.run.stage import Digests
-from pipeline.settings import DIGESTED, PACKS, PATH, Params
+from pipeline.settings import DIGESTED, PACKS, PATH, UNSEEN, Params
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class MethodConfig(Recipe):
 
     `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that shapes
     the packed inputs is marked PACKS in its annotation, one that changes only speed SPEED (`pipeline.settings.Role`).
+    One that changes the scores of trained weights and shows in none of them is marked UNSEEN.
     """
 
     text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
@@ -89,6 +90,10 @@ class MethodConfig(Recipe):
 
     def require(self) -> None:
         """Raise UserError unless what training starts from (a backbone's weights) is on this machine."""
+
+    def unseen_settings(self) -> dict[str, Any]:
+        """The settings, as plain data, that weights must have been trained with and do not show."""
+        return self.model_dump(mode="json", include=set(self.marked(UNSEEN)))
 
     def to_be_filled(self) -> Self:
         """The settings of a network whose weights will all be replaced by trained ones."""

@@ -22,8 +22,14 @@ C = TypeVar("C", bound=MethodConfig)
 class OfficialLayout(Protocol):
     """The module that knows the checkpoints which a method's authors published."""
 
-    def import_checkpoint(self, file: Path, folder: Path) -> dict[str, Any]:
-        """Write the weights and settings of a file into a folder; the settings that differ from the defaults."""
+    def import_checkpoint(
+        self, file: Path, folder: Path, given: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write the weights and settings of a file into a folder; the settings that differ from the defaults.
+
+        `given` are settings that the user adds: those that the file does not show, which a module may name in
+        `NOT_SHOWN`. Raises UserError for one that is needed and not given.
+        """
         ...
 
     def export_checkpoint(self, trained: Path, file: Path) -> None:

@@ -11,6 +11,7 @@ from trainers.contract import RetrievalMethod
 Declared = RetrievalMethod[Any]
 
 BUILT_IN = {  # by name, where each is declared; a declaration is imported when its method is looked up
+    "clip4clip": "trainers.clip4clip.declaration:CLIP4CLIP",
     "hlformer": "trainers.hlformer.declaration:HLFORMER",
     "neighborretr": "trainers.neighborretr.declaration:NEIGHBORRETR",
     "gare": "trainers.gare.declaration:GARE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -28,6 +29,8 @@ CLIP = (
     "clip",
     "clip_text",
 )  # what methods on frozen features read of them is as wide as the network's embedding
+
+log = logging.getLogger(__name__)
 
 Declared = RetrievalMethod[Any]
 
@@ -237,7 +240,10 @@ class Train(Stage[MethodConfig]):
         self.needs = (f"pack-{method.name}",)
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The method's version, the digest of the weights it starts from, and what the method's config adds."""
+        """The method's version, the digest of the weights it starts from, and what the method's config adds.
+
+        Raises UserError if these weights are evaluated as they are, with settings that make another network of them.
+        """
         own = {**_version(self.declared), **self.params.identity(known)}
         if not self.params.weights:
             return own
@@ -246,11 +252,32 @@ class Train(Stage[MethodConfig]):
             raise UserError(
                 f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"
             )
+        if self.params.epochs == 0:
+            for name, (trained, wanted) in self._differences().items():
+                raise UserError(
+                    f"trainers.{self.method}.{name} = {wanted!r}, and {self.params.weights} was trained with "
+                    f"{trained!r}: no weight shows it, and every score would be of another network"
+                )
         return own | {"start": known.file(path)}
 
     def require(self) -> None:
-        """What training starts from."""
+        """What training starts from. Weights that were trained with other settings are one warning each."""
         self.params.require()
+        for name, (trained, wanted) in self._differences().items():
+            log.warning(
+                "trainers.%s.%s = %r, and %s was trained with %r",
+                self.method, name, wanted, self.params.weights, trained,
+            )  # fmt: skip
+
+    def _differences(self) -> dict[str, tuple[Any, Any]]:
+        """What the weights it starts from were trained with and what is set, of what no weight shows."""
+        folder = TrainedFolder(Path(self.params.weights))
+        if not self.params.weights or not folder.finished:
+            return {}
+        saved, kind = folder.settings.config, type(self.params)
+        trained = kind(**{name: value for name, value in saved.items() if name in kind.model_fields})
+        before, now = trained.unseen_settings(), self.params.unseen_settings()
+        return {name: (before[name], now[name]) for name in now if before.get(name, now[name]) != now[name]}
 
 
 class Evaluate(Stage[EvaluateParams]):

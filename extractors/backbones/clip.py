@@ -39,7 +39,8 @@ class ClipBackbone:
         download: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.model, self.precision = model, precision
+        self.model, self.precision = clip_configs.resolve(model), precision
+        model = self.model
         config = clip_configs.read(model)
         seed = weight_files.seed_of(weights)
         published = (
@@ -47,7 +48,8 @@ class ClipBackbone:
             if seed is not None or weight_files.is_path(weights)
             else weight_files.tag_config(model, weights)
         )
-        _refuse_other_activation(model, weights, config, published)
+        if seed is None:
+            weight_files.require_activation(model, weights)
         network = _build(model, config)
         self._resize, mean, std = _preprocessing(model, network, published)
         if seed is None:
@@ -219,15 +221,3 @@ def _preprocessing(
     resize = Compose([step for step in steps if not isinstance(step, converting)])
     mean, std = (torch.tensor(wanted[key]).view(3, 1, 1) for key in ("mean", "std"))
     return resize, mean, std
-
-
-def _refuse_other_activation(
-    model: str, weights: str, config: clip_configs.Config, published: Mapping[str, Any]
-) -> None:
-    """OpenAI's weights want QuickGELU; under the plain name open_clip warns and computes other features."""
-    if not published or bool(published.get("quick_gelu")) == bool(config.get("quick_gelu")):
-        return
-    other = model.removesuffix("-quickgelu") if config.get("quick_gelu") else f"{model}-quickgelu"
-    raise UserError(
-        f"weights {weights!r} were not trained with the activation of {model}; set the model to {other!r}"
-    )

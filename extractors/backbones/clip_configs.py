@@ -11,6 +11,14 @@ from pipeline.errors import UserError, nearest
 
 OWN_FOLDER = Path(__file__).parent / "models"
 NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
+QUICK = "-quickgelu"  # ends open_clip's names of networks with OpenAI's activation, x * sigmoid(1.702 x)
+OPENAI = {
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
+"""OpenAI's names of its networks, and open_clip's names of the same."""
 
 Config = dict[str, Any]
 
@@ -18,6 +26,18 @@ Config = dict[str, Any]
 def names() -> list[str]:
     """The names that need no path: our own small networks and those that open_clip describes."""
     return sorted(_files())
+
+
+def resolve(model: str) -> str:
+    """open_clip's name of a network that is given by OpenAI's name; anything else as it is."""
+    return OPENAI.get(model, model)
+
+
+def other_activation(model: str) -> str:
+    """The name of the same network with the other activation, "" if there is none."""
+    model = resolve(model)
+    other = model.removesuffix(QUICK) if model.endswith(QUICK) else model + QUICK
+    return other if other in _files() else ""
 
 
 def read(model: str) -> Config:
@@ -41,9 +61,10 @@ def path_of(model: str) -> Path:
     if is_path(model):
         return Path(model)
     files = _files()
-    if model not in files:
-        raise UserError(f"unknown CLIP model {model!r}; {nearest(model, files)}")
-    return files[model]
+    if resolve(model) not in files:
+        possible = OPENAI if "/" in model else files
+        raise UserError(f"unknown CLIP model {model!r}; {nearest(model, possible)}")
+    return files[resolve(model)]
 
 
 def is_path(model: str) -> bool:

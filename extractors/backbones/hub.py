@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from extractors.backbones import caffe_vgg16
 from extractors.backbones import weights as weight_files
+from extractors.backbones.archives import Unreadable
 from extractors.backbones.weights import Wanted
 from pipeline.errors import UserError, nearest
 from pipeline.run.stage import Digests
@@ -171,18 +173,42 @@ def vgg16_identity(wanted: Wanted, known: Digests) -> Mapping[str, Any]:
     return {"weights": known.file(path) if path.is_file() else None}
 
 
-def vgg16_file(model: str, weights: str) -> Path:
-    """The file of VGG16's weights. Raises UserError if it is not on this machine."""
+def vgg16_file(model: str, weights: str, convention: str = "torchvision") -> Path:
+    """The file of VGG16's weights. Raises UserError if it is not on this machine, or not of the convention.
+
+    Files in the layouts of tensorflow-vgg and Keras hold Caffe's network, and torchvision's names its own; a state
+    dict may hold either.
+    """
     path = _vgg16_path(model, weights)
     if not path.is_file():
         raise UserError(_vgg16_not_here(weights, "were not to be downloaded"))
+    caffe = path.suffix in caffe_vgg16.SUFFIXES
+    if caffe and convention != "caffe":
+        raise UserError(
+            f"{path} is in a layout of Caffe's VGG16, whose pictures are blue, green, red in 0..255; "
+            "set extractors.vgg16.convention to 'caffe'"
+        )
+    if convention == "caffe" and not _is_vgg16_path(weights):
+        raise UserError(
+            f"weights {weights!r} are torchvision's, and extractors.vgg16.convention is 'caffe'; set "
+            "extractors.vgg16.weights to a file of Caffe's network (vgg16.npy of tensorflow-vgg, Keras's .h5)"
+        )
+    if caffe:
+        try:
+            caffe_vgg16.require(path)
+        except Unreadable as error:
+            raise UserError(f"{path} cannot be read as weights of {model}: {error}") from error
     return path
+
+
+def _is_vgg16_path(weights: str) -> bool:
+    return weight_files.is_path(weights) or weights.endswith(caffe_vgg16.SUFFIXES)
 
 
 def _vgg16_path(model: str, weights: str) -> Path:
     """Where a file or published weights lie, or would lie."""
-    if weight_files.is_path(weights):
-        return weight_files.file_of(weights)
+    if _is_vgg16_path(weights):
+        return weight_files.file_of(weights, (*weight_files.SUFFIXES, *caffe_vgg16.SUFFIXES))
     if model == DEMO:
         raise UserError(
             f"no weights are published for {DEMO}; set extractors.vgg16.weights to seed:0 or a local file"

@@ -13,16 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from extractors.backbones import hub, seeded, torchvision_ops
+from extractors.backbones import caffe_vgg16, hub, seeded, torchvision_ops
 from extractors.backbones import weights as weight_files
 from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
 Layer = Literal["fc6", "fc7"]
+Convention = Literal["torchvision", "caffe"]
 AFTER_RELU: dict[Layer, int] = {"fc6": 2, "fc7": 5}  # how many of torchvision's `classifier` are kept
 NARROWED = {"vgg16": 1, "crossreel-demo": 8}  # the demo's network has an eighth of the width everywhere
 SMALLEST_PIXELS = 32  # five poolings halve a side; the adaptive one behind them takes whatever is left
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what the published weights want
+NORMALISATION: dict[Convention, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "torchvision": (MEAN, STD),  # red, green, blue in 0..1
+    "caffe": (caffe_vgg16.MEANS, (1.0, 1.0, 1.0)),  # blue, green, red in 0..255
+}
 PICTURES, PICTURE_PIXELS = 256, 64  # that seeded weights are standardised on
 
 
@@ -31,10 +36,10 @@ class Vgg16Backbone:
 
     def __init__(
         self, model: str, weights: str, layer: Layer = "fc7", device: str | torch.device = "cpu",
-        precision: Precision = "auto",
+        precision: Precision = "auto", convention: Convention = "torchvision",
     ) -> None:  # fmt: skip
-        self.device, self.precision = torch.device(device), precision
-        self._mean, self._std = (torch.tensor(three).view(3, 1, 1) for three in (MEAN, STD))
+        self.device, self.precision, self.convention = torch.device(device), precision, convention
+        self._mean, self._std = (torch.tensor(three).view(3, 1, 1) for three in NORMALISATION[convention])
         seed = weight_files.seed_of(weights)
         network = _build(NARROWED[model])
         unused = set(network.state_dict())
@@ -42,7 +47,7 @@ class Vgg16Backbone:
         network.classifier = network.classifier[: AFTER_RELU[layer if seed is None else "fc7"]]
         network.to_empty(device="cpu").eval()
         if seed is None:
-            _load(network, hub.vgg16_file(model, weights), model, unused)
+            _load(network, hub.vgg16_file(model, weights, convention), model, unused)
         else:
             seeded.initialise(network, seed)
             pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
@@ -65,9 +70,12 @@ class Vgg16Backbone:
         return features.float().cpu().numpy()
 
     def _normalised(self, frames: NDArray[np.uint8]) -> Tensor:
-        """Frames (N, H, W, 3) as the network wants them, (N, 3, H, W)."""
+        """Frames (N, H, W, 3) RGB as the network wants them, (N, 3, H, W): blue first for Caffe's."""
         pixels = torch.from_numpy(np.array(frames)).to(self._mean.device)  # a copy: they may be read-only
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
+        values = pixels.permute(0, 3, 1, 2).float()
+        if self.convention == "caffe":
+            return values.flip(1) - self._mean
+        return (values / 255 - self._mean) / self._std
 
 
 def _build(narrowed: int) -> Any:
@@ -93,7 +101,10 @@ def _layers(network: Any) -> nn.Sequential:
 def _load(network: nn.Module, path: Path, model: str, known: set[str]) -> None:
     """Fill a network from a file, which may also hold the layers behind it. Raises UserError if it does not fit."""
     with weight_files.fitting(path, model):
-        state = weight_files.read_state(path)
+        if path.suffix in caffe_vgg16.SUFFIXES:
+            state = {name: torch.from_numpy(values) for name, values in caffe_vgg16.read(path).items()}
+        else:
+            state = weight_files.read_state(path)
         wanted = network.state_dict()
         network.load_state_dict({key: state[key] for key in state if key in wanted or key not in known})
     broken = [key for key in wanted if not state[key].isfinite().all()]

@@ -1,20 +1,22 @@
 """Where the weights of a backbone come from, and what they are called in a fingerprint.
 
 A reference is one of: a tag that open_clip publishes ("openai", "laion2b_s34b_b79k"), the path of a
-local file (safetensors, or a state dict that torch reads without unpickling), or "seed:N", random
-weights for tests and the demo. Nothing is fetched unless `download` says so. Files and seeds are the
+local file (OpenAI's own, safetensors, or a state dict that torch reads without unpickling), or "seed:N",
+random weights for tests and the demo. Nothing is fetched unless `download` says so. Files and seeds are the
 same for every backbone; what else publishes networks by name stands in `hub`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from extractors.backbones import clip_configs
+from extractors.backbones import archives, clip_configs, clip_weights
 from pipeline.errors import UserError, nearest
 from pipeline.run.stage import Digests
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
 DRAWING = 3  # raise it when a seed comes to stand for other weights, in seeded.py or in a file of models/
+
+log = logging.getLogger(__name__)
 
 
 class Wanted(Protocol):
@@ -70,10 +74,61 @@ def identity(wanted: Wanted, known: Digests) -> str | None:
 
 
 def require(wanted: Wanted) -> None:
-    """Raise UserError if the weights are not on this machine: before a run begins, not in its middle."""
-    seeded = seed_of(wanted.weights) is not None
-    if not seeded and locate(wanted.model, wanted.weights, wanted.download) is None:
+    """Raise UserError if the weights are not on this machine or cannot be those of the network.
+
+    It is asked before a run begins, and reads names and shapes alone. Where a file does not show which activation it
+    was trained with, one warning says so.
+    """
+    if seed_of(wanted.weights) is not None:
+        return
+    path = locate(wanted.model, wanted.weights, wanted.download)
+    if path is None:
         raise UserError(_not_here(wanted.model, wanted.weights, "were not to be downloaded"))
+    clip_weights.require_fit(path, wanted.model)
+    require_activation(wanted.model, wanted.weights)
+    _warn_of_activation(clip_configs.resolve(wanted.model), wanted.weights)
+
+
+def require_activation(model: str, weights: str) -> None:
+    """Raise UserError if weights were not trained with the activation of a named network, where that is known.
+
+    OpenAI's want QuickGELU; with the plain GELU every feature is a little wrong and nothing fails.
+    """
+    wanted, other = _trained_with(model, weights), clip_configs.other_activation(model)
+    if other and wanted is not None and wanted != _has_quick_gelu(model):
+        raise UserError(
+            f"weights {weights!r} were not trained with the activation of {clip_configs.resolve(model)}; set the model "
+            f"to {other!r} (extractors.clip.model, or base_encoder of a method that trains CLIP)"
+        )
+
+
+def _trained_with(model: str, weights: str) -> bool | None:
+    """Whether weights of a tag or a file were trained with QuickGELU, None where that is not known."""
+    if is_path(weights):
+        return clip_weights.quick_gelu(file_of(weights))
+    return bool(tag_config(model, weights).get("quick_gelu"))
+
+
+def _has_quick_gelu(model: str) -> bool:
+    return bool(clip_configs.read(model).get("quick_gelu"))
+
+
+@functools.cache  # `clip` and `clip_text` ask for the same file
+def _warn_of_activation(model: str, weights: str) -> None:
+    """Log a warning where a network may compute another activation than its weights were trained with."""
+    wanted, has = _trained_with(model, weights), _has_quick_gelu(model)
+    names = {True: "QuickGELU (OpenAI's)", False: "GELU"}
+    other = clip_configs.other_activation(model)
+    if wanted is None and other:
+        log.warning(
+            "%s does not show its activation; %s computes %s, and %s the other",
+            weights,
+            model,
+            names[has],
+            other,
+        )
+    elif wanted is not None and wanted != has:  # a network of the user's own description
+        log.warning("%s was trained with %s, and %s computes %s", weights, names[wanted], model, names[has])
 
 
 def seed_of(weights: str) -> int | None:
@@ -96,13 +151,13 @@ def is_path(weights: str) -> bool:
     return "/" in weights or weights.endswith(SUFFIXES)
 
 
-def file_of(weights: str) -> Path:
+def file_of(weights: str, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     """The local file of a path. Raises UserError if there is none, or none that holds weights."""
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"no weights file {path}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
+    if path.suffix not in suffixes:
+        raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(suffixes)}")
     return path
 
 
@@ -121,7 +176,7 @@ def locate(model: str, weights: str, download: bool = False) -> Path | None:
 
 def tag_config(model: str, tag: str) -> dict[str, Any]:
     """What open_clip says of a tag of a model: where its file is, and how its images were prepared."""
-    open_clip = import_open_clip()
+    open_clip, model = import_open_clip(), clip_configs.resolve(model)
     config: dict[str, Any] = open_clip.get_pretrained_cfg(model, tag)
     if config:
         return config
@@ -135,7 +190,7 @@ def tag_config(model: str, tag: str) -> dict[str, Any]:
 
 def any_tag_config(model: str) -> dict[str, Any]:
     """What open_clip says of the first tag of a model, {} if it publishes none."""
-    tags = import_open_clip().list_pretrained_tags_by_model(model)
+    tags = import_open_clip().list_pretrained_tags_by_model(clip_configs.resolve(model))
     return tag_config(model, tags[0]) if tags else {}
 
 
@@ -145,7 +200,26 @@ def load(network: nn.Module, model: str, weights: str, download: bool = False) -
     if path is None:
         raise UserError(_not_here(model, weights, "were not to be downloaded"))
     with fitting(path, model):
-        import_open_clip().load_checkpoint(network, str(path), strict=True, weights_only=True)
+        _put(network, clip_weights.read(path))
+
+
+def _put(network: Any, state: dict[str, Tensor]) -> None:
+    """Fill a network of open_clip from tensors by name. Raises what torch raises if they do not fit.
+
+    open_clip's own `load_checkpoint` makes the same conversions, but would also stretch positions of another picture
+    size or context length without a word; here they do not fit.
+    """
+    import_open_clip()
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    state = convert_state_dict(network, state)
+    if "positional_embedding" in state and not hasattr(network, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):  # a number in some files, one of a list in others
+        if name in state and getattr(network, name, None) is not None:
+            state[name] = state[name].reshape(getattr(network, name).shape)
+    network.load_state_dict(state, strict=True)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -155,6 +229,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     if path.suffix == ".safetensors":
         return load_file(path)
+    archives.require_torch_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise TypeError("it is not a table of tensors by name")
@@ -168,6 +243,8 @@ def fitting(path: Path, model: str) -> Iterator[None]:
 
     try:
         yield
+    except archives.Unreadable as error:
+        raise UserError(f"{path} cannot be read as weights of {model}: {error}") from error
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} holds more than tensors and is not read; convert it to safetensors"

@@ -23,6 +23,7 @@ from pipeline.features.importing import ImportReport, import_files, import_h2arn
 from pipeline.features.layouts.feature_files import SUFFIXES, FeatureFiles
 from pipeline.features.layouts.h2arn_files import H2arnFiles
 from pipeline.run.execute import Progress
+from pipeline.settings import apply_sets
 from pipeline.store.store import Store
 from trainers.contract import OfficialLayout
 from trainers.registry import METHODS
@@ -201,9 +202,14 @@ def import_checkpoint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' checkpoint.")],
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     method: MethodName = "hlformer",
+    sets: Annotated[
+        list[str],
+        typer.Option("--set", help="A setting it was trained with and does not show: nhead=8; repeatable."),
+    ] = [],  # noqa: B006
 ) -> None:
     """Turn an authors' checkpoint into weights (safetensors) and settings of ours; nothing is unpickled unsafely."""
-    settings = official(method).import_checkpoint(file, target)
+    layout, given = official(method), apply_sets({}, sets)
+    settings = layout.import_checkpoint(file, target, given)
     out.print(
         f"{target}: to evaluate these weights, or train on from them, set in the experiment file:\n",
         markup=False,
@@ -212,6 +218,12 @@ def import_checkpoint(
     for name, value in (settings | {"epochs": 0}).items():
         note = "  # 0 evaluates them as they are" if name == "epochs" else ""
         out.print(f"{name} = {json.dumps(value)}{note}", markup=False)
+    usual = METHODS.find(method).config().model_dump(mode="json")
+    for name in sorted(set(getattr(layout, "NOT_SHOWN", ())) - set(settings)):
+        out.print(
+            f"# {name} = {json.dumps(usual[name])}  is published; the checkpoint does not show it (--set {name}=...)",
+            markup=False,
+        )
 
 
 @exporting.command("checkpoint")

@@ -37,7 +37,8 @@ SEEDED: dict[str, dict[str, Any]] = {  # what lets every stage say what decides 
     "pointnet2": {"weights": "seed:0"},
 }
 PAIR = {"backbone_weights": "seed:0"}
-SETTINGS: dict[str, dict[str, Any]] = {"gare": PAIR, "neighborretr": PAIR}
+PAIRS = ("clip4clip", "gare", "neighborretr")
+SETTINGS: dict[str, dict[str, Any]] = dict.fromkeys(PAIRS, PAIR)
 
 # What reruns for each setting that does not stand here is training and evaluation; a method that does not stand here
 # packs again for its features alone.
@@ -53,8 +54,10 @@ PACKED: dict[str, set[str]] = {
 }  # fmt: skip
 PACKED["gare"] |= {"text_features", "video_features"}
 PACKED["neighborretr"] |= {"text_features", "video_features"}
+PACKED["clip4clip"] = PACKED["gare"]
 SPEED: dict[str, set[str]] = {
     "hlformer": {"item_batch", "text_batch"},
+    "clip4clip": {"batch_size_val", "backbone_download"},
     "gare": {"batch_size_val", "backbone_download"},
     "neighborretr": {"batch_size_val", "backbone_download"},
     "lean": {"item_batch"},
@@ -63,6 +66,7 @@ SPEED: dict[str, set[str]] = {
 OTHER: dict[str, dict[str, Any]] = {  # values that a rule cannot find
     "": {"text_features": "bert", "video_features": "frames"},
     "hlformer": {"preset": "act", "hidden_size": 768, "lorentz_dim": 255},
+    "clip4clip": {"base_encoder": "ViT-B/16", "backbone_weights": "seed:1"},
     "gare": {"base_encoder": "ViT-B/16", "backbone_weights": "seed:1", "agg_module": "seqLSTM"},
     "neighborretr": {
         "base_encoder": "ViT-B/16", "backbone_weights": "seed:1", "preset": "activitynet",
@@ -158,7 +162,7 @@ def test_a_changed_setting_of_a_method_makes_exactly_what_it_decides_again(
         changed = {**base, "weights": str(start)}
     else:
         changed = another(model, name, method, base)
-    if name in ("text_features", "video_features") and method in ("gare", "neighborretr"):
+    if name in ("text_features", "video_features") and method in PAIRS:
         base, changed = {**base, "mode": "frozen"}, {**changed, "mode": "frozen"}
     if name == "geometry":
         base = {**base, "loss_lambda": 0.0}

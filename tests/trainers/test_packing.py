@@ -34,7 +34,8 @@ INPUTS: dict[str, Any] = {
     },
     "h2arn": {"cloud": rows(5, 6), "text": rows(7, 4)},
 }  # fmt: skip
-INPUTS["neighborretr"] = INPUTS["gare"]
+PAIRS = ("clip4clip", "gare", "neighborretr")
+INPUTS |= dict.fromkeys(PAIRS, INPUTS["gare"])
 
 
 @pytest.mark.parametrize("method", BUILT_IN)
@@ -49,7 +50,7 @@ def test_packing_reads_no_setting_that_is_not_marked_as_packing(method: str, tmp
 
     splits = {"train": (["a", "b"], [("a0", TEXT, "a"), ("b0", TEXT, "b")])}
     options: list[dict[str, Any]] = [{}]
-    if method in ("gare", "neighborretr"):
+    if method in PAIRS:
         options = [{"mode": "frozen"}, {"mode": "finetune"}]
     for number, own in enumerate(options):
         config = Watched(**own)

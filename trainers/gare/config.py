@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.settings import UNSEEN
 from trainers.config import InputShape
 from trainers.layers.pair_config import ClipPairConfig
 
@@ -28,7 +29,9 @@ class GareConfig(ClipPairConfig):
     num_hidden_layers: int = Field(4, ge=1)  # of seqTransf
     psi_dropout: float = Field(0.3, ge=0, lt=1)
 
-    temp: float = Field(3.0, gt=0)  # of the pooling over frames; the command line's default is 5
+    temp: Annotated[float, UNSEEN] = Field(
+        3.0, gt=0
+    )  # of the pooling over frames; the command line's default is 5
     alpha: float = Field(2.0, gt=0)  # sharpness of the direction term
     kl_reduction: Literal["event", "dim"] = (
         "event"  # sum or mean over dimensions; releases before 2026-05: dim
@@ -44,7 +47,9 @@ class GareConfig(ClipPairConfig):
 
     # ours
     gap_detach_text: bool = False  # the release of 2025-12: no gradient through the text in the gap
-    mask_padding: bool = False  # published: padded frames take part in mean, pooling and attention
+    mask_padding: Annotated[bool, UNSEEN] = (
+        False  # published: padded frames take part in mean, pooling and attention
+    )
     encoder_grad_scale: float = Field(1.0, gt=0)  # 1 / processes for the gradient of the release
     t_total_epochs: float | None = Field(
         None, gt=0

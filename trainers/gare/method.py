@@ -7,8 +7,6 @@ In training A = B, and row i of both is a pair. `index` (A,) beside captions is 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -47,7 +45,7 @@ class Gare(Method):
         one for the head and the logit scale.
         """
         share = self.config.encoder_grad_scale
-        text, frames = (_ScaleGradient.apply(values, share) for values in (text, frames))
+        text, frames = (distributed.scaled_gradient(values, share) for values in (text, frames))
         return distributed.gather_with_grad(text), distributed.gather_with_grad(frames)
 
     def terms(
@@ -123,19 +121,6 @@ class Gare(Method):
             "pool_weights": found.pool,
             "real": mask.to(torch.uint8).expand(*shape, -1),
         }
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """A value as it is, its gradient multiplied."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.factor, None
 
 
 def build(config: GareConfig, data: PairData) -> Gare:

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pipeline.errors import UserError
 from trainers.gare.config import GareConfig
 from trainers.layers.clip_input import pixels
-from trainers.layers.clip_towers import MAX_LOGIT_SCALE, ClipTowers, LogitScale
-from trainers.layers.temporal import TemporalTransformer
+from trainers.layers.clip_towers import ClipTowers, StoredScale
+from trainers.layers.temporal import RecurrentFrames, TemporalTransformer
 
 INIT_STD = 0.02
 NORM_EPS = 1e-5
@@ -272,34 +272,6 @@ class Folded(NamedTuple):
     key_bias: Tensor  # (B, F), logits of LN1's bias
     outputs_gram: Tensor  # (B, F, F) of the frames' own attention outputs, centred, over D
     gram: Tensor  # (B, F, F) of the frames
-
-
-class StoredScale(LogitScale):
-    """Stands where the towers do when CLIP is not trained: their logit scale alone, at CLIP's trained 100."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clip = nn.Module()
-        self.clip.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))
-
-
-class RecurrentFrames(nn.Module):
-    """`seqLSTM`: an LSTM over the real frames, added to the features; behind the longest video they are doubled."""
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.lstm_visual = nn.LSTM(dims, dims, batch_first=True)
-
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, F, D) of frames (B, F, D) with mask (B, F)."""
-        with torch.autocast(frames.device.type, enabled=False):
-            frames, lengths = frames.float(), mask.sum(1).cpu()
-            packed = nn.utils.rnn.pack_padded_sequence(
-                frames, lengths, batch_first=True, enforce_sorted=False
-            )
-            out, _ = nn.utils.rnn.pad_packed_sequence(self.lstm_visual(packed)[0], batch_first=True)
-            out = torch.cat([out, frames[:, out.shape[1] :]], 1) + frames
-        return out
 
 
 class GareNetwork(nn.Module):

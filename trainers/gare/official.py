@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
+from pipeline.settings import UNSEEN, fill
 from trainers.gare.config import GareConfig
 from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
-from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
-from trainers.layers.pair_config import OPENAI
-from trainers.loop.checkpoint import fill_weights, read_foreign
+from trainers.layers.clip_checkpoints import encoder_of, read_state
+from trainers.layers.clip_towers import ClipTowers
+from trainers.loop.checkpoint import fill_weights
 from trainers.loop.trained import TrainedFolder
 
 PSI, ALIAS = "agent.psi.", "psi."
@@ -31,23 +33,15 @@ DEAD = re.compile(r"(agent\.psi\.(layers\.0\.(linear2|mlp)|log_std_proj)|weight_
 PREFIXES = {"towers.clip.": "clip.", "temporal.": "", "head.psi.": PSI}
 """Ours, theirs."""
 
-SIZES = {
-    (768, 32, 12): "ViT-B/32",
-    (768, 16, 12): "ViT-B/16",
-    (1024, 14, 24): "ViT-L/14",
-    (256, 8, 1): "crossreel-demo",
-}
-"""The networks of the release and our small one by vision width, patch and number of blocks."""
+NOT_SHOWN = GareConfig.marked(UNSEEN)
+"""Settings that are in no checkpoint of theirs."""
 
 State = dict[str, Tensor]
 
 
 def read(path: Path) -> State:
     """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
-    found = read_foreign(path)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path} is not a state dict: GARE's checkpoints hold named tensors and nothing else")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return read_state(path, "GARE")
 
 
 def dead(state: Mapping[str, Tensor]) -> State:
@@ -177,11 +171,15 @@ def _idle(dims: int, positions: int) -> State:
     return out
 
 
-def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+
+    `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
+    """
     state = read(file)
-    settings = {**sizes(state), "base_encoder": _encoder(state), "backbone_weights": "seed:0"}
-    config = GareConfig(**settings)
+    known = {**sizes(state), "base_encoder": encoder_of(state, "GARE"), "backbone_weights": "seed:0"}
+    settings = {**known, **(given or {})}
+    config = fill(GareConfig, settings, "trainers.gare")
     method = Gare(config, network_from(state, config))
     TrainedFolder(folder).write("gare", config, method)
     usual = GareConfig().model_dump()
@@ -197,18 +195,3 @@ def export_checkpoint(trained: Path, file: Path) -> None:
     method = Gare(config, network_from(own, config))
     fill_weights(method, tensors, str(trained))
     torch.save({name: value.detach().cpu().float() for name, value in state_of(method.network).items()}, file)
-
-
-def _encoder(state: Mapping[str, Tensor]) -> str:
-    """The name of the CLIP network in a checkpoint."""
-    first = state.get("clip.visual.conv1.weight")
-    if first is None:
-        raise UserError("the checkpoint has no CLIP in it: it is not one of GARE's authors")
-    blocks = {n.split(".")[4] for n in state if n.startswith("clip.visual.transformer.resblocks.")}
-    found = (first.shape[0], first.shape[-1], len(blocks))
-    if found not in SIZES:
-        raise UserError(
-            f"the checkpoint's CLIP has width {found[0]}, patches of {found[1]} pixels and {found[2]} blocks; "
-            f"known are {', '.join(OPENAI)}"
-        )
-    return SIZES[found]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.settings import PACKS, SPEED
+from pipeline.settings import PACKS, SPEED, UNSEEN
 from trainers.config import InputShape, MethodConfig
 
 TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special ones
@@ -22,7 +22,7 @@ class H2arnConfig(MethodConfig):
     )
 
     d_model: int = Field(512, ge=1)
-    nhead: int = Field(64, ge=1, validate_default=True)
+    nhead: Annotated[int, UNSEEN] = Field(64, ge=1, validate_default=True)
     num_layers: int = Field(6, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     hyperbolic_c: float = Field(1.0, gt=0)  # c at the start; what is used stays in [0.1, 10]
@@ -39,16 +39,20 @@ class H2arnConfig(MethodConfig):
     patience: int = Field(100, ge=0)  # all epochs are trained, and the best one is kept
 
     # ours
-    geometry: Literal["lorentz", "euclidean"] = (
+    geometry: Annotated[Literal["lorentz", "euclidean"], UNSEEN] = (
         "lorentz"  # euclidean: ablation, cosines instead of Lorentz products
     )
-    lift: Literal["time", "exponential"] = "time"  # released, or the paper's map at the origin
-    similarity: Literal["inner", "distance"] = "inner"  # released, or the paper's negative distance
-    aggregation: Literal["contribution", "mean"] = "contribution"  # mean: ablation
-    temperature: Literal["learnable", "none"] = (
+    lift: Annotated[Literal["time", "exponential"], UNSEEN] = (
+        "time"  # released, or the paper's map at the origin
+    )
+    similarity: Annotated[Literal["inner", "distance"], UNSEEN] = (
+        "inner"  # released, or the paper's negative distance
+    )
+    aggregation: Annotated[Literal["contribution", "mean"], UNSEEN] = "contribution"  # mean: ablation
+    temperature: Annotated[Literal["learnable", "none"], UNSEEN] = (
         "learnable"  # of the aggregation: released, or as the paper prints it
     )
-    mask_padding: Annotated[bool, PACKS] = (
+    mask_padding: Annotated[bool, PACKS, UNSEEN] = (
         False  # released: the padding of a caption takes part in everything
     )
     eval_batch: Annotated[int, SPEED] = Field(64, ge=1)  # captions or clouds encoded at a time in evaluation

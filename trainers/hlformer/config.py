@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.settings import PACKS, SPEED
+from pipeline.settings import PACKS, SPEED, UNSEEN
 from trainers.config import VideoMethodConfig
 
 Preset = Literal["tvr", "act", "cha"]
@@ -66,13 +66,17 @@ class HLFormerConfig(VideoMethodConfig):
     max_desc_l: Annotated[int, PACKS] = Field(30, ge=1)  # tokens kept of a caption
 
     hidden_size: int = Field(384, ge=1)
-    heads: int = Field(4, ge=1, validate_default=True)
+    heads: Annotated[int, UNSEEN] = Field(4, ge=1, validate_default=True)
     lorentz_dim: int = Field(
         127, ge=1, validate_default=True
     )  # points have one coordinate more, shared by the heads
     blocks: int = Field(8, ge=2)  # half of them Euclidean, half Lorentz; a published act run had 6
-    window: Literal["multiply", "additive"] = "multiply"  # additive: log-window added, which is local
-    tau: float = Field(PRESETS["tvr"]["tau"], gt=0)  # temperature of the aggregation of blocks
+    window: Annotated[Literal["multiply", "additive"], UNSEEN] = (
+        "multiply"  # additive: log-window added, which is local
+    )
+    tau: Annotated[float, UNSEEN] = Field(
+        PRESETS["tvr"]["tau"], gt=0
+    )  # temperature of the aggregation of blocks
     input_dropout: float = Field(PRESETS["tvr"]["input_dropout"], ge=0, lt=1)
     dropout: float = Field(PRESETS["tvr"]["dropout"], ge=0, lt=1)
     init_std: float = Field(0.02, gt=0)

@@ -319,8 +319,13 @@ def _schedule_module() -> Iterator[None]:
                 sys.modules[name] = module
 
 
-def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+
+    Their checkpoints hold every setting. Raises UserError for one that is `given` all the same.
+    """
+    for name in given or {}:
+        raise UserError(f"{name} stands in the checkpoint; HLFormer's checkpoints hold all settings")
     checkpoint = read(file)
     method = method_from(checkpoint)
     about = {"epoch": checkpoint.epoch, "validation": checkpoint.model_val}

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from extractors.backbones.clip import ClipBackbone, attention_mask
+from extractors.backbones.clip_weights import NO_WEIGHTS
 from extractors.backbones.weights import import_open_clip
 from pipeline.errors import UserError
 from trainers.layers.pair_config import ClipPairConfig
 
 HEAD_WIDTH = 64  # of every CLIP network: a tower of width W has W / 64 heads
 MAX_LOGIT_SCALE = math.log(100)
-NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # scalars in OpenAI's archives
 
 
 class LogitScale(nn.Module):
@@ -38,6 +38,15 @@ class LogitScale(nn.Module):
     def clamp_scale_(self) -> None:
         """Keep the factor at 100 at most."""
         self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+class StoredScale(LogitScale):
+    """Stands where the towers do when CLIP is not trained: their logit scale alone, at CLIP's trained 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = nn.Module()
+        self.clip.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))
 
 
 class ClipTowers(LogitScale):

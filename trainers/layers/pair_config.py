@@ -13,11 +13,6 @@ from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PACKS, PATH, SPEED
 from trainers.config import InputShape, VideoMethodConfig
 
-OPENAI = {
-    "ViT-B/32": "ViT-B-32-quickgelu",
-    "ViT-B/16": "ViT-B-16-quickgelu",
-    "ViT-L/14": "ViT-L-14-quickgelu",
-}
 CLIP_TEXT = "clip_text"  # the one stage that can store states of padding
 USUAL_PIXELS = 224  # of a network that does not say what it reads
 
@@ -74,7 +69,7 @@ class ClipPairConfig(VideoMethodConfig):
     @property
     def clip_model(self) -> str:
         """The name of the CLIP network in open_clip."""
-        return OPENAI.get(self.base_encoder, self.base_encoder)
+        return clip_configs.resolve(self.base_encoder)
 
     @property
     def backbone(self) -> Backbone:
@@ -122,6 +117,11 @@ class ClipPairConfig(VideoMethodConfig):
         """CLIP's weights."""
         if self._starts_from_clip:
             weights.require(self.backbone)
+
+    def unseen_settings(self) -> dict[str, Any]:
+        """Also the network where it is trained: its activation shows in no weight."""
+        own = super().unseen_settings()
+        return own | ({"base_encoder": self.clip_model} if self.mode == "finetune" else {})
 
     def to_be_filled(self) -> Self:
         """With a backbone of any weights, since all of them will be replaced: none need be on this machine."""

@@ -6,7 +6,8 @@ Axes: n frames of a video, F frame slots, R pixels, D feature size, A captions, 
 Batches of mode "finetune": `tokens` (A, L) int64, `word_mask` (A, L) bool, `frames` (V, F, R, R, 3) uint8,
 `frame_mask` (V, F) bool. Of mode "frozen": `words` (A, L, D) and `word_mask`, `frames` (V, F, D) and
 `frame_mask`; what the masks leave out is zero, unless states of padding were stored (`clip_text.pad`). In training
-A = V, and row i of both is a pair; captions of an evaluation carry `index` (A,), their place in query order.
+A = V, row i of both is a pair, and `video` (A,) int64 is the place of its video in the split; captions of an
+evaluation carry `index` (A,), their place in query order.
 """
 
 from __future__ import annotations
@@ -117,10 +118,17 @@ class PairData:
     """Packed arrays as batches: training on pairs of a caption and its video, evaluation on either alone.
 
     `word_slots`: how many slots every batch of captions has; None: as many as its longest caption needs.
+    `all_frame_slots`: whether every batch of videos has `max_frames` slots, or as many as its longest video needs.
     """
 
-    def __init__(self, folder: Path, config: ClipPairConfig, word_slots: int | None = None) -> None:
-        self.config, self.word_slots = config, word_slots
+    def __init__(
+        self,
+        folder: Path,
+        config: ClipPairConfig,
+        word_slots: int | None = None,
+        all_frame_slots: bool = True,
+    ) -> None:
+        self.config, self.word_slots, self.all_frame_slots = config, word_slots, all_frame_slots
         self.frames, self.tokens = Ragged.open(folder, "frames"), Ragged.open(folder, "tokens")
         self.splits = read_splits(folder)
         self.side: int = self.frames.values.shape[1]  # pixels, of pictures
@@ -158,7 +166,7 @@ class PairData:
         """The gallery of a split, in gallery order."""
         rows = self.splits[split].item_rows
         for places in stretches(len(rows), self.config.batch_size_val):
-            yield _videos([self.frames[rows[place]] for place in places], self.config)
+            yield self._videos([self.frames[rows[place]] for place in places])
 
     def text_batches(self, split: str) -> Iterator[Batch]:
         """The queries of a split; `index` is their place in query order."""
@@ -173,7 +181,16 @@ class PairData:
         frames = [self.frames[index.item_rows[index.caption_item[caption]]] for caption in captions]
         if self.config.augment and self.config.mode == "finetune":
             frames = list(pool.map(partial(_augmented, seeds), captions, frames))
-        return {**self._texts(index, captions), **_videos(frames, self.config)}
+        video = torch.tensor([index.caption_item[caption] for caption in captions])
+        return {**self._texts(index, captions), **self._videos(frames), "video": video}
+
+    def _videos(self, videos: Sequence[NDArray]) -> dict[str, Tensor]:
+        slots = self.config.max_frames
+        if not self.all_frame_slots:
+            slots = min(slots, max(map(len, videos)))
+        padded = [padded_frames(frames, slots) for frames in videos]
+        frames, mask = (np.stack(part) for part in zip(*padded, strict=True))
+        return {"frames": torch.from_numpy(frames), "frame_mask": torch.from_numpy(mask)}
 
     def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, Tensor]:
         rows = [index.caption_rows[caption] for caption in captions]
@@ -191,9 +208,3 @@ class PairData:
 
 def _augmented(seeds: tuple[int, int], caption: int, frames: NDArray) -> NDArray:
     return RandAugment()(frames, np.random.default_rng([*seeds, caption]))
-
-
-def _videos(videos: Sequence[NDArray], config: ClipPairConfig) -> dict[str, Tensor]:
-    padded = [padded_frames(frames, config.max_frames) for frames in videos]
-    frames, mask = (np.stack(part) for part in zip(*padded, strict=True))
-    return {"frames": torch.from_numpy(frames), "frame_mask": torch.from_numpy(mask)}

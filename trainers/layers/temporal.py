@@ -1,4 +1,4 @@
-"""The temporal transformer of frame features that GARE and NeighborRetr share (CLIP4Clip's `seqTransf`).
+"""The temporal stages of frame features that CLIP4Clip introduced, `seqTransf` and `seqLSTM`, and its successors share.
 
 Axes: V videos, F frames, D embedding size. Parameters are named as in the published checkpoints.
 """
@@ -22,13 +22,14 @@ class TemporalTransformer(nn.Module):
     """Frame features plus what pre-norm blocks with QuickGELU make of them and their positions; always float32."""
 
     def __init__(
-        self, dims: int, layers: int, positions: int, eps: float = EPS, padded: float = PADDED
-    ) -> None:
+        self, dims: int, layers: int, positions: int, eps: float = EPS, padded: float = PADDED,
+        heads: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         import_open_clip()
         from open_clip.transformer import LayerNormFp32, QuickGELU, Transformer
 
-        self.padded, self.heads = padded, max(1, dims // HEAD_WIDTH)
+        self.padded, self.heads = padded, heads or max(1, dims // HEAD_WIDTH)
         self.frame_position_embeddings = nn.Embedding(positions, dims)
         norm = partial(LayerNormFp32, eps=eps)
         self.transformerClip = Transformer(dims, layers, self.heads, act_layer=QuickGELU, norm_layer=norm)
@@ -70,4 +71,23 @@ class TemporalTransformer(nn.Module):
             keys = (1 - mask.float()) * self.padded  # (V, F)
             added = keys[:, None].expand(-1, frames.shape[1], -1).repeat_interleave(self.heads, 0)
             out: Tensor = self.transformerClip(frames + positions, attn_mask=added) + frames
+        return out
+
+
+class RecurrentFrames(nn.Module):
+    """`seqLSTM`: an LSTM over the real frames, added to the features; behind the longest video they are doubled."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.lstm_visual = nn.LSTM(dims, dims, batch_first=True)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """Features (B, F, D) of frames (B, F, D) with mask (B, F)."""
+        with torch.autocast(frames.device.type, enabled=False):
+            frames, lengths = frames.float(), mask.sum(1).clamp_min(1).cpu()  # a sequence has a first step
+            packed = nn.utils.rnn.pack_padded_sequence(
+                frames, lengths, batch_first=True, enforce_sorted=False
+            )
+            out, _ = nn.utils.rnn.pad_packed_sequence(self.lstm_visual(packed)[0], batch_first=True)
+            out = torch.cat([out, frames[:, out.shape[1] :]], 1) + frames
         return out

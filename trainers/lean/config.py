@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.settings import PACKS, SPEED
+from pipeline.settings import PACKS, SPEED, UNSEEN
 from trainers.config import VideoMethodConfig
 
 Nodes = Literal["triples", "entities", "sentence"]
@@ -25,11 +25,15 @@ class LeanConfig(VideoMethodConfig):
     )  # names the top frames; "": the rows tell them
     triples: Annotated[str, PACKS] = "triples"
 
-    nodes: Annotated[Nodes, PACKS] = Field("triples", validate_default=True)  # figure 3: triples are best
+    nodes: Annotated[Nodes, PACKS, UNSEEN] = Field(
+        "triples", validate_default=True
+    )  # figure 3: triples are best
     frames: Annotated[int, PACKS] = Field(10, ge=1)  # m; figure 4 is flat beyond
     top: Annotated[int, PACKS] = Field(3, ge=1)  # frames of the visual hyperedge
     max_triples: Annotated[int, PACKS] = Field(8, ge=1)  # text nodes kept of a caption
-    standardise: bool = False  # each dimension of both inputs, by the training split; the paper names nothing
+    standardise: Annotated[bool, UNSEEN] = (
+        False  # each dimension of both inputs, by the training split; the paper names nothing
+    )
 
     hidden: int = Field(512, ge=1)
     latent: int = Field(512, ge=1)
@@ -38,9 +42,9 @@ class LeanConfig(VideoMethodConfig):
     layer: Literal["lean", "hgnn", "gcn", "gat"] = "lean"  # others: the networks that LEAN's layer replaces
     gamma: float = 0.1  # at the start
 
-    hypergraph: bool = True  # ablations, table 3
-    variational: bool = True
-    without: tuple[Edge, ...] = ()  # kinds of hyperedges that are left out
+    hypergraph: Annotated[bool, UNSEEN] = True  # ablations, table 3
+    variational: Annotated[bool, UNSEEN] = True
+    without: Annotated[tuple[Edge, ...], UNSEEN] = ()  # kinds of hyperedges that are left out
 
     v2t_weight: float = Field(0.5, ge=0)
     t2v_weight: float = Field(0.5, ge=0)

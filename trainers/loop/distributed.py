@@ -148,6 +148,22 @@ class _Gather(torch.autograd.Function):
         return joint.split(ctx.lengths)[rank()]
 
 
+def scaled_gradient(value: Tensor, factor: float) -> Tensor:
+    """The value as it is, whose gradient is multiplied by `factor` on its way back."""
+    return value if factor == 1 else _ScaleGradient.apply(value, factor)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
 def _device() -> torch.device:
     """Where the group's small messages must live."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

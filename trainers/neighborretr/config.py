@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from pipeline.settings import UNSEEN
 from trainers.layers.pair_config import ClipPairConfig
 
 Preset = Literal["msrvtt", "activitynet", "didemo", "msvd"]
@@ -36,12 +37,16 @@ class NeighborRetrConfig(ClipPairConfig):
     temporal_layers: int = Field(4, ge=0)
     train_token_embedding: bool = True  # meant to be frozen in the release, but trained
 
-    text_ratios: Ratios = (1 / 6, 1 / 4)  # clusters a token, of both stages
-    video_ratios: Ratios = (1 / 4, 1 / 3)
-    knn: int = Field(3, ge=1, validate_default=True)  # nearest tokens that make a token's density
-    cluster_heads: int = Field(8, ge=1)
+    text_ratios: Annotated[Ratios, UNSEEN] = (1 / 6, 1 / 4)  # clusters a token, of both stages
+    video_ratios: Annotated[Ratios, UNSEEN] = (1 / 4, 1 / 3)
+    knn: Annotated[int, UNSEEN] = Field(
+        3, ge=1, validate_default=True
+    )  # nearest tokens that make a token's density
+    cluster_heads: Annotated[int, UNSEEN] = Field(8, ge=1)
     density_noise: bool = True  # U(0, 1e-6), which alone orders the clusters of two equally dense tokens
-    mask_mode: Literal["zero", "neg_inf"] = "zero"  # what padding counts in the maxima; published: zero
+    mask_mode: Annotated[Literal["zero", "neg_inf"], UNSEEN] = (
+        "zero"  # what padding counts in the maxima; published: zero
+    )
     global_similarity: Literal["dot", "cosine"] = "dot"  # published: dot, which lets U dominate at the start
     unused_nets: bool = False  # carry the nets that the release creates and that change no score
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
-from trainers.layers.clip_towers import NO_WEIGHTS, ClipTowers
+from pipeline.settings import UNSEEN, fill
+from trainers.layers.clip_towers import ClipTowers
 from trainers.loop.checkpoint import read_foreign
 from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
@@ -27,6 +29,9 @@ PREFIXES = {
     "network.": "clip.",  # the logit scale of a method without towers
 }
 """Beginnings of our names, and of the authors'."""
+
+NOT_SHOWN = NeighborRetrConfig.marked(UNSEEN)
+"""Settings that are in no checkpoint of theirs."""
 
 BANK = "bank."  # not in their checkpoints
 TEMPORAL = "transformerClip."
@@ -124,12 +129,15 @@ def _own(method: NeighborRetr) -> dict[str, Tensor]:
     return {official_name(name): tensor for name, tensor in state.items() if not name.startswith(BANK)}
 
 
-def import_checkpoint(file: Path, folder: Path) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults."""
+def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+
+    `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
+    """
     state = read(file)
     # The towers need no other weights once these are loaded: those of a seed are at hand anywhere.
     known = {**sizes(state), "base_encoder": base_encoder(state), "backbone_weights": "seed:0"}
-    config = NeighborRetrConfig(**known)
+    config = fill(NeighborRetrConfig, {**known, **(given or {})}, "trainers.neighborretr")
     TrainedFolder(folder).write("neighborretr", config, method_from(state, config))
     usual = NeighborRetrConfig().model_dump(mode="json")
     return {name: v for name, v in config.model_dump(mode="json").items() if v != usual[name]}

@@ -26,7 +26,8 @@ class Cloud:
     """Points in the order of their file: xyz (N, 3) in its units, rgb (N, 3) in its scale or None.
 
     `points` counts what the file held, `dropped` those that are left out: `odd` in lines that cannot be read
-    safely, the others because a coordinate or colour is no finite float32; `said` is what else is worth knowing of the file, in words, and `doubts` what of it may be wrong.
+    safely, the others because a coordinate or colour is no finite float32. `said` is what else is worth knowing of
+    the file, in words, and `doubts` what of it may be wrong.
     """
 
     xyz: Doubles

@@ -290,7 +290,7 @@ def test_moments_are_not_paragraphs():
         p.name
         for p in fitting(read_published(), {"name": "ActivityNet Captions val_1", "sentence": sentence})
     ]
-    assert found == ["paragraphs"]
+    assert set(found) == {"paragraphs"}
 
 
 def test_ours_is_printed_with_its_interval_and_as_json(whole, monkeypatch):

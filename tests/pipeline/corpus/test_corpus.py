@@ -291,7 +291,10 @@ def test_other_names_of_the_usual_splits_are_understood_and_own_splits_stay(tmp_
 
 
 def test_a_key_that_stands_twice_is_named_and_colons_in_texts_do_no_harm(tmp_path: Path) -> None:
-    good = b'{"id": "a:b", "media": "a.mp4", "split": "train", "captions": [{"text": "\\"split\\": x"}], "meta": {"m": [{"k": 1}]}}'
+    good = (
+        b'{"id": "a:b", "media": "a.mp4", "split": "train", "captions": [{"text": "\\"split\\": x"}], '
+        b'"meta": {"m": [{"k": 1}]}}'
+    )
     twice = b'{"id": "a", "media": "a.mp4", "split": "train", "split": "test"}'
     inside = b'{"id": "b", "media": "b.mp4", "split": "test", "captions": [{"text": "x", "text": "y"}]}'
     items, problems = read_lines(tmp_path, good, twice, inside)

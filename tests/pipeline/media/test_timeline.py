@@ -130,7 +130,7 @@ def test_the_first_error_of_ffmpeg_is_the_reason(clip_of, tmp_path, monkeypatch)
 def test_a_file_that_is_something_else_is_named_as_what_it_is(tmp_path, content, words):
     from pipeline.media.clouds.read import read
 
-    for name, opened in (("a.mp4", lambda path: seen(path)), ("a.ply", lambda path: read(path))):
+    for name, opened in (("a.mp4", seen), ("a.ply", read)):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(ItemError) as raised:

@@ -15,6 +15,7 @@ from trainers.gare import official
 from trainers.gare.config import GareConfig
 from trainers.gare.method import Gare
 from trainers.gare.model import GareNetwork
+from trainers.layers import clip_checkpoints
 from trainers.loop.trained import TrainedFolder
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "gare"
@@ -99,7 +100,7 @@ def test_clip_that_is_not_of_the_release_is_refused_at_import(
 def test_checkpoint_is_imported_and_exported_unchanged(
     tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(official.SIZES, (64, 16, 2), "ViT-B/16")
+    monkeypatch.setitem(clip_checkpoints.SIZES, (64, 16, 2), "ViT-B/16")
     torch.save(state, tmp_path / "theirs.bin")
     settings = official.import_checkpoint(tmp_path / "theirs.bin", tmp_path / "ours")
     assert settings == {"base_encoder": "ViT-B/16", "backbone_weights": "seed:0", "num_hidden_layers": 2}

@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import UserError
+from pipeline.store.index import Index
 from trainers.h2arn import official
 from trainers.h2arn.config import H2arnConfig
-from trainers.h2arn.method import H2arn
+from trainers.registry import METHODS
+from trainers.stages import Train
 
 CASE = Path(__file__).parents[2] / "fixtures" / "h2arn" / "retrieval.safetensors"
 
@@ -54,7 +57,8 @@ def test_both_kinds_of_file_are_imported_and_exported_to_the_last_bit(
         torch.save({f"module.{name}": value for name, value in state.items()}, file)
     else:
         torch.save(checkpoint(state) if kind.startswith("checkpoint") else state, file)
-    assert official.import_checkpoint(file, own) == {"d_model": 16, "nhead": 16, "num_layers": 2}
+    found = official.import_checkpoint(file, own, {"nhead": 4})
+    assert found == {"d_model": 16, "nhead": 4, "num_layers": 2}
     official.export_checkpoint(own, back)
     found = torch.load(back, weights_only=True)
     assert found.keys() == state.keys()
@@ -79,13 +83,18 @@ def test_sizes_are_those_of_the_tensors(state: official.State) -> None:
     assert official.sizes(without)["d_txt"] == official.sizes(without)["d_pcd"] == 16
 
 
-@pytest.mark.parametrize(("width", "heads"), [(512, 64), (96, 32), (16, 16), (6, 2), (5, 1)])
-def test_heads_are_the_published_number_or_the_greatest_that_divides_the_width(
-    width: int, heads: int
-) -> None:
-    config = H2arnConfig(d_model=width, nhead=1, num_layers=1)
-    state = official.state_of(H2arn(config, width, width))
-    assert official.config_of(state).nhead == heads
+def test_heads_are_asked_for_and_never_guessed(tmp_path: Path, state: official.State) -> None:
+    """Sixteen heads of four were once taken for granted, and every score was another network's."""
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(
+        UserError, match=r"--set nhead=N, which divides its width of 16: 1, 2, 4, 8, 16 \(pub"
+    ):
+        official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own")
+    with pytest.raises(UserError, match=r"trainers\.h2arn\.nhead = 3 is not possible: d_model, 16"):
+        official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own", {"nhead": 3})
+    with pytest.raises(UserError, match=r"unknown setting trainers\.h2arn\.heads"):
+        official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own", {"nhead": 4, "heads": 4})
+    assert not (tmp_path / "own").exists()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +121,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
 ) -> None:
     torch.save({name: v for name, v in {**state, **change}.items() if v is not None}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=message):
-        official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own")
+        official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own", {"nhead": 4})
     assert not (tmp_path / "own").exists()
 
 
@@ -129,6 +138,32 @@ def test_files_that_are_no_checkpoints_are_told(tmp_path: Path) -> None:
 
 def test_settings_are_kept_with_the_weights(tmp_path: Path, state: official.State) -> None:
     torch.save(state, tmp_path / "x.pth")
-    official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own")
+    official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own", {"nhead": 4})
     saved = json.loads((tmp_path / "own" / "config.json").read_text())
     assert saved["method"] == "h2arn" and saved["config"]["num_layers"] == 2
+
+
+def test_weights_run_with_another_number_of_heads_are_refused_or_told(
+    tmp_path: Path, state: official.State, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(state, tmp_path / "x.pth")
+    settings = official.import_checkpoint(tmp_path / "x.pth", tmp_path / "own", {"nhead": 4})
+    digests = RememberedDigests(Index(tmp_path / "index.sqlite"))
+
+    def stage(**changes: Any) -> Train:
+        return Train(
+            METHODS.find("h2arn"), H2arnConfig(**{**settings, "weights": str(tmp_path / "own"), **changes})
+        )
+
+    assert "start" in stage(epochs=0).identity(digests)
+    with pytest.raises(
+        UserError, match=r"trainers\.h2arn\.nhead = 8, and .*own was trained with 4: no weight"
+    ):
+        stage(epochs=0, nhead=8).identity(digests)
+    stage().require()
+    assert not caplog.records
+    assert "start" in stage(nhead=8).identity(digests)  # training on is the user's to choose
+    stage(nhead=8).require()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"trainers.h2arn.nhead = 8, and {tmp_path / 'own'} was trained with 4"
+    ]

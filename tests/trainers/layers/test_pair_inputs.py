@@ -1,4 +1,4 @@
-"""Bad input of GARE and NeighborRetr: everything ends in an error that names what is wrong, nothing in a silent NaN."""
+"""Bad input of CLIP4Clip, GARE and NeighborRetr ends in an error that names what is wrong, never in a silent NaN."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from trainers.measure.evaluate import evaluate
 from trainers.method import Batch, Method
 from trainers.neighborretr import losses
 
-METHODS = ("gare", "neighborretr")
+METHODS = ("clip4clip", "gare", "neighborretr")
+SUCCESSORS = METHODS[1:]  # to CLIP4Clip a video without a frame and a batch of one pair are no fault
 OPTIONS: dict[str, dict[str, Any]] = {
+    "clip4clip": {"sim_header": "seqTransf", "cross_num_hidden_layers": 1},
     "gare": {"num_hidden_layers": 1, "psi_dropout": 0.0},
     "neighborretr": {"temporal_layers": 1, "num_neighbors": 2, "bank_size": 8},
 }
@@ -164,7 +166,7 @@ def test_weight_that_is_not_a_number_stops_training_and_evaluation(tmp_path: Pat
         evaluate(method, data, "val", data.splits["val"])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SUCCESSORS)
 def test_batch_with_a_video_that_is_all_padding_ends_in_a_named_error(tmp_path: Path, name: str) -> None:
     """Packing refuses such a video; should a batch have one all the same, nothing learns from it."""
 
@@ -183,7 +185,7 @@ def test_batch_with_a_video_that_is_all_padding_ends_in_a_named_error(tmp_path: 
 
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 def test_batch_of_one_pair_is_refused_by_the_settings_and_named_at_run_time(tmp_path: Path) -> None:
-    for name in METHODS:
+    for name in SUCCESSORS:
         with pytest.raises(ValueError, match="batch_size"):
             config_of(name, batch_size=1)
         (tmp_path / name).mkdir()

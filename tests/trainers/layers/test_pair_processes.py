@@ -1,4 +1,4 @@
-"""GARE and NeighborRetr in several processes: fine-tuned on a small CLIP, and evaluated, they agree with each other."""
+"""CLIP4Clip, GARE and NeighborRetr in several processes: fine-tuned on a small CLIP, evaluated, they agree."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from trainers.registry import METHODS
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "grey")
 OPTIONS: dict[str, dict[str, Any]] = {
+    "clip4clip": {"sim_header": "seqTransf", "cross_num_hidden_layers": 1},
     "gare": {"num_hidden_layers": 1, "psi_dropout": 0.1},
     "neighborretr": {
         "temporal_layers": 1,

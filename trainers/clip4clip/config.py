@@ -1,0 +1,48 @@
+"""Settings of CLIP4Clip, with the values published for MSR-VTT. Importing it imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.settings import UNSEEN
+from trainers.layers.pair_config import ClipPairConfig
+
+log = logging.getLogger(__name__)
+
+
+class Clip4ClipConfig(ClipPairConfig):
+    """CLIP4Clip's recipe. Names are those of the release; what it has no name for stands under "ours".
+
+    `epochs = 0` with `sim_header = "meanP"` is zero-shot CLIP: it has no parameters of its own and learns nothing.
+    """
+
+    text_output: ClassVar[str] = "pooled"  # the vector of the whole caption
+
+    sim_header: Literal["meanP", "seqTransf", "seqLSTM"] = "meanP"  # tightTransf of the release is not built
+    cross_num_hidden_layers: int = Field(4, ge=1)  # blocks of seqTransf
+    freeze_layer_num: int = Field(
+        0, ge=-1
+    )  # blocks of each tower that stay as they are; -1: all of CLIP is trained
+
+    epochs: int = Field(5, ge=0)
+    lr: float = Field(1e-4, gt=0)
+    warmup_proportion: float = Field(0.1, ge=0, lt=1)
+
+    # ours
+    normalise_frames: Annotated[bool, UNSEEN] = (
+        True  # false: the mean of the frames as they are, as arXiv 2102.12443 takes it
+    )
+    mask_same_video: bool = False  # published: other captions of a pair's video count as wrong
+    encoder_grad_scale: float = Field(1.0, gt=0)  # 1 / processes for the gradient of the release
+
+    def require(self) -> None:
+        """CLIP's weights. A training in which nothing that ranks is learned is a warning."""
+        super().require()
+        if self.mode == "frozen" and self.sim_header == "meanP" and self.epochs > 0:
+            log.warning(
+                "clip4clip with mode = 'frozen' and sim_header = 'meanP' learns a factor of its scores alone, which "
+                "changes no ranking; epochs = 0 gives the same figures"
+            )
