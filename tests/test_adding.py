@@ -66,13 +66,22 @@ def follow(block: Block, root: Path) -> None:
 def added(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository in which both pages were followed."""
     root = tmp_path_factory.mktemp("copy") / "crossreel"
-    keep = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "demo", "build", "*.egg-info")
-    shutil.copytree(ROOT, root, ignore=keep)
+    shutil.copytree(ROOT, root, ignore=_left_out)
     for page in PAGES:
         for block in blocks(page):
             follow(block, root)
     assert call(root, ".ci/versions.py", "--record").returncode == 0
     return root
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What git ignores beside the sources: environments, caches, and at the top what demos and builds left."""
+    found = {name for name in names if name == "__pycache__" or name.endswith((".egg-info", "_cache"))}
+    if Path(folder) == ROOT:
+        found |= {
+            name for name in names if name in (".git", "demo", "build", "dist") or name.startswith(".venv")
+        }
+    return found
 
 
 def call(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
