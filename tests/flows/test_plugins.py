@@ -196,7 +196,7 @@ def test_a_training_of_a_method_whose_package_is_gone_is_one_sentence(tmp_path: 
     from trainers.trained import read_settings
 
     (tmp_path / "config.json").write_text(json.dumps({"method": "two_towers", "config": {}}))
-    with pytest.raises(UserError, match="there is no method 'two_towers' here; possible: gare, h2arn"):
+    with pytest.raises(UserError, match=r"^there is no method 'two_towers' here; possible: .*gare, h2arn"):
         read_settings(tmp_path)
 
 
@@ -250,7 +250,7 @@ def test_the_built_in_parts_that_methods_name_are_there() -> None:
         assert isinstance(drawer_of(name), Drawer) == bool(method.drawing)
         layout = method.official_layout()
         assert layout is None or (callable(layout.import_checkpoint) and callable(layout.export_checkpoint))
-        assert (layout is None) == (name not in published - {"lean"})
+        assert layout is not None or name not in published - {"lean"}
     assert published <= {path.stem for path in tables()}
     assert all(path.is_file() for path in tables())
     assert graph.EVERY_EXTRACTOR.find("clip") is Clip
