@@ -458,7 +458,7 @@ def came(folder: Path, of: str, code: int = 0, **options: str) -> str:
     ("rows", "kind", "methods"),
     [
         (0, "video", {"hlformer", "neighborretr", "lean"}),
-        (1, "video", {"hlformer", "neighborretr", "gare", "lean"}),
+        (1, "video", {"hlformer", "neighborretr", "gare", "clip4clip", "lean"}),
         (0, "pointcloud", {"h2arn"}),
         (4, "pointcloud", {"h2arn"}),
     ],
@@ -472,6 +472,9 @@ def test_the_printed_lines_are_an_experiment_file_for_the_methods_that_can_read_
     told = came(folder, "items")
     assert planned(folder, told) == methods
     if "gare" not in methods and kind == "video":
+        assert (
+            "clip4clip cannot be trained on them: trainers.clip4clip.text_features = 'import-texts'" in told
+        )
         assert (
             "gare cannot be trained on them: trainers.gare.text_features = 'import-texts': gare needs (1, D)"
             in told

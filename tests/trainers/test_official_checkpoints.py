@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import UserError
 
-METHODS = ("gare", "h2arn", "hlformer", "neighborretr")
+METHODS = ("clip4clip", "gare", "h2arn", "hlformer", "neighborretr")
 
 
 @pytest.mark.parametrize("method", METHODS)

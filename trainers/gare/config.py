@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.settings import UNSEEN
-from trainers.config import InputShape
 from trainers.layers.pair_config import ClipPairConfig
 
 BETA = {"event": 1e-4, "dim": 0.07}  # published with either way of reducing the divergence
@@ -18,12 +17,6 @@ class GareConfig(ClipPairConfig):
     """GARE's recipe. Names are those of the release; what it has no name for stands under "ours"."""
 
     text_output: ClassVar[str] = "pooled"  # the vector of the whole caption
-
-    def shapes(self) -> dict[str, InputShape]:
-        """One vector a caption, as wide as the frames': of several rows nothing says which is the caption."""
-        if self.mode == "finetune":
-            return {}
-        return {"text": InputShape("one", "(1, D), one vector a caption", same_width_as="video")}
 
     agg_module: Literal["seqTransf", "seqLSTM", "None"] = "seqTransf"
     num_hidden_layers: int = Field(4, ge=1)  # of seqTransf

@@ -85,9 +85,14 @@ class ClipPairConfig(VideoMethodConfig):
         return {"video": (self.video_features, ""), "text": (self.text_features, text), **times}
 
     def shapes(self) -> dict[str, InputShape]:
-        """Frames and words of one width, since both lie in the space of one CLIP network."""
+        """Frames and words of one width, since both lie in the space of one CLIP network.
+
+        A method that reads the one vector of a caption takes no several rows: nothing says which of them it is.
+        """
         if self.mode == "finetune":
             return {}
+        if self.text_output == "pooled":
+            return {"text": InputShape("one", "(1, D), one vector a caption", same_width_as="video")}
         return {"text": InputShape("any", "(L, D), a row a token", same_width_as="video")}
 
     def packed_by(self) -> dict[str, Any]:
