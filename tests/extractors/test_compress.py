@@ -92,17 +92,17 @@ def test_a_title_in_no_known_encoding_does_not_matter(rendered, tmp_path, run_ff
 
 
 def test_a_long_video_may_take_as_long_as_it_plays(rendered, tmp_path, monkeypatch):
-    asked = []
+    limits = []
 
-    def run(command, **options):
-        asked.append(options["timeout"])
-        raise subprocess.TimeoutExpired(command, options["timeout"])
+    def finished(command, limit_seconds, source):
+        limits.append(limit_seconds)
+        raise subprocess.TimeoutExpired(command, limit_seconds)
 
-    monkeypatch.setattr(video.subprocess, "run", run)
+    monkeypatch.setattr(video, "_finished", finished)
     for limit in (0.5, 60.0):
         with pytest.raises(ItemError, match="was not done after"):
             video.compress(rendered / "clip00.mp4", tmp_path / "out.mp4", video.Compression(), limit)
-    assert asked == [2.0, 60.0]
+    assert limits == [2.0, 60.0]
 
 
 WORKER = """

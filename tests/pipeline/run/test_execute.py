@@ -207,7 +207,7 @@ def test_a_failure_blocks_what_needs_it_and_a_retry_makes_both_and_whatever_was_
     assert [(r.ran, r.failed, r.blocked) for r in reports.values()] == [
         (3, 1, 0), (3, 0, 1), (3, 0, 1), (4, 0, 0), (1, 0, 0), (1, 0, 0),
     ]  # fmt: skip
-    assert reports["prepared"].failures == [{"name": "b", "reason": "no"}]
+    assert reports["prepared"].failures == [{"name": "b", "reason": "no", "kind": "failed"}]
     again = run()
     assert [report.ran for report in everything(again)] == [0] * 6  # a failed item is not tried unasked
     retried = run()

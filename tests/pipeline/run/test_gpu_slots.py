@@ -141,7 +141,7 @@ def test_local_workers_of_a_network_are_on_the_gpus_that_were_free(
     keys = [str(n) for n in range(6)]
     work = Work(
         "gpu_worker_of_test:work", [[key] for key in keys], "", {key: {"key": key} for key in keys}, [],
-        {key: [] for key in keys}, {}, network=True,
+        {key: [] for key in keys}, {"batch_size": 8}, network=True,
     )  # fmt: skip
     options = RunOptions(gpu_fraction=0.5, share_gpu=share)
     found = {event.header["device"] for event in LocalEngine(options).run(work) if isinstance(event, Message)}
