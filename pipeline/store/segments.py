@@ -2,7 +2,8 @@
 
 Layout (docs/store.md): the attributes `id`, `stage`, `fingerprint`, `components` (JSON); `items` (n,) the
 digests; `notes` (n,) a JSON text an item; `checksums` (n,) uint64 over an item's digest, rows and note; and per
-output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,).
+output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,). Behind what HDF5 reads stands a seal: a
+digest of every byte but the values, which have checksums.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -29,6 +30,7 @@ from pipeline.store.fingerprint import digest_file
 
 Array = NDArray[Any]
 COPY_BYTES = 16 << 20
+SEAL = b"\0crossreel-seal"  # the last bytes of a sealed file; before them the seal's length and the seal, as JSON
 SPOOL_LOCK = ".lock"  # held by the writer of the folder; no field is called so
 
 
@@ -108,6 +110,7 @@ class SegmentWriter:
             aside = self.spool / "segment.h5"
             with h5py.File(aside, "w", libver="latest", locking=False) as out:
                 self._write(out)
+            _seal(aside)
             _sync(aside)
             path = self.folder / f"{self.id}.h5"
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +166,48 @@ def _copy(raw: Path, values: h5py.Dataset) -> None:
             values[start:stop] = block.reshape(stop - start, *values.shape[1:])
 
 
+def _seal(path: Path) -> None:
+    """Append the digest of every byte of a finished file that is not a value."""
+    with h5py.File(path, "r", locking=False) as file:
+        groups = [file[name] for name in file if isinstance(file[name], h5py.Group)]
+        rows = sorted((group["values"].id.get_offset(), group["values"].nbytes) for group in groups)
+    size = path.stat().st_size
+    seal = json.dumps({"rows": rows, "size": size, "digest": _structure_digest(path, rows, size)}).encode()
+    with path.open("ab") as out:
+        out.write(seal + len(seal).to_bytes(4, "little") + SEAL)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file has a seal. Raises ValueError where the structure of the file is not the one that was sealed.
+
+    HDF5 itself cannot be asked: with one flipped bit in its heap of strings it was seen to read for ever. Files that
+    were written before there were seals have none, and are read as they are.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail = len(SEAL) + 4
+        file.seek(max(0, size - tail))
+        length, mark = file.read(4), file.read()
+        if mark != SEAL:
+            return False
+        start = size - tail - int.from_bytes(length, "little")
+        file.seek(max(0, start))
+        seal = json.loads(file.read(max(0, size - tail - start)))
+    if seal["size"] != start or seal["digest"] != _structure_digest(path, seal["rows"], start):
+        raise ValueError("its structure is not what was written")
+    return True
+
+
+def _structure_digest(path: Path, rows: Iterable[tuple[int, int]], size: int) -> str:
+    """32 hex digits over the first `size` bytes of a file, without the stretches of `rows` (start, bytes)."""
+    state = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for start, length in [*rows, (size, 0)]:
+            state.update(file.read(max(0, start - file.tell())))
+            file.seek(start + length)
+    return state.hexdigest()
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -191,17 +236,20 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            sealed = _is_sealed(path)
             with h5py.File(
                 path, "r", locking=False
             ) as file:  # it never changes, and not every file system has locks
                 self._read(file)
+            if self.id and not sealed:
+                raise ValueError("its end is missing")
         except FileNotFoundError:
             raise Damaged(f"the segment {path} is gone") from None
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, TypeError) as error:
             raise Damaged(f"the segment {path} is damaged or truncated ({error})") from None
 
     def _read(self, file: h5py.File) -> None:
-        self.id = str(file.attrs.get("id", ""))  # "": written before segments kept their id
+        self.id = str(file.attrs.get("id", ""))  # "": written before segments kept their id and had a seal
         self.stage, self.fingerprint = str(file.attrs["stage"]), str(file.attrs["fingerprint"])
         self.components = json.loads(str(file.attrs["components"]))
         self.items = [key.decode() for key in file["items"][()]]
