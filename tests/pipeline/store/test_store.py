@@ -125,13 +125,16 @@ def test_a_damaged_record_does_not_keep_an_index_from_being_rebuilt(store):
     assert set(again.places("made", FP.hex)) == {"1"} and not again.has_run("train", FP.hex)
 
 
-def test_an_index_that_is_no_database_is_one_sentence(store):
+def test_an_index_that_is_no_database_is_rebuilt_with_a_warning(store, caplog):
     store.index.close()
     for path in store.root.glob("index.sqlite-*"):
         path.unlink()
-    (store.root / "index.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(UserError, match=r"index.sqlite is damaged .*delete it, and it is rebuilt"):
-        Store(store.root)
+    garbage = b"not a database" * 100
+    (store.root / "index.sqlite").write_bytes(garbage)
+    assert Store(store.root).index.runs(1) == []
+    assert "index.sqlite was damaged" in caplog.text and "rebuilt from the segments" in caplog.text
+    (aside,) = store.root.glob("index.sqlite.damaged-*")
+    assert aside.read_bytes() == garbage
 
 
 def test_a_store_below_a_file_is_one_sentence(tmp_path):
