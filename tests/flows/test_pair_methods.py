@@ -66,6 +66,25 @@ split = "val"
 workers = 1
 """
 
+ZERO_SHOT = """
+corpus = "corpus.jsonl"
+store = "store"
+methods = ["clip4clip"]
+
+[extractors.clip]
+model = "small.json"
+weights = "seed:0"
+
+[trainers.clip4clip]
+mode = "frozen"
+epochs = 0
+
+[evaluate]
+split = "val"
+[run]
+workers = 1
+"""
+
 
 @pytest.fixture
 def clips(lab) -> Any:
@@ -120,3 +139,17 @@ def test_gare_is_fine_tuned_from_frames_of_the_network_s_size_and_comes_back_fro
     assert ended.code == 0, ended.err
     first, second = measured(clips, "evaluate-gare")
     assert first == second and "hubness" in first
+
+
+def test_zero_shot_clip_is_evaluated_up_to_the_report_without_a_training(clips):
+    (clips.folder / "small.json").write_text(json.dumps(SMALL), encoding="utf-8")
+    clips.experiment(ZERO_SHOT)
+    ended = clips.run("run", clips.toml)
+    assert ended.code == 0, ended.err
+    (found,) = measured(clips, "evaluate-clip4clip")
+    assert set(found["metrics"]) == {"t2v", "v2t", "both"} and found["protocol"]["captions"] == 4
+    (trained,) = (clips.store / "runs" / "train-clip4clip").glob("*/config.json")
+    summary = json.loads(trained.read_text(encoding="utf-8"))["summary"]
+    assert (
+        summary["epochs"] == 0 and summary["parameters"] == 1
+    )  # the factor of the scores, which ranks nothing
