@@ -238,8 +238,9 @@ class Segment:
     @functools.cached_property
     def misplaced(self) -> str:
         """One sentence if this file stands under another segment's name or in another stage's folder, else ""."""
-        own, found = (self.stage, self.fingerprint, self.id or self.path.stem), self.path.parts[-3:]
-        if (*found[:2], self.path.stem) == own:
+        own = (self.stage, self.fingerprint, self.id or self.path.stem)
+        folders = self.path.parts[-3:-1] if self.path.parts[-4:-3] == ("segments",) else own[:2]  # of a store
+        if (*folders, self.path.stem) == own:
             return ""
         return (
             f"the file {self.path} is the segment {'/'.join(own)}: files of the store were swapped or copied by hand; "
