@@ -125,16 +125,17 @@ def test_a_damaged_record_does_not_keep_an_index_from_being_rebuilt(store):
     assert set(again.places("made", FP.hex)) == {"1"} and not again.has_run("train", FP.hex)
 
 
-def test_an_index_that_is_no_database_is_rebuilt_with_a_warning(store, caplog):
+def test_an_index_that_is_no_database_is_rebuilt_and_kept_beside_the_new_one(store, caplog):
+    write(store, "1", "2")
     store.index.close()
     for path in store.root.glob("index.sqlite-*"):
         path.unlink()
-    garbage = b"not a database" * 100
-    (store.root / "index.sqlite").write_bytes(garbage)
-    assert Store(store.root).index.runs(1) == []
-    assert "index.sqlite was damaged" in caplog.text and "rebuilt from the segments" in caplog.text
+    (store.root / "index.sqlite").write_bytes(b"not a database" * 100)
+    assert set(Store(store.root).places("made", FP.hex)) == {"1", "2"}
     (aside,) = store.root.glob("index.sqlite.damaged-*")
-    assert aside.read_bytes() == garbage
+    assert aside.read_bytes() == b"not a database" * 100
+    assert "index.sqlite was damaged (file is not a database) and is rebuilt from the segments" in caplog.text
+    assert str(aside) in caplog.text
 
 
 def test_a_store_below_a_file_is_one_sentence(tmp_path):
