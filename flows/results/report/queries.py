@@ -183,9 +183,7 @@ class _QueryWriter:
         self, q: int, position: int, place: int, score: str, positive: bool, moments: Moments
     ) -> Result:
         item = self._item(position)
-        unseen = self.noun == "cloud" and not item.get(
-            "points"
-        )  # imported features: no points
+        unseen = self.noun == "cloud" and not item.get("points")  # imported features: no points
         strip = Strip() if unseen else self.pictures.strip(item, moments)
         drawing = self.explanation.drawn(q, position, self.folder.queries.texts[q], strip.seconds)
         return Result(f"{place:,}", item["id"], score, positive, strip, moments, drawing)
