@@ -1,4 +1,4 @@
-"""A sweep: one experiment under many settings. What is upstream of a setting is made once, for all of them.
+"""A sweep: one experiment under many settings. Stages that no varied setting reaches are made once for all runs.
 
     experiment = "experiment.toml"
 
@@ -6,10 +6,10 @@
     "trainers.gare.lr" = [1e-4, 5e-5]
     "trainers.gare.seed" = [0, 1, 2]
 
-    [[points]] # and these besides, each by itself
+    [[points]] # and these runs too, each by itself
     "trainers.gare.num_hidden_layers" = 2
 
-Knows no Prefect. Settings of several runs that differ in seeds alone are one row with a mean.
+Knows no Prefect. Runs whose settings differ only in seeds become one row with means.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pipeline.errors import UserError
 from pipeline.settings import Options, fill, read_toml
 
 MOST_RUNS = 10_000
-WATCHED = "SumR"  # the validation metric that trainings are chosen by
-SEED = ".seed"  # how a key ends whose values are repetitions, not choices
+WATCHED = "SumR"  # the validation metric that chooses the best epoch of a training and ranks the runs
+SEED = ".seed"  # a key with this ending is a seed: its values are repetitions, not choices
 
 Settings = dict[str, Any]
 """Values by key, as `--set key=value` takes them."""
@@ -42,14 +42,14 @@ class Sweep(Options):
     """A sweep file. The experiment's path is relative to it."""
 
     experiment: str
-    methods: list[str] = Field(default_factory=list)  # instead of the experiment's
+    methods: list[str] = Field(default_factory=list)  # if given, replaces the experiment's methods
     grid: dict[str, Any] = Field(default_factory=dict)
     points: list[dict[str, Any]] = Field(default_factory=list)
     path: Path = Path()
 
     @property
     def experiment_path(self) -> Path:
-        """The experiment that is run."""
+        """The path of the experiment file."""
         return self.path.parent / self.experiment
 
     def runs(self) -> list[Settings]:
@@ -61,26 +61,28 @@ class Sweep(Options):
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise UserError(f"{self.path}: grid.{key} = {values!r} is not a list of values to try")
-        many = 1
+        combinations = 1
         for values in grid.values():
-            many *= len(values)
-        if many > MOST_RUNS:
-            raise UserError(f"{self.path}: the grid has {many:,} combinations, {MOST_RUNS:,} are possible")
+            combinations *= len(values)
+        if combinations > MOST_RUNS:
+            raise UserError(
+                f"{self.path}: the grid has {combinations:,} combinations, {MOST_RUNS:,} are possible"
+            )
         combined = itertools.product(*grid.values()) if grid else ()
-        found = [dict(zip(grid, values, strict=True)) for values in combined]
-        found += [dict(_flat(point)) for point in self.points]
-        if not found:
+        runs = [dict(zip(grid, values, strict=True)) for values in combined]
+        runs += [dict(_flat(point)) for point in self.points]
+        if not runs:
             raise UserError(f"{self.path}: neither grid nor points names a setting to try")
-        return found
+        return runs
 
 
 def read_sweep(path: Path) -> Sweep:
-    """A sweep file. Raises UserError naming what is wrong."""
+    """The sweep in a file. Raises UserError naming the key or value that is not possible."""
     return fill(Sweep, read_toml(path), "").model_copy(update={"path": path.absolute()})
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """`"a.b" = 1` and `a.b = 1` are the same setting."""
+    """Yield full keys with their values: `"a.b" = 1` and `a.b = 1` are the same setting."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{above}{key}.")
@@ -89,13 +91,13 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 
 
 def as_sets(settings: Settings) -> list[str]:
-    """Settings as `--set` takes them: JSON's values are TOML's, but for null."""
+    """Settings in the form of `--set`: JSON values are valid TOML, except null."""
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method did under one run's settings; `error` where the run came to nothing."""
+    """The result of one method under one run's settings; `error` is the reason if the run failed."""
 
     settings: Settings
     method: str = ""
@@ -114,17 +116,17 @@ class Outcome:
 
 
 def outcomes(project: Project, settings: Settings) -> list[Outcome]:
-    """The figures of every method of a finished run."""
+    """The metrics of every method of a finished run."""
     states = project.survey()
-    found: dict[str, Outcome] = {}
+    by_method: dict[str, Outcome] = {}
     for row in leaderboard(project, states):
         method = row["method"]
-        if method not in found:
+        if method not in by_method:
             summary = trained_folder(project, states[f"train-{method}"]).summary
             value = summary.validation.get(WATCHED)
-            found[method] = Outcome(settings, method, value, split=row["split"])
-        found[method].figures[row["direction"]] = row["metrics"]
-    return list(found.values())
+            by_method[method] = Outcome(settings, method, value, split=row["split"])
+        by_method[method].figures[row["direction"]] = row["metrics"]
+    return list(by_method.values())
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,12 @@ class Row:
     outcomes: Sequence[Outcome]
 
     def validation(self) -> float | None:
-        """The mean over the seeds; None where no epoch was trained, so that nothing was validated."""
+        """The mean validation metric over the seeds; None if no epoch was trained, so that there is no validation."""
         values = [o.validation for o in self.outcomes if o.validation is not None]
         return statistics.fmean(values) if values else None
 
     def figure(self, direction: str, metric: str) -> tuple[float, float] | None:
-        """Mean and standard deviation over the seeds (0 for one); None where it was not measured."""
+        """Mean and standard deviation over the seeds (0 for one seed); None if the metric was not measured."""
         values = [
             found[metric]["value"] for o in self.outcomes if metric in (found := o.figures.get(direction, {}))
         ]
@@ -151,7 +153,7 @@ class Row:
 
 
 def rows(found: Sequence[Outcome]) -> list[Row]:
-    """The runs by method, the best on the validation split first; the test figures choose nothing."""
+    """The runs by method, the best on the validation split first; test metrics do not influence the order."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in found:
         if not outcome.error:
@@ -163,5 +165,5 @@ def rows(found: Sequence[Outcome]) -> list[Row]:
 
 
 def _worst_last(validation: float | None) -> tuple[bool, float]:
-    """A key that sorts the best validation first, and what was not validated behind all that was."""
+    """A sort key that puts the best validation first, and runs without validation last."""
     return validation is None, -(validation or 0.0)

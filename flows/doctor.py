@@ -1,4 +1,4 @@
-"""What a machine has of what a run needs."""
+"""Checks that this machine has everything that a run needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGES = (
     "transformers",
     "stanza",
 )
-CODECS = {  # what videos of corpora come in, and what decodes it in software (ffmpeg's own av1 does not)
+CODECS = {  # codecs of corpora's videos, and their software decoders (ffmpeg's own av1 does not)
     "h264": {"h264"},
     "hevc": {"hevc"},
     "vp9": {"vp9", "libvpx-vp9"},
@@ -53,7 +53,7 @@ DECODE_QUESTION = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for."""
+    """The result of one check."""
 
     name: str
     ok: bool
@@ -61,7 +61,7 @@ class Finding:
 
 
 def examine(experiment: Path | None) -> list[Finding]:
-    """Everything looked for; of an experiment also what its stages need, and disk."""
+    """All checks; with an experiment also those of its stages' needs and of the disk."""
     findings = [
         Finding("python", sys.version_info[:2] >= (3, 11), sys.version.split()[0]),
         *_ffmpeg(),
@@ -73,7 +73,7 @@ def examine(experiment: Path | None) -> list[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
-    """What ffmpeg is, what it reads, and whether the decoders read what it writes."""
+    """Checks of ffmpeg: its version, the codecs it reads, and whether the decoders read its output."""
     try:
         found, release = video.find_ffmpeg(), video.ffmpeg_version()
     except UserError as error:
@@ -112,7 +112,7 @@ def _decoders(ffmpeg: str) -> Iterator[Finding]:
 
 
 def _asked(question: str, *arguments: str) -> tuple[bool, str]:
-    """Whether a Python process of its own ended well, and the last line it said: native code may hang or crash."""
+    """Whether a separate Python process succeeded, and its last line: native code may hang or crash."""
     try:
         asked = subprocess.run(
             [sys.executable, "-P", "-c", question, *arguments], capture_output=True, text=True, check=False,
@@ -160,7 +160,7 @@ def _torch() -> Finding:
 
 
 def _experiment(path: Path) -> Iterator[Finding]:
-    """What each stage of an experiment needs, and whether the disk holds what it will make."""
+    """Checks of each stage's needs, and of the disk space for its outputs."""
     project = open_project(path)
     for name, stage in project.stages.items():
         finding = _needs(name, stage, project.known)
@@ -169,7 +169,7 @@ def _experiment(path: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(project.store.root).free
     try:
         states = project.survey()
-    except UserError as error:  # told above, unless it is another one
+    except UserError as error:  # reported above already, unless it is another error
         yield Finding("disk", False, f"{free / 1e9:.1f} GB free; what is expected is not known: {error}")
         return
     expected = sum(e.bytes or 0 for e in estimate(project.store, states).values())
@@ -177,10 +177,10 @@ def _experiment(path: Path) -> Iterator[Finding]:
 
 
 def _needs(name: str, stage: Stage[Any], known: Digests) -> Finding | None:
-    """Whether what a stage needs (weights, a parser) is here; None for one that needs nothing."""
+    """Whether a stage's needs (weights, a parser) are on this machine; None if it has none."""
     needy = type(stage).require is not Stage.require
     try:
-        identity = stage.identity(known)  # first: this is what fetches weights where the settings say so
+        identity = stage.identity(known)  # first, because it fetches weights if the settings allow that
         stage.require()
     except UserError as error:
         return Finding(f"stage {name}", False, str(error))

@@ -89,7 +89,7 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     }
     everything |= imported
     evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
-    wanted = list(experiment.extract)
+    requested = list(experiment.extract)
     for name, config in configs.items():
         for feature in config.features():
             if feature not in everything:
@@ -97,11 +97,11 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
                 raise UserError(f"trainers.{name} reads the features {feature!r}; {nearest(feature, known)}")
         stages = stages_of(METHODS.find(name), config, evaluate)
         everything |= {stage.name: stage for stage in stages}
-        wanted += [stage.name for stage in stages]
+        requested += [stage.name for stage in stages]
     if experiment.methods:
         everything["report"] = Report(experiment.methods)
-        wanted.append("report")
-    needed = ancestors(everything, wanted)
+        requested.append("report")
+    needed = ancestors(everything, requested)
     return {name: stage for name, stage in everything.items() if name in needed}
 
 

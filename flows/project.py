@@ -93,7 +93,7 @@ def open_project(
 ) -> Project:
     """Read an experiment, its corpus and its store; `hashed` counts the media files read for their digest.
 
-    Raises UserError naming what is wrong, before anything is made.
+    Raises UserError naming the setting or file at fault, before anything is made.
     """
     experiment = load(path, sets, methods)
     corpus = Corpus.read(experiment.corpus_path)

@@ -16,7 +16,9 @@ class ReportParams(Params):
     """Which methods it compares."""
 
     methods: tuple[str, ...]
-    queries_shown: int = Field(default=6, ge=0, le=100)  # of each method: half found first, half missed
+    queries_shown: int = Field(
+        default=6, ge=0, le=100
+    )  # queries shown of each method: half found first, half missed
 
 
 class Report(Stage[ReportParams]):
@@ -101,7 +103,7 @@ def _captions(contents: Contents) -> dict[str, dict[str, dict[str, Any]]]:
         if item.id in contents.digests:
             for caption in item.captions:
                 known = out.setdefault(caption.digest, {})
-                told = known.setdefault(contents.digests[item.id], {"id": caption.id, "moments": []})
+                entry = known.setdefault(contents.digests[item.id], {"id": caption.id, "moments": []})
                 if caption.start is not None and caption.end is not None:
-                    told["moments"].append([caption.start, caption.end])
+                    entry["moments"].append([caption.start, caption.end])
     return out

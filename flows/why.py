@@ -59,7 +59,7 @@ def _unit(project: Project, state: plan.State, item: str) -> tuple[str, str]:
 
 
 def _by_text_or_file(project: Project, state: plan.State, item: str) -> str:
-    """The id of the caption of this text, or of the item whose media file is called so; else what was given."""
+    """The id of the caption with this text, or of the item whose media file has this name; else the argument itself."""
     for entry in project.contents.corpus.items:
         if state.stage.over == "captions":
             for caption in entry.captions:

@@ -21,8 +21,8 @@ from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError
 from trainers.measure.metric_table import DIRECTIONS, METRICS, metric
 
-STOPPED = 1  # exit status: some runs came to nothing
-LAST_WORDS = 400  # characters of a run that failed in a process of its own
+SOME_RUNS_FAILED = 1  # exit status
+STDERR_CHARACTERS = 400  # end of the error output of a run in a process of its own, quoted if it fails
 
 
 def batch(
@@ -36,48 +36,55 @@ def batch(
     """Run an experiment under every setting of a sweep, and compare them.
 
     Every run is an experiment as `crossreel run` makes it, in the same store: features are extracted once, and a
-    run that was made before costs nothing. Runs are ranked by the validation split. One that fails is told, and
-    the others go on.
+    run that was made before costs nothing. Runs are ranked by the validation split. A run that fails is
+    listed with its error, and the others go on.
     """
-    asked = read_sweep(sweep)
-    runs = asked.runs()
-    _require_possible(asked, runs, sets)
+    sweep_file = read_sweep(sweep)
+    runs = sweep_file.runs()
+    _require_possible(sweep_file, runs, sets)
     with StageDisplay(quiet=as_json) as display:
-        found = [outcome for done in _all(asked, runs, sets, jobs, display) for outcome in done]
-    failed = [outcome for outcome in found if outcome.error]
+        all_outcomes = [
+            outcome
+            for run_outcomes in _run_all(sweep_file, runs, sets, jobs, display)
+            for outcome in run_outcomes
+        ]
+    failed = [outcome for outcome in all_outcomes if outcome.error]
     if as_json:
-        print_json([outcome.as_json() for outcome in found])
+        print_json([outcome.as_json() for outcome in all_outcomes])
     else:
-        _print(rows(found), len(runs))
+        _print_tables(rows(all_outcomes), len(runs))
         for outcome in failed:
-            out.print(f"failed: {_words(outcome.settings)}: {outcome.error}", markup=False)
+            out.print(f"failed: {_in_words(outcome.settings)}: {outcome.error}", markup=False)
     if failed:
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(SOME_RUNS_FAILED)
 
 
-def _require_possible(asked: Sweep, runs: list[Settings], sets: list[str]) -> None:
+def _require_possible(sweep: Sweep, runs: list[Settings], sets: list[str]) -> None:
     """Raise UserError for a setting that is unknown or impossible, before any run begins."""
     for settings in runs:
         try:
-            project = open_project(asked.experiment_path, [*sets, *as_sets(settings)], asked.methods)
+            project = open_project(sweep.experiment_path, [*sets, *as_sets(settings)], sweep.methods)
         except UserError as error:
-            raise UserError(f"{asked.path.name}, {_words(settings)}: {error}") from None
+            raise UserError(f"{sweep.path.name}, {_in_words(settings)}: {error}") from None
         project.store.index.close()
         if not project.experiment.methods:
-            raise UserError(f"{asked.experiment_path} names no methods, so there is nothing to compare")
+            raise UserError(f"{sweep.experiment_path} names no methods, so there is nothing to compare")
 
 
-def _all(
-    asked: Sweep, runs: list[Settings], sets: list[str], jobs: int, display: StageDisplay
+def _run_all(
+    sweep: Sweep, runs: list[Settings], sets: list[str], jobs: int, display: StageDisplay
 ) -> Iterator[list[Outcome]]:
-    """The outcomes of every run, in order. Of several at a time the first goes alone: it makes what they share."""
+    """Yield the outcomes of every run, in order.
 
-    def told(place: int, make: Callable[[Settings], None]) -> list[Outcome]:
+    With several jobs the first run still goes alone, because it makes the features that all runs share.
+    """
+
+    def outcomes_of(place: int, make: Callable[[Settings], None]) -> list[Outcome]:
         settings = runs[place]
-        display.say(f"run {place + 1} of {len(runs)}: {_words(settings)}")
+        display.say(f"run {place + 1} of {len(runs)}: {_in_words(settings)}")
         try:
             make(settings)
-            project = open_project(asked.experiment_path, [*sets, *as_sets(settings)], asked.methods)
+            project = open_project(sweep.experiment_path, [*sets, *as_sets(settings)], sweep.methods)
             try:
                 return outcomes(project, settings)
             finally:
@@ -87,39 +94,41 @@ def _all(
         except ItemError as error:
             return [Outcome(settings, error=f"{error.item}: {error.reason}")]
 
-    def here(settings: Settings) -> None:
+    def run_here(settings: Settings) -> None:
         every = [*sets, *as_sets(settings)]
-        run_experiment(asked.experiment_path, every, asked.methods, [], False, display)
+        run_experiment(sweep.experiment_path, every, sweep.methods, [], False, display)
 
-    def apart(settings: Settings) -> None:
-        _in_a_process(asked, [*sets, *as_sets(settings)])
+    def run_in_process(settings: Settings) -> None:
+        _run_in_process(sweep, [*sets, *as_sets(settings)])
 
-    yield told(0, here)
+    yield outcomes_of(0, run_here)
     if jobs == 1:
-        yield from (told(place, here) for place in range(1, len(runs)))
+        yield from (outcomes_of(place, run_here) for place in range(1, len(runs)))
         return
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda place: told(place, apart), range(1, len(runs)))
+        yield from pool.map(lambda place: outcomes_of(place, run_in_process), range(1, len(runs)))
 
 
-def _in_a_process(asked: Sweep, sets: list[str]) -> None:
-    """One run as a command of its own. Raises TrainingError with its last words if it fails."""
-    command = [sys.executable, "-m", "flows.cli", "run", str(asked.experiment_path), "--json"]
+def _run_in_process(sweep: Sweep, sets: list[str]) -> None:
+    """Make one run in a process of its own. Raises TrainingError with the end of its error output if it fails."""
+    command = [sys.executable, "-m", "flows.cli", "run", str(sweep.experiment_path), "--json"]
     for text in sets:
         command += ["--set", text]
-    for method in asked.methods:
+    for method in sweep.methods:
         command += ["--methods", method]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode not in (0, 3):
-        raise TrainingError(done.stderr.strip()[-LAST_WORDS:] or f"exit status {done.returncode}")
+    process = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if process.returncode not in (0, 3):
+        raise TrainingError(
+            process.stderr.strip()[-STDERR_CHARACTERS:] or f"exit status {process.returncode}"
+        )
 
 
-def _words(settings: Settings) -> str:
+def _in_words(settings: Settings) -> str:
     return ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
 
 
-def _print(ranked: list[Row], runs: int) -> None:
-    """A table a method: what was tried, the validation figure that ranks it, and the test figures."""
+def _print_tables(ranked: list[Row], runs: int) -> None:
+    """Print a table for each method: the settings, the validation metric that ranks the runs, and the test metrics."""
     for method in dict.fromkeys(row.method for row in ranked):
         own = [row for row in ranked if row.method == method]
         keys = list(dict.fromkeys(key for row in own for key in row.settings))
@@ -133,7 +142,7 @@ def _print(ranked: list[Row], runs: int) -> None:
             [
                 *(json.dumps(row.settings[key]) if key in row.settings else "" for key in keys),
                 *([str(len(row.outcomes))] if seeds > 1 else []),
-                "" if (found := row.validation()) is None else metric(WATCHED).printed(found),
+                "" if (validation := row.validation()) is None else metric(WATCHED).printed(validation),
                 *(_estimate(row, d, name) for d, name in shown),
             ]
             for row in own
@@ -145,14 +154,14 @@ def _print(ranked: list[Row], runs: int) -> None:
 
 
 def _short(key: str, keys: list[str]) -> str:
-    """The last word of a key, where no other key ends like it."""
+    """The last word of a key if no other key ends with it, else the whole key."""
     last = key.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
 def _estimate(row: Row, direction: str, name: str) -> str:
-    found = row.figure(direction, name)
-    if found is None:
+    estimate = row.figure(direction, name)
+    if estimate is None:
         return ""
-    mean, deviation = (metric(name).printed(value) for value in found)
+    mean, deviation = (metric(name).printed(value) for value in estimate)
     return f"{mean} ±{deviation}" if len(row.outcomes) > 1 else mean

@@ -1,4 +1,4 @@
-"""board: published figures and ours side by side, with the protocol of each; and whether the published ones add up."""
+"""board: published figures and ours side by side with their protocols; --lint checks the published ones for errors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ APART = "≠"
 def board(
     experiments: Annotated[
         list[Path],
-        typer.Argument(metavar="[EXPERIMENT...]", help="Whose figures stand beside the published ones."),
+        typer.Argument(
+            metavar="[EXPERIMENT...]", help="Experiments whose figures are shown beside the published ones."
+        ),
     ] = [],  # noqa: B006
-    methods: Annotated[list[str], typer.Option("--method", "-m", help="These methods alone.")] = [],  # noqa: B006
-    variants: Annotated[bool, typer.Option("--all", help="With ablations and other settings.")] = False,
+    methods: Annotated[
+        list[str], typer.Option("--method", "-m", help="Show only this method; repeatable.")
+    ] = [],  # noqa: B006
+    variants: Annotated[bool, typer.Option("--all", help="Show ablations and other settings too.")] = False,
     only_lint: Annotated[
-        bool, typer.Option("--lint", help="Say which published tables contradict themselves.")
+        bool, typer.Option("--lint", help="List the published tables that contradict themselves.")
     ] = False,
     tables: Annotated[
         Path | None,
@@ -42,23 +46,23 @@ def board(
 ) -> None:
     """Published figures and ours side by side: paper, repository, ours, with the protocol of each.
 
-    Figures of ours stand in a published table only where the corpus was imported under that protocol, and are
-    marked where something else keeps them apart.
+    Figures of ours are put into a published table only if the corpus was imported under its protocol, and are
+    marked if another difference makes them not comparable.
     """
     published = _chosen(read_published(tables), methods)
     if only_lint:
-        _lint(lint(published), as_json)
+        _print_lint(lint(published), as_json)
         return
     with StageDisplay(quiet=as_json) as display:
-        ours = [own for path in experiments for own in _ours(path, sets, methods, display)]
-    found = sections(published, ours, variants)
+        ours = [own for path in experiments for own in _our_figures(path, sets, methods, display)]
+    all_sections = sections(published, ours, variants)
     if as_json:
-        print_json([asdict(section) for section in found])
+        print_json([asdict(section) for section in all_sections])
         return
-    for section in found:
+    for section in all_sections:
         _print(section)
-    told = lint(published)
-    for problem in (*told.new, *(problem for problem, _ in told.known)):
+    linted = lint(published)
+    for problem in (*linted.new, *(problem for problem, _ in linted.known)):
         out.print(f"contradicts itself: {problem}", markup=False)
 
 
@@ -69,58 +73,64 @@ def _chosen(published: Mapping[str, Published], methods: Sequence[str]) -> dict[
     return {name: one for name, one in published.items() if not methods or name in methods}
 
 
-def _lint(told: Linted, as_json: bool) -> None:
-    """Print what contradicts itself; exit status 1 for what no file lists."""
+def _print_lint(linted: Linted, as_json: bool) -> None:
+    """Print the contradictions in published tables; exit status 1 if the list of known ones is not up to date."""
     if as_json:
-        print_json(asdict(told))
+        print_json(asdict(linted))
     else:
-        for problem, note in told.known:
+        for problem, note in linted.known:
             out.print(f"known: {problem} ({note})", markup=False)
-        for problem in told.new:
+        for problem in linted.new:
             out.print(f"new: {problem}", markup=False)
-        for problem in told.gone:
+        for problem in linted.gone:
             out.print(f"listed, but not there any more: {problem}", markup=False)
-        if told.clean:
-            out.print(f"{len(told.known)} known contradictions, no new one")
-    if not told.clean:
+        if linted.clean:
+            out.print(f"{len(linted.known)} known contradictions, no new one")
+    if not linted.clean:
         raise typer.Exit(CONTRADICTED)
 
 
-def _ours(path: Path, sets: list[str], methods: Sequence[str], display: StageDisplay) -> list[Ours]:
-    """The evaluated methods of an experiment, of those that are asked for."""
+def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: StageDisplay) -> list[Ours]:
+    """The figures of an experiment's evaluated methods, limited to `methods` if any are given."""
     project = opened(path, sets, [], display)
     try:
         states = project.survey()
         names = [name for name in project.experiment.methods if not methods or name in methods]
-        done = {name: state for name in names if (state := states[f"evaluate-{name}"]).complete}
-        if not done:
+        evaluated = {name: state for name in names if (state := states[f"evaluate-{name}"]).complete}
+        if not evaluated:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
-        return [Ours(n, str(path), evaluated_folder(project, state).metrics) for n, state in done.items()]
+        return [
+            Ours(n, str(path), evaluated_folder(project, state).metrics) for n, state in evaluated.items()
+        ]
     finally:
         project.store.index.close()
 
 
 def _print(section: Section) -> None:
-    """A table a direction, and below them the source and the protocol of every line."""
+    """Print a table for each direction, and below them the source and the protocol of every line."""
     out.print(f"\n{section.dataset}, {section.protocol}", markup=False, style="bold")
     for direction in (*DIRECTIONS, "both"):
         if names := section.metrics(direction):
             lines = [row for line in section.lines for row in _rows(line, direction, names)]
             print_table("", [direction, *names], lines)
-    _told(section.lines, lambda line: [". ".join(part for part in (line.source, line.backbone) if part)])
-    _told(section.lines, lambda line: [line.protocol], "protocol of ")
-    _told(section.lines, lambda line: [*line.apart, *([line.note] if line.note else [])])
+    _print_shared_notes(
+        section.lines, lambda line: [". ".join(part for part in (line.source, line.backbone) if part)]
+    )
+    _print_shared_notes(section.lines, lambda line: [line.protocol], "protocol of ")
+    _print_shared_notes(section.lines, lambda line: [*line.apart, *([line.note] if line.note else [])])
 
 
-def _told(lines: Sequence[Line], words: Callable[[Line], Sequence[str]], what: str = "") -> None:
-    """What is to be said of lines, once for all of whom it is true."""
+def _print_shared_notes(
+    lines: Sequence[Line], words: Callable[[Line], Sequence[str]], prefix: str = ""
+) -> None:
+    """Print each note once, with the names of all lines that it applies to."""
     names: dict[str, list[str]] = {}
     for line in lines:
         for text in words(line):
             names.setdefault(text, []).append(_name(line))
-    for text, those in names.items():
-        who = "all" if len(those) == len(lines) > 1 else "; ".join(dict.fromkeys(those))
-        out.print(f"  {what}{who}: {text}", markup=False)
+    for text, owners in names.items():
+        lines_named = "all" if len(owners) == len(lines) > 1 else "; ".join(dict.fromkeys(owners))
+        out.print(f"  {prefix}{lines_named}: {text}", markup=False)
 
 
 def _rows(line: Line, direction: str, names: Sequence[str]) -> list[list[str]]:

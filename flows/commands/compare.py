@@ -27,14 +27,14 @@ from pipeline.store.segments import Array
 
 WORST = 20
 
-RUNS = "runs"  # the verb that is meant where the first word is none
+RUNS = "runs"  # the default verb, if the first word is none
 
 
 class RunsUnlessNamed(TyperGroup):
-    """`compare A B` is `compare runs A B`: what is compared most needs no verb."""
+    """`compare A B` is `compare runs A B`: the most frequent comparison needs no verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the verb first, unless one stands there or only help is asked for."""
+        """Insert the default verb, unless the arguments begin with a verb or a help option."""
         if args and args[0] not in {*self.commands, *self.get_help_option_names(ctx)}:
             args = [RUNS, *args]
         return super().parse_args(ctx, args)
@@ -54,11 +54,11 @@ class Side(Protocol):
 
     @property
     def names(self) -> Collection[str]:
-        """What there is."""
+        """The names of the rows."""
         ...
 
     def rows(self, name: str) -> Array:
-        """The rows (T, D) of one of them. Raises ItemError."""
+        """The rows (T, D) of one name. Raises ItemError."""
         ...
 
 
@@ -80,7 +80,7 @@ def features(
     a: Annotated[str, typer.Argument(metavar="A", help="EXPERIMENT:STAGE, a stage, a folder or a file.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The same.")],
     experiment: Annotated[
-        Path, typer.Option("--experiment", "-e", help="Whose stages those without an experiment are.")
+        Path, typer.Option("--experiment", "-e", help="The experiment of stages that are named without one.")
     ] = Path("experiment.toml"),
     of: Annotated[str, typer.Option("--of", help="items or captions, of an ms-sl collection.")] = "items",
     field: Annotated[str, typer.Option("--field", help="Which output of a stage; else its first.")] = "",
@@ -88,7 +88,7 @@ def features(
     dataset: Annotated[str, typer.Option("--dataset", help="Which dataset of each group of HDF5.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Compare two sets of features by item: the same, the same at another rate, or something else.
+    """Compare two sets of features by item: equal, equal at another rate, or different.
 
     A and B are each a stage of an experiment, a folder of features (exported, .npy, .npz, .pt,
     .safetensors, ms-sl) or a file (HDF5, or a map of arrays).
@@ -121,7 +121,7 @@ def features(
 def _open(
     word: str, experiment: Path, of: str, field: str, array: str, dataset: str, stack: ExitStack
 ) -> Side:
-    """What a word names: features on disk where there are some, else a stage."""
+    """The features that a word names: a folder or file of features if it exists, else a stage."""
     path = Path(word)
     if path.is_dir() and (path / "FeatureData").is_dir():
         return Collected(stack.enter_context(MsSl.open(path)), of == "captions")

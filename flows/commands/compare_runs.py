@@ -1,4 +1,4 @@
-"""compare runs: evaluated methods on the same queries, what differs between them and whether it means anything."""
+"""compare runs: evaluated methods on the same queries, with every difference and its significance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ import typer
 from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
-from flows.results.comparison import ALPHA, Matched, Pair, ahead, compare, matched, meaning, smallest
+from flows.results.comparison import (
+    ALPHA,
+    Matched,
+    Pair,
+    ahead,
+    compare,
+    matched,
+    meaning,
+    smallest_detectable,
+)
 from flows.results.measured import read_measured
 from flows.results.method_results import evaluated_folder
 from flows.results.report.wording import counted, member, short_title
@@ -21,7 +30,7 @@ from trainers.measure.evaluated import METRICS, EvaluatedFolder
 from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
 from trainers.measure.metrics import Estimate
 
-LEAST_P = 0.001  # smaller ones are told as smaller
+LEAST_P = 0.001  # smaller p values are printed as <0.001
 
 
 def runs(
@@ -32,20 +41,26 @@ def runs(
         ),
     ],
     experiment: Annotated[
-        Path, typer.Option("--experiment", "-e", help="Whose methods those without an experiment are.")
+        Path, typer.Option("--experiment", "-e", help="The experiment of methods that are named without one.")
     ] = Path("experiment.toml"),
     split: Annotated[
-        str, typer.Option("--split", help="Evaluated on this split instead of the file's.")
+        str,
+        typer.Option("--split", help="Compare evaluations on this split instead of the split in the file."),
     ] = "",
-    direction: Annotated[str, typer.Option("--direction", help="t2v or v2t alone.")] = "",
+    direction: Annotated[
+        str, typer.Option("--direction", help="Compare this direction alone: t2v or v2t.")
+    ] = "",
     common: Annotated[
-        bool, typer.Option("--common", help="Where items failed in one run, compare the queries of all.")
+        bool,
+        typer.Option(
+            "--common", help="Where items failed in one run, compare the queries that all runs have."
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The seed of the bootstrap.")] = 0,
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Compare evaluated methods on the same queries: every difference with its interval, and whether it is one.
+    """Compare evaluated methods on the same queries: every difference with its interval and significance.
 
     Intervals come from a paired bootstrap over items with all their captions, p values from McNemar's exact test with
     items as its units, corrected after Holm. Runs whose protocols differ are refused.
@@ -63,18 +78,18 @@ def runs(
             raise UserError(
                 f"{run.folder} was evaluated on the split {run.protocol.split!r}, not on {split!r}"
             )
-    found = matched(measured, direction, common)
-    pairs = compare(found, seed)
+    matching = matched(measured, direction, common)
+    pairs = compare(matching, seed)
     if as_json:
-        print_json(_as_json(found, pairs))
+        print_json(_as_json(matching, pairs))
     else:
-        _print(found, pairs)
+        _print(matching, pairs)
 
 
 def _folders(
     word: str, experiment: Path, sets: list[str], display: StageDisplay
 ) -> Iterator[tuple[tuple[str, ...], Path]]:
-    """The folders that a word names, each with names for it, the shortest first."""
+    """Yield the evaluation folders that a word names, each with its possible names, the shortest first."""
     path = Path(word)
     if path.is_dir():
         if not EvaluatedFolder(path).exists:
@@ -111,7 +126,7 @@ def _folders(
 
 
 def _named(folders: Sequence[tuple[tuple[str, ...], Path]]) -> list[tuple[str, Path]]:
-    """The shortest names that tell different runs apart; a run that was named twice gets a number."""
+    """The folders with the shortest names that tell different runs apart; a run that is named twice gets a number."""
     many, different = (
         max(len(names) for names, _ in folders),
         len({folder.resolve() for _, folder in folders}),
@@ -128,11 +143,11 @@ def _named(folders: Sequence[tuple[tuple[str, ...], Path]]) -> list[tuple[str, P
     return [(name, folder) for name, (_, folder) in zip(again, folders, strict=True)]
 
 
-def _print(found: Matched, pairs: Sequence[Pair]) -> None:
-    """A table a pair and direction, and a sentence of what it means."""
-    protocol = found.runs[0].protocol
+def _print(matching: Matched, pairs: Sequence[Pair]) -> None:
+    """Print a table for each pair and direction, and a sentence on what it means."""
+    protocol = matching.runs[0].protocol
     kind, tests = protocol.kind, sum(len(pair.tests) for pair in pairs)
-    for note in found.notes:
+    for note in matching.notes:
         out.print(note, markup=False)
     for pair in pairs:
         if pair.direction != "both":
@@ -163,8 +178,8 @@ def _print_table(pair: Pair, kind: str) -> None:
         if test:
             cells += [f"{test.only_a}:{test.only_b}", _p(test.p), _p(test.corrected)]
         lines.append([facts.name, *cells, *([""] * 3 if not test else [])])
-        own = [_interval(name, found[name]) for found in (pair.of_a, pair.of_b)]
-        lines.append(["  95 %", *own, *[""] * 6])
+        interval_cells = [_interval(name, estimates[name]) for estimates in (pair.of_a, pair.of_b)]
+        lines.append(["  95 %", *interval_cells, *[""] * 6])
     over = counted(pair.queries, "query")
     if pair.units < pair.queries:
         over += f" of {counted(pair.units, member(kind))}"
@@ -175,9 +190,9 @@ def _print_table(pair: Pair, kind: str) -> None:
     print_table("", columns, lines)
 
 
-def _interval(name: str, found: Estimate) -> str:
-    """The interval of a run's own figure, for instance "20-26": the one that the report shows."""
-    return f"{metric(name).short(found.low)}-{metric(name).short(found.high)}"
+def _interval(name: str, estimate: Estimate) -> str:
+    """The interval of one run's metric, for instance "20-26", as the report shows it."""
+    return f"{metric(name).short(estimate.low)}-{metric(name).short(estimate.high)}"
 
 
 def _side(pair: Pair, name: str) -> str:
@@ -188,20 +203,20 @@ def _p(value: float) -> str:
     return f"<{LEAST_P}" if value < LEAST_P else f"{value:.3f}"
 
 
-def _as_json(found: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
-    tests, protocol = sum(len(pair.tests) for pair in pairs), found.runs[0].protocol
+def _as_json(matching: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
+    tests, protocol = sum(len(pair.tests) for pair in pairs), matching.runs[0].protocol
     runs = [
         {"name": run.name, "folder": str(run.folder), "protocol": run.protocol.as_json()}
-        for run in found.runs
+        for run in matching.runs
     ]
-    told = []
+    compared = []
     for pair in pairs:
         tested = {name: _test(pair, name, tests) for name in pair.tests}
-        told.append(asdict(pair) | {"tests": tested, "meaning": meaning(pair, tests, protocol)})
-    return {"runs": runs, "notes": list(found.notes), "tests": tests, "pairs": told}
+        compared.append(asdict(pair) | {"tests": tested, "meaning": meaning(pair, tests, protocol)})
+    return {"runs": runs, "notes": list(matching.notes), "tests": tests, "pairs": compared}
 
 
 def _test(pair: Pair, name: str, tests: int) -> dict[str, Any]:
     test = pair.tests[name]
-    least = smallest(pair.differences[name].error, tests)
+    least = smallest_detectable(pair.differences[name].error, tests)
     return asdict(test) | {"significant": test.corrected < ALPHA, "smallest_shown": least}

@@ -1,4 +1,4 @@
-"""corpus import, corpus check: from annotations and media to a manifest that is worth running."""
+"""corpus import, corpus check: write a manifest from annotations and media, and check it before a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,12 @@ from pipeline.store.store import Store
 
 TABLES = {"csv": read_csv, "jsonl": read_jsonl, "parquet": read_parquet}
 OWN = ("folder", *TABLES)
-READING = {"columns", "colour_scale", "mesh_points", "seed"}  # settings of points with which a file is read
+READING = {
+    "columns",
+    "colour_scale",
+    "mesh_points",
+    "seed",
+}  # settings of stage points that decide how it reads a file
 T3DR_HIT = "t3dr-hit"  # the one public corpus that is not made of videos
 VIDEOS = {
     "msrvtt": MSRVTT,
@@ -55,7 +60,9 @@ VIDEOS = {
     "qvhighlights": QVHIGHLIGHTS,
 }
 PUBLIC = (*VIDEOS, T3DR_HIT)
-SHOWN = 20  # of what was left out; a file beside the manifest lists all where there is more
+SHOWN = (
+    20  # number of left-out entries that are printed; if there are more, a file beside the manifest lists all
+)
 
 app = typer.Typer(help="Make a corpus manifest, and check one before hours are spent.", no_args_is_help=True)
 
@@ -137,7 +144,7 @@ def import_(
         given = {"--media": media, "--no-media": no_media, "--protocol": protocol, "--captions": captions,
                  "--val": val, "--split": split, "--subset": subset}  # fmt: skip
         _refuse(layout, given, f"public corpora ({', '.join(PUBLIC)})")
-        found = _own(layout, source, target.parent, kind or KINDS[0], shares)
+        imported = _own(layout, source, target.parent, kind or KINDS[0], shares)
     else:
         _refuse(
             layout,
@@ -148,20 +155,22 @@ def import_(
         if layout == T3DR_HIT:
             given = {"--protocol": protocol, "--captions": captions}
             _refuse(layout, given, f"corpora of videos ({', '.join(VIDEOS)})")
-            found = read_t3dr_hit(subset, source, target.parent, choice)
+            imported = read_t3dr_hit(subset, source, target.parent, choice)
         else:
             _refuse(layout, {"--subset": subset}, T3DR_HIT)
-            found = read_published(VIDEOS[layout], source, target.parent, choice)
-    if not found.items:
-        raise UserError(f"{source} gives no items; {found.left_out[0] if found.left_out else 'it is empty'}")
+            imported = read_published(VIDEOS[layout], source, target.parent, choice)
+    if not imported.items:
+        raise UserError(
+            f"{source} gives no items; {imported.left_out[0] if imported.left_out else 'it is empty'}"
+        )
     if keep_splits:
-        found = keep(found, Earlier.read(keep_splits), target.parent)
-    found.notes[:0] = empty_splits(found.dealt, found.splits, shares)
+        imported = keep(imported, Earlier.read(keep_splits), target.parent)
+    imported.notes[:0] = empty_splits(imported.dealt, imported.splits, shares)
     if not move_splits and (earlier := Earlier.at(target)):
-        require_unmoved(found.items, earlier, target.parent)
-    write_manifest(target, found.items, found.protocol)
-    _tell(Corpus.read(target), found)
-    if found.left_out:
+        require_unmoved(imported.items, earlier, target.parent)
+    write_manifest(target, imported.items, imported.protocol)
+    _print_summary(Corpus.read(target), imported)
+    if imported.left_out:
         raise typer.Exit(FAILED_ITEMS)
 
 
@@ -171,40 +180,40 @@ def _own(layout: str, source: Path, relative_to: Path, kind: str, shares: Shares
         raise UserError(f"unknown --kind {kind!r}; {nearest(kind, KINDS)}")
     if layout == "folder":
         return read_folder(source, relative_to, kind, shares)
-    found = TABLES[layout](source, relative_to, shares)
-    return replace(found, items=[replace(item, kind=kind) for item in found.items])
+    imported = TABLES[layout](source, relative_to, shares)
+    return replace(imported, items=[replace(item, kind=kind) for item in imported.items])
 
 
 def _refuse(layout: str, given: Mapping[str, object], having: str) -> None:
-    """Raise UserError for an option that only other layouts have, which `having` names."""
+    """Raise UserError for an option that this layout does not have; `having` names the layouts that have it."""
     for option, value in given.items():
         if value:
             raise UserError(f"{option} is for {having}, not for {layout}")
 
 
-def _tell(corpus: Corpus, found: Imported) -> None:
-    """Print what is in the manifest, under which protocol, and what is not."""
+def _print_summary(corpus: Corpus, imported: Imported) -> None:
+    """Print the counts of the manifest, its protocol, and what was left out."""
     splits = ", ".join(f"{split} {len(corpus.gallery(split))}" for split in corpus.splits)
     captions = sum(len(item.captions) for item in corpus.items)
     out.print(f"{corpus.path}: {len(corpus.items)} items ({splits}), {captions} captions", markup=False)
-    if found.protocol:
-        out.print(f"protocol: {found.protocol.sentence}", markup=False)
-        for split, told in corpus.describe().items():
+    if imported.protocol:
+        out.print(f"protocol: {imported.protocol.sentence}", markup=False)
+        for split, facts in corpus.describe().items():
             out.print(
-                f"{split}: {told['queries']} queries, gallery {told['gallery']}, digest {told['digest']}",
+                f"{split}: {facts['queries']} queries, gallery {facts['gallery']}, digest {facts['digest']}",
                 markup=False,
             )
-    for line in found.notes[:SHOWN]:
+    for line in imported.notes[:SHOWN]:
         _print_line("note", line)
-    if len(found.notes) > SHOWN:
-        out.print(f"... and {len(found.notes) - SHOWN} more: note")
-    for line in found.left_out[:SHOWN]:
+    if len(imported.notes) > SHOWN:
+        out.print(f"... and {len(imported.notes) - SHOWN} more: note")
+    for line in imported.left_out[:SHOWN]:
         _print_line("left out", line)
     every = corpus.path.with_name(f"{corpus.path.stem}.left-out.txt")
     every.unlink(missing_ok=True)
-    if len(found.left_out) > SHOWN:
-        every.write_text("\n".join(map(_printable, found.left_out)) + "\n", encoding="utf-8")
-        out.print(f"... and {len(found.left_out) - SHOWN} more: left out; {every} lists all", markup=False)
+    if len(imported.left_out) > SHOWN:
+        every.write_text("\n".join(map(_printable, imported.left_out)) + "\n", encoding="utf-8")
+        out.print(f"... and {len(imported.left_out) - SHOWN} more: left out; {every} lists all", markup=False)
 
 
 def _print_line(word: str, line: str) -> None:
@@ -212,7 +221,7 @@ def _print_line(word: str, line: str) -> None:
 
 
 def _printable(line: str) -> str:
-    """A line that can be encoded: a name may hold half a character."""
+    """The line with characters that cannot be encoded escaped: a name may hold half a surrogate pair."""
     return line.encode(errors="backslashreplace").decode()
 
 
@@ -257,9 +266,9 @@ def check(
 
 
 def _settings(experiment: Path | None) -> tuple[dict[str, Any], list[Minimum]]:
-    """How the stage points reads a cloud, and the fewest points that stages need.
+    """The settings with which stage points reads a cloud, and the smallest number of points that each encoder needs.
 
-    They are those of an experiment, or else the defaults of all encoders, of which a corpus may need none.
+    Taken from the experiment; without one, the defaults of all encoders, which a corpus may not need at all.
     """
     stages: Mapping[str, Stage[Any]] = {kind.name: kind(kind.settings()) for kind in EXTRACTORS}
     if experiment:
@@ -276,7 +285,7 @@ def _settings(experiment: Path | None) -> tuple[dict[str, Any], list[Minimum]]:
 
 
 def _altered(corpus: Corpus) -> list[Finding]:
-    """A manifest that is no longer what its protocol describes."""
+    """A warning if the manifest was changed since its import, so that its protocol no longer describes it."""
     beside = protocol_path(corpus.path)
     if not beside.exists() or any(corpus.protocol(split) for split in corpus.splits):
         return []

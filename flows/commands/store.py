@@ -1,4 +1,4 @@
-"""store ls, du, verify, gc, push, pull: what is in a store, whether it is whole, what can go, copies elsewhere."""
+"""store ls, du, verify, gc, push, pull: list, measure, check and clean a store, and copy it elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.store.transfer.work import How, OnMoved, Outcome
 
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.")]
 DEFAULT_STORE = Path("store")
-YOUNG_SECONDS = 3600.0  # what is younger may belong to a run that has not locked it yet
+YOUNG_SECONDS = 3600.0  # younger folders may belong to a run that has not locked them yet
 SHOWN = 20
 DAMAGES_SHOWN = 10
 MB = 10**6
@@ -173,12 +173,14 @@ def push(
     What is there already is skipped; an interrupted push is gone on with by the same command. Failures of items
     are not published: they are this store's own.
     """
-    store, wanted = _asked(folder, experiment)
+    store, selection = _chosen(folder, experiment)
     remote = _elsewhere(url, endpoint_url, store)
     known = {stage for stage, _ in store.index.fingerprints().values()}
     _require_stages(stages, known, store.root)
     with StageDisplay() as display:
-        outcome = publish(store, remote, stages, wanted, How(jobs, dry_run, again), _moving(display, "push"))
+        outcome = publish(
+            store, remote, stages, selection, How(jobs, dry_run, again), _moving(display, "push")
+        )
     _tell(outcome, "would be sent" if dry_run else "sent", as_json)
 
 
@@ -198,16 +200,16 @@ def pull(
     With an experiment, only what it needs and lacks. An interrupted pull is gone on with by the same command, inside
     the file it had reached.
     """
-    store, wanted = _asked(folder, experiment, make=True)
+    store, selection = _chosen(folder, experiment, make=True)
     remote = _elsewhere(url, endpoint_url, store)
     _require_stages(stages, {where.stage for where in remote.entries()} if stages else set(), url)
     with StageDisplay() as display:
         moving = _moving(display, "pull")
-        outcome = fetch(store, remote, stages, wanted, How(jobs, dry_run), moving, display.say)
+        outcome = fetch(store, remote, stages, selection, How(jobs, dry_run), moving, display.say)
     _tell(outcome, "would be fetched" if dry_run else "fetched", as_json)
 
 
-def _asked(folder: Path | None, experiment: Path | None, make: bool = False) -> tuple[Store, Wanted | None]:
+def _chosen(folder: Path | None, experiment: Path | None, make: bool = False) -> tuple[Store, Wanted | None]:
     """The store that is meant, and the units of every fingerprint an experiment needs; None for everything."""
     if experiment is None:
         place = folder or DEFAULT_STORE
@@ -236,7 +238,7 @@ def _moving(display: StageDisplay, verb: str) -> OnMoved:
 
 
 def _tell(outcome: Outcome, verb: str, as_json: bool) -> None:
-    """What went over, what was there, what failed."""
+    """Print the numbers of files moved, already there, and failed."""
     if as_json:
         print_json(outcome.as_json())
     else:

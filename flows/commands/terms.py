@@ -32,7 +32,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table: the first column left, the others right."""
+    """Print a table: the first column aligned left, the others right."""
     table = Table(
         title=escaped(title) or None,
         title_justify="left",

@@ -1,4 +1,4 @@
-"""triples: what a parser reads in a sentence, and how well it does on sentences with triples written by hand."""
+"""triples: the triples that a parser reads in sentences, and its precision and recall on sentences done by hand."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def triples(
     backend: Annotated[str, typer.Option("--backend", help="stanza or corenlp.")] = "stanza",
     server: Annotated[str, typer.Option("--server", help="The address of the CoreNLP server.")] = "",
     golden: Annotated[
-        bool, typer.Option("--golden", help="Precision and recall on the sentences that are shipped.")
+        bool, typer.Option("--golden", help="Measure precision and recall on the shipped sentences.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The triples of sentences, or with --golden how well a parser finds those of sentences known."""
+    """Print the triples of sentences, or with --golden the precision and recall of a parser on known sentences."""
     if bool(sentences) == golden:
         raise UserError("give either sentences or --golden")
     if any(not sentence.strip() for sentence in sentences):
@@ -38,25 +38,27 @@ def triples(
     parser = parsers.build(fill(TriplesParams, settings, "extractors.triples"), "cpu")
     texts = [text for text, _ in triple_check.golden()] if golden else sentences
     try:
-        found = parser.parse(texts)
+        parsed = parser.parse(texts)
     except ItemError as error:
         raise UserError(str(error)) from error
     if golden:
-        _print_check(triple_check.compare(found), as_json)
+        _print_check(triple_check.compare(parsed), as_json)
     else:
-        said = [
-            [triple_check.said(text, one) for one in each] for text, each in zip(texts, found, strict=True)
+        readable = [
+            [triple_check.said(text, one) for one in each] for text, each in zip(texts, parsed, strict=True)
         ]
-        _print_said(texts, said, as_json)
+        _print_triples(texts, readable, as_json)
 
 
-def _print_said(texts: list[str], found: list[list[Said]], as_json: bool) -> None:
+def _print_triples(texts: list[str], readable: list[list[Said]], as_json: bool) -> None:
     if as_json:
-        print_json([{"text": text, "triples": said} for text, said in zip(texts, found, strict=True)])
+        print_json(
+            [{"text": text, "triples": triples_of} for text, triples_of in zip(texts, readable, strict=True)]
+        )
         return
-    for text, said in zip(texts, found, strict=True):
+    for text, triples_of in zip(texts, readable, strict=True):
         out.print(text, markup=False)
-        for line in [_line(one) for one in said] or ["no triple: the sentence stands as a whole"]:
+        for line in [_line(one) for one in triples_of] or ["no triple: the sentence stands as a whole"]:
             out.print(f"  {line}", markup=False)
 
 
@@ -69,10 +71,10 @@ def _print_check(sentences: list[Sentence], as_json: bool) -> None:
         return
     for sentence in failed:
         out.print(sentence.text, markup=False)
-        for word, said in [("missed", one) for one in sentence.missed] + [
+        for word, triple in [("missed", one) for one in sentence.missed] + [
             ("wrong ", one) for one in sentence.wrong
         ]:
-            out.print(f"  {word}  {_line(said)}", markup=False)
+            out.print(f"  {word}  {_line(triple)}", markup=False)
     out.print(f"{len(sentences) - len(failed)} of {len(sentences)} sentences are as written by hand")
     for name, rate in rates.items():
         out.print(f"{name}: {_rates(rate)}", markup=False)
@@ -83,5 +85,5 @@ def _rates(rate: Agreement) -> str:
     return f"precision {rate.precision:.3f}, recall {rate.recall:.3f}, F1 {rate.f1:.3f} ({counts})"
 
 
-def _line(said: Said) -> str:
-    return " | ".join(part or "-" for part in said)
+def _line(triple: Said) -> str:
+    return " | ".join(part or "-" for part in triple)

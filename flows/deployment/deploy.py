@@ -63,7 +63,7 @@ flush_interval = 1
 
 @dataclass(frozen=True)
 class Deployed:
-    """What `deploy` did: on which server, and who runs the deployments (None: nobody of ours)."""
+    """The result of `deploy`: the server, and the process that runs the deployments (None if we started none)."""
 
     url: str
     names: tuple[str, ...]

@@ -48,7 +48,7 @@ EMBEDDED = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}  # n
 def api_url() -> str | None:
     """The server that PREFECT_API_URL names, else one from prefect.toml or the profile if it answers.
 
-    None: there is none, a run brings its own. Raises UserError where PREFECT_API_URL does not answer.
+    None: there is no server, so a run starts its own. Raises UserError where PREFECT_API_URL does not answer.
     """
     given = os.environ.get("PREFECT_API_URL")
     if given and not answers(given):
@@ -142,7 +142,7 @@ class EmbeddedServer:
         )
 
     def stop(self) -> None:
-        """End the server, after it has written what it was told."""
+        """End the server after it has written the states that it received."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -1,6 +1,6 @@
-"""An evaluated run as a comparison reads it: who asked what, resampled with whom, and at which rank.
+"""An evaluated run as a comparison reads it: the key, the resampling unit and the rank of each query.
 
-Knows no experiment: which folder is whose is the caller's affair.
+This module knows no experiment: the caller decides which folder belongs to which run.
 """
 
 from __future__ import annotations
@@ -20,63 +20,66 @@ Ranks = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The queries of a direction: what each asks, the item it is resampled with, and its rank under mean ties.
+class RankedQueries:
+    """The queries of a direction: the key of each, the item that it is resampled with, and its realistic (mean) rank.
 
-    A caption is known by its digest and its positives, an item by its digest and its captions: of two runs, equal
-    keys ask the same. rank: (Q,) float64, 1 is best, in the order of the keys.
+    The key of a caption is its digest and its positives, that of an item its digest and its captions: queries of two
+    runs with equal keys are the same query. rank: (Q,) float64, 1 is best, in the order of the keys.
     """
 
     keys: tuple[Hashable, ...]
     units: tuple[str, ...]
     rank: Ranks
 
-    def at(self, keys: Iterable[Hashable]) -> Asked:
-        """Those of some keys, in their order."""
+    def at(self, keys: Iterable[Hashable]) -> RankedQueries:
+        """The queries with these keys, in the order of `keys`."""
         place = {key: number for number, key in enumerate(self.keys)}
         rows = [place[key] for key in keys]
-        return Asked(
+        return RankedQueries(
             tuple(self.keys[r] for r in rows), tuple(self.units[r] for r in rows), self.rank[np.array(rows, int)]
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One evaluated method: its protocol, its gallery, and its queries by direction."""
+    """One evaluated method: its protocol, the digests of its gallery's items, and its queries by direction."""
 
     name: str
     folder: Path
     protocol: Protocol
     items: frozenset[str]
-    asked: Mapping[str, Asked] = field(default_factory=dict)
+    queries: Mapping[str, RankedQueries] = field(default_factory=dict)
 
 
 def read_measured(folder: Path, name: str) -> Measured:
-    """The folder of an evaluation. Raises UserError naming a file that is missing, damaged or of another evaluation."""
+    """The measured run in an evaluation's folder.
+
+    Raises UserError naming a file that is missing, damaged or of another evaluation.
+    """
     evaluated = EvaluatedFolder(folder)
     protocol, queries, ranking = evaluated.metrics.protocol, evaluated.queries, evaluated.ranking
-    asked = {}
+    ranked = {}
     for direction, ranks in ranking.ranks.items():
-        found = _captions(queries) if direction == "t2v" else _items(queries, ranking.asked)
-        keys, units = zip(*found, strict=True) if found else ((), ())
-        asked[direction] = Asked(tuple(keys), tuple(units), ranks.mean.astype(np.float64))
-    return Measured(name, folder, protocol, frozenset(queries.items), asked)
+        keyed = _captions(queries) if direction == "t2v" else _items(queries, ranking.asked)
+        keys, units = zip(*keyed, strict=True) if keyed else ((), ())
+        ranked[direction] = RankedQueries(tuple(keys), tuple(units), ranks.mean.astype(np.float64))
+    return Measured(name, folder, protocol, frozenset(queries.items), ranked)
 
 
 def _captions(queries: Queries) -> list[tuple[Hashable, str]]:
-    """Key and unit of each caption: a caption is resampled with its own item."""
-    found = [
+    """Key and resampling unit of each caption; its unit is its own item."""
+    keys = [
         (digest, *sorted(queries.items[item] for item in positives))
         for digest, positives in zip(queries.captions, queries.positives, strict=True)
     ]
-    return list(zip(_each_once(found), (queries.items[item] for item in queries.caption_item), strict=True))
+    return list(zip(_each_once(keys), (queries.items[item] for item in queries.caption_item), strict=True))
 
 
 def _items(queries: Queries, asked: Positions) -> list[tuple[Hashable, str]]:
-    """Key and unit of each item that has a caption.
+    """Key and resampling unit of each item that has a caption.
 
-    An item that is no caption's own goes with the own item of a caption that names it, of several the first by name,
-    as in `trainers.measure.metrics.units_of`.
+    The unit of an item that is no caption's own is the own item of a caption that has it among its positives, of
+    several such items the first by digest, as in `trainers.measure.metrics.units_of`.
     """
     own, out = set(queries.caption_item), []
     for item in asked.tolist():
@@ -88,7 +91,7 @@ def _items(queries: Queries, asked: Positions) -> list[tuple[Hashable, str]]:
 
 
 def _each_once(keys: Iterable[tuple[str, ...]]) -> Iterator[Hashable]:
-    """The keys, a repeated one with a number: one text may stand twice among the captions of an item."""
+    """Each key with the number of its occurrence: an item may have two captions of the same text."""
     seen: Counter[tuple[str, ...]] = Counter()
     for key in keys:
         seen[key] += 1

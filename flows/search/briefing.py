@@ -28,16 +28,19 @@ class SearchBriefing:
 
     @property
     def index_folder(self) -> Path:
-        """Where the index lies."""
+        """The folder of the index."""
         return Path(self._folder(f"index-{self.method}"))
 
-    def about(self, told: Mapping[str, Any], device: str) -> dict[str, Any]:
-        """What `flows.search.worker.Loaded` reads; `told` is what the index says of itself."""
+    def about(self, contents: Mapping[str, Any], device: str) -> dict[str, Any]:
+        """What `flows.search.worker.Loaded` reads; contents: the digests that the index holds."""
         run = self.project.experiment.run
         chosen = run.model_dump(include={"batch_size", "item_seconds", "decoder_bytes"})
         (packed,) = (need for need in self._needs if need.startswith("pack-"))
         # any item and caption that have features; those of the first pair do
-        beside = {"items": told["items"][told["caption_item"][0]], "captions": told["captions"][0]}
+        beside = {
+            "items": contents["items"][contents["caption_item"][0]],
+            "captions": contents["captions"][0],
+        }
         features = self._config.features()
         return {
             "trained": self._folder(f"train-{self.method}"),
@@ -48,18 +51,18 @@ class SearchBriefing:
             else str(self.project.store.root / "work"),
             "device": device,
             "options": WorkOptions(device=device, **chosen).model_dump_json(),
-            "chains": {"captions": self._told("captions"), "items": self._told("items")},
+            "chains": {"captions": self._stage_specs("captions"), "items": self._stage_specs("items")},
             "first": {name: next(iter(self.project.stages[name].fields)) for name in features},
             "beside": {
                 "item": beside["items"],
                 "caption": beside["captions"],
-                "text": told["texts"][0],
+                "text": contents["texts"][0],
                 "rows": {name: self._row(name, beside) for name in features},
             },
         }
 
     def require_chain(self, over: Kind) -> None:
-        """Raise UserError where the features of a new caption, or item, cannot be made here."""
+        """Raise UserError if the features of a new caption, or item, cannot be made because they were imported."""
         imported = [name for name in self._chain(over) if not self.project.stages[name].runner]
         if imported and over == "captions":
             raise UserError(
@@ -92,8 +95,8 @@ class SearchBriefing:
         needed = plan.ancestors(stages, self._config.features())
         return [name for name in plan.order(stages) if name in needed and stages[name].over == over]
 
-    def _told(self, over: Kind) -> list[dict[str, Any]]:
-        """What the process is told of those stages that somebody here can run."""
+    def _stage_specs(self, over: Kind) -> list[dict[str, Any]]:
+        """The description of each stage of the chain that this process can run, for `flows.search.chain.Chain`."""
         states = [self.states[name] for name in self._chain(over) if self.project.stages[name].runner]
         return [
             {
@@ -108,7 +111,7 @@ class SearchBriefing:
         ]
 
     def _row(self, name: str, beside: Mapping[str, str]) -> dict[str, list[Any]]:
-        """Where a stage's output of the item, or caption, beside a query is."""
+        """The segment file and row of a stage's output for the item, or caption, that is encoded beside a query."""
         state = self.states[name]
         key = beside[state.stage.over]
         place = state.places[key]
@@ -119,7 +122,7 @@ class SearchBriefing:
 def placed(device: str) -> tuple[str, dict[str, str]]:
     """The device that `[run] device` gives a search, and the environment of its process.
 
-    A GPU is not kept from others meanwhile: a query takes little of it, and a server would hold it for days.
+    The GPU is not reserved: a query needs little of it, and a server would reserve it for days.
     """
     numbers, env = gpu_numbers(device), threads(cores())
     if not numbers:

@@ -1,4 +1,4 @@
-"""The chain of extractors that a query goes through: the very stages of the experiment, on one unit."""
+"""The chain of extractors that a query goes through: the stages of the experiment, run on one unit."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Row = tuple[str, int]
 
 @dataclass
 class Features:
-    """Where the outputs of some items and captions lie: of each stage, the row of each key."""
+    """The segment and row of each stage's output for some items and captions, by stage and key."""
 
     first: Mapping[str, str]  # the first output of each stage
     rows: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     def add(self, rows: Mapping[str, Mapping[str, Row]]) -> Features:
-        """These and others."""
+        """The union of these rows and others."""
         names = {*self.rows, *rows}
         return Features(
             self.first, {name: {**self.rows.get(name, {}), **rows.get(name, {})} for name in names}
         )
 
     def reader(self) -> Read:
-        """Gives an output of a stage by key; each segment is opened once."""
+        """A function that reads an output of a stage by key; each segment is opened once."""
         readers = {
             stage: FeatureReader({key: (Path(path), row) for key, (path, row) in where.items()})
             for stage, where in self.rows.items()
@@ -48,16 +48,16 @@ class Features:
 class Chain:
     """Stages in order, run as a worker of a run would run them; their networks are loaded once and kept.
 
-    stages: of each its `name`, `entry`, `params`, `fingerprint`, `components` and the `suffix` of its files.
+    stages: for each stage its `name`, `entry`, `params`, `fingerprint`, `components` and the `suffix` of its files.
     """
 
     def __init__(self, stages: list[dict[str, Any]], options: str) -> None:
         self.stages, self.options = stages, options
 
     def run(self, unit: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Row]]:
-        """Put a unit through all stages; what they make lies in a small store of its own in `folder`.
+        """Run all stages on a unit, with a small store in `folder`; returns the row of each output by stage and key.
 
-        Raises ItemError where a stage cannot process it.
+        Raises ItemError if a stage cannot process it.
         """
         store = Store(folder)
         rows: dict[str, Row] = {}
@@ -65,7 +65,7 @@ class Chain:
         try:
             for stage in self.stages:
                 name, fp, key = stage["name"], stage["fingerprint"], unit["key"]
-                segment = self._made(stage, {**unit, "rows": rows, "files": files}, folder)
+                segment = self._process(stage, {**unit, "rows": rows, "files": files}, folder)
                 rows[name] = (str(store.segment_path(name, fp, segment)), 0)
                 if stage["suffix"]:
                     files[name] = str(store.item_file(name, fp, key, stage["suffix"]))
@@ -73,14 +73,14 @@ class Chain:
             store.index.close()
         return {stage: {unit["key"]: row} for stage, row in rows.items()}
 
-    def _made(self, stage: Mapping[str, Any], unit: Mapping[str, Any], folder: Path) -> str:
-        """Have a stage process a unit; its new segment's id."""
+    def _process(self, stage: Mapping[str, Any], unit: Mapping[str, Any], folder: Path) -> str:
+        """Run a stage on a unit; returns the id of the new segment."""
         request = {
             "store": str(folder), "units": [unit], "options": self.options,
             "stages": [{**stage, "keys": [unit["key"]]}],
         }  # fmt: skip
-        said: dict[str, Any] = {}
-        shard.run(request, lambda header, arrays: said.update(header))
-        if "failed" in said:
-            raise ItemError(unit["name"], said["reason"])
-        return str(said["segments"][stage["name"]]["segment"])
+        reply: dict[str, Any] = {}
+        shard.run(request, lambda header, arrays: reply.update(header))
+        if "failed" in reply:
+            raise ItemError(unit["name"], reply["reason"])
+        return str(reply["segments"][stage["name"]]["segment"])

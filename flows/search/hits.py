@@ -11,7 +11,7 @@ Moment = tuple[float, float]
 
 @dataclass(frozen=True)
 class Hit:
-    """An item that was found, at its place in the ranking, 1 the best.
+    """One item of a search's result, with its place in the ranking; 1 is best.
 
     key: the digest it is known by in the store. captions: the texts of all its captions. moment: the stretch of the
     item that matches best, None where the method does not know, or nobody knows how long the item is.
@@ -31,7 +31,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class CaptionHit:
-    """A caption that was found, at its place in the ranking, 1 the best, with the item it describes.
+    """One caption of a search's result, with its place in the ranking (1 is best) and the item that it describes.
 
     key, item_key: the digests of both. moment: what the corpus says the caption describes, None for the whole item.
     """

@@ -1,4 +1,4 @@
-"""What the positions in an index are called by the corpus: ids, captions, moments, seconds."""
+"""Ids, captions, moments and seconds of the positions in an index, read from the corpus."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from pipeline.store.store import FeatureReader
 class Names:
     """The items and captions of an index, by digest, by position, and as the manifest has them today.
 
-    An index knows digests alone: a corpus that is renamed or moved keeps it.
+    An index holds only digests, so that it stays valid when a corpus is renamed or moved.
     """
 
-    def __init__(self, project: Project, split: str, told: Mapping[str, Any], times: FeatureReader) -> None:
-        """`told`: what the index says of itself; `times`: the times of the frames of each video."""
+    def __init__(
+        self, project: Project, split: str, contents: Mapping[str, Any], times: FeatureReader
+    ) -> None:
+        """contents: the digests that the index holds; times: the times of the frames of each video."""
         self.split, self._times = split, times
-        self.items = {key: place for place, key in enumerate(told["items"])}
+        self.items = {key: place for place, key in enumerate(contents["items"])}
         self.captions: dict[str, int] = {}
-        for place, key in enumerate(told["captions"]):
+        for place, key in enumerate(contents["captions"]):
             self.captions.setdefault(key, place)
-        self._item_keys, self._caption_keys = told["items"], told["captions"]
-        self._caption_item = told["caption_item"]
-        known = project.contents.items()
-        self._items: list[Item] = [known[key] for key in self._item_keys]
+        self._item_keys, self._caption_keys = contents["items"], contents["captions"]
+        self._caption_item = contents["caption_item"]
+        items_by_key = project.contents.items()
+        self._items: list[Item] = [items_by_key[key] for key in self._item_keys]
         # One text may describe several items: with its item it is one caption.
         self._captions: dict[tuple[str, str], Caption] = {}
         self._ids: dict[str, str] = {}
@@ -40,7 +42,7 @@ class Names:
             self._ids[caption.id] = caption.digest
 
     def caption_place(self, caption: str) -> int:
-        """Where a caption of this id stands. Raises UserError where none does."""
+        """The position of the caption with this id. Raises UserError if the index has none."""
         if caption not in self._ids:
             raise UserError(
                 f"no caption {caption!r} in the split {self.split!r}; {nearest(caption, self._ids)}"
@@ -49,34 +51,34 @@ class Names:
             raise UserError(f"the caption {caption!r} has no features; `crossreel status` says why")
         return self.captions[self._ids[caption]]
 
-    def hits(self, found: Mapping[str, NDArray[Any]]) -> list[Hit]:
-        """The items at the positions found (K,), with their best moments (K, 2) where those were found too."""
+    def hits(self, results: Mapping[str, NDArray[Any]]) -> list[Hit]:
+        """The items at the positions (K,) of `results`, with their best moments (K, 2) if the method gives them."""
         out = []
-        for number, position in enumerate(found["position"].tolist()):
+        for number, position in enumerate(results["position"].tolist()):
             item, key = self._items[position], self._item_keys[position]
-            moment = self._seconds(key, found["moment"][number]) if "moment" in found else None
+            moment = self._seconds(key, results["moment"][number]) if "moment" in results else None
             texts = tuple(caption.text for caption in item.captions)
-            out.append(Hit(number + 1, item.id, key, float(found["score"][number]), texts, moment))
+            out.append(Hit(number + 1, item.id, key, float(results["score"][number]), texts, moment))
         return out
 
-    def caption_hits(self, found: Mapping[str, NDArray[Any]]) -> list[CaptionHit]:
-        """The captions at the positions found (K,), each with its item."""
+    def caption_hits(self, results: Mapping[str, NDArray[Any]]) -> list[CaptionHit]:
+        """The captions at the positions (K,) of `results`, each with its item."""
         out = []
-        for number, position in enumerate(found["position"].tolist()):
+        for number, position in enumerate(results["position"].tolist()):
             key, owner = self._caption_keys[position], self._caption_item[position]
             item, item_key = self._items[owner], self._item_keys[owner]
             caption = self._captions[key, item_key]
             moment = None
             if caption.start is not None and caption.end is not None:
                 moment = caption.start, caption.end
-            score = float(found["score"][number])
+            score = float(results["score"][number])
             out.append(
                 CaptionHit(number + 1, caption.id, caption.text, key, score, item.id, item_key, moment)
             )
         return out
 
     def _seconds(self, key: str, shares: NDArray[Any]) -> Moment | None:
-        """Shares (2,) of an item's length as seconds; None where the times of its frames are not known."""
+        """Seconds from shares (2,) of an item's length; None if the times of its frames are not known."""
         if key not in self._times:
             return None
         times = self._times.rows(key, "time")
@@ -84,12 +86,12 @@ class Names:
             return None
         seconds = float(
             times[-1] + (times[-1] - times[0]) / (len(times) - 1)
-        )  # the last frame lasts as the others
+        )  # the last frame lasts as long as the others
         return round(float(shares[0]) * seconds, 3), round(float(shares[1]) * seconds, 3)
 
 
 def frame_times(project: Project, states: Mapping[str, plan.State]) -> FeatureReader:
-    """The times of the frames of each video; of none where no videos were compressed here."""
+    """The times of the frames of each video; empty if the store has no compressed videos."""
     if "compress" not in states:
         return FeatureReader({})
     return project.store.reader("compress", states["compress"].fingerprint.hex)

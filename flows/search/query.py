@@ -1,4 +1,4 @@
-"""What can be asked of a search: sentences, files and numbers of results within bounds."""
+"""The allowed input of a search: sentences, files and numbers of results within bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The front of a search: makes the index if it is missing, and asks a process that holds the networks."""
+"""The front of a search: makes the index if it is missing, and sends requests to a process that holds the networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.run import plan
 from pipeline.store.fingerprint import digest_file, digest_text
 
 Arrays = dict[str, NDArray[Any]]
-Asked = dict[str, Any]
+Request = dict[str, Any]
 Say = Callable[[str], None]
 T = TypeVar("T")
 
@@ -33,10 +33,10 @@ T = TypeVar("T")
 class Searcher:
     """Searches the gallery of a split with a trained method. Once it is open, calls may come from any thread.
 
-    method: "" is the experiment's only one. split: "" is the evaluated one. `say` hears sentences about what takes
-    long. All questions are answered one after the other by one process, which loads networks when the first question
-    needs them and holds them; one that died is started again once. Usable as `with Searcher(project, "hlformer") as
-    searcher:`, which opens and closes it.
+    method: "" stands for the experiment's only method. split: "" stands for the evaluated split. say: called with a
+    sentence before work that takes long. One process answers all requests one after the other; it loads networks when
+    the first request needs them and keeps them, and is started again once if it dies. Usable as
+    `with Searcher(project, "hlformer") as searcher:`, which opens and closes it.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Searcher:
         stages = with_index(project.stages, self.method, self.split)
         self._project, self._say = dataclasses.replace(project, stages=stages), say
         self._closing = threading.Event()
-        # One thread of our own asks: the kernel ends the process with the thread that started it, and a web server's
-        # threads come and go.
+        # One thread of our own starts the process: the kernel ends the process with the thread that started it, and
+        # a web server's threads come and go.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._child: Child | None = None
 
@@ -57,61 +57,61 @@ class Searcher:
         """Make the index where it is missing. Raises UserError where the method is not trained yet."""
         states = self._indexed()
         self._briefing = SearchBriefing(self._project, self.method, states)
-        told = json.loads((self._briefing.index_folder / NAMES).read_text(encoding="utf-8"))
-        self._names = Names(self._project, self.split, told, frame_times(self._project, states))
+        contents = json.loads((self._briefing.index_folder / NAMES).read_text(encoding="utf-8"))
+        self._names = Names(self._project, self.split, contents, frame_times(self._project, states))
         device, env = placed(self._project.experiment.run.device)
-        self._about = self._briefing.about(told, device)
+        self._about = self._briefing.about(contents, device)
         self._child = Child("flows.search.worker:serve", env=env)
 
     def search(self, text: str, top: int = 10) -> list[Hit]:
         """The best items for a sentence, best first, equal scores in gallery order.
 
-        A sentence that is a caption of the split is found as its evaluation found it. Raises UserError for one that
-        cannot be searched for.
+        A sentence that is a caption of the split has the ranking of its evaluation. Raises UserError for an empty
+        or too long sentence.
         """
-        asked = self._asked(text) | {"top": require_top(top)}
-        return self._run(lambda: self._names.hits(self._ask("search", asked)))
+        request = self._text_request(text) | {"top": require_top(top)}
+        return self._run(lambda: self._names.hits(self._ask("search", request)))
 
     def search_caption(self, caption: str, top: int = 10) -> list[Hit]:
-        """The best items for a caption of the split by its id. Needs no features but the stored ones."""
-        asked = {"place": self._names.caption_place(caption), "top": require_top(top)}
-        return self._run(lambda: self._names.hits(self._ask("search", asked)))
+        """The best items for a caption of the split by its id. Uses stored features only."""
+        request = {"place": self._names.caption_place(caption), "top": require_top(top)}
+        return self._run(lambda: self._names.hits(self._ask("search", request)))
 
     def search_media(self, path: Path, top: int = 10) -> list[CaptionHit]:
         """The best captions of the split for a media file (a video, or a point cloud), best first.
 
-        A copy of an item of the split is found as that item. Raises UserError for a file that is not there, ItemError
-        for one that cannot be read.
+        A copy of an item of the split has the ranking of that item. Raises UserError if the file is missing, ItemError
+        if it cannot be read.
         """
         key = digest_file(require_media(path))
-        asked: Asked = {"top": require_top(top)}
+        request: Request = {"top": require_top(top)}
         if key in self._names.items:
-            asked["place"] = self._names.items[key]
+            request["place"] = self._names.items[key]
         else:
             self._briefing.require_chain("items")
-            asked |= {"key": key, "name": path.name, "media": str(path.absolute())}
-        return self._run(lambda: self._names.caption_hits(self._ask("media", asked)))
+            request |= {"key": key, "name": path.name, "media": str(path.absolute())}
+        return self._run(lambda: self._names.caption_hits(self._ask("media", request)))
 
     def explain(self, text: str, item_keys: Sequence[str]) -> Arrays:
-        """What carried the match of a sentence with each of K items: the method's `explain`, arrays (K, ...).
+        """The method's explanation of the match of a sentence with each of K items: arrays (K, ...).
 
-        Nothing if the method cannot tell. HLFormer: `clip_scores` (K, T), one a stretch of equal length, and
+        Empty if the method has no explanation. HLFormer: `clip_scores` (K, T), one a stretch of equal length, and
         `frame_scores`. item_keys: the digests of items (`Hit.key`). Raises UserError for one that is not in the split.
         """
         for key in item_keys:
             if key not in self._names.items:
                 raise UserError(f"no item of the split {self.split!r} has the digest {key!r}")
-        asked = self._asked(text) | {"positions": [self._names.items[key] for key in item_keys]}
-        return self._run(lambda: self._ask("explain", asked)) if item_keys else {}
+        request = self._text_request(text) | {"positions": [self._names.items[key] for key in item_keys]}
+        return self._run(lambda: self._ask("explain", request)) if item_keys else {}
 
     def close(self) -> None:
-        """End the process. A closed searcher answers no more, and a search that runs ends with an error."""
+        """End the process. A running search ends with an error, and later ones raise."""
         self._closing.set()
         if self._child is not None:
-            self._child.kill()  # which ends the search that waits for it
+            self._child.kill()  # ends the search that waits for it
         self._thread.shutdown(wait=True, cancel_futures=True)
         if self._child is not None:
-            self._child.kill()  # one that was just being started
+            self._child.kill()  # the process may just have been started
 
     def __enter__(self) -> Searcher:
         try:
@@ -127,7 +127,7 @@ class Searcher:
         self.close()
 
     def _indexed(self) -> Mapping[str, plan.State]:
-        """The states of all stages once the index is made. Raises UserError where what it needs is not."""
+        """The states of all stages after making the index. Raises UserError if a stage that it needs is incomplete."""
         project, name = self._project, f"index-{self.method}"
         states, needed = project.survey(), plan.ancestors(project.stages, [name])
         packs = [need for need in project.stages[name].needs if need.startswith("pack-")]
@@ -140,7 +140,7 @@ class Searcher:
             return states
         self._say(f"making the index of the split {self.split!r} for {self.method}: once, then it is kept")
         runner = project.runner(say=self._say)
-        runner.killed_before = 0.0  # the index is of what the last run left
+        runner.killed_before = 0.0  # the index is made from what the last run left
         try:
             for stage in (*packs, name):
                 runner.bring_up_to_date(stage)
@@ -148,8 +148,8 @@ class Searcher:
             runner.close()
         return project.survey()
 
-    def _asked(self, text: str) -> Asked:
-        """How a sentence is asked for: as a caption of the index, whose encoding is there, or to be encoded."""
+    def _text_request(self, text: str) -> Request:
+        """The request for a sentence: its position if it is a caption of the index, else the text to encode."""
         text = require_text(text)
         key = digest_text(text)
         if key in self._names.captions:
@@ -160,9 +160,9 @@ class Searcher:
     def _run(self, call: Callable[[], T]) -> T:
         return self._thread.submit(call).result()
 
-    def _ask(self, ask: str, asked: Asked) -> Arrays:
+    def _ask(self, ask: str, arguments: Request) -> Arrays:
         """The arrays of the reply; a process that died is started once more."""
-        request = {"ask": ask, "about": self._about, **asked}
+        request = {"ask": ask, "about": self._about, **arguments}
         try:
             return self._reply(request)
         except ChildTimeout:
@@ -176,12 +176,12 @@ class Searcher:
         except ChildDied as death:
             raise ChildDied(f"the process that searches died twice: {death}") from None
 
-    def _reply(self, request: Asked) -> Arrays:
+    def _reply(self, request: Request) -> Arrays:
         if self._child is None or self._closing.is_set():
             raise ValueError("this searcher is not open")
-        found: Arrays = {}
+        reply: Arrays = {}
         for header, arrays in self._child.call(request, self._project.experiment.run.stall_seconds):
             if "say" in header:
                 self._say(header["say"])
-            found.update(arrays)
-        return found
+            reply.update(arrays)
+        return reply

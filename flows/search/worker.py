@@ -1,4 +1,4 @@
-"""The process that answers searches: a trained method, the index, and the networks a query goes through."""
+"""The process that answers searches: it holds a trained method, the index, and the networks that encode queries."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pipeline.child import Send
 from trainers.measure.search import MEMORY_MB, Encodings, Trained, best, best_stretches
 from trainers.method import Encoded
 
-CLIPS = "clip_scores"  # what a method's `explain` calls the scores of equal stretches of an item
+CLIPS = "clip_scores"  # name of the scores of equal stretches of an item, among the arrays of a method's `explain`
 
 
 def serve(request: dict[str, Any], send: Send) -> None:
-    """Entry of the process: answers one request about what `about` describes, and keeps that loaded.
+    """Entry of the process: answers one request, and keeps what its `about` describes loaded.
 
     A search and an explanation are answered by one reply with arrays; before it come `{"say": sentence}`.
     """
@@ -34,13 +34,13 @@ def serve(request: dict[str, Any], send: Send) -> None:
     send({}, answer(_loaded(about), request, send))
 
 
-@functools.lru_cache(maxsize=1)  # another project or split is another process's
+@functools.lru_cache(maxsize=1)  # each process serves one project and split
 def _loaded(about: str) -> Loaded:
     return Loaded(json.loads(about))
 
 
 class Loaded:
-    """All that is needed to answer. Queries name a `place` in the index, or what is to be encoded.
+    """Everything that is needed to answer. A request holds a `place` in the index, or the text or file to encode.
 
     about: the folders `trained`, `packed`, `index` and `work`, the `device`, the `options` of extractors, the
     `chains` of captions and items, the `first` outputs of the stages read, and `beside`: the keys `item` and
@@ -60,7 +60,7 @@ class Loaded:
         }
         self.features = Features(about["first"], rows)
         self._ready: set[str] = set()  # the chains whose networks are in memory
-        self._knows_moments: bool | None = None  # until it was asked
+        self._knows_moments: bool | None = None  # not known before the first explanation
 
     def search(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
         """`position` and `score` (K,) of the best items, and `moment` (K, 2) if the method knows them."""
@@ -82,24 +82,24 @@ class Loaded:
         return {"position": positions, "score": scores}
 
     def explain(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
-        """What the method says of the query and each item at `positions`."""
+        """The method's explanation of the query and each item at `positions`."""
         texts = self._texts(request, send)
         return self.trained.explain(texts, self.items.rows(request["positions"], self.device))
 
     def _moments(self, texts: Encoded, positions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Where on each item its best stretch lies, as shares of its length; nothing if the method cannot tell."""
+        """`moment` (K, 2): the best stretch of each item in shares of its length; {} if there are no clip scores."""
         if self._knows_moments is False:  # its explanation may cost more than its scores
             return {}
-        said = self.trained.explain(texts, self.items.rows(positions.tolist(), self.device))
-        self._knows_moments = CLIPS in said
-        return {"moment": best_stretches(said[CLIPS])} if self._knows_moments else {}
+        arrays = self.trained.explain(texts, self.items.rows(positions.tolist(), self.device))
+        self._knows_moments = CLIPS in arrays
+        return {"moment": best_stretches(arrays[CLIPS])} if self._knows_moments else {}
 
     def _texts(self, request: dict[str, Any], send: Send) -> Encoded:
         """The encoded caption of a request."""
         if "place" in request:
             return self.texts.rows([request["place"]], self.device)
         unit = {"key": request["key"], "name": "the query", "text": request["text"]}
-        with self._made("captions", unit, send) as (features, work):
+        with self._features_of("captions", unit, send) as (features, work):
             return self.trained.encode_text(
                 request["text"], unit["key"], self.beside["item"], features.reader(), work
             )
@@ -109,19 +109,19 @@ class Loaded:
         if "place" in request:
             return self.items.rows([request["place"]], self.device)
         unit = {"key": request["key"], "name": request["name"], "media": request["media"]}
-        with self._made("items", unit, send) as (features, work):
+        with self._features_of("items", unit, send) as (features, work):
             return self.trained.encode_item(
                 unit["key"], self.beside["text"], self.beside["caption"], features.reader(), work
             )
 
     @contextlib.contextmanager
-    def _made(self, over: str, unit: dict[str, Any], send: Send) -> Iterator[tuple[Features, Path]]:
-        """The features of a query beside stored ones, and a folder that is not there yet, while they are needed."""
+    def _features_of(self, over: str, unit: dict[str, Any], send: Send) -> Iterator[tuple[Features, Path]]:
+        """Yield the features of a query beside stored ones, and an unused folder; both are removed at the end."""
         chain = self.chains[over]
         if over not in self._ready and chain.stages:
             send({"say": "loading " + ", ".join(stage["name"] for stage in chain.stages)}, {})
         self._ready.add(over)
-        folder = self.work / uuid.uuid4().hex  # swept by a later run where this process is killed now
+        folder = self.work / uuid.uuid4().hex  # a later run removes it if this process is killed
         try:
             yield self.features.add(chain.run(unit, folder)), folder / "packed"
         finally:

@@ -1,4 +1,4 @@
-"""The application: its addresses, and what each answers. Every one reads, none writes."""
+"""The web application: its addresses and the answer of each. All of them only read."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ TYPES = {
 KEY = "{key:str}"
 DIGITS, KEY_LETTERS = frozenset("0123456789abcdef"), 32
 MOST_TOP = 50
-CAPTIONS_SHOWN = 5  # of each result; the page of an item has more
+CAPTIONS_SHOWN = 5  # captions of each result; the page of an item has more
 CAPTIONS_OF_ITEM = 50
-MOST_VALUES = 4096  # of one array of an explanation; longer ones are left out
-KEPT = "private, max-age=3600"  # what a key stands for does not change while we run
+MOST_VALUES = 4096  # largest array of an explanation; longer ones are left out
+KEPT = "private, max-age=3600"  # the content of a key does not change while the server runs
 SHORTLY = "private, max-age=60"
-ALWAYS_ASKED = "no-cache"
+ALWAYS_ASKED = "no-cache"  # browsers revalidate the page's own files
 
 
 def application(
     catalogue: Catalogue, gallery: Gallery, searchers: Searchers, hosts: Collection[str]
 ) -> ASGIApp:
-    """The whole application, which answers to the names in `hosts`; it closes what it is given when it ends."""
+    """The whole application, which answers to the names in `hosts`; it closes gallery and searchers when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -82,14 +82,14 @@ def application(
 
 
 class _Site:
-    """What the addresses answer with."""
+    """The answers of the addresses."""
 
     def __init__(self, catalogue: Catalogue, gallery: Gallery, searchers: Searchers) -> None:
         self._catalogue, self._gallery, self._searchers = catalogue, gallery, searchers
         self._static = _static_files()
 
     async def static(self, request: Request, name: str = "") -> Response:
-        """A file of ours, from memory."""
+        """A file of the page, from memory."""
         found = self._static.get(name or request.path_params["name"])
         if found is None:
             raise HTTPException(404)
@@ -100,7 +100,7 @@ class _Site:
         return Response(body, media_type=kind, headers=headers)
 
     async def about(self, request: Request) -> Response:
-        """What can be searched."""
+        """The catalogue: methods and splits that can be searched, and the bounds of a request."""
         bounds = {"most_characters": MOST_CHARACTERS, "most_top": MOST_TOP}
         return JSONResponse(self._catalogue.as_json() | bounds)
 
@@ -119,7 +119,7 @@ class _Site:
         )
 
     async def explain(self, request: Request) -> Response:
-        """What carried the match of a sentence with an item."""
+        """The method's explanation of the match of a sentence with an item."""
         method, split = self._searched(request)
         text, key = (
             require_text(request.query_params.get("q", "")),
@@ -136,7 +136,7 @@ class _Site:
         )
 
     async def item(self, request: Request) -> Response:
-        """An item with its captions and where its pictures are."""
+        """An item with its captions and the addresses of its pictures."""
         key = self._known(request.path_params["key"])
         item, kind = self._gallery.items[key], self._gallery.kind(key)
         strip = await anyio.to_thread.run_sync(self._gallery.strip, key)
@@ -184,7 +184,7 @@ class _Site:
         return Response(pictures[int(number)].jpeg, media_type="image/jpeg", headers={"cache-control": KEPT})
 
     def _searched(self, request: Request) -> tuple[str, str]:
-        """The method and split that are asked for, which are there; by default the first."""
+        """The method and split of a request, by default the first ones. Raises UserError for unknown ones."""
         ready = [method for method in self._catalogue.methods if method.splits]
         method = request.query_params.get("method") or ready[0].name
         splits = next((one.splits for one in ready if one.name == method), None)
@@ -198,15 +198,15 @@ class _Site:
         return method, split
 
     def _known(self, key: str) -> str:
-        """A key that is an item's."""
+        """The key, if it is that of an item; else raises 404."""
         if len(key) != KEY_LETTERS or not DIGITS.issuperset(key) or key not in self._gallery.items:
             raise HTTPException(404, "no item of the corpus has that key")
         return key
 
     def _hit(self, hit: Hit, text: str) -> dict[str, Any]:
         """A result; `right` says whether the query is a caption of it."""
-        found = hit.as_json() | {"kind": self._gallery.kind(hit.key), "right": text in hit.captions}
-        return found | {"captions": list(hit.captions[:CAPTIONS_SHOWN])}
+        result = hit.as_json() | {"kind": self._gallery.kind(hit.key), "right": text in hit.captions}
+        return result | {"captions": list(hit.captions[:CAPTIONS_SHOWN])}
 
 
 def _static_files() -> dict[str, tuple[bytes, str, str]]:
@@ -220,7 +220,7 @@ def _static_files() -> dict[str, tuple[bytes, str, str]]:
 
 
 def _top(request: Request) -> int:
-    """How many results are asked for. Raises UserError for what is no such number."""
+    """The number of results of a request. Raises UserError for anything but a number from 1 to MOST_TOP."""
     text = request.query_params.get("top", "10")
     if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MOST_TOP):
         raise UserError(f"so many results are not possible; from 1 to {MOST_TOP} are")
@@ -228,7 +228,7 @@ def _top(request: Request) -> int:
 
 
 def _plain(values: NDArray[Any]) -> Any:
-    """An array as nested lists, of few digits; what is not finite as nothing."""
+    """An array as nested lists of five digits; values that are not finite become None."""
     if values.dtype.kind != "f":
         return values.tolist()
     rounded = np.vectorize(
@@ -237,8 +237,8 @@ def _plain(values: NDArray[Any]) -> Any:
     return rounded(values.astype(np.float64)).tolist() if values.size else []
 
 
-def _told(status: int, sentence: str) -> Callable[[Request, Exception], JSONResponse]:
-    """Answers an error with a sentence that names nothing of this machine."""
+def _error_answer(status: int, sentence: str) -> Callable[[Request, Exception], JSONResponse]:
+    """A handler that answers an error with a fixed sentence, which names nothing of this machine."""
 
     def answer(request: Request, error: Exception) -> JSONResponse:
         return refusal(status, sentence)
@@ -248,8 +248,8 @@ def _told(status: int, sentence: str) -> Callable[[Request, Exception], JSONResp
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     known = error if isinstance(error, HTTPException) else HTTPException(500)
-    said = known.detail if known.detail != HTTPStatus(known.status_code).phrase else "there is nothing here"
-    return refusal(known.status_code, said)
+    detail = known.detail if known.detail != HTTPStatus(known.status_code).phrase else "there is nothing here"
+    return refusal(known.status_code, detail)
 
 
 def _users_mistake(request: Request, error: Exception) -> JSONResponse:
@@ -266,6 +266,6 @@ def _busy(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-_damaged = _told(500, "it is damaged in the store; `crossreel store verify --repair` drops it")
-_too_slow = _told(504, f"the search took longer than {LIMIT_SECONDS:.0f} s")
-_died = _told(503, "the process that searches has died, out of memory perhaps; try again")
+_damaged = _error_answer(500, "it is damaged in the store; `crossreel store verify --repair` drops it")
+_too_slow = _error_answer(504, f"the search took longer than {LIMIT_SECONDS:.0f} s")
+_died = _error_answer(503, "the process that searches has died, out of memory perhaps; try again")

@@ -12,13 +12,13 @@ from pipeline.run import plan
 from pipeline.run.stage import Stage
 from trainers.stages import Train
 
-EXAMPLES = 6  # captions that are offered where nobody has typed anything
+EXAMPLES = 6  # number of captions that the start page offers
 EXAMPLE_LETTERS = 90
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split that can be searched: how much is in it, and captions to begin with."""
+    """A split that can be searched: its numbers of items and captions, and captions to begin with."""
 
     name: str
     items: int
@@ -30,8 +30,8 @@ class Split:
 class Searchable:
     """A method with the splits that can be searched by it, its evaluated one first.
 
-    missing: why there is none, one sentence. encodes: whether any sentence can be searched for, or the captions of the
-    split alone, because the text features were imported.
+    missing: if no split can be searched, the reason in one sentence. encodes: whether any sentence can be searched for;
+    if the text features were imported, only captions of the split can.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Searchable:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All of it, as the page is told."""
+    """Everything that can be searched of an experiment, as `/api/about` sends it to the page."""
 
     experiment: str
     kind: str
@@ -75,24 +75,26 @@ def indexed(project: Project) -> set[tuple[str, str]]:
     return out
 
 
-def read_catalogue(project: Project, asked: Sequence[str], made: Collection[tuple[str, str]]) -> Catalogue:
-    """What can be searched: the evaluated split of each trained method, those `asked` for, and those `made` already."""
-    corpus, states, found = project.contents.corpus, project.survey(), []
+def read_catalogue(
+    project: Project, more_splits: Sequence[str], made: Collection[tuple[str, str]]
+) -> Catalogue:
+    """What can be searched: the evaluated split of each trained method, `more_splits`, and those in `made`."""
+    corpus, states, methods = project.contents.corpus, project.survey(), []
     for method in trained_methods(project.stages):
         if missing := _missing(project, states, method):
-            found.append(Searchable(method, missing=missing))
+            methods.append(Searchable(method, missing=missing))
             continue
-        first = [evaluated_split(project.stages, method), *asked]
+        first = [evaluated_split(project.stages, method), *more_splits]
         splits = dict.fromkeys([*first, *(split for split in corpus.splits if (method, split) in made)])
-        found.append(Searchable(method, tuple(splits), encodes=_encodes(project, method)))
-    named = dict.fromkeys(split for method in found for split in method.splits)
+        methods.append(Searchable(method, tuple(splits), encodes=_encodes(project, method)))
+    named = dict.fromkeys(split for method in methods for split in method.splits)
     kind = corpus.items[0].kind if corpus.items else "video"
     splits_named = tuple(_split(project, name) for name in named)
-    return Catalogue(project.experiment.name, kind, tuple(found), splits_named)
+    return Catalogue(project.experiment.name, kind, tuple(methods), splits_named)
 
 
 def _missing(project: Project, states: Mapping[str, plan.State], method: str) -> str:
-    """Why a method cannot be searched with, one sentence with the command that helps; nothing where it can."""
+    """The reason why a method cannot be searched, with the command that helps; "" if it can."""
     needed = plan.ancestors(project.stages, [f"train-{method}"])
     for need in plan.order(project.stages):
         if need in needed and not states[need].complete:
@@ -102,7 +104,7 @@ def _missing(project: Project, states: Mapping[str, plan.State], method: str) ->
 
 
 def _encodes(project: Project, method: str) -> bool:
-    """Whether every stage that a caption goes through can be run here."""
+    """Whether every stage that a caption goes through can run, so that new sentences can be encoded."""
     stages = project.stages
     needed = plan.ancestors(stages, [f"train-{method}"])
     return all(stages[name].runner for name in needed if stages[name].over == "captions")

@@ -26,7 +26,7 @@ from pipeline.store.store import FeatureReader
 
 DECODERS = 2  # strips that are made at once
 CACHE_BYTES = 64 << 20
-MOST_POINTS = 200_000  # of a cloud that is sent; evenly chosen of more
+MOST_POINTS = 200_000  # largest number of points that is sent of a cloud; larger clouds are thinned evenly
 DAMAGED = "it is damaged in the store; crossreel store verify --repair drops it"
 
 
@@ -106,7 +106,7 @@ class Gallery:
     def points(self, key: str) -> bytes | None:
         """A cloud as float32 x y z of all points, then uint8 r g b of all; None where there is none.
 
-        Raises Damaged where it is not what was written.
+        Raises Damaged if the file is not what was written.
         """
         if key not in self.items or key not in self._points:
             return None
@@ -158,7 +158,7 @@ class Gallery:
 
 
 class Remembered:
-    """Strips by key until they take so many bytes; the one not used for longest goes first. Each is made once."""
+    """Strips by key, up to a number of bytes; the least recently used goes first. Each is made once."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
@@ -167,7 +167,7 @@ class Remembered:
         self._making: dict[str, threading.Lock] = {}
 
     def get(self, key: str, make: Callable[[], Strip]) -> Strip:
-        """The strip; who asks while it is being made waits for it."""
+        """The strip; callers wait while another thread makes it."""
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:

@@ -1,4 +1,4 @@
-"""What may be asked at all, and what every answer carries; knows nothing of searching.
+"""The requests that are allowed, and the headers of every answer; independent of searching.
 
 A web page from elsewhere can send requests to a server on this machine. It cannot read this one's answers: the name it
 calls us by (`Host`, which a hostile name server can point here) must be one of ours, and what a page of another origin
@@ -42,7 +42,7 @@ def allowed_hosts(names: Collection[str], port: int) -> frozenset[str]:
 
 
 class Guard:
-    """Refuses what is not a plain reading request of our own page, and puts the headers on every answer."""
+    """Refuses everything but reading requests from our own page, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self._app, self._hosts = app, frozenset(hosts)
@@ -65,7 +65,7 @@ class Guard:
         await (refused or self._app)(scope, receive, guarded)
 
     def _refused(self, scope: Scope) -> JSONResponse | None:
-        """The answer to what is not allowed, None for what is."""
+        """The answer that refuses a request; None if the request is allowed."""
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD"):
             return refusal(405, "this server only answers GET and HEAD", allow="GET, HEAD")

@@ -1,4 +1,4 @@
-"""Searchers that are opened when they are asked for, and a bound on how many are asked at once."""
+"""Searchers that are opened when first needed, with a bound on the number of searches at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from flows.search.searcher import Searcher
 
-MOST_OPEN = 3  # methods whose networks are held; as many are asked at once, so that one can always be closed
-MOST_WAITING = 400  # searches that were asked for and are not answered yet
-LIMIT_SECONDS = (
-    120.0  # of one search, with its waiting: 200 clients at 0.3 s each, or the loading of networks
+MOST_OPEN = (
+    3  # searchers held open, and the number of threads: so one searcher is always idle and can be closed
 )
-RETRY_SECONDS = 5  # what a client is told that comes when all places are taken
+MOST_WAITING = 400  # largest number of searches that are not answered yet
+LIMIT_SECONDS = 120.0  # limit of one search with its waiting: 200 clients at 0.3 s each, or loading networks
+RETRY_SECONDS = 5  # sent as Retry-After to a client when MOST_WAITING is reached
 
 Answer = TypeVar("Answer")
 Name = tuple[str, str]
@@ -33,7 +33,7 @@ class TooSlow(Exception):
 
 
 class _Opened:
-    """A searcher, once it is open, and how many ask it."""
+    """A searcher, None until it is open, and the number of calls that use it."""
 
     def __init__(self) -> None:
         self.lock, self.users = threading.Lock(), 0
@@ -57,9 +57,9 @@ class Searchers:
     async def ask(
         self, name: Name, call: Callable[[Searcher], Answer], seconds: float = LIMIT_SECONDS
     ) -> Answer:
-        """What `call` gives. Raises Busy, TooSlow, and what the call raises.
+        """The result of `call`. Raises Busy, TooSlow, and what the call raises.
 
-        A call that was given up goes on in its thread, and keeps its place until it ends.
+        A call that exceeds its limit goes on in its thread, and counts as waiting until it ends.
         """
         if self.waiting >= MOST_WAITING:
             raise Busy
@@ -82,7 +82,7 @@ class Searchers:
 
     @contextmanager
     def _lent(self, name: Name) -> Iterator[Searcher]:
-        """The searcher, which is not closed meanwhile."""
+        """Yield the searcher, which is not closed while it is in use."""
         with self._lock:
             closing = self._without_room() if name not in self._opened else None
             opened = self._opened.setdefault(name, _Opened())
@@ -103,7 +103,7 @@ class Searchers:
                 opened.users -= 1
 
     def _without_room(self) -> Searcher | None:
-        """Make room for one more; the searcher to close. As many threads ask as there is room, so one is idle."""
+        """Make room for one more; returns the idle searcher to close, if any. With `most` threads, one is idle."""
         if len(self._opened) < self._most:
             return None
         idle = next(name for name, opened in self._opened.items() if opened.users == 0)

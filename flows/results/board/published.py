@@ -19,16 +19,14 @@ Figures = dict[str, float]
 
 
 class Protocol(Options):
-    """What was measured on what. Protocols of one data set and one name share a table, whichever file they are in."""
+    """A data set and protocol of published figures. Equal ones share a table, whichever file they are in."""
 
     dataset: str
     name: str
     words: str
-    names: list[str] = Field(
-        default_factory=list
-    )  # protocols of our corpora under which the same is measured
-    says: list[str] = Field(default_factory=list)  # what the corpus's sentence must say besides
-    caution: str = ""  # why its figures are not quite comparable with any others
+    names: list[str] = Field(default_factory=list)  # our corpora's protocols that measure the same
+    says: list[str] = Field(default_factory=list)  # words that the corpus's sentence must contain too
+    caution: str = ""  # the reason why its figures are not fully comparable with others
 
 
 class Row(Options):
@@ -37,10 +35,10 @@ class Row(Options):
     system: str
     protocol: str
     origin: Literal["paper", "repository", "secondary"]
-    table: str  # where it stands
+    table: str  # the table's number in the source
     backbone: str = ""
-    variant: str = ""  # an ablation or other settings; empty: what is proposed
-    decimals: int = Field(1, ge=0)  # that recalls are printed with
+    variant: str = ""  # an ablation or other settings; empty for the proposed method
+    decimals: int = Field(1, ge=0)  # decimals that recalls are printed with
     note: str = ""
     t2v: Figures = Field(default_factory=dict)
     v2t: Figures = Field(default_factory=dict)
@@ -56,7 +54,7 @@ class Row(Options):
         return value
 
     def figures(self) -> Iterator[tuple[Direction, Figures]]:
-        """The directions it has figures of."""
+        """The directions that the row has figures of."""
         sides: tuple[tuple[Direction, Figures], ...] = (
             ("t2v", self.t2v),
             ("v2t", self.v2t),
@@ -66,14 +64,14 @@ class Row(Options):
 
 
 class Known(Options):
-    """A contradiction of the source, not of the transcription: the linter's words, and what we make of it."""
+    """A contradiction of the source, not of the transcription: the linter's message, and our note on it."""
 
     problem: str
     note: str
 
 
 class Published(Options):
-    """The published figures of a method, and of others that stand beside it in its tables."""
+    """The published figures of a method, and of the other methods in its tables."""
 
     method: str
     paper: str

@@ -129,9 +129,9 @@ def _use(split: str, evaluated: str) -> str:
 
 
 def _protocol(one: MethodResults) -> Iterator[str]:
-    (told,) = protocols({one.method: one.evaluated.metrics})
+    (protocol,) = protocols({one.method: one.evaluated.metrics})
     yield "## Protocol\n"
-    yield from (f"- {term}: {text}" for term, text in told.terms)
+    yield from (f"- {term}: {text}" for term, text in protocol.terms)
     yield ""
 
 
@@ -207,9 +207,9 @@ def _backbones(one: MethodResults) -> Iterator[str]:
 def _weights(one: MethodResults) -> Iterator[tuple[str, str, str]]:
     """Of each stage upstream that has a network or imported features, its settings and its identity."""
     stages = one.project.stages
-    wanted = ancestors(stages, [one.training.stage.name])
+    needed = ancestors(stages, [one.training.stage.name])
     for name in order(stages):
-        if name not in wanted:
+        if name not in needed:
             continue
         parts = one.states[name].fingerprint.components
         identity = {key: value for key, value in parts.items() if key not in COMMON and value}

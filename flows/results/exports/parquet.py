@@ -1,4 +1,4 @@
-"""Features and first places of rankings as Parquet tables, for programs that know nothing of the store.
+"""Features and first places of rankings as Parquet tables, for programs that cannot read the store.
 
 Row groups are written as they fill, so memory holds one of them. pyarrow is an extra, `crossreel[parquet]`, and is
 imported when a table is written.
@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.store.segments import Array
 from pipeline.store.store import FeatureReader
 
-GROUP_BYTES = 2**24  # of features in a row group
+GROUP_BYTES = 2**24  # bytes of features in a row group
 GROUP_QUERIES = 4096  # captions in a row group of scores
 ABOUT = b"crossreel"  # the key of the schema's metadata under which a table says what it is
 

@@ -24,7 +24,7 @@ from pipeline.store.store import write_json
 CUTOFFS = (1, 3, 5, 10, 20, 100, 1000)  # those of mteb's retrieval tasks
 SUBSET = "default"
 UNDETERMINED = (
-    "und-Zyyy"  # ISO 639-3 and 15924 for what nobody said; mteb counts no subset without a language
+    "und-Zyyy"  # ISO 639-3 and 15924 for an unknown language; mteb counts no subset without a language
 )
 MAIN = (
     "ndcg_at_10",
@@ -97,12 +97,12 @@ def task_result(one: MethodResults, direction: str, languages: Sequence[str]) ->
 
 
 def _one_right(one: MethodResults, direction: str) -> bool:
-    """Whether every query of a direction has one right answer."""
+    """Whether every query of a direction has exactly one positive."""
     return bool((one.evaluated.queries.positive_counts(direction) == 1).all())
 
 
 def retrieval_scores(rank: Ranks, one_right: bool) -> dict[str, float]:
-    """mteb's metrics from the rank (Q,) of the best right answer of each query, 1 is best.
+    """mteb's metrics from the rank (Q,) of the best positive of each query, 1 is best.
 
     hit_rate@k is the share of queries with a right answer among k, mrr@k the mean of 1 / rank, 0 beyond k. With one
     right answer each, recall@k is the hit rate, precision@k a k-th of it, map@k the mrr, and ndcg@k the mean of

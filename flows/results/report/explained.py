@@ -1,8 +1,8 @@
-"""What carried a match, as its method tells it: a small drawing for each result, from explanation.safetensors.
+"""A small drawing of the explanation of each shown result, from the arrays in explanation.safetensors.
 
-A drawer for each method that explains itself; where the file or a name in it is missing, nothing is drawn. Nothing is
-computed here that evaluation did not store, but for what is the greatest and where it stands. Axes: P results of a
-query, in the order that evaluation kept them; M triples, m key frames, L positions, F frames.
+Each method that explains its matches has a drawer; where the file or an array in it is missing, nothing is drawn. All
+values are those that evaluation stored; only the greatest value and its position are computed here. Axes: P results of
+a query, in the order that evaluation kept them; M triples, m key frames, L positions, F frames.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from pipeline.child import resolve
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.registry import METHODS
 
-MOST_DRAWN = 120  # results of a method; a drawing takes up to 3 KB
-LEVELS = 4  # of strength that a word can have, besides none
-BAR_HEIGHT, LINE_HEIGHT = 24.0, 40.0  # of bars and timelines, whose width is 100
-GAP = 0.14  # between bars, in widths of one
-RADIUS = 34  # of a dial
+MOST_DRAWN = 120  # largest number of results that are drawn of a method; a drawing takes up to 3 KB
+LEVELS = 4  # number of strengths that a word can have, besides none
+BAR_HEIGHT, LINE_HEIGHT = 24.0, 40.0  # heights of bars and of timelines, which are 100 wide
+GAP = 0.14  # space between two bars, as a share of a bar's width
+RADIUS = 34  # radius of a dial
 
 Values = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One result of a query: what the method says of it, and (P, ...) of all results of the query."""
+    """One result of a query: the explanation's arrays for it, and those (P, ...) of all results of the query."""
 
-    said: Mapping[str, Values]
-    all: Mapping[str, Values]
+    arrays: Mapping[str, Values]
+    all_results: Mapping[str, Values]
     text: str
-    seconds: float  # of the video; 0 where it is not known
-    position: int  # in the gallery
+    seconds: float  # length of the video; 0 if it is not known
+    position: int  # position of the item in the gallery
 
 
 @dataclass(frozen=True)
 class Word:
-    """A stretch of the caption with a strength from 0 to LEVELS, and its weight as printed where it has one."""
+    """A part of the caption with a strength from 0 to LEVELS, and its printed weight; empty if it has none."""
 
     text: str
     level: int = 0
@@ -52,7 +52,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Strip:
-    """Bars side by side, as outlines of a picture 100 wide; `label` says it to who cannot see it."""
+    """Bars side by side, as outlines in a picture 100 wide; `label` describes them for screen readers."""
 
     title: str
     plain: str
@@ -70,14 +70,14 @@ class Timeline:
     frames: str
     left: float
     width: float
-    zero: float | None  # where a score of 0 lies, if it is in the picture
+    zero: float | None  # height of a score of 0, if it is in the picture
     label: str
-    last: str  # where the video ends
+    last: str  # the printed end of the video
 
 
 @dataclass(frozen=True)
 class Dial:
-    """A cone that opens to the right, and a direction: corners of the cone's slice, end of the ray."""
+    """A cone that opens to the right, and a direction: the outline of the cone, and the end of the ray."""
 
     slice: str
     ray: tuple[float, float]
@@ -87,18 +87,18 @@ class Dial:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A value on a line from the least to the greatest, in percent of it, with two marks to compare it to."""
+    """A value on a line from the least to the greatest value, with marks for mean and limit, in percent of it."""
 
     title: str
     value: float
     mean: float
     limit: float | None
-    told: str
+    label: str
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that is drawn of one result, and what it says in a sentence."""
+    """Everything that is drawn of one result, and a sentence that describes it."""
 
     sentence: str
     timeline: Timeline | None = None
@@ -114,14 +114,16 @@ class Explanation:
 
     drawer: Drawer | None
     arrays: Mapping[str, Values]
-    occurrences: Values | None  # of the gallery's items
+    occurrences: (
+        Values | None
+    )  # N_k of each item of the gallery: the number of queries that have it among the first k
     rows: dict[int, int] = field(default_factory=dict)
-    pieces: Pieces | None = None  # where the tokens of captions stand, of methods that read CLIP's
-    left: int = MOST_DRAWN
+    pieces: Pieces | None = None  # positions of tokens in captions, for methods that read CLIP's tokens
+    left: int = MOST_DRAWN  # number of results that may still be drawn
 
     @classmethod
     def read(cls, method: str, folder: EvaluatedFolder, pieces: Pieces | None = None) -> Explanation:
-        """What an evaluation left; of nothing, nothing is drawn."""
+        """The explanation that an evaluation stored; empty if it stored none."""
         drawer = drawer_of(method)
         arrays = folder.explanation if drawer else {}
         counts = folder.ranking.occurrences.get("t2v")
@@ -130,7 +132,7 @@ class Explanation:
 
     @property
     def legend(self) -> str:
-        """What the drawings of this method show; empty where there are none."""
+        """Sentences on what the drawings of this method show; empty if nothing is drawn."""
         drawer = self.drawer
         if (
             drawer is None
@@ -138,52 +140,60 @@ class Explanation:
             or not drawer.needs <= self.arrays.keys()
         ):
             return ""
-        return " ".join([drawer.legend, *(told for name, told in drawer.more.items() if name in self.arrays)])
+        return " ".join(
+            [drawer.legend, *(sentence for name, sentence in drawer.more.items() if name in self.arrays)]
+        )
 
     @property
     def queries(self) -> NDArray[np.int64] | None:
-        """The captions whose matches are explained, or None where none is."""
+        """The numbers of the captions whose matches are explained; None if none is."""
         return np.asarray(self.arrays["query"]) if self.arrays and self.legend else None
 
     def drawn(self, query: int, position: int, text: str, seconds: float) -> Drawing | None:
-        """The drawing of an item of the gallery as a result of a query; None where nothing is known of it."""
+        """The drawing of an item of the gallery as a result of a query; None if no explanation of it is stored."""
         drawer = self.drawer
         if drawer is None or not self.left or not self.legend:
             return None
-        every, said = self._said(query, position)
-        if not drawer.needs <= said.keys():
+        all_results, arrays = self._stored(query, position)
+        if not drawer.needs <= arrays.keys():
             return None
         self.left -= 1
-        return drawer.draw(Pair(said, every, text, seconds, position), self)
+        return drawer.draw(Pair(arrays, all_results, text, seconds, position), self)
 
-    def _said(self, query: int, position: int) -> tuple[dict[str, Values], dict[str, Values]]:
-        """What is said of all kept results of a query, and of this one; nothing of one that was not kept."""
+    def _stored(self, query: int, position: int) -> tuple[dict[str, Values], dict[str, Values]]:
+        """The arrays of all kept results of a query, and those of this result; empty for results that were not kept."""
         if query not in self.rows:
             return {}, {}
         row = self.rows[query]
-        every = {name: values[row] for name, values in self.arrays.items() if name not in ("query", "item")}
-        found = np.flatnonzero(self.arrays["item"][row] == position)
-        return every, {name: values[found[0]] for name, values in every.items()} if len(found) else {}
+        all_results = {
+            name: values[row] for name, values in self.arrays.items() if name not in ("query", "item")
+        }
+        place = np.flatnonzero(self.arrays["item"][row] == position)
+        return all_results, {name: values[place[0]] for name, values in all_results.items()} if len(
+            place
+        ) else {}
 
 
 def _hlformer(pair: Pair, explanation: Explanation) -> Drawing:
-    """How alike caption and video are over time; all results of a query have one scale."""
-    clips, count = pair.said["clip_scores"], int(pair.said["frame_count"])
-    frames = pair.said["frame_scores"][:count]
+    """Similarity of caption and video over time; all results of a query share one scale."""
+    clips, count = pair.arrays["clip_scores"], int(pair.arrays["frame_count"])
+    frames = pair.arrays["frame_scores"][:count]
     clip, frame = int(clips.argmax()), int(frames.argmax())
-    every = np.concatenate([pair.all["clip_scores"].ravel(), pair.all["frame_scores"].ravel()])
+    every = np.concatenate(
+        [pair.all_results["clip_scores"].ravel(), pair.all_results["frame_scores"].ravel()]
+    )
     low, high = float(every.min()), float(every.max())
 
     def y(score: float) -> float:
         return round(1 + (LINE_HEIGHT - 2) * (high - score) / max(high - low, 1e-9), 1)
 
-    share = pair.said["shares"].tolist()
+    share = pair.arrays["shares"].tolist()
     start, end = clip / len(clips), (clip + 1) / len(clips)
     best = f"Best clip {clips[clip]:.3f} at {span(start, end, pair.seconds)}"
-    told = f"{best}, best frame {frames[frame]:.3f} at {moment((frame + 0.5) / count, pair.seconds)}"
+    best_parts = f"{best}, best frame {frames[frame]:.3f} at {moment((frame + 0.5) / count, pair.seconds)}"
     padded = (
         " (positions without a frame score 0, and count)"
-        if frames[frame] < pair.said["frame_scores"].max()
+        if frames[frame] < pair.arrays["frame_scores"].max()
         else ""
     )
     timeline = Timeline(
@@ -191,21 +201,22 @@ def _hlformer(pair: Pair, explanation: Explanation) -> Drawing:
         " ".join(f"{100 * (place + 0.5) / count:.4g},{y(float(score))}" for place, score in enumerate(frames)),
         round(100 * start, 2), round(100 * (end - start), 2),
         y(0.0) if low < 0 < high else None,
-        f"{told}; clips score {clips.min():.3f} to {clips.max():.3f}, frames {frames.min():.3f} to {frames.max():.3f}",
+        f"{best_parts}; clips score {clips.min():.3f} to {clips.max():.3f}, "
+        f"frames {frames.min():.3f} to {frames.max():.3f}",
         moment(1.0, pair.seconds),
     )  # fmt: skip
-    return Drawing(f"{told}{padded}; the score weighs them {share[0]:.2g} to {share[1]:.2g}.", timeline)
+    return Drawing(f"{best_parts}{padded}; the score weighs them {share[0]:.2g} to {share[1]:.2g}.", timeline)
 
 
 def span(start: float, end: float, seconds: float) -> str:
-    """A stretch of a video, both ends shares of its length, in seconds where the length is known."""
+    """A stretch between two shares of a video, as printed: in seconds, or in percent if its length is unknown."""
     if not seconds:
         return f"{100 * start:.0f}–{100 * end:.0f} %"
     return f"{start * seconds:.1f}–{end * seconds:.1f} s"
 
 
 def moment(share: float, seconds: float) -> str:
-    """A place in a video, in seconds where its length is known."""
+    """A moment at a share of a video, as printed: in seconds, or in percent if its length is unknown."""
     return f"{share * seconds:.1f} s" if seconds else f"{100 * share:.0f} %"
 
 
@@ -218,26 +229,26 @@ def steps(tops: Sequence[float], floor: float) -> str:
 
 def _lean(pair: Pair, explanation: Explanation) -> Drawing:
     """The caption by the weight of its triples' hyperedges, the key frames by their share of what is classified."""
-    edges, nodes, spans = (pair.said[name] for name in ("edge_weights", "node_weights", "words"))
+    edges, nodes, spans = (pair.arrays[name] for name in ("edge_weights", "node_weights", "words"))
     triples, of_frames = edges[3:], nodes[1 : len(nodes) - len(spans)]
     kept = np.flatnonzero(nodes[1 + len(of_frames) :] > 0)
     named = [(phrase(pair.text, spans[node]) or "the sentence", float(triples[node])) for node in kept]
-    greatest = float(np.delete(pair.all["node_weights"], 0, 1)[:, : len(of_frames)].max())
-    top = set(pair.said["top"].tolist())
+    greatest = float(np.delete(pair.all_results["node_weights"], 0, 1)[:, : len(of_frames)].max())
+    top = set(pair.arrays["top"].tolist())
     strip = bar_strip("Share of the key frames", of_frames, top, greatest, ("first", "last key frame"))
-    told = ", ".join(f"{words} {percent(weight)}" for words, weight in named)
-    rest = ", ".join(
+    triple_weights = ", ".join(f"{words} {percent(weight)}" for words, weight in named)
+    other_weights = ", ".join(
         f"{name} {percent(w)}" for name, w in zip(("the whole", "video", "caption"), edges, strict=False)
     )
     return Drawing(
-        f"Hyperedges of the triples: {told}; of {rest}.",
+        f"Hyperedges of the triples: {triple_weights}; of {other_weights}.",
         words=marked(pair.text, [(spans[node], float(triples[node])) for node in kept]),
         strips=(strip,),
     )
 
 
 def phrase(text: str, spans: Values) -> str:
-    """The words at some spans of a caption; a span (0, 0) is none."""
+    """The words at these spans of a caption; a span (0, 0) stands for no word."""
     return " ".join(text[start:end] for start, end in spans.tolist() if end > start)
 
 
@@ -247,9 +258,9 @@ def percent(share: float) -> str:
 
 
 def marked(text: str, parts: Sequence[tuple[Values, float]]) -> tuple[Word, ...]:
-    """A caption in stretches of equal weight: where parts overlap, the weights of all of them together.
+    """A caption cut into stretches of equal weight; where parts overlap, their weights are added.
 
-    parts: spans (S, 2) of characters, of which (0, 0) is none, with the weight of each part.
+    parts: for each part its spans (S, 2) of characters, where (0, 0) stands for none, and its weight.
     """
     weights = np.zeros(len(text))
     for spans, weight in parts:
@@ -264,12 +275,12 @@ def marked(text: str, parts: Sequence[tuple[Values, float]]) -> tuple[Word, ...]
 
 
 def level(share: float) -> int:
-    """How strong a word is shown whose weight is such a share of the greatest."""
+    """The strength, from 0 to LEVELS, of a word whose weight is this share of the greatest weight."""
     return int(np.ceil(LEVELS * min(max(share, 0.0), 1.0)))
 
 
 def bar_strip(title: str, values: Values, strong: set[int], greatest: float, ends: tuple[str, str]) -> Strip:
-    """Bars as high as their share of the greatest; the strong ones are an outline of their own."""
+    """Bars whose height is their share of `greatest`; the numbers in `strong` form a second outline."""
     width = 100 / max(len(values), 1)
     outlines: tuple[list[str], list[str]] = [], []
     for place, value in enumerate(values.tolist()):
@@ -277,26 +288,28 @@ def bar_strip(title: str, values: Values, strong: set[int], greatest: float, end
         left, size = width * (place + GAP / 2), width * (1 - GAP)
         outlines[place in strong].append(f"M{left:.4g} {BAR_HEIGHT:g}v{-high:.3g}h{size:.4g}V{BAR_HEIGHT:g}z")
     best = int(values.argmax()) if len(values) else 0
-    told = f"{title}: the greatest of {len(values)} is number {best + 1}, {values[best]:.3g}"
+    label = f"{title}: the greatest of {len(values)} is number {best + 1}, {values[best]:.3g}"
     if len(values) <= 16:
-        told = f"{title}, in order: {', '.join(f'{value:.3g}' for value in values)}"
-    return Strip(title, "".join(outlines[0]), "".join(outlines[1]), told, *ends)
+        label = f"{title}, in order: {', '.join(f'{value:.3g}' for value in values)}"
+    return Strip(title, "".join(outlines[0]), "".join(outlines[1]), label, *ends)
 
 
 def _gare(pair: Pair, explanation: Explanation) -> Drawing:
-    """How far each frame moves the caption, and how much of it is in the pooled video."""
-    real = pair.said["real"].astype(bool)
-    moved, pool = pair.said["frame_increments"][real], pair.said["pool_weights"][real]
-    whole, text, most = float(pair.said["increment"]), float(pair.said["text"]), int(moved.argmax())
+    """The length by which each frame moves the caption, and its share of the pooled video."""
+    real = pair.arrays["real"].astype(bool)
+    moved, pool = pair.arrays["frame_increments"][real], pair.arrays["pool_weights"][real]
+    whole, text, most = float(pair.arrays["increment"]), float(pair.arrays["text"]), int(moved.argmax())
     share = f"{100 * whole / text:.0f} % of its length" if text > 0 else "from nothing"
     ends = "first", "last frame"
     strips = (
-        bar_strip("Part of the increment", moved, {most}, float(pair.all["frame_increments"].max()), ends),
+        bar_strip(
+            "Part of the increment", moved, {most}, float(pair.all_results["frame_increments"].max()), ends
+        ),
         bar_strip(
             "Share of the pooled video",
             pool,
             {int(pool.argmax())},
-            float(pair.all["pool_weights"].max()),
+            float(pair.all_results["pool_weights"].max()),
             ends,
         ),
     )
@@ -305,64 +318,68 @@ def _gare(pair: Pair, explanation: Explanation) -> Drawing:
 
 
 def _neighborretr(pair: Pair, explanation: Explanation) -> Drawing:
-    """How often the item is among the first ten, and its centrality, on lines of all items there are."""
-    said, gauges = [], []
+    """The number of queries that have the item among the first ten, and its centrality, each on a line of all items."""
+    sentences, gauges = [], []
     if (counts := explanation.occurrences) is not None:
         count = int(counts[pair.position])
-        told = f"{status(count, counts)}: among the first 10 of {count:,} queries, {counts.mean():.1f} on average"
+        kind = status(count, counts)
         gauges.append(gauge("Among the first 10", count, counts, threshold(counts), f"{count:,}"))
-        said.append(f"This is {told}")
-    if "centrality" in pair.said:
+        sentences.append(
+            f"This is {kind}: among the first 10 of {count:,} queries, {counts.mean():.1f} on average"
+        )
+    if "centrality" in pair.arrays:
         items = explanation.arrays["item"].ravel()
         known = explanation.arrays["centrality"].ravel()[np.unique(items, return_index=True)[1]]
-        value = float(pair.said["centrality"])
+        value = float(pair.arrays["centrality"])
         side = "more" if value > known.mean() else "less"
         gauges.append(gauge("Centrality", value, known, None, f"{value:.3f}"))
-        said.append(
+        sentences.append(
             f"centrality {value:.3f}, {side} than the mean {known.mean():.3f} of {len(known):,} such items"
         )
-    return Drawing("; ".join(said) + ".", gauges=tuple(gauges))
+    return Drawing("; ".join(sentences) + ".", gauges=tuple(gauges))
 
 
-def gauge(title: str, value: float, among: Values, limit: float | None, told: str) -> Gauge:
-    """A value on a line over all values there are, which it is one of."""
+def gauge(title: str, value: float, among: Values, limit: float | None, label: str) -> Gauge:
+    """A gauge that shows one value among all values."""
     low, high = float(min(among.min(), value)), float(max(among.max(), value, limit or -np.inf))
     places = [100 * (mark - low) / max(high - low, 1e-12) for mark in (value, float(among.mean()))]
     line = None if limit is None else round(100 * (limit - low) / max(high - low, 1e-12), 1)
-    return Gauge(title, round(places[0], 1), round(places[1], 1), line, told)
+    return Gauge(title, round(places[0], 1), round(places[1], 1), line, label)
 
 
 def _h2arn(pair: Pair, explanation: Explanation) -> Drawing:
-    """Where the cloud stands to the caption's cone, and which tokens make the two points."""
-    tokens, points = pair.said["text_weights"], pair.said["cloud_weights"]
+    """The cloud's angle to the caption's cone, and the weights of the tokens in the two points."""
+    tokens, points = pair.arrays["text_weights"], pair.arrays["cloud_weights"]
     words: tuple[Word, ...] = ()
     shares = ""
     places = explanation.pieces.spans(pair.text, len(tokens)) if explanation.pieces else None
     if places is not None:
         of_words = tokens[1 : len(places) + 1]
         words = marked(pair.text, [(places[n : n + 1], float(weight)) for n, weight in enumerate(of_words)])
-        rest = float(tokens[len(places) + 2 :].sum())
-        ends = percent(max(0.0, 1 - float(of_words.sum()) - rest))
+        padding = float(tokens[len(places) + 2 :].sum())
+        ends = percent(max(0.0, 1 - float(of_words.sum()) - padding))
         shares = f" Of the caption's point, words make {percent(float(of_words.sum()))}, start and end token {ends}"
-        shares += f", padding {percent(rest)}." if len(places) + 2 < len(tokens) else "."
+        shares += f", padding {percent(padding)}." if len(places) + 2 < len(tokens) else "."
     sides = "first", "last token"
     strips = tuple(
-        bar_strip(title, weights, {int(weights.argmax())}, float(pair.all[name].max()), sides)
+        bar_strip(title, weights, {int(weights.argmax())}, float(pair.all_results[name].max()), sides)
         for title, name, weights in (
             ("Caption tokens", "text_weights", tokens),
             ("Cloud tokens", "cloud_weights", points),
         )
     )
     even = f"an even share would be {percent(1 / len(points))}"
-    told = f"The heaviest of {len(points)} cloud tokens has {percent(float(points.max()))}; {even}.{shares}"
-    if not {"angle", "aperture"} <= pair.said.keys():
-        return Drawing(told, words=words, strips=strips)
-    seen = dial(float(pair.said["angle"]), float(pair.said["aperture"]))
-    return Drawing(f"{seen.label}. {told}", words=words, strips=strips, dial=seen)
+    sentence = (
+        f"The heaviest of {len(points)} cloud tokens has {percent(float(points.max()))}; {even}.{shares}"
+    )
+    if not {"angle", "aperture"} <= pair.arrays.keys():
+        return Drawing(sentence, words=words, strips=strips)
+    seen = dial(float(pair.arrays["angle"]), float(pair.arrays["aperture"]))
+    return Drawing(f"{seen.label}. {sentence}", words=words, strips=strips, dial=seen)
 
 
 def dial(angle: float, aperture: float) -> Dial:
-    """A cone of half the opening `aperture` and a direction at `angle` from its axis, both in radians, in (0, pi)."""
+    """A cone of half opening `aperture`, and a direction at `angle` from its axis; both in radians, in (0, pi)."""
     inside = angle <= aperture
     x, y = RADIUS * np.cos(aperture), RADIUS * np.sin(aperture)
     large = int(2 * aperture > np.pi)
@@ -375,7 +392,10 @@ def dial(angle: float, aperture: float) -> Dial:
 
 @dataclass(frozen=True)
 class Drawer:
-    """How a method's matches are drawn, from which names, and what is shown; `more` by names that may be missing."""
+    """The function that draws a method's matches, the arrays that it needs, and its legend.
+
+    more: further sentences of the legend, by the optional array that they are about.
+    """
 
     draw: Callable[[Pair, Explanation], Drawing]
     needs: frozenset[str]
@@ -404,10 +424,10 @@ GARE = Drawer(
 NEIGHBORRETR = Drawer(
     _neighborretr,
     frozenset(),
-    "The line under a result shows how crowded its neighbourhood is: among the first 10 of how many queries the "
-    "item stands (dot), the mean of all items (dashed), and where hubs begin (solid).",
+    "The line under a result shows how crowded its neighbourhood is: the number of queries that have the item among "
+    "their first 10 (dot), the mean over all items (dashed), and the limit above which an item is a hub (solid).",
     {
-        "centrality": "The second one is its centrality, the mean score with the captions in the memory bank, by "
+        "centrality": "The second line is its centrality, the mean score with the captions in the memory bank, by "
         "which training weighs hubs down."
     },
 )
@@ -417,14 +437,14 @@ H2ARN = Drawer(
     "The bars under a result show how much each token weighs in the caption's point and in the cloud's; the "
     "heaviest stands out.",
     {
-        "angle": "The dial shows the caption's cone and where the cloud lies; a right one is to be inside.",
-        "text_weights": "Words of the caption are marked by the weight of their tokens, where these are CLIP's.",
+        "angle": "The dial shows the caption's cone and the direction of the cloud; a positive should lie inside.",
+        "text_weights": "Words of the caption are marked by the weight of their tokens, if these are CLIP's tokens.",
     },
 )
 
 
 def drawer_of(method: str) -> Drawer | None:
-    """How a method's explanations are drawn, as it declares; None for one that declares nothing."""
+    """The drawer that a method declares; None for a method that declares none."""
     entry = METHODS.find(method).drawing
     if not entry:
         return None

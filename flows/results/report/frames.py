@@ -16,11 +16,11 @@ from pipeline.child import Child, ChildDied, ChildError, Send
 from pipeline.errors import ItemError
 from pipeline.media.video import ONLY_MEDIA, probe
 
-FRAMES = 4  # of a strip
+FRAMES = 4  # number of frames of a strip
 HEIGHT_PIXELS, MOST_WIDTH_PIXELS = 112, 240
 JPEG_QUALITY = 62
 LEFT_OUT = "left out to keep this page small"
-LIMIT_SECONDS = 10.0  # for one frame
+LIMIT_SECONDS = 10.0  # limit for decoding one frame
 MEMORY_BYTES = 4 << 30
 
 Moments = tuple[tuple[float, float], ...]
@@ -29,7 +29,7 @@ Moments = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Frame:
-    """One thumbnail: a data URI, its size in pixels, and the moment of the video it shows."""
+    """One thumbnail: a data URI, its size in pixels, and its time in the video."""
 
     source: str
     width: int
@@ -41,7 +41,7 @@ class Frame:
 class Strip:
     """Frames in order of time and the length of the video; or the reason why there are none.
 
-    Of a point cloud they are views from around it, and what counts for a frame's seconds are degrees.
+    The frames of a point cloud are views from several sides, and their `seconds` are degrees.
     """
 
     frames: tuple[Frame, ...] = ()
@@ -50,7 +50,7 @@ class Strip:
     views: bool = False
 
     def described(self, item: str) -> str:
-        """What it shows, in words: "4 frames of a, at 0.5, 1.5, 2.5, 3.5 seconds"."""
+        """The frames in words, for screen readers: "4 frames of a, at 0.5, 1.5, 2.5, 3.5 seconds"."""
         places = ", ".join(f"{frame.seconds:.{0 if self.views else 1}f}" for frame in self.frames)
         if self.views:
             return f"{counted(len(self.frames), 'view')} of {item}, from {places} degrees around it"
@@ -58,7 +58,7 @@ class Strip:
 
 
 class Frames:
-    """Strips of videos, each decoded once, until `most_bytes` of data URIs were handed out."""
+    """Strips of videos, each decoded once, until `most_bytes` of data URIs have been returned."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
@@ -66,11 +66,11 @@ class Frames:
         self._known: dict[tuple[str, Moments], Strip] = {}
 
     def close(self) -> None:
-        """End the child."""
+        """End the child process."""
         self._child.kill()
 
     def strip(self, path: str | None, moments: Moments = ()) -> Strip:
-        """Frames from all over a video, one of them inside each moment. Never raises for a bad video."""
+        """Frames at even distances, at least one inside each moment. Never raises for a damaged video."""
         if path is None:
             return Strip(reason="no video in the store")
         if (path, moments) not in self._known:
@@ -99,15 +99,15 @@ class Frames:
 
 
 def as_data_uri(jpeg: bytes) -> str:
-    """A picture as it stands in a page."""
+    """A JPEG as a data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def serve_strip(request: dict[str, Any], send: Send) -> None:
-    """Entry of the child process: `{"path", "moments"}` to JPEGs with their size and time."""
+    """Entry of the child process: answers `{"path", "moments"}` with JPEGs, their size and their time."""
     path = Path(request["path"])
     duration = probe(path).seconds or 0.0
-    for seconds, image in _pictures(path, wanted_seconds(duration, request["moments"])):
+    for seconds, image in _frames_at(path, frame_seconds(duration, request["moments"])):
         image.thumbnail((MOST_WIDTH_PIXELS, HEIGHT_PIXELS))
         out = io.BytesIO()
         image.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
@@ -115,7 +115,7 @@ def serve_strip(request: dict[str, Any], send: Send) -> None:
         send(header, {"jpeg": np.frombuffer(out.getvalue(), np.uint8)})
 
 
-def wanted_seconds(duration: float, moments: list[list[float]] | Moments) -> list[float]:
+def frame_seconds(duration: float, moments: list[list[float]] | Moments) -> list[float]:
     """The middles of equal parts of a video; the nearest of them moves to the middle of a moment."""
     times = [(part + 0.5) * duration / FRAMES for part in range(FRAMES)]
     for start, end in list(moments)[:FRAMES]:
@@ -126,23 +126,23 @@ def wanted_seconds(duration: float, moments: list[list[float]] | Moments) -> lis
     return sorted(times)
 
 
-def _pictures(path: Path, times: list[float]) -> Iterator[tuple[float, Any]]:
-    """The picture on the screen at each time, with its own time; key frames make the seeking cheap."""
+def _frames_at(path: Path, times: list[float]) -> Iterator[tuple[float, Any]]:
+    """Yield the frame that is shown at each time, with its own time; seeks to key frames, which is cheap."""
     import av
 
     try:
         with av.open(f"file:{path}", options=dict(ONLY_MEDIA)) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
-            for wanted in times:
-                container.seek(int(wanted * av.time_base))
+            for target in times:
+                container.seek(int(target * av.time_base))
                 shown = None
                 for frame in container.decode(stream):
-                    if shown is not None and frame.time > wanted:
+                    if shown is not None and frame.time > target:
                         break
                     shown = frame
                 if shown is None:
-                    raise ItemError(str(path), f"it has no frame at {wanted:.1f} s")
+                    raise ItemError(str(path), f"it has no frame at {target:.1f} s")
                 yield float(shown.time), shown.to_image()
     except av.FFmpegError as error:
         raise ItemError(str(path), f"it cannot be decoded: {error.strerror}") from None

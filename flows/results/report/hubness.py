@@ -1,7 +1,7 @@
-"""Hubness: how unevenly the top places of all rankings fall on the gallery, and on whom they fall.
+"""Hubness: how unevenly the top-k slots of all queries are distributed over the gallery, and which members are hubs.
 
-N_k is in how many top k a member of the gallery stands. A hub has an N_k of more than mean + 2 standard deviations,
-as in the share of places that evaluation measures; an anti-hub has none.
+N_k of a member of the gallery is the number of queries that have it among their first k. A hub has an N_k above mean +
+2 standard deviations, as in the share of top-k slots taken by hubs that evaluation measures; an anti-hub has N_k = 0.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from trainers.measure.evaluated import EvaluatedFolder, Metrics, Queries
 from trainers.measure.hubness import Hubness
 from trainers.measure.metric_table import DIRECTIONS
 
-DEVIATIONS = 2  # above the mean, from which a member counts as a hub
+DEVIATIONS = 2  # a member is a hub if its N_k is more standard deviations above the mean
 MOST_BINS = 16
-MOST_NAMED = 5  # hubs of a direction
-MOST_TEXT = 160  # characters of a caption that is a hub
+MOST_NAMED = 5  # largest number of hubs that are named in a direction
+MOST_TEXT = 160  # characters that are shown of a caption that is a hub
 
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class HubnessRow:
-    """The figures of one method in one direction, as printed. N_k: in how many top k a member stands."""
+    """The hubness of one method in one direction, as printed."""
 
     method: str
     title: str
     skewness: str
-    anti_hubs: str  # of the members, those without a place
-    most: str  # the largest N_k, and the mean
-    hubs: str  # of the places, those held by hubs
+    anti_hubs: str  # share of the members that are anti-hubs
+    most: str  # the largest and the mean N_k
+    hubs: str  # share of the top-k slots taken by hubs
 
 
 @dataclass(frozen=True)
@@ -51,39 +51,39 @@ class HubnessTable:
 
 @dataclass(frozen=True)
 class Hub:
-    """A member that stands in too many top places; `right`: of which queries it is an answer."""
+    """A hub; `positive_of` counts the queries that it is a positive of."""
 
     name: str
     count: int
-    times: str  # of the mean
-    right: str  # how many, with what they are
+    times: str  # its N_k divided by the mean
+    positive_of: str  # a count with its noun, for instance "5 captions"
     strip: Strip
 
 
 @dataclass(frozen=True)
 class Hubs:
-    """The hubs of one method in one direction, the greatest first, and how the N_k are spread."""
+    """The hubs of one method in one direction, the largest N_k first, and the distribution of N_k."""
 
     method: str
     title: str
     sentence: str
     histogram: Histogram
     named: tuple[Hub, ...]
-    more: int  # hubs that are not named
-    of_items: bool  # items, who can be shown; else captions
+    more: int  # number of hubs that are not named
+    of_items: bool  # the hubs are items, which have pictures; else captions
 
 
 def hubness_tables(measured: Mapping[str, Metrics]) -> list[HubnessTable]:
-    """A table for each k there is, directions one after the other; measured: by method."""
-    found = [
+    """A table for each k that was measured, with the directions one after the other; measured: by method."""
+    measured_rows = [
         (method, titles(metrics.protocol.kind)[direction], metrics.hubness[direction])
         for direction in DIRECTIONS
         for method, metrics in measured.items()
         if direction in metrics.hubness
     ]
     return [
-        HubnessTable(k, tuple(_row(method, title, one) for method, title, one in found if one.k == k))
-        for k in sorted({one.k for _, _, one in found}, reverse=True)
+        HubnessTable(k, tuple(_row(method, title, one) for method, title, one in measured_rows if one.k == k))
+        for k in sorted({one.k for _, _, one in measured_rows}, reverse=True)
     ]
 
 
@@ -104,21 +104,24 @@ def threshold(counts: Counts) -> float:
 
 
 def status(count: int, counts: Counts) -> str:
-    """What a member with such an N_k is called."""
+    """ "a hub", "an anti-hub" or "no hub", for a member with the N_k `count`."""
     if count == 0:
         return "an anti-hub"
     return "a hub" if count > threshold(counts) else "no hub"
 
 
 def hubs_of(counts: Counts) -> Counts:
-    """The members that are hubs, the greatest first, equal ones in gallery order."""
+    """The positions of the hubs, the largest N_k first, equal ones in gallery order."""
     order = np.argsort(-counts, kind="stable")
-    found: Counts = order[counts[order] > threshold(counts)]
-    return found
+    hubs: Counts = order[counts[order] > threshold(counts)]
+    return hubs
 
 
 def occurrence_bins(counts: Counts, most: int = MOST_BINS) -> tuple[list[tuple[int, int]], list[int]]:
-    """The least and greatest N_k of each bin, 0 by itself and then equal widths, and how many members it holds."""
+    """The least and greatest N_k of each bin, and its number of members.
+
+    N_k = 0 has a bin of its own; the other bins have equal widths.
+    """
     greatest = int(counts.max())
     width = max(1, -(-greatest // (most - 1)))
     stretches = [(0, 0), *((low, low + width - 1) for low in range(1, greatest + 1, width))]
@@ -128,19 +131,19 @@ def occurrence_bins(counts: Counts, most: int = MOST_BINS) -> tuple[list[tuple[i
 def read_hubs(
     method: str, folder: EvaluatedFolder, inputs: Mapping[str, Any], pictures: Pictures
 ) -> list[Hubs]:
-    """The hubs of an evaluation, direction by direction; nothing where it did not count them."""
+    """The hubs of an evaluation for each direction; empty if it did not measure hubness."""
     metrics, occurrences = folder.metrics, folder.ranking.occurrences
-    teller = _Teller(method, metrics.protocol.kind, folder.queries, inputs, pictures)
+    writer = _HubWriter(method, metrics.protocol.kind, folder.queries, inputs, pictures)
     return [
-        teller.hubs(direction, occurrences[direction], hubness.k)
+        writer.hubs(direction, occurrences[direction], hubness.k)
         for direction, hubness in metrics.hubness.items()
         if direction in occurrences
     ]
 
 
 @dataclass(frozen=True)
-class _Teller:
-    """Turns how often members were found into what is said of them."""
+class _HubWriter:
+    """Makes the hubs and their histogram from the N_k of a method's galleries."""
 
     method: str
     kind: str
@@ -149,20 +152,20 @@ class _Teller:
     pictures: Pictures
 
     def hubs(self, direction: str, counts: Counts, k: int) -> Hubs:
-        found, of_items = hubs_of(counts), direction == "t2v"
+        hubs, of_items = hubs_of(counts), direction == "t2v"
         noun = member(self.kind) if of_items else "caption"
         title = titles(self.kind)[direction]
-        named = tuple(self._hub(int(place), counts, of_items) for place in found[:MOST_NAMED])
+        named = tuple(self._hub(int(place), counts, of_items) for place in hubs[:MOST_NAMED])
         least = int(threshold(counts)) + 1
         reason = f"{DEVIATIONS} standard deviations above the mean of {counts.mean():.1f}"
         sentence = (
-            f"{counted(len(found), noun)} of {len(counts):,} in {least:,} or more top {k}, over {reason}"
+            f"{counted(len(hubs), noun)} of {len(counts):,} in {least:,} or more top {k}, over {reason}"
         )
-        if not len(found):
-            sentence = f"No {noun} stands in {least:,} or more top {k}, over {reason}: there is no hub"
+        if not len(hubs):
+            sentence = f"No {noun} is in {least:,} or more top {k}, over {reason}: there is no hub"
         return Hubs(
             self.method, title, sentence, self._histogram(title, noun, counts, k), named,
-            max(0, len(found) - MOST_NAMED), of_items,
+            max(0, len(hubs) - MOST_NAMED), of_items,
         )  # fmt: skip
 
     def _histogram(self, title: str, noun: str, counts: Counts, k: int) -> Histogram:
@@ -170,8 +173,8 @@ class _Teller:
         limit = threshold(counts)
         names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in stretches]
         strong = {place for place, (low, _) in enumerate(stretches) if low > limit}
-        told = f"{counted(sizes[0], noun)} in no top {k}, the most frequent in {counts.max():,}"
-        summary = f"{self.method}, {title}: {told}"
+        extremes = f"{counted(sizes[0], noun)} in no top {k}, the most frequent in {counts.max():,}"
+        summary = f"{self.method}, {title}: {extremes}"
         rows = tuple((name, f"{size:,}") for name, size in zip(names, sizes, strict=True))
         lows = [f"{low:,}" for low, _ in stretches]
         return Histogram(
@@ -181,14 +184,14 @@ class _Teller:
     def _hub(self, place: int, counts: Counts, of_items: bool) -> Hub:
         strip, queries = Strip(), self.queries
         if not of_items:
-            right = counted(len(set(queries.positives[place])), member(self.kind))
+            positive_of = counted(len(set(queries.positives[place])), member(self.kind))
             name = queries.texts[place][:MOST_TEXT]
         else:
             digest = queries.items[place]
             item = self.inputs["items"].get(digest, {"id": digest, "video": None})
             name = item["id"]
-            right = counted(len(queries.captions_of[place]), "caption")
+            positive_of = counted(len(queries.captions_of[place]), "caption")
             if self.kind != "pointcloud" or item.get("points"):
                 strip = self.pictures.strip(item)
         count = int(counts[place])
-        return Hub(name, count, f"{count / counts.mean():.1f}", right, strip)
+        return Hub(name, count, f"{count / counts.mean():.1f}", positive_of, strip)

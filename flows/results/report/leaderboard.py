@@ -1,4 +1,4 @@
-"""The leaderboard: every figure with its interval and where chance lies, and the protocol in words."""
+"""The leaderboard: every metric with its interval and its value by chance, and the protocol in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from flows.results.report.wording import NOUNS, counted, listed, member, titles
 from trainers.measure.evaluated import Estimates, Metrics, Side
-from trainers.measure.evaluated import Protocol as Measured
+from trainers.measure.evaluated import Protocol as EvaluatedProtocol
 from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
 from trainers.measure.metrics import Estimate
 
@@ -16,9 +16,9 @@ TABLES = (*DIRECTIONS, "both")  # each direction has a table, and so have the su
 
 @dataclass(frozen=True)
 class Bar:
-    """Where an estimate, its interval and chance lie, in percent of a scale that all methods share.
+    """Positions of an estimate, its interval and chance, in percent of a scale that all methods share.
 
-    It begins at the least that is possible: 0, for ranks 1.
+    The scale begins at the least possible value: 0, or 1 for ranks.
     """
 
     value: float
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric at the head of a table: what it is called, what it is, and whether its arrow points down."""
+    """The head of a metric's column: its name, its title, and whether its arrow points down (lower is better)."""
 
     label: str
     title: str
@@ -38,7 +38,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One estimate of one method: as measured, as printed, as drawn."""
+    """One estimate of one method: the exact value, the printed value and interval, and the drawn bar."""
 
     exact: float
     value: str
@@ -55,12 +55,12 @@ class Board:
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-    chance: tuple[str, ...]  # under each metric; empty where it has none
+    chance: tuple[str, ...]  # the value by chance of each metric; empty if a metric has none
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Under which conditions some methods were measured: terms with their explanation."""
+    """The protocol that some methods were measured under: terms with their explanation."""
 
     methods: tuple[str, ...]
     terms: tuple[tuple[str, str], ...]
@@ -69,27 +69,29 @@ class Protocol:
 def boards(measured: Mapping[str, Metrics]) -> list[Board]:
     """A table for each direction that any method has estimates for; measured: by method.
 
-    Where right answers are tied with others, the mean rank of the ties counts: a model that scores everything
-    alike finds nothing.
+    They are made from realistic ranks: a positive that is tied with others has the mean rank of the ties, so that a
+    model that gives every item the same score finds nothing.
     """
     return _boards({method: metrics.estimates for method, metrics in measured.items()}, measured)
 
 
 def strict_boards(measured: Mapping[str, Metrics]) -> list[Board]:
-    """Of the methods with tied answers, the estimates where a tied answer has the best of the tied ranks."""
+    """Tables of optimistic ranks (a tied positive has the best of the tied ranks), of the methods with ties."""
     return _boards({m: metrics.metrics for m, metrics in measured.items() if metrics.tied}, measured)
 
 
-def _boards(found: Mapping[str, Estimates], measured: Mapping[str, Metrics]) -> list[Board]:
+def _boards(estimates_of: Mapping[str, Estimates], measured: Mapping[str, Metrics]) -> list[Board]:
     return [
-        _board(direction, {m: all_[direction] for m, all_ in found.items() if direction in all_}, measured)
+        _board(
+            direction, {m: all_[direction] for m, all_ in estimates_of.items() if direction in all_}, measured
+        )
         for direction in TABLES
-        if any(direction in all_ for all_ in found.values())
+        if any(direction in all_ for all_ in estimates_of.values())
     ]
 
 
 def look_alike(some: Sequence[Board], others: Sequence[Board]) -> bool:
-    """Whether two lists of tables print the same values, whatever lies behind the last decimal."""
+    """Whether two lists of tables print the same values; decimals that are not printed do not count."""
 
     def values(tables: Sequence[Board]) -> dict[tuple[str, str], list[str]]:
         return {(t.direction, method): [c.value for c in cells] for t in tables for method, cells in t.rows}
@@ -99,17 +101,21 @@ def look_alike(some: Sequence[Board], others: Sequence[Board]) -> bool:
 
 
 def _board(
-    direction: str, found: Mapping[str, Mapping[str, Estimate]], measured: Mapping[str, Metrics]
+    direction: str, estimates_of: Mapping[str, Mapping[str, Estimate]], measured: Mapping[str, Metrics]
 ) -> Board:
     kind = next(iter(measured.values())).protocol.kind
-    names = shown_metrics((name for estimates in found.values() for name in estimates), kind)
-    chance = {method: measured[method].protocol.chance(direction) for method in found}
-    ends = {name: _end(name, found, chance) for name in names}
+    names = shown_metrics((name for estimates in estimates_of.values() for name in estimates), kind)
+    chance = {method: measured[method].protocol.chance(direction) for method in estimates_of}
+    ends = {name: _end(name, estimates_of, chance) for name in names}
     rows = []
-    for method, estimates in found.items():
+    for method, estimates in estimates_of.items():
         cells = (
             _cell(
-                name, estimates[name], chance[method].get(name), ends[name], _is_best(name, estimates, found)
+                name,
+                estimates[name],
+                chance[method].get(name),
+                ends[name],
+                _is_best(name, estimates, estimates_of),
             )
             for name in names
         )
@@ -132,19 +138,19 @@ def in_percent(kind: str) -> str:
 
 
 def _end(
-    name: str, found: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, Mapping[str, float]]
+    name: str, estimates_of: Mapping[str, Mapping[str, Estimate]], chance: Mapping[str, Mapping[str, float]]
 ) -> float:
-    """Where a metric's scale ends: a little beyond all that is drawn, so that intervals can be told apart."""
-    drawn = [estimates[name].high for estimates in found.values()]
+    """The end of a metric's scale: 5 % above the greatest value that is drawn, so that intervals fill the scale."""
+    drawn = [estimates[name].high for estimates in estimates_of.values()]
     drawn += [sides[name] for sides in chance.values() if name in sides]
     return max(drawn) * 1.05
 
 
 def _is_best(
-    name: str, estimates: Mapping[str, Estimate], found: Mapping[str, Mapping[str, Estimate]]
+    name: str, estimates: Mapping[str, Estimate], estimates_of: Mapping[str, Mapping[str, Estimate]]
 ) -> bool:
-    """Whether no other method has a better value; of one method alone nothing is said."""
-    values = [other[name].value for other in found.values()]
+    """Whether no other method has a better value; False if there is only one method."""
+    values = [other[name].value for other in estimates_of.values()]
     best = min(values) if metric(name).lower_is_better else max(values)
     return len(values) > 1 and estimates[name].value == best
 
@@ -170,19 +176,19 @@ def protocols(measured: Mapping[str, Metrics]) -> list[Protocol]:
 
 
 def contradict(some: Sequence[Protocol]) -> bool:
-    """Whether two protocols differ in more than one asking a direction that the other does not ask."""
-    told = [dict(protocol.terms) for protocol in some]
+    """Whether two protocols differ in any term, except directions that only one of them evaluates."""
+    terms_of = [dict(protocol.terms) for protocol in some]
     directions = {title for kind in NOUNS for title in titles(kind).values()}
     return any(
         one.get(name) != other.get(name)
-        for one in told
-        for other in told
+        for one in terms_of
+        for other in terms_of
         for name in {*one, *other}
         if name not in directions or (name in one and name in other)
     )
 
 
-def _terms(protocol: Measured) -> Sequence[tuple[str, str]]:
+def _terms(protocol: EvaluatedProtocol) -> Sequence[tuple[str, str]]:
     each, kind, corpus, title = (
         protocol.captions_per_item, protocol.kind, protocol.corpus, titles(protocol.kind)
     )  # fmt: skip
@@ -205,17 +211,17 @@ def _terms(protocol: Measured) -> Sequence[tuple[str, str]]:
     ]
 
 
-def _task(direction: str, side: Side, protocol: Measured) -> str:
-    """What a query of a direction asks, and how often a random order answers it."""
+def _task(direction: str, side: Side, protocol: EvaluatedProtocol) -> str:
+    """The task of a direction's queries in a sentence, with the recall of a random order."""
     gallery, noun = f"{side.gallery:,}", member(protocol.kind)
-    right = "one of them is right"
-    if several := protocol.items_per_caption:
-        right = (
-            f"{several.min} to {several.max} of them are right ({several.mean:.2f} on average); "
+    positives = "one of them is right"
+    if counts := protocol.items_per_caption:
+        positives = (
+            f"{counts.min} to {counts.max} of them are right ({counts.mean:.2f} on average); "
             f"{protocol.t2v_rank} counts"
         )
     asks = {
-        "t2v": f"each caption ranks all {gallery} {noun}s, and {right}",
+        "t2v": f"each caption ranks all {gallery} {noun}s, and {positives}",
         "v2t": f"each {noun} ranks all {gallery} captions; {protocol.v2t_rank} counts",
     }[direction]
     chance = [f"{metric(name).printed(side.chance[name])} % for {name}" for name in ("R@1", "R@10")]
@@ -223,24 +229,24 @@ def _task(direction: str, side: Side, protocol: Measured) -> str:
 
 
 def post_processed_boards(measured: Mapping[str, Metrics]) -> list[Board]:
-    """Raw and post-processed estimates, one under the other, of the methods that have both; none is called the best."""
-    found: dict[str, Estimates] = {}
+    """Raw and post-processed estimates, one under the other, of the methods that have both; none is marked as best."""
+    estimates: dict[str, Estimates] = {}
     owners: dict[str, Metrics] = {}
     for method, metrics in measured.items():
         if not metrics.post_processed:
             continue
         rows = {f"{method}, raw": metrics.estimates}
         rows |= {f"{method} after {name}": block.estimates for name, block in metrics.post_processed.items()}
-        found |= rows
+        estimates |= rows
         owners |= dict.fromkeys(rows, metrics)
     return [
         replace(b, rows=tuple((row, tuple(replace(c, best=False) for c in cells)) for row, cells in b.rows))
-        for b in _boards(found, owners)
+        for b in _boards(estimates, owners)
     ]
 
 
 def post_processing_notes(measured: Mapping[str, Metrics]) -> dict[str, str]:
-    """What each post-processing that was measured must be read with."""
+    """The note of each post-processing that was measured, by its name."""
     return {
         name: block.note for metrics in measured.values() for name, block in metrics.post_processed.items()
     }

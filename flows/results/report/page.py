@@ -1,7 +1,7 @@
 """The report of an experiment: one HTML file that needs nothing else, no network and no script.
 
-The entry of a worker process. Each section has its module, which turns artifacts into what is said,
-and its template, which says it; a new section is one of each and a line in `view` and in the page.
+The entry of a worker process. Each section has a module, which makes its content from artifacts, and a template, which
+prints it; a new section is one module, one template, and a line in `view` and in the page.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from trainers.measure.evaluated import EvaluatedFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE = "report.html"
-FRAME_BYTES = 2_500_000  # of all thumbnails, so that the page stays under 5 MB
-HUB_SHARE = 8  # of them, one part is for hubs
+FRAME_BYTES = 2_500_000  # bytes of all thumbnails together, so that the page stays under 5 MB
+HUB_SHARE = 8  # one part in eight of these bytes is for the pictures of hubs
 
 
 def run(request: dict[str, Any], send: Send) -> None:
@@ -44,15 +44,15 @@ def run(request: dict[str, Any], send: Send) -> None:
 
 
 def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> dict[str, Any]:
-    """Everything the page says, section by section, as the templates read it."""
+    """The content of the page, section by section, under the names that the templates read."""
     public = _public(inputs)
     trained = {entry["method"]: TrainedFolder(Path(entry["train"])) for entry in inputs["methods"]}
     evaluated = {entry["method"]: EvaluatedFolder(Path(entry["evaluate"])) for entry in inputs["methods"]}
     measured = {method: folder.metrics for method, folder in evaluated.items()}
     boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
     failures = activity.failures(public)
-    asked = {method: ranks.read_asked(folder) for method, folder in evaluated.items()}
-    queries, hubs = _looked_at(params, inputs, evaluated, frame_bytes)
+    ranked = {method: ranks.read_ranked(folder) for method, folder in evaluated.items()}
+    queries, hubs = _queries_and_hubs(params, inputs, evaluated, frame_bytes)
     kind = next(iter(measured.values())).protocol.kind if measured else "video"
     return {
         "name": public["experiment"].get("name") or "experiment",
@@ -66,8 +66,8 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "post_notes": leaderboard.post_processing_notes(measured),
         "in_percent": leaderboard.in_percent(kind),
         "ties_matter": not leaderboard.look_alike(strict, boards),
-        "curves": ranks.curves(asked, kind),
-        "rank_histograms": ranks.rank_histograms(asked, kind),
+        "curves": ranks.curves(ranked, kind),
+        "rank_histograms": ranks.rank_histograms(ranked, kind),
         "hubness": hubness_tables(measured),
         "hubs": hubs,
         "protocols": (protocols := leaderboard.protocols(measured)),
@@ -85,19 +85,19 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
 
 
 def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page may print of the inputs, without the places of this machine."""
-    told = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
+    """The inputs that the page may print, with paths of this machine shortened."""
+    printable = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
     folder = Path(inputs["experiment"].get("path", inputs["corpus"]["path"])).parent
-    return dict(without_places(told, folder))
+    return dict(without_places(printable, folder))
 
 
-def _looked_at(
+def _queries_and_hubs(
     params: ReportParams,
     inputs: Mapping[str, Any],
     evaluated: Mapping[str, EvaluatedFolder],
     frame_bytes: int,
 ) -> tuple[list[Queries], list[Hubs]]:
-    """The queries shown of each method, and its hubs; every method gets the same share of the page."""
+    """The shown queries and the hubs of each method; every method has the same share of the bytes for pictures."""
     queries, hubs = [], []
     for method, folder in evaluated.items():
         share = frame_bytes // len(evaluated)
@@ -110,11 +110,11 @@ def _looked_at(
     return queries, hubs
 
 
-def render(told: Mapping[str, Any]) -> str:
-    """The page as text; whatever came from outside is escaped."""
+def render(content: Mapping[str, Any]) -> str:
+    """The page as HTML; all values are escaped."""
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     templates.filters |= {"counted": counted}
-    return templates.get_template("report.html.j2").render(told)
+    return templates.get_template("report.html.j2").render(content)

@@ -1,4 +1,4 @@
-"""What is shown of an item: frames of a video, or views of a point cloud, until a page's share is used up."""
+"""Pictures of an item: frames of a video or views of a point cloud, up to the bytes that a page has for them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from flows.results.report import shapes
 from flows.results.report.frames import LEFT_OUT, Frame, Frames, Moments, Strip, as_data_uri
 from pipeline.store.segments import Damaged, Segment
 
-POINTS = "points"  # the stage and its output that clouds are drawn from
+POINTS = "points"  # name of the stage, and of its output, that clouds are drawn from
 
 
 class Pictures:
-    """Strips of items, until `most_bytes` of data URIs were handed out."""
+    """Strips of items, until `most_bytes` of data URIs have been returned."""
 
     def __init__(self, most_bytes: int) -> None:
         self._frames, self._left = Frames(most_bytes), most_bytes
         self._known: dict[tuple[str, int], Strip] = {}
 
     def close(self) -> None:
-        """End what decodes videos."""
+        """End the process that decodes videos."""
         self._frames.close()
 
     def strip(self, item: Mapping[str, Any], moments: Moments = ()) -> Strip:
         """Pictures of an item from its "video", which "compress" (segment, row) made, or its "points" (segment, row).
 
-        Never raises for a bad one: the strip then has the reason.
+        Never raises for damaged media: the strip then holds the reason instead of pictures.
         """
         if not item.get("points"):
             if damage := self._video_damage(item):
                 return Strip(reason=damage)
             return self._frames.strip(item.get("video"), moments)
-        where = (str(item["points"][0]), int(item["points"][1]))
-        if where not in self._known:
-            self._known[where] = _views(*where, item["key"])
-        strip = self._known[where]
+        row = (str(item["points"][0]), int(item["points"][1]))
+        if row not in self._known:
+            self._known[row] = _views(*row, item["key"])
+        strip = self._known[row]
         size = sum(len(frame.source) for frame in strip.frames)
         if size > self._left:
             return Strip(reason=LEFT_OUT)
@@ -44,26 +44,26 @@ class Pictures:
         return strip
 
     def _video_damage(self, item: Mapping[str, Any]) -> str:
-        """Why the video of an item is not the one that was made of it; "" where it is, or where there is none."""
+        """The reason why a stored video is damaged; "" if it is intact, or if the item has none."""
         if not item.get("compress") or item.get("video") is None:
             return ""
         segment, row = item["compress"]
         try:
-            found = Segment(Path(segment))
-            found.require(int(row), item["key"])
-            found.require_file(int(row), Path(item["video"]))
+            stored = Segment(Path(segment))
+            stored.require(int(row), item["key"])
+            stored.require_file(int(row), Path(item["video"]))
         except Damaged as error:
             return str(error)
         return ""
 
 
 def _views(segment: str, row: int, key: str) -> Strip:
-    """A cloud from around it."""
+    """Views of a cloud from several sides, or the reason why it cannot be read."""
     try:
-        found = Segment(Path(segment))
-        found.require(row, key)
-        found.check(row)
-        points = found.rows(POINTS, row)
+        stored = Segment(Path(segment))
+        stored.require(row, key)
+        stored.check(row)
+        points = stored.rows(POINTS, row)
     except Damaged as error:
         return Strip(reason=str(error))
     side = shapes.SIDE_PIXELS

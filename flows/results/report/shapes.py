@@ -1,4 +1,4 @@
-"""Small pictures of a point cloud, seen from around it. Knows no store; plain numpy.
+"""Small pictures of a point cloud from several sides, in plain NumPy. Reads no store.
 
 Axes: N points, H and W pixels. The picture is orthographic: z up, the nearest point of a pixel is seen.
 """
@@ -13,21 +13,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDE_PIXELS = 120
-OVERSAMPLING = 2  # drawn this much larger, then averaged
+OVERSAMPLING = 2  # pictures are drawn this much larger, then averaged down, which smooths edges
 AZIMUTHS = (30, 120, 210, 300)  # degrees about the vertical, one picture each
 ELEVATION = 25  # degrees above the horizon
 COVER = 2.6  # area of all dots together, in areas of the picture: dense clouds get small dots
-FOG = 0.45  # how much of its colour the farthest point loses
+FOG = 0.45  # share of its colour that the farthest point loses
 JPEG_QUALITY = 70
 PAPER = 229  # grey of the background, and what far points fade to
-LOW, HIGH = np.array([46, 80, 150.0]), np.array([245, 175, 60.0])  # of clouds without colours, by height
+LOW, HIGH = (
+    np.array([46, 80, 150.0]),
+    np.array([245, 175, 60.0]),
+)  # by height, if a cloud has no colours
 
 Points = NDArray[np.floating]
 Picture = NDArray[np.uint8]
 
 
 def views(points: Points) -> Iterator[tuple[int, bytes]]:
-    """JPEGs of a cloud (N, 6 or more) of x y z r g b, each with the degrees it is seen from."""
+    """Yield the azimuth in degrees and the JPEG of each view of a cloud (N, 6 or more) of x y z r g b."""
     colours = shown_colours(points)
     for azimuth in AZIMUTHS:
         picture = Image.fromarray(render(points[:, :3], colours, azimuth))
@@ -37,7 +40,7 @@ def views(points: Points) -> Iterator[tuple[int, bytes]]:
 
 
 def shown_colours(points: Points) -> Points:
-    """Colours (N, 3) from 0 to 255, whatever scale the columns are in; by height where there are none."""
+    """Colours (N, 3) from 0 to 255, from columns in [0, 1] or [0, 255]; from the height if the cloud has none."""
     rgb = np.clip(np.nan_to_num(points[:, 3:6].astype(np.float64)), 0, None)
     if rgb.max(initial=0) == 0:
         height = points[:, 2] - points[:, 2].min()
@@ -65,7 +68,7 @@ def render(xyz: Points, colours: Points, azimuth: float) -> Picture:
 
 
 def _seen(xyz: Points, azimuth: float) -> tuple[Points, Points, Points]:
-    """How far right, up and towards the eye each point is, (N,) within [-1, 1]."""
+    """The coordinates of each point to the right, up and towards the eye, (N,) each, within [-1, 1]."""
     centred = xyz.astype(np.float64) - (xyz.min(0) + xyz.max(0)) / 2
     centred /= max(float(np.linalg.norm(centred, axis=1).max()), 1e-12)
     turn, tilt = np.radians(azimuth), np.radians(ELEVATION)

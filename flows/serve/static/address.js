@@ -4,8 +4,8 @@ const NAMES = ["q", "method", "split", "with", "top", "item", "in"];
 
 /** The state that the address names; a name that is not there is "". */
 export function read() {
-  const asked = new URLSearchParams(location.search);
-  return Object.fromEntries(NAMES.map((name) => [name, asked.get(name) ?? ""]));
+  const parameters = new URLSearchParams(location.search);
+  return Object.fromEntries(NAMES.map((name) => [name, parameters.get(name) ?? ""]));
 }
 
 /** The address of a state. */

@@ -25,12 +25,12 @@ export const search = (q, method, split, top, signal) =>
 export const explain = (q, method, split, key, signal) =>
   json(`/api/explain?${new URLSearchParams({ q, method, split, key })}`, signal);
 
-/** An item with its pictures; asked for once. */
+/** An item with its pictures; fetched once. */
 export function item(key) {
   if (!items.has(key)) {
-    const asked = json(`/api/item/${key}`);
-    items.set(key, asked);
-    asked.catch(() => items.delete(key));
+    const answer = json(`/api/item/${key}`);
+    items.set(key, answer);
+    answer.catch(() => items.delete(key));
   }
   return items.get(key);
 }

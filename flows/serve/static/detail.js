@@ -20,7 +20,7 @@ export async function show(hit, found) {
   byId("detail-place").textContent = `Place ${hit.place} with ${found.method}, score ${score(hit.score)}`;
   const captions = byId("captions");
   captions.replaceChildren();
-  byId("explanation").replaceChildren(html("p", { class: "soft" }, "Asking what carried this match …"));
+  byId("explanation").replaceChildren(html("p", { class: "soft" }, "Loading the explanation of this match …"));
   stage.replaceChildren(html("p", { class: "soft" }, "Loading …"));
   if (!dialog.open) dialog.showModal();
   byId("detail-title").focus();
@@ -58,9 +58,9 @@ function end() {
 async function explained(hit, found, about, signal) {
   const place = byId("explanation");
   try {
-    const said = await explain(found.query, found.method, found.split, hit.key, signal);
+    const explanation = await explain(found.query, found.method, found.split, hit.key, signal);
     const seek = shown?.seek;
-    const drawn = draw(said.arrays, { query: found.query, method: found.method, seconds: about.seconds, moment: hit.moment, seek });
+    const drawn = draw(explanation.arrays, { query: found.query, method: found.method, seconds: about.seconds, moment: hit.moment, seek });
     place.replaceChildren(html("h3", {}, "What carried this match"), ...drawn.parts);
     if (drawn.at && shown?.onTime) shown.onTime(drawn.at);
   } catch (error) {

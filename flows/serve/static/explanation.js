@@ -27,7 +27,7 @@ const RECIPES = [
 ];
 
 const number = (value) => (value === null ? "–" : Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(3));
-const said = (...parts) => html("p", {}, ...parts);
+const paragraph = (...parts) => html("p", {}, ...parts);
 const highest = (values) => values.reduce((best, value, place) => (value > values[best] ? place : best), 0);
 
 /** HLFormer: cosines over time; the best clip and the best frame make the score. */
@@ -56,7 +56,7 @@ function timeline(arrays, about) {
   }, ...bars, svg("polyline", { points: line }), cursor);
   const ends = about.seconds ? html("div", { class: "axis" }, html("span", {}, clock(0)), html("span", {}, clock(about.seconds))) : null;
   const key = html("p", { class: "key" }, html("span", { class: "swatch bar" }), "stretches ", html("span", { class: "swatch best" }), "the best one ", html("span", { class: "swatch line" }), "single frames");
-  const sum = clipShare === null ? null : said(
+  const sum = clipShare === null ? null : paragraph(
     "Score = ", html("b", {}, number(clipShare)), ` × best stretch (${number(clips[clip])}) + `, html("b", {}, number(frameShare)),
     ` × best frame (${number(arrays.frame_scores[frame])})`, padded ? ", which is padding behind the last frame." : ".");
   const at = about.seconds ? (seconds) => {
@@ -64,7 +64,7 @@ function timeline(arrays, about) {
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
   } : null;
-  const hint = about.seek ? said("A click on the chart shows that second.") : null;
+  const hint = about.seek ? paragraph("A click on the chart shows that second.") : null;
   return { parts: [sum, picture, ends, key, hint].filter(Boolean), used: ["clip_scores", "frame_scores", "frame_count", "shares"], at };
 }
 
@@ -74,7 +74,7 @@ function increments(arrays, about) {
   const kept = (values) => values.filter((_, place) => real[place]);
   const parts = [];
   if ("increment" in arrays) {
-    parts.push(said("For this video the caption's vector, of length ", html("b", {}, number(arrays.text)), ", was moved by ", html("b", {}, number(arrays.increment)), "."));
+    parts.push(paragraph("For this video the caption's vector, of length ", html("b", {}, number(arrays.text)), ", was moved by ", html("b", {}, number(arrays.increment)), "."));
   }
   parts.push(titled("How far each frame moved it", columns(kept(arrays.frame_increments), about)));
   parts.push(titled("Share of each frame in the video's vector", columns(kept(arrays.pool_weights), about)));
@@ -94,7 +94,7 @@ function hyperedges(arrays, about) {
   const shares = [["the video as a whole", nodes[0]], ["its frames together", sum(frames)], ...named.map((words, place) => [`“${words}”`, nodes[most + place]])];
   parts.push(titled("Share in what is classified", rows(shares)));
   parts.push(titled("Share of each frame", columns(frames, about, new Set(arrays.top ?? []))));
-  if ((arrays.top ?? []).length) parts.push(said("Green: the frames nearest to the caption, which stand for the video in its hyperedges."));
+  if ((arrays.top ?? []).length) parts.push(paragraph("Green: the frames closest to the caption, which represent the video in the hyperedges."));
   return { parts, used: ["edge_weights", "node_weights", "words", "top"] };
 }
 
@@ -106,7 +106,7 @@ function cone(arrays, about) {
   if ("angle" in arrays) {
     const inside = arrays.angle < arrays.aperture;
     const degrees = (radians) => `${((180 * radians) / Math.PI).toFixed(1)}°`;
-    parts.push(said("The cloud stands at ", html("b", {}, degrees(arrays.angle)), " from the axis of the caption's cone, whose half opening is ", html("b", {}, degrees(arrays.aperture)), inside ? ": inside." : ": outside."));
+    parts.push(paragraph("The cloud lies at ", html("b", {}, degrees(arrays.angle)), " from the axis of the caption's cone, whose half opening is ", html("b", {}, degrees(arrays.aperture)), inside ? ": inside." : ": outside."));
     parts.push(coned(arrays.angle, arrays.aperture, inside));
   }
   parts.push(words(arrays.text_weights, about.query));
@@ -135,7 +135,7 @@ function coned(angle, aperture, inside) {
 /** NeighborRetr: how much of a hub the video is. */
 function hub(arrays) {
   return {
-    parts: [said("The video's mean score with the captions that were kept from training is ", html("b", {}, number(arrays.centrality)), ". While it learns, this method weighs down videos that are near to everything; the score itself does not know it.")],
+    parts: [paragraph("The video's mean score with the captions in the memory bank of training is ", html("b", {}, number(arrays.centrality)), ". During training, this method gives less weight to videos that are close to many captions; the score itself does not use this value.")],
     used: ["centrality"],
   };
 }
@@ -149,7 +149,7 @@ function words(weights, query) {
   }
   const inner = weights.slice(1, -1).slice(0, found.length);
   const most = Math.max(...inner, 1e-9);
-  return titled("What each word of the caption weighs", html("p", { class: "words" }, ...found.flatMap((word, place) => {
+  return titled("Weight of each word of the caption", html("p", { class: "words" }, ...found.flatMap((word, place) => {
     const mark = html("mark", { title: `weight ${number(inner[place])}` }, word);
     mark.style.setProperty("--weight", (inner[place] / most).toFixed(3));
     return [mark, " "];
@@ -159,7 +159,7 @@ function words(weights, query) {
 /** Any array: a number, bars, or the first row of several. */
 function plain(name, values) {
   const title = name.replaceAll("_", " ");
-  if (!Array.isArray(values)) return said(`${title}: `, html("b", {}, typeof values === "number" ? number(values) : String(values)));
+  if (!Array.isArray(values)) return paragraph(`${title}: `, html("b", {}, typeof values === "number" ? number(values) : String(values)));
   const flat = values.flat(Infinity);
   return titled(`${title} (${flat.length})`, columns(thinned(flat, 240)));
 }

@@ -6,25 +6,25 @@ import * as detail from "./detail.js";
 import { byId, counted, html } from "./dom.js";
 import * as results from "./results.js";
 
-const SLOW_MS = 1500; // after which a search says why it takes so long
+const SLOW_MS = 1500; // time after which the page says why a search takes long
 const form = byId("search");
 const field = byId("q");
 const columns = byId("columns");
 const status = byId("status");
-let told; // what can be searched
-let ready; // its methods that can
+let catalogue; // the answer of /api/about: methods, splits, bounds
+let ready; // the methods that can be searched
 let state;
-let rankings = []; // what stands on the page
-let shownQuery = ""; // the search they answer
-let asked; // the search that runs
+let rankings = []; // the rankings that are shown
+let shownQuery = ""; // the search that the rankings belong to
+let running; // the AbortController of the running search
 let opener = ""; // the key of the card to go back to
 
-function normal(wanted) {
-  const method = ready.find((one) => one.name === wanted.method) ?? ready[0];
-  const split = method.splits.includes(wanted.split) ? wanted.split : method.splits[0];
-  const other = ready.find((one) => one.name === wanted.with && one.name !== method.name && one.splits.includes(split));
-  const top = ["10", "20", "50"].includes(wanted.top) ? wanted.top : "10";
-  return { ...wanted, method: method.name, split, with: other?.name ?? "", top };
+function normal(target) {
+  const method = ready.find((one) => one.name === target.method) ?? ready[0];
+  const split = method.splits.includes(target.split) ? target.split : method.splits[0];
+  const other = ready.find((one) => one.name === target.with && one.name !== method.name && one.splits.includes(split));
+  const top = ["10", "20", "50"].includes(target.top) ? target.top : "10";
+  return { ...target, method: method.name, split, with: other?.name ?? "", top };
 }
 
 /** Show the state that the address names. */
@@ -46,11 +46,11 @@ async function render() {
   opened();
 }
 
-/** Ask for the rankings; whether they are the ones that are still wanted. */
+/** Fetch and show the rankings; returns false if another search replaced this one. */
 async function search(query) {
-  asked?.abort();
-  asked = new AbortController();
-  const { signal } = asked;
+  running?.abort();
+  running = new AbortController();
+  const { signal } = running;
   const methods = [state.method, state.with].filter(Boolean);
   columns.className = methods.length > 1 ? "two" : "";
   columns.replaceChildren(...methods.map(results.waiting));
@@ -74,9 +74,9 @@ async function search(query) {
 }
 
 function summary(found) {
-  const right = found.filter((one) => !one.error);
-  if (!right.length) return "The search failed.";
-  const [first, second] = right;
+  const done = found.filter((one) => !one.error);
+  if (!done.length) return "The search failed.";
+  const [first, second] = done;
   const text = `The best ${first.hits.length} of ${counted(splitOf().items, noun())} in ${state.split} for “${state.q}”`;
   if (!second) return `${text}, by ${first.method}.`;
   const keys = new Set(first.hits.map((hit) => hit.key));
@@ -134,7 +134,7 @@ function fill() {
   const others = ready.filter((one) => one.name !== state.method && one.splits.includes(state.split));
   choices("with", [["", "nothing"], ...others.map((one) => [one.name, one.name])], state.with);
   byId("with").parentElement.hidden = ready.length < 2;
-  byId("split").parentElement.hidden = told.splits.length < 2;
+  byId("split").parentElement.hidden = catalogue.splits.length < 2;
   byId("top").value = state.top;
 }
 
@@ -144,24 +144,24 @@ function choices(id, entries, chosen) {
 
 function start() {
   byId("examples").replaceChildren(...splitOf().examples.map((text) =>
-    html("li", {}, html("button", { type: "button", onclick: () => wish({ q: text }) }, text))));
+    html("li", {}, html("button", { type: "button", onclick: () => changeState({ q: text }) }, text))));
 }
 
-function wish(change) {
-  const wanted = { ...state, item: "", in: "", ...change };
-  address.go(normal(wanted));
+function changeState(change) {
+  const target = { ...state, item: "", in: "", ...change };
+  address.go(normal(target));
   render();
 }
 
-const splitOf = () => told.splits.find((one) => one.name === state.split);
-const noun = () => (told.kind === "pointcloud" ? "cloud" : "video");
+const splitOf = () => catalogue.splits.find((one) => one.name === state.split);
+const noun = () => (catalogue.kind === "pointcloud" ? "cloud" : "video");
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (field.value.trim()) wish({ q: field.value.trim() });
+  if (field.value.trim()) changeState({ q: field.value.trim() });
 });
 form.addEventListener("change", (event) => {
-  if (event.target !== field) wish({ q: state.q && field.value.trim() ? field.value.trim() : state.q, [event.target.name]: event.target.value });
+  if (event.target !== field) changeState({ q: state.q && field.value.trim() ? field.value.trim() : state.q, [event.target.name]: event.target.value });
 });
 
 // keys -----------------------------------------------------------------------------------------------
@@ -209,17 +209,17 @@ const coded = (text) => text.split("`").map((part, place) => (place % 2 ? html("
 
 async function begin() {
   try {
-    told = await asking.about();
+    catalogue = await asking.about();
   } catch (error) {
     status.replaceChildren(html("span", { class: "warn" }, error.message));
     return;
   }
-  ready = told.methods.filter((one) => one.splits.length);
-  field.maxLength = told.most_characters;
-  byId("experiment").textContent = told.experiment;
+  ready = catalogue.methods.filter((one) => one.splits.length);
+  field.maxLength = catalogue.most_characters;
+  byId("experiment").textContent = catalogue.experiment;
   byId("methods").append(...ready.map((one) =>
     html("label", {}, html("input", { type: "radio", name: "method", value: one.name }), html("span", {}, one.name))));
-  missing(told.methods.filter((one) => one.missing));
+  missing(catalogue.methods.filter((one) => one.missing));
   await render();
   if (!state.q) field.focus();
 }

@@ -22,7 +22,7 @@ export function player(stage, found, moment) {
   });
   video.addEventListener("loadedmetadata", begin, { once: true });
   video.addEventListener("timeupdate", () => {
-    for (const told of listeners) told(video.currentTime);
+    for (const listener of listeners) listener(video.currentTime);
     if (moment && !video.paused && video.currentTime > moment[1] + LEAD_SECONDS && !video.dataset.on) {
       video.pause(); // once; who plays on wants to see the rest
       video.dataset.on = "1";
@@ -35,7 +35,7 @@ export function player(stage, found, moment) {
       video.dataset.on = "1";
     },
     toggle: () => (video.paused ? video.play().catch(() => {}) : video.pause()),
-    onTime: (told) => listeners.push(told),
+    onTime: (listener) => listeners.push(listener),
     close() {
       video.pause();
       video.removeAttribute("src");

@@ -32,8 +32,8 @@ function pictures(found, moment) {
     const inside = moment && found.kind === "video" && p.at >= moment[0] && p.at <= moment[1];
     return html("img", { src: p.source, width: p.width, height: p.height, alt: "", class: inside ? "inside" : undefined });
   });
-  const told = found.kind === "video" ? `${frames.length} frames of ${found.item}` : `${found.item} from ${frames.length} sides`;
-  const out = [html("div", { class: "strip", role: "img", "aria-label": told }, ...frames)];
+  const description = found.kind === "video" ? `${frames.length} frames of ${found.item}` : `${found.item} from ${frames.length} sides`;
+  const out = [html("div", { class: "strip", role: "img", "aria-label": description }, ...frames)];
   if (moment && found.seconds) out.push(line(found, moment));
   return out;
 }

@@ -245,7 +245,7 @@ def test_an_item_that_is_nobodys_own_goes_with_one_that_names_it(write, tmp_path
         return replace(index, caption_item=own, caption_also=also)
 
     found = read_measured(write(tmp_path / "run", 0, edit=edit), "run")
-    assert found.asked["v2t"].units[11] == "item4" and "item11" not in found.asked["t2v"].units
+    assert found.queries["v2t"].units[11] == "item4" and "item11" not in found.queries["t2v"].units
 
 
 @pytest.mark.slow

@@ -18,10 +18,10 @@ from flows.results.comparison import (
     matched,
     mcnemar,
     meaning,
-    smallest,
+    smallest_detectable,
     weighted,
 )
-from flows.results.measured import Asked, Measured
+from flows.results.measured import Measured, RankedQueries
 from pipeline.errors import UserError
 from trainers.measure.evaluated import Protocol, PublishedProtocol, Spread
 from trainers.measure.metrics import metrics, rsum, units_of
@@ -33,16 +33,16 @@ PROTOCOL = Protocol(
 )  # fmt: skip
 
 
-def asked(ranks, of) -> Asked:
+def ranked(ranks, of) -> RankedQueries:
     """Queries named by their place; `of` is the item of each."""
     keys = tuple(((f"q{number:04}", f"v{item:03}"), 1) for number, item in enumerate(of))
-    return Asked(keys, tuple(f"v{item:03}" for item in of), np.asarray(ranks, np.float64))
+    return RankedQueries(keys, tuple(f"v{item:03}" for item in of), np.asarray(ranks, np.float64))
 
 
 def run(name: str, texts, of, items=None, **protocol) -> Measured:
-    sides = {"t2v": asked(texts, of)}
+    sides = {"t2v": ranked(texts, of)}
     if items is not None:
-        sides["v2t"] = asked(items, range(len(items)))
+        sides["v2t"] = ranked(items, range(len(items)))
     gallery = frozenset(f"v{item:03}" for item in of)
     measured_under = PROTOCOL.model_copy(update={"captions": len(of), **protocol})
     return Measured(name, Path(name), measured_under, gallery, sides)
@@ -82,7 +82,7 @@ def test_counting_a_query_twice_is_having_it_twice():
 def test_intervals_are_those_of_a_slow_twin_that_repeats_items_with_all_their_captions():
     a, b = drawn(1)
     found = told(a, b, seed=5, resamples=50)
-    units = sorted(set(a.asked["t2v"].units))
+    units = sorted(set(a.queries["t2v"].units))
     samples: dict[tuple[str, str], list[float]] = {}
     random = np.random.default_rng(5)
     for _ in range(50):
@@ -90,7 +90,7 @@ def test_intervals_are_those_of_a_slow_twin_that_repeats_items_with_all_their_ca
         sides = []
         for one in (a, b):
             figures = {}
-            for direction, side in one.asked.items():
+            for direction, side in one.queries.items():
                 rows = [n for n, unit in enumerate(side.units) for _ in range(times[unit])]
                 figures[direction] = metrics(side.rank[rows])
             figures["both"] = {"RSUM": sum(figures[d][f"R@{k}"] for d in ("t2v", "v2t") for k in (1, 5, 10))}
@@ -108,13 +108,13 @@ def test_values_are_those_of_the_leaderboard():
     a, b = drawn(2)
     found = told(a, b, resamples=3)
     for direction in ("t2v", "v2t"):
-        expected = metrics(a.asked[direction].rank)
+        expected = metrics(a.queries[direction].rank)
         values = {name: d.a for name, d in found[direction].differences.items()}
         assert values == pytest.approx(expected)
-    of = np.array([int(unit[1:]) for unit in b.asked["t2v"].units])
-    units = units_of(Relevance.one_each(of, len(b.asked["v2t"].keys)))
+    of = np.array([int(unit[1:]) for unit in b.queries["t2v"].units])
+    units = units_of(Relevance.one_each(of, len(b.queries["v2t"].keys)))
     assert found["both"].differences["RSUM"].b == pytest.approx(
-        rsum(b.asked["t2v"].rank, b.asked["v2t"].rank, units, seed=0).value
+        rsum(b.queries["t2v"].rank, b.queries["v2t"].rank, units, seed=0).value
     )
 
 
@@ -145,10 +145,10 @@ def test_the_order_of_the_queries_changes_nothing():
     a, b = drawn(5)
     random = np.random.default_rng(0)
     shuffled = {
-        d: side.at(side.keys[i] for i in random.permutation(len(side.keys))) for d, side in b.asked.items()
+        d: side.at(side.keys[i] for i in random.permutation(len(side.keys))) for d, side in b.queries.items()
     }
-    assert shuffled["t2v"].keys != b.asked["t2v"].keys
-    assert told(a, replace(b, asked=shuffled)) == told(a, b)
+    assert shuffled["t2v"].keys != b.queries["t2v"].keys
+    assert told(a, replace(b, queries=shuffled)) == told(a, b)
 
 
 def test_captions_that_all_fare_as_their_item_does_are_worth_one():
@@ -224,10 +224,10 @@ def test_intervals_cover_the_truth_and_equal_runs_are_seldom_told_apart():
 
 
 @pytest.mark.slow
-def test_the_smallest_difference_that_is_told_is_found_four_times_out_of_five():
+def test_the_smallest_detectable_difference_is_detected_four_times_out_of_five():
     random = np.random.default_rng(1)
     error = told(*simulated(random, 0.0), resamples=400)["t2v"].differences["R@1"].error
-    gain = smallest(error, 1) / 100
+    gain = smallest_detectable(error, 1) / 100
     found = sum(told(*simulated(random, gain), resamples=2)["t2v"].tests["R@1"].p < 0.05 for _ in range(100))
     assert 0.65 <= found / 100 <= 0.92
 
@@ -260,7 +260,7 @@ def test_what_it_means_is_a_sentence():
     pair = told(run("new", close, of), run("old", bad, of))["t2v"]
     assert meaning(pair, 3, PROTOCOL).startswith(
         "no difference that these 140 queries can show: new finds 1.4 points more at R@1 (0.0 to 3.6); "
-        "the smallest they could show is about 3."
+        "the smallest detectable difference is about 3."
     )
     late = told(run("new", np.where(bad == 4, 3, 1), of), run("old", bad, of))["t2v"]
     assert (
@@ -308,18 +308,18 @@ def lost(one: Measured, items: set[str]) -> Measured:
     """The run as it would be without some items; ranks stay."""
     sides = {
         d: side.at(k for k, u in zip(side.keys, side.units, strict=True) if u not in items)
-        for d, side in one.asked.items()
+        for d, side in one.queries.items()
     }
     left = len(sides["t2v"].keys)
     kept = under(one, captions=left, dropped=one.protocol.captions - left)
-    return replace(kept, asked=sides, items=one.items - items)
+    return replace(kept, queries=sides, items=one.items - items)
 
 
 def test_lost_items_are_named_as_the_difference_and_left_out_when_asked():
     a, b = drawn(9)
     part = lost(b, {"v003", "v007"})
     said = refused(a, part)
-    gone = len(a.asked["t2v"].keys) - len(part.asked["t2v"].keys)
+    gone = len(a.queries["t2v"].keys) - len(part.queries["t2v"].keys)
     assert "the gallery (2 items only in a, 0 only in b)" in said
     assert (
         f"the queries of t2v ({gone} only in a, 0 only in b)" in said
@@ -343,17 +343,17 @@ def test_another_split_is_not_the_rest_of_this_one():
 
 def test_a_direction_that_one_run_was_not_asked_in_is_left_out_with_a_word():
     a, b = drawn(10)
-    text_only = replace(b, asked={"t2v": b.asked["t2v"]})
+    text_only = replace(b, queries={"t2v": b.queries["t2v"]})
     found = matched([a, text_only])
-    assert found.directions == ("t2v",) and found.notes == ("v2t is left out: b has no figures of it",)
+    assert found.directions == ("t2v",) and found.notes == ("v2t is left out: b was not evaluated in it",)
     assert [pair.direction for pair in compare(found, resamples=3)] == ["t2v"]
     assert refused(a, text_only, direction="v2t") == "b was not evaluated in the direction v2t, only in t2v"
-    item_only = replace(a, asked={"v2t": a.asked["v2t"]})
+    item_only = replace(a, queries={"v2t": a.queries["v2t"]})
     assert refused(item_only, text_only) == "the runs were evaluated in no direction together: a v2t; b t2v"
 
 
 def test_runs_without_a_query_in_common_are_refused():
     a, b = drawn(11)
-    keys = tuple(((f"other {key}",), 1) for key in b.asked["t2v"].keys)
-    other = replace(b, asked={"t2v": replace(b.asked["t2v"], keys=keys)})
+    keys = tuple(((f"other {key}",), 1) for key in b.queries["t2v"].keys)
+    other = replace(b, queries={"t2v": replace(b.queries["t2v"], keys=keys)})
     assert "have no query of t2v in common" in refused(a, other, direction="t2v", common=True)

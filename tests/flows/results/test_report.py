@@ -23,7 +23,7 @@ from flows.commands.experiments import print_leaderboard
 from flows.reporting import Report, ReportParams
 from flows.results.leaderboard import leaderboard_rows as rows_of
 from flows.results.report import leaderboard, page
-from flows.results.report.frames import FRAMES, Frames, wanted_seconds
+from flows.results.report.frames import FRAMES, Frames, frame_seconds
 from flows.results.report.pictures import Pictures
 from flows.results.report.queries import choose, read_queries
 from flows.results.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
@@ -521,7 +521,7 @@ def test_hubs_are_named_with_how_often_they_appear_and_their_frames(tmp_path: Pa
     assert "1 item of 24 in 153 or more top 10" in section and "<img" in section
     assert '<span class="rank">320</span> <span class="item">&lt;i&gt;video&lt;/i&gt; 7</span>' in section
     right = measured_by(entry).queries.caption_item.count(7)
-    assert f"right for {right} captions" in section and Tree(text).open == []
+    assert f"positive of {right} captions" in section and Tree(text).open == []
 
 
 def test_differences_from_the_published_recipe_come_before_all_settings(tmp_path: Path) -> None:
@@ -639,9 +639,9 @@ def test_one_bad_video_leaves_the_next_one_readable_and_the_budget_holds(tmp_pat
 
 
 def test_a_moment_moves_the_nearest_frame_only_where_none_shows_it() -> None:
-    assert wanted_seconds(8.0, [[0.5, 1.5]]) == [1.0, 3.0, 5.0, 7.0]
-    assert wanted_seconds(8.0, [[1.5, 2.5]]) == [2.0, 3.0, 5.0, 7.0]
-    assert wanted_seconds(8.0, [[7.5, 30.0]]) == [1.0, 3.0, 5.0, 8.0]
+    assert frame_seconds(8.0, [[0.5, 1.5]]) == [1.0, 3.0, 5.0, 7.0]
+    assert frame_seconds(8.0, [[1.5, 2.5]]) == [2.0, 3.0, 5.0, 7.0]
+    assert frame_seconds(8.0, [[7.5, 30.0]]) == [1.0, 3.0, 5.0, 8.0]
 
 
 def test_chosen_queries_are_half_found_of_different_items_and_go_from_near_miss_to_worst() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flows.results.report import hubness, ranks
-from flows.results.report.ranks import Asked
+from flows.results.report.ranks import RankedQueries
 from trainers.measure.hubness import hubness as measured_hubness
 from trainers.measure.metrics import chance as measured_chance
 
@@ -70,7 +70,7 @@ def test_names_are_spread_without_overlap_in_their_order_and_within_the_picture(
 
 
 def test_a_method_keeps_its_colour_where_another_is_missing_in_a_direction() -> None:
-    some = Asked(drawn_ranks(30, 20), np.ones(30, np.int64), 20)
+    some = RankedQueries(drawn_ranks(30, 20), np.ones(30, np.int64), 20)
     first, second = ranks.curves({"a": {"t2v": some}, "b": {"t2v": some, "v2t": some}}, "video")
     assert [(line.name.split()[0], line.style) for line in first.lines] == [
         ("a", "s0"), ("b", "s1"), ("chance", "chance"),
