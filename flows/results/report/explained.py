@@ -444,8 +444,8 @@ H2ARN = Drawer(
 
 
 def drawer_of(method: str) -> Drawer | None:
-    """The drawer that a method declares; None for a method that declares none."""
-    entry = METHODS.find(method).drawing
+    """The drawer that a method declares; None for a method that declares none, or that is not installed here."""
+    entry = METHODS.find(method).drawing if method in METHODS.names() else ""
     if not entry:
         return None
     drawer: Drawer = resolve(entry)

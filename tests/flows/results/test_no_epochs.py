@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 SPLITS = ("train", "train", "val", "test")
 VIDEOS = """
 corpus = "corpus.jsonl"
-methods = ["hlformer", "neighborretr", "gare", "lean"]
+methods = ["clip4clip", "hlformer", "neighborretr", "gare", "lean"]
 
 [extractors.clip]
 model = "crossreel-demo"
@@ -38,6 +38,10 @@ weights = "seed:0"
 [extractors.triples]
 package = "crossreel-small"
 
+[trainers.clip4clip]
+mode = "frozen"
+max_frames = 3
+epochs = 0
 [trainers.hlformer]
 hidden_size = 16
 heads = 2
@@ -107,7 +111,7 @@ def untrained(
         write_manifest(folder / "corpus.jsonl", items)
 
     def make(method: str) -> Path:
-        kind = METHODS[method].kind
+        kind = METHODS.find(method).config.kind
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
             videos(folder) if kind == "video" else scan(folder, items=12)
@@ -121,7 +125,7 @@ def untrained(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.names())
 def test_every_page_of_an_untrained_method_works(
     untrained: Callable[[str], Path], called: Callable[..., str], tmp_path: Path, method: str
 ) -> None:
