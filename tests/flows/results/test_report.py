@@ -393,7 +393,6 @@ def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_giv
         "Video to text",
         "Caption to item",
         "right item",
-        "SumR",
         "No frames",
     ):
         assert word not in told.replace("validation SumR", "")
@@ -434,9 +433,9 @@ def test_query_with_several_right_items_names_them_all_and_shows_the_best(tmp_pa
     for query in shown.shown:
         q = by_caption[query.caption]
         right = [asked.caption_item[q], *asked.caption_also[q]]
-        assert query.right == tuple(names[v] for v in right)
-        marked = {result.item for result in query.results if result.right}
-        assert names[ranking.right[q]] in marked <= set(query.right)
+        assert query.positives == tuple(names[v] for v in right)
+        marked = {result.item for result in query.results if result.positive}
+        assert names[ranking.right[q]] in marked <= set(query.positives)
         if len(right) > 1:
             several += 1
             best = f"Best of 3 right clouds at rank {ranking.ranks['t2v'].strict[q]} of {ITEMS}"
@@ -446,7 +445,9 @@ def test_query_with_several_right_items_names_them_all_and_shows_the_best(tmp_pa
     assert 0 < several < len(shown.shown)
     on_page = read_queries("a", EvaluatedFolder(folder), inputs, Pictures(0), 6)
     assert on_page is not None
-    told = [f"Right clouds: {', '.join(query.right)}" for query in on_page.shown if len(query.right) > 1]
+    told = [
+        f"Right clouds: {', '.join(query.positives)}" for query in on_page.shown if len(query.positives) > 1
+    ]
     assert told and all(line in text for line in told) and text.count("Right clouds:") == len(told)
 
 
