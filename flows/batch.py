@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import Field
 
 from flows.project import Project
+from flows.reporting import Stopped
 from flows.results.leaderboard import leaderboard
 from flows.results.method_results import trained_folder
 from pipeline.errors import UserError
@@ -113,8 +114,8 @@ class Outcome:
         return dict(vars(self))
 
 
-def outcomes(project: Project, settings: Settings) -> list[Outcome]:
-    """The figures of every method of a finished run."""
+def outcomes(project: Project, settings: Settings, stopped: Sequence[Stopped] = ()) -> list[Outcome]:
+    """The figures of every method of a finished run, and the error of each method that a stopped stage left out."""
     states = project.survey()
     found: dict[str, Outcome] = {}
     for row in leaderboard(project, states):
@@ -124,6 +125,11 @@ def outcomes(project: Project, settings: Settings) -> list[Outcome]:
             value = summary.validation.get(WATCHED)
             found[method] = Outcome(settings, method, value, split=row["split"])
         found[method].figures[row["direction"]] = row["metrics"]
+    for stage in stopped:
+        for name in (stage.stage, *stage.left_out):
+            method = project.stages[name].method
+            if method and method not in found:
+                found[method] = Outcome(settings, method, error=f"{stage.stage} stopped: {stage.reason}")
     return list(found.values())
 
 

@@ -17,11 +17,12 @@ from flows.commands.experiments import run_experiment
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.project import open_project
-from pipeline.child import ChildDied
-from pipeline.errors import ItemError, TrainingError, UserError
+from flows.reporting import Stopped
+from flows.run import STAGE_ERRORS, reason
+from pipeline.errors import TrainingError, UserError, is_full
 from trainers.measure.metric_table import DIRECTIONS, METRICS, metric
 
-STOPPED = 1  # exit status: some runs came to nothing
+NOTHING, IN_PART = 1, 3  # exit status: every run came to nothing; a method of some run did
 LAST_WORDS = 400  # characters of a run that failed in a process of its own
 
 
@@ -50,9 +51,10 @@ def batch(
     else:
         _print(rows(found), len(runs))
         for outcome in failed:
-            out.print(f"failed: {_words(outcome.settings)}: {outcome.error}", markup=False)
+            method = f", {outcome.method}" if outcome.method else ""
+            out.print(f"failed: {_words(outcome.settings)}{method}: {outcome.error}", markup=False)
     if failed:
-        raise typer.Exit(STOPPED)
+        raise typer.Exit(IN_PART if len(failed) < len(found) else NOTHING)
 
 
 def _require_possible(asked: Sweep, runs: list[Settings], sets: list[str]) -> None:
@@ -72,27 +74,27 @@ def _all(
 ) -> Iterator[list[Outcome]]:
     """The outcomes of every run, in order. Of several at a time the first goes alone: it makes what they share."""
 
-    def told(place: int, make: Callable[[Settings], None]) -> list[Outcome]:
+    def told(place: int, make: Callable[[Settings], list[Stopped]]) -> list[Outcome]:
         settings = runs[place]
         display.say(f"run {place + 1} of {len(runs)}: {_words(settings)}")
         try:
-            make(settings)
+            stopped = make(settings)
             project = open_project(asked.experiment_path, [*sets, *as_sets(settings)], asked.methods)
             try:
-                return outcomes(project, settings)
+                return outcomes(project, settings, stopped)
             finally:
                 project.store.index.close()
-        except (UserError, TrainingError, ChildDied) as error:
-            return [Outcome(settings, error=str(error))]
-        except ItemError as error:
-            return [Outcome(settings, error=f"{error.item}: {error.reason}")]
+        except STAGE_ERRORS as error:
+            if is_full(error):
+                raise
+            return [Outcome(settings, error=reason(error))]
 
-    def here(settings: Settings) -> None:
+    def here(settings: Settings) -> list[Stopped]:
         every = [*sets, *as_sets(settings)]
-        run_experiment(asked.experiment_path, every, asked.methods, [], False, display)
+        return run_experiment(asked.experiment_path, every, asked.methods, [], False, display).stopped
 
-    def apart(settings: Settings) -> None:
-        _in_a_process(asked, [*sets, *as_sets(settings)])
+    def apart(settings: Settings) -> list[Stopped]:
+        return _in_a_process(asked, [*sets, *as_sets(settings)])
 
     yield told(0, here)
     if jobs == 1:
@@ -102,8 +104,11 @@ def _all(
         yield from pool.map(lambda place: told(place, apart), range(1, len(runs)))
 
 
-def _in_a_process(asked: Sweep, sets: list[str]) -> None:
-    """One run as a command of its own. Raises TrainingError with its last words if it fails."""
+def _in_a_process(asked: Sweep, sets: list[str]) -> list[Stopped]:
+    """Make one run as a command of its own; return the stages that stopped.
+
+    Raises TrainingError with its last words if it came to nothing.
+    """
     command = [sys.executable, "-m", "flows.cli", "run", str(asked.experiment_path), "--json"]
     for text in sets:
         command += ["--set", text]
@@ -112,6 +117,7 @@ def _in_a_process(asked: Sweep, sets: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode not in (0, 3):
         raise TrainingError(done.stderr.strip()[-LAST_WORDS:] or f"exit status {done.returncode}")
+    return [Stopped(**stage) for stage in json.loads(done.stdout)["stopped"]]
 
 
 def _words(settings: Settings) -> str:

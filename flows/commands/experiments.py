@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -29,15 +30,17 @@ from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
 from flows.project import Project, open_project
 from flows.results.report.wording import member, short_title
-from flows.run import RunResult, nothing_to_do, report_path, run_stages
+from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_full
 from pipeline.run import plan as planning
 from pipeline.run.execute import Report
 from trainers.measure.metric_table import metric, shown_metrics
 
 FAILURES_SHOWN = 10
 WIDE = 100  # characters of a terminal that has room for every column
+
+log = logging.getLogger(__name__)
 
 
 def opened(path: Path, sets: list[str], methods: list[str], display: StageDisplay) -> Project:
@@ -65,9 +68,19 @@ def run(
     Stages run as Prefect tasks, on the server that PREFECT_API_URL or prefect.toml names if it
     answers, else on one that lives as long as this command.
     """
+    results, errors = [], []
     with StageDisplay(quiet=as_json) as display:
-        results = [run_experiment(path, sets, methods, redo, retry_failed, display) for path in experiments]
-    finish(results, as_json)
+        for path in experiments:
+            try:
+                results.append(run_experiment(path, sets, methods, redo, retry_failed, display))
+            except STAGE_ERRORS as error:
+                if len(experiments) == 1 or is_full(error):
+                    raise
+                errors.append(error)
+                log.error("%s came to nothing: %s", path, error)
+    if not results:
+        raise errors[0]
+    finish(results, as_json, bool(errors))
 
 
 def run_experiment(
@@ -123,14 +136,17 @@ def _join(project: Project, names: list[str], display: StageDisplay) -> None:
         runner.join(names[0])
 
 
-def finish(results: list[RunResult], as_json: bool) -> None:
-    """Print what runs did, and end with the status that says whether items failed."""
+def finish(results: list[RunResult], as_json: bool, incomplete: bool = False) -> None:
+    """Print what runs did, and end with the status that says whether items failed or stages stopped.
+
+    `incomplete` says that there was another run, which came to nothing.
+    """
     if as_json:
         print_json([result.as_json() for result in results] if len(results) > 1 else results[0].as_json())
     else:
         for result in results:
             print_result(result)
-    if any(result.failed for result in results):
+    if incomplete or any(result.failed or result.stopped for result in results):
         raise typer.Exit(FAILED_ITEMS)
 
 
@@ -150,6 +166,11 @@ def print_result(result: RunResult) -> None:
             out.print(f"  {line}", markup=False)
         if len(failures) > FAILURES_SHOWN:
             out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
+    if result.stopped:
+        out.print(f"\n{len(result.stopped)} stages stopped; what does not need them was made:", markup=False)
+    for stopped in result.stopped:
+        without = f"; left out because of it: {', '.join(stopped.left_out)}" if stopped.left_out else ""
+        out.print(f"  {stopped.stage}: {stopped.reason}{without}", markup=False)
     out.print(
         f"\n{result.ran} stages ran, {len(result.reports) - result.ran} were cached, {decoded(result.reports)}, "
         f"{human_seconds(result.seconds)}"

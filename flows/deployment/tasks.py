@@ -49,7 +49,7 @@ def run_request(request: FlowRequest, choose: Callable[[Project], list[str]]) ->
             result = run_as_tasks(project, names, display, redo, request.retry_failed, request.retries)
     except UserError as error:
         return Failed(message=str(error))
-    return Completed(message=run_sentence(result))
+    return _end_of(result)
 
 
 def run_opened(
@@ -73,7 +73,7 @@ def run_opened(
         except UserError as error:  # its sentence is all: Prefect would log a traceback
             ended = error
             return Failed(message=str(error))
-        return Completed(message=run_sentence(ended))
+        return _end_of(ended)
 
     opened = copy.copy(flow)
     opened.fn = body
@@ -104,9 +104,15 @@ def run_as_tasks(
 
 
 def run_sentence(result: RunResult) -> str:
-    """For instance "3 stages ran, 5 cached; 2 items failed"."""
+    """For instance "3 stages ran, 5 cached; 2 items failed; train-gare stopped: the loss is not finite"."""
     failed = f"; {result.failed} items failed" if result.failed else ""
-    return f"{result.ran} stages ran, {len(result.reports) - result.ran} cached{failed}"
+    stopped = "".join(f"; {stage.stage} stopped: {stage.reason}" for stage in result.stopped)
+    return f"{result.ran} stages ran, {len(result.reports) - result.ran} cached{failed}{stopped}"
+
+
+def _end_of(result: RunResult) -> State[Any]:
+    """The state that a flow ends in: Failed where a stage stopped, though the others were made."""
+    return (Failed if result.stopped else Completed)(message=run_sentence(result))
 
 
 class StageTasks:

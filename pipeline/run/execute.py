@@ -121,7 +121,9 @@ class Runner:
             self.states.refresh([name])  # complete when it was read; another run may have dropped some since
             if not self._has_work(name, redo, retry_failed):
                 report = self._count(self.states[name])
-        group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
+        group = [name]
+        if report is None:
+            group += [n for n in plan.companions(self.stages, name) if n in along and self._is_possible(n)]
         while report is None:
             self._complete_needs(name)
             prints = {member: self.states[member].fingerprint.hex for member in group}
@@ -137,6 +139,15 @@ class Runner:
     def _has_work(self, name: str, redo: bool, retry_failed: bool) -> bool:
         state = self.states[name]
         return redo or not state.complete or (retry_failed and bool(state.failed))
+
+    def _is_possible(self, name: str) -> bool:
+        """Whether what a stage needs (weights) is there; where it is not, its own turn says so, and no other's."""
+        try:
+            if not self.states[name].complete:
+                self.stages[name].require()
+        except UserError:
+            return False
+        return True
 
     def _complete_needs(self, name: str) -> None:
         """Make what a stage's needs lack. In a run that goes in order, they lack what another run has dropped since.

@@ -78,6 +78,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "seconds": duration(sum(report["seconds"] for report in public["stages"])),
         "failures": failures[: activity.MOST_FAILURES],
         "failed": len(failures),
+        "stopped": public["stopped"],
         "recipes": activity.recipes(public["methods"]),
         "settings": activity.settings(public["experiment"].get("settings", {}), public["stages"]),
         "environment": environment(),
@@ -87,6 +88,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
 def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the page may print of the inputs, without the places of this machine."""
     told = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
+    told["stopped"] = inputs.get("stopped", [])
     folder = Path(inputs["experiment"].get("path", inputs["corpus"]["path"])).parent
     return dict(without_places(told, folder))
 
