@@ -16,9 +16,8 @@ from pipeline.features.imported import imported_stages
 from pipeline.run import plan
 from pipeline.run.execute import OnProgress, Runner, Say
 from pipeline.run.stage import Stage
-from pipeline.store.imports import PREFIX, has_imports
+from pipeline.store.imports import has_imports
 from pipeline.store.store import Store
-from trainers.stages import Pack
 
 OnHashed = Callable[[int, int], None]
 
@@ -48,22 +47,6 @@ class Project:
         differ in the units that were killed: left out of one, missing in the other.
         """
         return plan.Survey(self.stages, self.contents, self.store, self.known, killed_before)
-
-    def require_readable(self) -> None:
-        """Raise UserError where a method that is still to pack cannot use the imported features it names.
-
-        Of several reasons all are given. Only lengths and widths are read, and nothing where nothing was imported.
-        """
-        packs = [stage for stage in self.stages.values() if isinstance(stage, Pack)]
-        if not any(need.startswith(PREFIX) for pack in packs for need in pack.needs):
-            return
-        states = self.survey()
-        found = [
-            sentence for pack in packs if not states[pack.name].complete
-            for sentence in pack.misfits(self.contents, states, self.store)
-        ]  # fmt: skip
-        if found:
-            raise UserError("\n".join(dict.fromkeys(found)))
 
     def runner(
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,

@@ -14,6 +14,7 @@ import typer
 from flows.commands.terms import (
     DEFAULT_EXPERIMENT,
     FAILED_ITEMS,
+    Anyway,
     AsJson,
     ExperimentFile,
     Methods,
@@ -28,6 +29,7 @@ from flows.commands.terms import (
 )  # fmt: skip
 from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
+from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import Project, open_project
 from flows.results.report.wording import member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
@@ -39,6 +41,8 @@ from trainers.measure.metric_table import metric, shown_metrics
 
 FAILURES_SHOWN = 10
 WIDE = 100  # characters of a terminal that has room for every column
+
+ANYWAY = ("run.anyway=true",)  # the setting that --anyway stands for, which flows and sweeps take as well
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +65,19 @@ def run(
     methods: Methods = [],  # noqa: B006
     redo: Redo = [],  # noqa: B006
     retry_failed: RetryFailed = False,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring an experiment up to date: everything that is missing, and nothing else.
+
+    What is known to stop a stage (missing weights, a batch larger than the corpus, a full disk) is listed before
+    anything is made, and nothing is begun without --anyway.
 
     Stages run as Prefect tasks, on the server that PREFECT_API_URL or prefect.toml names if it
     answers, else on one that lives as long as this command.
     """
     results, errors = [], []
+    sets = [*sets, *ANYWAY] if anyway else sets
     with StageDisplay(quiet=as_json) as display:
         for path in experiments:
             try:
@@ -93,10 +102,10 @@ def run_experiment(
 ) -> RunResult:
     """Run one experiment as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
-    project.require_readable()
     with closing(project.store.index):
         names, states = list(project.stages), project.states(math.inf)
         redone = [name for word in redo for name in planning.choose(project.stages, word)]
+        check(project, states, names, display, redone, retry_failed)
         if not redone and nothing_to_do(states, names, retry_failed):
             return run_stages(project, names, display, states=states)
         from flows.deployment.launch import run_flow  # Prefect: only a run pays for it
@@ -115,17 +124,29 @@ def stage(
     join: Annotated[
         bool, typer.Option("--join", help="Take part in this training, which another machine's run leads.")
     ] = False,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring one stage, and what it needs, up to date, here and without Prefect."""
     with StageDisplay(quiet=as_json) as display:
-        project = opened(experiment, sets, [], display)
+        project = opened(experiment, [*sets, *ANYWAY] if anyway else sets, [], display)
         names = planning.choose(project.stages, name)
         if join:
             _join(project, names, display)
             return
-        result = run_stages(project, names, display, redo=names if redo else (), retry_failed=retry_failed)
+        states, redone = project.states(math.inf), names if redo else []
+        check(project, states, names, display, redone, retry_failed)
+        result = run_stages(project, names, display, redone, retry_failed, states=states)
     finish([result], as_json)
+
+
+def check(
+    project: Project, states: planning.Survey, names: Sequence[str], display: StageDisplay,
+    redo: Sequence[str] = (), retry_failed: bool = False,
+) -> None:  # fmt: skip
+    """Raise UserError with what would stop a run of these stages, or only say it where that is to begin anyway."""
+    for problem in require_possible(project, states, names, redo, retry_failed):
+        display.say(f"WARNING: {problem.sentence}")
 
 
 def _join(project: Project, names: list[str], display: StageDisplay) -> None:
@@ -252,15 +273,22 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """What a run would do: what is cached, what is missing, disk and time to expect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
-    project.require_readable()
-    states = project.survey(math.inf)
-    expected = estimate(project.store, states)
+    survey = project.states(math.inf)
+    problems = find_problems(project, survey, list(project.stages))
+    if any(problem.fatal for problem in problems):
+        raise UserError(as_text(problems))
+    states = dict(survey)
+    expected = estimate(project, states)
     if as_json:
         shared = {name: group for group in planning.passes(states) for name in group}
         print_json({
-            n: _state(s) | {"expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n])}
+            n: _state(s) | {
+                "expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n]),
+                "problems": [problem.sentence for problem in problems if problem.stage == n],
+            }
             for n, s in states.items()
         })  # fmt: skip
+        _refuse(problems)
         return
     rows = [
         [name, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed) + len(s.blocked)),
@@ -279,6 +307,13 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     out.print(
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
     )
+    _refuse(problems)
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Raise UserError with the problems of a plan, if there are any: a run would be refused alike."""
+    if problems:
+        raise UserError(as_text(problems))
 
 
 def _expected(expected: Expected) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from prefect.tasks import Task
 from flows.console import StageDisplay, sentence
 from flows.deployment.artifacts import ProgressBar, publish
 from flows.deployment.parameters import FlowRequest, one_or_more
+from flows.preflight import require_possible
 from flows.project import Project, open_project
 from flows.run import RunResult, run_stages
 from pipeline.errors import TrainingError, UserError
@@ -45,8 +47,12 @@ def run_request(request: FlowRequest, choose: Callable[[Project], list[str]]) ->
         )
         with closing(project.store.index):
             redo = [name for word in one_or_more(request.redo) for name in plan.choose(project.stages, word)]
-            names = choose(project)
-            result = run_as_tasks(project, names, display, redo, request.retry_failed, request.retries)
+            names, states = choose(project), project.states(math.inf)
+            for problem in require_possible(project, states, names, redo, request.retry_failed):
+                display.say(f"WARNING: {problem.sentence}")
+            result = run_as_tasks(
+                project, names, display, redo, request.retry_failed, request.retries, states
+            )
     except UserError as error:
         return Failed(message=str(error))
     return _end_of(result)
