@@ -123,7 +123,7 @@ def _named(stage: Stage[Params], sentence: str) -> str:
     settings = [name for name in WEIGHTS if name in type(stage.params).model_fields]
     if getattr(stage.params, "backend", "") == "corenlp":
         settings = ["server"]
-    if method and getattr(stage.params, "weights", ""):
+    if isinstance(stage.params, MethodConfig) and stage.params.weights:
         settings = ["weights"]
     if not settings:
         return f"{stage.name}: {sentence}"
@@ -149,7 +149,8 @@ def _unsuited(project: Project, stage: Stage[Params]) -> Iterator[str]:
             processes=(run.processes or len(_gpus(project)) or 1) * run.nodes,
         )
         for setting, reason in stage.params.unsuited(sizes):
-            yield f"trainers.{stage.method}.{setting} = {getattr(stage.params, setting)!r}: {reason}"
+            value = getattr(stage.params, setting)
+            yield f"trainers.{stage.method}.{setting} = {value!r}: {reason}"
     if isinstance(stage, CloudEncoder) and "points" in project.stages:
         points = project.stages["points"].params
         if isinstance(points, PointsParams) and 0 < points.sample < stage.least_points:

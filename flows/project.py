@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import graph
 from flows.experiment import Experiment, load
+from flows.programs import ChangedProgram, find_changed
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
@@ -30,6 +31,7 @@ class Project:
     store: Store
     contents: Contents
     stages: dict[str, Stage[Any]]
+    changed: Sequence[ChangedProgram] = ()  # stages that another ffmpeg or decoder made
 
     @property
     def known(self) -> RememberedDigests:
@@ -56,6 +58,7 @@ class Project:
         about = {
             "name": self.experiment.name,
             "path": str(self.experiment.path),
+            "kept": [change.sentence for change in self.changed if change.kept],
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
         }
         return Runner(
@@ -88,7 +91,9 @@ def open_project(
         store = Store(experiment.store_path)
     for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
         corpus.require_queries(split)
-    return Project(experiment, store, read_contents(corpus, store.index, hashed), stages)
+    contents = read_contents(corpus, store.index, hashed)
+    changed = find_changed(stages, store, RememberedDigests(store.index), experiment.run.keep_decoded)
+    return Project(experiment, store, contents, stages, changed)
 
 
 def _stages(experiment: Experiment, corpus: Corpus, imported: plan.Stages) -> dict[str, Stage[Any]]:

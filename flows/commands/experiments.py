@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
 from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import Project, open_project
+from flows.reporting import Stopped, report_of
 from flows.results.report.wording import member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain
@@ -303,6 +305,10 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         out.print(
             f"one pass over {units} {states[group[0]].stage.over}, each decoded once: {', '.join(group)}"
         )
+    for change in project.changed:
+        stale = planning.descendants(project.stages, [change.stage])
+        seconds = sum(expected[name].seconds or 0 for name in stale)
+        out.print(change.sentence + (f" (about {human_seconds(seconds)})" if seconds else ""), markup=False)
     todo = sum(not state.complete for state in states.values())
     out.print(
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
@@ -393,10 +399,8 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         project = opened(experiment, sets, [], display)
         if "report" not in project.stages:
             raise UserError(f"{experiment} names no methods, so there is nothing to report")
+        project, unfinished = _with_what_is_finished(project)
         states = project.states()
-        missing = [name for name, state in states.items() if name != "report" and not state.complete]
-        if missing:
-            raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
         if project.store.read_only and states["report"].complete:
             display.say(
                 f"the store {project.store.root} cannot be written: this is the report as it was drawn last"
@@ -406,8 +410,33 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         with closing(project.runner(display.progress, display.say, states)) as runner:
             runner.killed_before = 0.0  # the page shows what the last run left, and nothing else is made
             runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
+            runner.about = {**runner.about, "stopped": [asdict(stage) for stage in unfinished]}
+            for stage in unfinished:
+                display.say(f"without {', '.join(stage.left_out)}: {stage.stage} is not done yet")
             display.say(sentence(runner.bring_up_to_date("report", redo=True)))
     out.print(str(report_path(project, states)), markup=False)
+
+
+def _with_what_is_finished(project: Project) -> tuple[Project, list[Stopped]]:
+    """The project with a report of the evaluated methods, and for each other method the first stage that is missing.
+
+    Raises UserError where no method is evaluated.
+    """
+    states, finished, unfinished = project.states(), [], []
+    for method in project.experiment.methods:
+        end = f"evaluate-{method}"
+        needed = planning.ancestors(project.stages, [end])
+        missing = [n for n in planning.order(project.stages) if n in needed and not states[n].complete]
+        if states[end].complete:
+            finished.append(method)
+        else:
+            unfinished.append(Stopped(missing[0], "it was not made when this page was drawn", (end,)))
+    if not finished:
+        first = unfinished[0].stage
+        raise UserError(f"{first} is not done yet; run `crossreel run {project.experiment.path}` first")
+    if not unfinished:
+        return project, []
+    return replace(project, stages=report_of(project.stages, finished)), unfinished
 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:
