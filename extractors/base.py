@@ -166,6 +166,7 @@ class FrameReader(Extractor[P]):
 
     needs: tuple[str, ...] = ("compress",)
     kind = "video"
+    programs = ("decoder",)
     one_pass = True
     shard_items = 32
 

@@ -31,6 +31,7 @@ class Compress(Extractor[CompressParams]):
 
     name, version = "compress", 1
     kind = "video"
+    programs = ("ffmpeg",)
     settings = CompressParams
     file_suffix = ".mp4"
     fields = {"time": Field("float64", (None,))}

@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import Field
 
 from flows.project import Project
+from flows.reporting import Stopped
 from flows.results.leaderboard import leaderboard
 from flows.results.method_results import trained_folder
 from pipeline.errors import UserError
@@ -115,8 +116,8 @@ class Outcome:
         return dict(vars(self))
 
 
-def outcomes(project: Project, settings: Settings) -> list[Outcome]:
-    """The metrics of every method of a finished run."""
+def outcomes(project: Project, settings: Settings, stopped: Sequence[Stopped] = ()) -> list[Outcome]:
+    """The metrics of every method of a finished run, and the error of each method that a stopped stage left out."""
     states = project.survey()
     by_method: dict[str, Outcome] = {}
     for row in leaderboard(project, states):
@@ -126,6 +127,11 @@ def outcomes(project: Project, settings: Settings) -> list[Outcome]:
             value = summary.validation.get(WATCHED)
             by_method[method] = Outcome(settings, method, value, split=row["split"])
         by_method[method].figures[row["direction"]] = row["metrics"]
+    for stage in stopped:
+        for name in (stage.stage, *stage.left_out):
+            method = project.stages[name].method
+            if method and method not in by_method:
+                by_method[method] = Outcome(settings, method, error=f"{stage.stage} stopped: {stage.reason}")
     return list(by_method.values())
 
 

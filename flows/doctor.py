@@ -172,7 +172,7 @@ def _experiment(path: Path) -> Iterator[Finding]:
     except UserError as error:  # reported above already, unless it is another error
         yield Finding("disk", False, f"{free / 1e9:.1f} GB free; what is expected is not known: {error}")
         return
-    expected = sum(e.bytes or 0 for e in estimate(project.store, states).values())
+    expected = sum(e.bytes or 0 for e in estimate(project, states).values())
     yield Finding("disk", free > expected, f"{free / 1e9:.1f} GB free, {expected / 1e9:.2f} GB expected")
 
 

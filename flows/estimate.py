@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flows.project import Project
 from pipeline.run.plan import State
 from pipeline.store.store import Store, tree_bytes
 
@@ -24,8 +25,9 @@ class Expected:
         return asdict(self)
 
 
-def estimate(store: Store, states: Mapping[str, State]) -> dict[str, Expected]:
+def estimate(project: Project, states: Mapping[str, State]) -> dict[str, Expected]:
     """What each stage's missing units will take."""
+    store = project.store
     seconds, units = _rates(store)
     out = {}
     for name, state in states.items():

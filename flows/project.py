@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import graph
 from flows.experiment import Experiment, load
+from flows.programs import ChangedProgram, find_changed
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
@@ -16,9 +17,8 @@ from pipeline.features.imported import imported_stages
 from pipeline.run import plan
 from pipeline.run.execute import OnProgress, Runner, Say
 from pipeline.run.stage import Stage
-from pipeline.store.imports import PREFIX, has_imports
+from pipeline.store.imports import has_imports
 from pipeline.store.store import Store
-from trainers.stages import Pack
 
 OnHashed = Callable[[int, int], None]
 
@@ -31,6 +31,7 @@ class Project:
     store: Store
     contents: Contents
     stages: dict[str, Stage[Any]]
+    changed: Sequence[ChangedProgram] = ()  # stages that another ffmpeg or decoder made
 
     @property
     def known(self) -> RememberedDigests:
@@ -49,22 +50,6 @@ class Project:
         """
         return plan.Survey(self.stages, self.contents, self.store, self.known, killed_before)
 
-    def require_readable(self) -> None:
-        """Raise UserError where a method that is still to pack cannot use the imported features it names.
-
-        Of several reasons all are given. Only lengths and widths are read, and nothing where nothing was imported.
-        """
-        packs = [stage for stage in self.stages.values() if isinstance(stage, Pack)]
-        if not any(need.startswith(PREFIX) for pack in packs for need in pack.needs):
-            return
-        states = self.survey()
-        found = [
-            sentence for pack in packs if not states[pack.name].complete
-            for sentence in pack.misfits(self.contents, states, self.store)
-        ]  # fmt: skip
-        if found:
-            raise UserError("\n".join(dict.fromkeys(found)))
-
     def runner(
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
         states: plan.Survey | None = None,
@@ -73,6 +58,7 @@ class Project:
         about = {
             "name": self.experiment.name,
             "path": str(self.experiment.path),
+            "kept": [change.sentence for change in self.changed if change.kept],
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
         }
         return Runner(
@@ -105,7 +91,9 @@ def open_project(
         store = Store(experiment.store_path)
     for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
         corpus.require_queries(split)
-    return Project(experiment, store, read_contents(corpus, store.index, hashed), stages)
+    contents = read_contents(corpus, store.index, hashed)
+    changed = find_changed(stages, store, RememberedDigests(store.index), experiment.run.keep_decoded)
+    return Project(experiment, store, contents, stages, changed)
 
 
 def _stages(experiment: Experiment, corpus: Corpus, imported: plan.Stages) -> dict[str, Stage[Any]]:

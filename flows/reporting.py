@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -10,6 +11,17 @@ from pydantic import Field
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
 from pipeline.settings import DIGESTED, SPEED, Params
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A stage that ended with an error: the reason in one line, and the stages left out because of it."""
+
+    stage: str
+    reason: str
+    left_out: tuple[str, ...] = ()
 
 
 class ReportParams(Params):
@@ -24,7 +36,7 @@ class ReportParams(Params):
 class Report(Stage[ReportParams]):
     """One HTML page over all methods of an experiment."""
 
-    name, version, over = "report", 3, "corpus"  # its columns say what each metric is
+    name, version, over = REPORT, 3, "corpus"  # its columns say what each metric is
     runner = "flows.results.report.page:run"
     settings = ReportParams
 
@@ -48,7 +60,7 @@ class Report(Stage[ReportParams]):
             for stage in ("compress", "points")
         }
         return {
-            "experiment": dict(briefing.about),
+            "experiment": {name: value for name, value in briefing.about.items() if name != "stopped"},
             "corpus": {
                 "path": str(corpus.path),
                 "items": len(corpus.items),
@@ -63,6 +75,7 @@ class Report(Stage[ReportParams]):
                 "unreadable": dict(contents.unreadable),
             },
             "stages": briefing.reports,
+            "stopped": list(briefing.about.get("stopped", [])),
             "methods": [
                 {
                     "method": method,
@@ -79,6 +92,11 @@ class Report(Stage[ReportParams]):
             },
             "captions": _captions(contents),
         }
+
+
+def report_of(stages: Mapping[str, Stage[Any]], methods: Sequence[str]) -> dict[str, Stage[Any]]:
+    """The stages of an experiment with a report that compares only `methods`, of which there is at least one."""
+    return {**stages, REPORT: Report(methods)}
 
 
 def differences(config: Params) -> list[dict[str, Any]]:

@@ -6,22 +6,29 @@ Prefect's flows pass `each`, which makes a task of every stage; a plain call run
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flows.console import StageDisplay
 from flows.project import Project
+from flows.reporting import REPORT, Stopped, report_of
 from flows.results.leaderboard import leaderboard
-from pipeline.child import is_interrupt
+from pipeline.child import ChildDied, ChildError, is_interrupt
+from pipeline.errors import ItemError, TrainingError, UserError, is_full
 from pipeline.run import plan
 from pipeline.run.execute import Progress, Report, Runner, summary
 
 Each = Callable[[str, Callable[[], Report]], Report]
 REPORT_FILE = "report.html"
+STAGE_ERRORS = (UserError, ItemError, TrainingError, ChildDied, ChildError)
+# errors of one stage, after which the stages that do not need it can still be made
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class RunResult:
     unreadable: dict[str, str] = field(default_factory=dict)  # item -> why its media cannot be read
     leaderboard: list[dict[str, Any]] = field(default_factory=list)
     report: Path | None = None
+    stopped: list[Stopped] = field(default_factory=list)  # stages that ended with an error
 
     @property
     def failed(self) -> int:
@@ -53,6 +61,7 @@ class RunResult:
             "stages_ran": self.ran,
             "stages": [report.as_json() for report in self.reports],
             "unreadable": self.unreadable,
+            "stopped": [asdict(stage) for stage in self.stopped],
             "leaderboard": self.leaderboard,
             "report": str(self.report) if self.report else None,
         }
@@ -71,7 +80,9 @@ def run_stages(
     """Bring stages, and everything they need, up to date in order; record the run in the store.
 
     `redo` names stages that are made again, `states` is a survey of the project to go on with, if there is
-    one already. Raises what a stage's own code raises; what was finished by then is kept.
+    one already. A stage that ends with an error leaves out those that need it, and the others are made; the report is
+    then one of the methods that were evaluated. Raises the first stage's error where it leaves nothing of what was
+    asked for, and any error that would meet every other stage too (a full disk); what was finished by then is kept.
     """
 
     def show(progress: Progress) -> None:
@@ -85,28 +96,90 @@ def run_stages(
     index.start_run(run, project.experiment.name)
     project.store.sweep()
     reports: list[Report] = []
+    errors: dict[str, Exception] = {}
+    stopped: list[Stopped] = []
+    drawn = project
     status = "failed"
     try:
         needed = plan.ancestors(project.stages, names)
         for name in plan.order(project.stages):
-            if name in needed:
-                along = [other for other in needed if (other in redo) == (name in redo)]
+            if name not in needed or name in plan.descendants(project.stages, errors):
+                continue
+            along = [n for n in needed if (n in redo) == (name in redo) and n not in errors]
+            try:
                 reports.append(each(name, _call(runner, name, name in redo, retry_failed, along)))
-                display.report(reports[-1])
-        status = "done"
+            except STAGE_ERRORS as error:
+                if is_full(error):
+                    raise
+                errors[name] = error
+                display.say(f"{name} stopped: {reason(error)}")
+                continue
+            display.report(reports[-1])
+        stopped = _stopped(project, names, errors)
+        lost = plan.descendants(project.stages, errors)
+        methods = [m for m in project.experiment.methods if f"evaluate-{m}" not in lost]
+        if methods and REPORT in needed & (lost - errors.keys()):
+            drawn = replace(project, stages=report_of(project.stages, methods))
+            reports.append(each(REPORT, lambda: _partial_report(drawn, runner, stopped, show, display)))
+            display.report(reports[-1])
+        status = "incomplete" if stopped else "done"
     except BaseException as error:
         status = "interrupted" if is_interrupt(error) else "failed"
         raise
     finally:
         runner.close()
-        index.end_run(run, status, summary(reports) | {"reports": [report.as_json() for report in reports]})
+        about = {"reports": [r.as_json() for r in reports], "stopped": [asdict(stage) for stage in stopped]}
+        index.end_run(run, status, summary(reports) | about)
         alive.close()
-    seconds, ended = time.monotonic() - started, runner.states
+    seconds, ended = time.monotonic() - started, runner.states if drawn is project else drawn.states()
     ended.refresh()
     unreadable = dict(project.contents.unreadable)
     return RunResult(
-        run, reports, seconds, unreadable, leaderboard(project, ended), report_path(project, ended)
+        run, reports, seconds, unreadable, leaderboard(drawn, ended), report_path(drawn, ended), stopped
     )
+
+
+def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Exception]) -> list[Stopped]:
+    """The stages that ended with an error, each with the stages that were left out because of it.
+
+    Raises the first error where nothing is left of what the run was asked for by `names`. An error of our own is
+    logged with its traceback.
+    """
+    needed = plan.ancestors(project.stages, names)
+    stages = {name: project.stages[name] for name in plan.order(project.stages) if name in needed}
+    ends = set(stages) - {need for name, stage in stages.items() if name != REPORT for need in stage.needs}
+    if errors and (errors.keys() >= set(names) or not ends - {REPORT} - plan.descendants(stages, errors)):
+        raise next(iter(errors.values()))
+    for error in errors.values():
+        if isinstance(error, ChildError):
+            log.error("%s", error)
+    return [
+        Stopped(name, reason(error), tuple(n for n in stages if n in plan.descendants(stages, [name]) - {name}))
+        for name, error in errors.items()
+    ]  # fmt: skip
+
+
+def reason(error: Exception) -> str:
+    """One line that says why a stage stopped: of a traceback the last."""
+    if isinstance(error, ItemError):
+        return f"{error.item}: {error.reason}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if isinstance(error, ChildError) else " ".join(lines)
+
+
+def _partial_report(
+    project: Project, before: Runner, stopped: Sequence[Stopped], show: Callable[[Progress], None],
+    display: StageDisplay,
+) -> Report:  # fmt: skip
+    """Draw the report of some methods, which says what stopped.
+
+    It is drawn anew each time, because the reasons are not part of its fingerprint.
+    """
+    with contextlib.closing(project.runner(show, display.say)) as runner:
+        runner.killed_before = before.killed_before
+        runner.reports += before.reports
+        runner.about = {**runner.about, "stopped": [asdict(stage) for stage in stopped]}
+        return runner.bring_up_to_date(REPORT, redo=True)
 
 
 def _call(
@@ -123,7 +196,7 @@ def nothing_to_do(states: plan.Survey, names: Sequence[str], retry_failed: bool)
 
 def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:
     """Where the report is, if it was made."""
-    state = states.get("report")
+    state = states.get(REPORT)
     if state is None or not state.complete:
         return None
-    return project.store.run_folder("report", state.fingerprint.hex) / REPORT_FILE
+    return project.store.run_folder(REPORT, state.fingerprint.hex) / REPORT_FILE

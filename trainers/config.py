@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -24,6 +24,19 @@ class InputShape:
     words: str
     same_width_as: str = ""
     remedy: str = ""
+
+
+@dataclass(frozen=True)
+class TrainingSizes:
+    """Number of pairs (captions) and of items in the split `train`, and of processes that share a batch.
+
+    `words` is the largest number of words of a caption of the corpus, between spaces: it has as many tokens at least.
+    """
+
+    pairs: int
+    items: int
+    processes: int = 1
+    words: int = 0
 
 
 class Recipe(Params):
@@ -90,6 +103,18 @@ class MethodConfig(Recipe):
 
     def require(self) -> None:
         """Raise UserError unless what training starts from (a backbone's weights) is on this machine."""
+
+    def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
+        """Yield the name of each setting that the corpus or the run leaves no room for, and the reason with a remedy.
+
+        A run asks before any work; no item is known to have failed then, so that sizes are the largest possible.
+        """
+        if self.epochs and self.batch_size < sizes.processes:
+            yield (
+                "batch_size",
+                f"a batch cannot be shared by {sizes.processes} processes (run.processes times run.nodes); "
+                f"raise it to {sizes.processes} at least",
+            )
 
     def unseen_settings(self) -> dict[str, Any]:
         """The settings, as plain data, that weights must have been trained with and do not show."""

@@ -310,7 +310,8 @@ class Evaluate(Stage[EvaluateParams]):
         corpus, split = briefing.contents.corpus, self.params.split
         told = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
         protocol = corpus.protocol(split)
-        return told | ({"corpus": protocol} if protocol else {})
+        kept = list(briefing.about.get("kept", ()))
+        return told | ({"corpus": protocol} if protocol else {}) | ({"kept": kept} if kept else {})
 
 
 def _version(method: Declared) -> dict[str, int]:

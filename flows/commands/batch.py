@@ -17,11 +17,12 @@ from flows.commands.experiments import run_experiment
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.project import open_project
-from pipeline.child import ChildDied
-from pipeline.errors import ItemError, TrainingError, UserError
+from flows.reporting import Stopped
+from flows.run import STAGE_ERRORS, reason
+from pipeline.errors import TrainingError, UserError, is_full
 from trainers.measure.metric_table import DIRECTIONS, METRICS, metric
 
-SOME_RUNS_FAILED = 1  # exit status
+ALL_FAILED, SOME_FAILED = 1, 3  # exit status: every run failed; some run, or a method of it, did
 STDERR_CHARACTERS = 400  # end of the error output of a run in a process of its own, quoted if it fails
 
 
@@ -54,9 +55,10 @@ def batch(
     else:
         _print_tables(rows(all_outcomes), len(runs))
         for outcome in failed:
-            out.print(f"failed: {_in_words(outcome.settings)}: {outcome.error}", markup=False)
+            method = f", {outcome.method}" if outcome.method else ""
+            out.print(f"failed: {_in_words(outcome.settings)}{method}: {outcome.error}", markup=False)
     if failed:
-        raise typer.Exit(SOME_RUNS_FAILED)
+        raise typer.Exit(SOME_FAILED if len(failed) < len(all_outcomes) else ALL_FAILED)
 
 
 def _require_possible(sweep: Sweep, runs: list[Settings], sets: list[str]) -> None:
@@ -79,27 +81,27 @@ def _run_all(
     With several jobs the first run still goes alone, because it makes the features that all runs share.
     """
 
-    def outcomes_of(place: int, make: Callable[[Settings], None]) -> list[Outcome]:
+    def outcomes_of(place: int, make: Callable[[Settings], list[Stopped]]) -> list[Outcome]:
         settings = runs[place]
         display.say(f"run {place + 1} of {len(runs)}: {_in_words(settings)}")
         try:
-            make(settings)
+            stopped = make(settings)
             project = open_project(sweep.experiment_path, [*sets, *as_sets(settings)], sweep.methods)
             try:
-                return outcomes(project, settings)
+                return outcomes(project, settings, stopped)
             finally:
                 project.store.index.close()
-        except (UserError, TrainingError, ChildDied) as error:
-            return [Outcome(settings, error=str(error))]
-        except ItemError as error:
-            return [Outcome(settings, error=f"{error.item}: {error.reason}")]
+        except STAGE_ERRORS as error:
+            if is_full(error):
+                raise
+            return [Outcome(settings, error=reason(error))]
 
-    def run_here(settings: Settings) -> None:
+    def run_here(settings: Settings) -> list[Stopped]:
         every = [*sets, *as_sets(settings)]
-        run_experiment(sweep.experiment_path, every, sweep.methods, [], False, display)
+        return run_experiment(sweep.experiment_path, every, sweep.methods, [], False, display).stopped
 
-    def run_in_process(settings: Settings) -> None:
-        _run_in_process(sweep, [*sets, *as_sets(settings)])
+    def run_in_process(settings: Settings) -> list[Stopped]:
+        return _run_in_process(sweep, [*sets, *as_sets(settings)])
 
     yield outcomes_of(0, run_here)
     if jobs == 1:
@@ -109,8 +111,11 @@ def _run_all(
         yield from pool.map(lambda place: outcomes_of(place, run_in_process), range(1, len(runs)))
 
 
-def _run_in_process(sweep: Sweep, sets: list[str]) -> None:
-    """Make one run in a process of its own. Raises TrainingError with the end of its error output if it fails."""
+def _run_in_process(sweep: Sweep, sets: list[str]) -> list[Stopped]:
+    """Make one run in a process of its own; returns the stages that stopped.
+
+    Raises TrainingError with the end of its error output if it fails.
+    """
     command = [sys.executable, "-m", "flows.cli", "run", str(sweep.experiment_path), "--json"]
     for text in sets:
         command += ["--set", text]
@@ -121,6 +126,7 @@ def _run_in_process(sweep: Sweep, sets: list[str]) -> None:
         raise TrainingError(
             process.stderr.strip()[-STDERR_CHARACTERS:] or f"exit status {process.returncode}"
         )
+    return [Stopped(**stage) for stage in json.loads(process.stdout)["stopped"]]
 
 
 def _in_words(settings: Settings) -> str:

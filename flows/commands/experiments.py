@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 from flows.commands.terms import (
     DEFAULT_EXPERIMENT,
     FAILED_ITEMS,
+    Anyway,
     AsJson,
     ExperimentFile,
     Methods,
@@ -27,17 +30,23 @@ from flows.commands.terms import (
 )  # fmt: skip
 from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
+from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import Project, open_project
+from flows.reporting import Stopped, report_of
 from flows.results.report.wording import member, short_title
-from flows.run import RunResult, nothing_to_do, report_path, run_stages
+from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_full
 from pipeline.run import plan as planning
 from pipeline.run.execute import Report
 from trainers.measure.metric_table import metric, shown_metrics
 
 FAILURES_SHOWN = 10
 WIDE = 100  # characters of a terminal that has room for every column
+
+ANYWAY = ("run.anyway=true",)  # the setting that --anyway stands for, which flows and sweeps take as well
+
+log = logging.getLogger(__name__)
 
 
 def opened(path: Path, sets: list[str], methods: list[str], display: StageDisplay) -> Project:
@@ -58,16 +67,31 @@ def run(
     methods: Methods = [],  # noqa: B006
     redo: Redo = [],  # noqa: B006
     retry_failed: RetryFailed = False,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring an experiment up to date: everything that is missing, and nothing else.
 
+    What is known to stop a stage (missing weights, a batch larger than the corpus, a full disk) is listed before
+    anything is made, and nothing is begun without --anyway.
+
     Stages run as Prefect tasks, on the server that PREFECT_API_URL or prefect.toml names if it
     answers, else on one that lives as long as this command.
     """
+    results, errors = [], []
+    sets = [*sets, *ANYWAY] if anyway else sets
     with StageDisplay(quiet=as_json) as display:
-        results = [run_experiment(path, sets, methods, redo, retry_failed, display) for path in experiments]
-    finish(results, as_json)
+        for path in experiments:
+            try:
+                results.append(run_experiment(path, sets, methods, redo, retry_failed, display))
+            except STAGE_ERRORS as error:
+                if len(experiments) == 1 or is_full(error):
+                    raise
+                errors.append(error)
+                log.error("%s came to nothing: %s", path, error)
+    if not results:
+        raise errors[0]
+    finish(results, as_json, bool(errors))
 
 
 def run_experiment(
@@ -80,10 +104,10 @@ def run_experiment(
 ) -> RunResult:
     """Run one experiment as a flow; without Prefect where everything is made already."""
     project = opened(path, sets, methods, display)
-    project.require_readable()
     with closing(project.store.index):
         names, states = list(project.stages), project.states(math.inf)
         redone = [name for word in redo for name in planning.choose(project.stages, word)]
+        check(project, states, names, display, redone, retry_failed)
         if not redone and nothing_to_do(states, names, retry_failed):
             return run_stages(project, names, display, states=states)
         from flows.deployment.launch import run_flow  # Prefect: only a run pays for it
@@ -102,17 +126,29 @@ def stage(
     join: Annotated[
         bool, typer.Option("--join", help="Take part in this training, which another machine's run leads.")
     ] = False,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring one stage, and what it needs, up to date, here and without Prefect."""
     with StageDisplay(quiet=as_json) as display:
-        project = opened(experiment, sets, [], display)
+        project = opened(experiment, [*sets, *ANYWAY] if anyway else sets, [], display)
         names = planning.choose(project.stages, name)
         if join:
             _join(project, names, display)
             return
-        result = run_stages(project, names, display, redo=names if redo else (), retry_failed=retry_failed)
+        states, redone = project.states(math.inf), names if redo else []
+        check(project, states, names, display, redone, retry_failed)
+        result = run_stages(project, names, display, redone, retry_failed, states=states)
     finish([result], as_json)
+
+
+def check(
+    project: Project, states: planning.Survey, names: Sequence[str], display: StageDisplay,
+    redo: Sequence[str] = (), retry_failed: bool = False,
+) -> None:  # fmt: skip
+    """Raise UserError with what would stop a run of these stages, or only say it where that is to begin anyway."""
+    for problem in require_possible(project, states, names, redo, retry_failed):
+        display.say(f"WARNING: {problem.sentence}")
 
 
 def _join(project: Project, names: list[str], display: StageDisplay) -> None:
@@ -123,14 +159,17 @@ def _join(project: Project, names: list[str], display: StageDisplay) -> None:
         runner.join(names[0])
 
 
-def finish(results: list[RunResult], as_json: bool) -> None:
-    """Print what runs did, and end with the status that says whether items failed."""
+def finish(results: list[RunResult], as_json: bool, incomplete: bool = False) -> None:
+    """Print what runs did, and end with the status that says whether items failed or stages stopped.
+
+    `incomplete` says that there was another run, which came to nothing.
+    """
     if as_json:
         print_json([result.as_json() for result in results] if len(results) > 1 else results[0].as_json())
     else:
         for result in results:
             print_result(result)
-    if any(result.failed for result in results):
+    if incomplete or any(result.failed or result.stopped for result in results):
         raise typer.Exit(FAILED_ITEMS)
 
 
@@ -150,6 +189,11 @@ def print_result(result: RunResult) -> None:
             out.print(f"  {line}", markup=False)
         if len(failures) > FAILURES_SHOWN:
             out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
+    if result.stopped:
+        out.print(f"\n{len(result.stopped)} stages stopped; what does not need them was made:", markup=False)
+    for stopped in result.stopped:
+        without = f"; left out because of it: {', '.join(stopped.left_out)}" if stopped.left_out else ""
+        out.print(f"  {stopped.stage}: {stopped.reason}{without}", markup=False)
     out.print(
         f"\n{result.ran} stages ran, {len(result.reports) - result.ran} were cached, {decoded(result.reports)}, "
         f"{human_seconds(result.seconds)}"
@@ -231,15 +275,22 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """What a run would do: what is cached, what is missing, disk and time to expect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
-    project.require_readable()
-    states = project.survey(math.inf)
-    expected = estimate(project.store, states)
+    survey = project.states(math.inf)
+    problems = find_problems(project, survey, list(project.stages))
+    if any(problem.fatal for problem in problems):
+        raise UserError(as_text(problems))
+    states = dict(survey)
+    expected = estimate(project, states)
     if as_json:
         shared = {name: group for group in planning.passes(states) for name in group}
         print_json({
-            n: _state(s) | {"expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n])}
+            n: _state(s) | {
+                "expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n]),
+                "problems": [problem.sentence for problem in problems if problem.stage == n],
+            }
             for n, s in states.items()
         })  # fmt: skip
+        _refuse(problems)
         return
     rows = [
         [name, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed) + len(s.blocked)),
@@ -254,10 +305,21 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         out.print(
             f"one pass over {units} {states[group[0]].stage.over}, each decoded once: {', '.join(group)}"
         )
+    for change in project.changed:
+        stale = planning.descendants(project.stages, [change.stage])
+        seconds = sum(expected[name].seconds or 0 for name in stale)
+        out.print(change.sentence + (f" (about {human_seconds(seconds)})" if seconds else ""), markup=False)
     todo = sum(not state.complete for state in states.values())
     out.print(
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
     )
+    _refuse(problems)
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Raise UserError with the problems of a plan, if there are any: a run would be refused alike."""
+    if problems:
+        raise UserError(as_text(problems))
 
 
 def _expected(expected: Expected) -> tuple[str, str]:
@@ -337,10 +399,8 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         project = opened(experiment, sets, [], display)
         if "report" not in project.stages:
             raise UserError(f"{experiment} names no methods, so there is nothing to report")
+        project, unfinished = _with_what_is_finished(project)
         states = project.states()
-        missing = [name for name, state in states.items() if name != "report" and not state.complete]
-        if missing:
-            raise UserError(f"{missing[0]} is not done yet; run `crossreel run {experiment}` first")
         if project.store.read_only and states["report"].complete:
             display.say(
                 f"the store {project.store.root} cannot be written: this is the report as it was drawn last"
@@ -350,8 +410,33 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         with closing(project.runner(display.progress, display.say, states)) as runner:
             runner.killed_before = 0.0  # the page shows what the last run left, and nothing else is made
             runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
+            runner.about = {**runner.about, "stopped": [asdict(stage) for stage in unfinished]}
+            for stage in unfinished:
+                display.say(f"without {', '.join(stage.left_out)}: {stage.stage} is not done yet")
             display.say(sentence(runner.bring_up_to_date("report", redo=True)))
     out.print(str(report_path(project, states)), markup=False)
+
+
+def _with_what_is_finished(project: Project) -> tuple[Project, list[Stopped]]:
+    """The project with a report of the evaluated methods, and for each other method the first stage that is missing.
+
+    Raises UserError where no method is evaluated.
+    """
+    states, finished, unfinished = project.states(), [], []
+    for method in project.experiment.methods:
+        end = f"evaluate-{method}"
+        needed = planning.ancestors(project.stages, [end])
+        missing = [n for n in planning.order(project.stages) if n in needed and not states[n].complete]
+        if states[end].complete:
+            finished.append(method)
+        else:
+            unfinished.append(Stopped(missing[0], "it was not made when this page was drawn", (end,)))
+    if not finished:
+        first = unfinished[0].stage
+        raise UserError(f"{first} is not done yet; run `crossreel run {project.experiment.path}` first")
+    if not unfinished:
+        return project, []
+    return replace(project, stages=report_of(project.stages, finished)), unfinished
 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:

@@ -18,6 +18,7 @@ Sets = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Redo = Annotated[list[str], typer.Option("--redo", metavar="STAGE", help="Make this stage again.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again the items that failed.")]
+Anyway = Annotated[bool, typer.Option("--anyway", help="Begin although something is known to stop a stage.")]
 Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods instead of the file's.")]
 DEFAULT_EXPERIMENT = Path("experiment.toml")
 

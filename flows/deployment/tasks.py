@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from prefect.tasks import Task
 from flows.console import StageDisplay, sentence
 from flows.deployment.artifacts import ProgressBar, publish
 from flows.deployment.parameters import FlowRequest, one_or_more
+from flows.preflight import require_possible
 from flows.project import Project, open_project
 from flows.run import RunResult, run_stages
 from pipeline.errors import TrainingError, UserError
@@ -45,11 +47,15 @@ def run_request(request: FlowRequest, choose: Callable[[Project], list[str]]) ->
         )
         with closing(project.store.index):
             redo = [name for word in one_or_more(request.redo) for name in plan.choose(project.stages, word)]
-            names = choose(project)
-            result = run_as_tasks(project, names, display, redo, request.retry_failed, request.retries)
+            names, states = choose(project), project.states(math.inf)
+            for problem in require_possible(project, states, names, redo, request.retry_failed):
+                display.say(f"WARNING: {problem.sentence}")
+            result = run_as_tasks(
+                project, names, display, redo, request.retry_failed, request.retries, states
+            )
     except UserError as error:
         return Failed(message=str(error))
-    return Completed(message=run_sentence(result))
+    return _end_of(result)
 
 
 def run_opened(
@@ -73,7 +79,7 @@ def run_opened(
         except UserError as error:  # its sentence is all: Prefect would log a traceback
             ended = error
             return Failed(message=str(error))
-        return Completed(message=run_sentence(ended))
+        return _end_of(ended)
 
     opened = copy.copy(flow)
     opened.fn = body
@@ -104,9 +110,15 @@ def run_as_tasks(
 
 
 def run_sentence(result: RunResult) -> str:
-    """For instance "3 stages ran, 5 cached; 2 items failed"."""
+    """For instance "3 stages ran, 5 cached; 2 items failed; train-gare stopped: the loss is not finite"."""
     failed = f"; {result.failed} items failed" if result.failed else ""
-    return f"{result.ran} stages ran, {len(result.reports) - result.ran} cached{failed}"
+    stopped = "".join(f"; {stage.stage} stopped: {stage.reason}" for stage in result.stopped)
+    return f"{result.ran} stages ran, {len(result.reports) - result.ran} cached{failed}{stopped}"
+
+
+def _end_of(result: RunResult) -> State[Any]:
+    """The state that a flow ends in: Failed where a stage stopped, though the others were made."""
+    return (Failed if result.stopped else Completed)(message=run_sentence(result))
 
 
 class StageTasks:

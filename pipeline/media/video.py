@@ -52,18 +52,20 @@ SHORT_BYTES = 256 << 20  # of memory; compressing 4K video takes about as much
 
 @functools.cache
 def find_ffmpeg() -> str:
-    """The ffmpeg to run: the system's, or the one that imageio-ffmpeg ships. Raises UserError."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
+    """The ffmpeg to run: that of IMAGEIO_FFMPEG_EXE, else imageio-ffmpeg's own, else the system's. Raises UserError.
+
+    Its version decides the fingerprint of every compressed video. The shipped one changes when crossreel's requirements
+    are installed anew, the system's with any upgrade of the machine.
+    """
     import imageio_ffmpeg
 
     try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
+        found = str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
         raise UserError(
             "no ffmpeg on this machine; install ffmpeg, or `pip install imageio-ffmpeg`"
         ) from None
+    return shutil.which(found) or found
 
 
 @functools.cache

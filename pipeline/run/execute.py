@@ -121,7 +121,9 @@ class Runner:
             self.states.refresh([name])  # complete when it was read; another run may have dropped some since
             if not self._has_work(name, redo, retry_failed):
                 report = self._count(self.states[name])
-        group = [name, *(other for other in plan.companions(self.stages, name) if other in along)]
+        group = [name]
+        if report is None:
+            group += [n for n in plan.companions(self.stages, name) if n in along and self._is_possible(n)]
         while report is None:
             self._complete_needs(name)
             prints = {member: self.states[member].fingerprint.hex for member in group}
@@ -137,6 +139,15 @@ class Runner:
     def _has_work(self, name: str, redo: bool, retry_failed: bool) -> bool:
         state = self.states[name]
         return redo or not state.complete or (retry_failed and bool(state.failed))
+
+    def _is_possible(self, name: str) -> bool:
+        """Whether what a stage needs (weights) is there; where it is not, its own turn says so, and no other's."""
+        try:
+            if not self.states[name].complete:
+                self.stages[name].require()
+        except UserError:
+            return False
+        return True
 
     def _complete_needs(self, name: str) -> None:
         """Make what a stage's needs lack. In a run that goes in order, they lack what another run has dropped since.
@@ -264,7 +275,8 @@ class Runner:
             network=model.worker_kind == "model",
         )
         self._corpus_process.close()  # its memory is the workers' now
-        tally = _Tally(leader.name, sum(len(keys) for keys in wanted.values()), self.on_progress)
+        lacking = {key: {name for name, keys in wanted.items() if key in keys} for key in units}
+        tally = _Tally(leader.name, lacking, self.on_progress)
         with contextlib.closing(self.engine.run(work)) as events:  # closing kills the workers
             for event in events:
                 if isinstance(event, Killed):
@@ -275,7 +287,7 @@ class Runner:
                             self.store.index.add_failure(
                                 state.fingerprint.hex, event.key, name, event.reason, kind
                             )
-                            tally.add()
+                            tally.add(event.key, state.stage.name)
                     continue
                 header = event.header
                 if "segments" in header:
@@ -286,9 +298,9 @@ class Runner:
                     fp = self.states[header["stage"]].fingerprint.hex
                     kind = "killed" if header.get("killed") == "signal" else "failed"
                     self.store.index.add_failure(fp, header["failed"], header["name"], header["reason"], kind)
-                    tally.add()
+                    tally.add(header["failed"], header["stage"])
                 elif "done" in header:
-                    tally.add()
+                    tally.add(header["done"], header["stage"])
 
     def _record(self, fp: str, made: Mapping[str, Any], report: Report) -> None:
         if made["segment"]:
@@ -432,16 +444,24 @@ def _worker_spec(state: plan.State) -> dict[str, Any]:
 
 
 class _Tally:
-    """Counts the units of a pass and reports the count as progress."""
+    """Counts the items, or captions, of a pass that are through with every stage, and reports that as progress."""
 
-    def __init__(self, stage: str, total: int, on_progress: OnProgress) -> None:
-        self.stage, self.total, self.on_progress, self.done = stage, total, on_progress, -1
-        self.add()
+    def __init__(self, leader: str, lacking: Mapping[str, set[str]], on_progress: OnProgress) -> None:
+        """`lacking`: the names of the stages that each item is to go through, by its key."""
+        self.leader, self.lacking, self.on_progress = leader, dict(lacking), on_progress
+        self.total = len(self.lacking)
+        self._report()
 
-    def add(self) -> None:
-        """One more unit was done, or failed. A shard that is tried again counts no further than all."""
-        self.done = min(self.done + 1, self.total)
-        self.on_progress(Progress(self.stage, self.done, self.total))
+    def add(self, key: str, stage: str) -> None:
+        """An item is through with a stage, done or failed. A shard that is tried again counts once."""
+        if key in self.lacking:
+            self.lacking[key].discard(stage)
+            if not self.lacking[key]:
+                del self.lacking[key]
+                self._report()
+
+    def _report(self) -> None:
+        self.on_progress(Progress(self.leader, self.total - len(self.lacking), self.total))
 
 
 def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:

@@ -243,12 +243,18 @@ class Survey(Mapping[str, State]):
 
 def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -> dict[str, Any]:
     """What decides the content of a stage's artifacts, besides the items themselves."""
+    return components_on({need: states[need].fingerprint.hex for need in stage.needs}, stage, known)
+
+
+def components_on(needs: Mapping[str, str], stage: Stage[Any], known: Digests) -> dict[str, Any]:
+    """The same, from the fingerprints of the stages it needs."""
     return {
         "stage": stage.name,
         "version": stage.version,
         "params": dict(stage.decisive()),
-        "needs": {need: states[need].fingerprint.hex for need in stage.needs},
+        "needs": dict(needs),
         **stage.identity(known),
+        **stage.kept,
     }
 
 

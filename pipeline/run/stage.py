@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pipeline.corpus.contents import Contents
@@ -87,6 +88,8 @@ class Stage(Generic[P]):
     shard_items: ClassVar[int] = 16  # at most; a killed run loses no more than the shards in flight
     fields: ClassVar[Mapping[str, Field]] = {}
     file_suffix: ClassVar[str | None] = None  # of the file it makes of each item, if it makes one
+    programs: ClassVar[tuple[str, ...]] = ()  # names in `identity` of programs whose versions can be kept
+    kept: Mapping[str, Any] = MappingProxyType({})  # their versions in the store, instead of this machine's
     needs: tuple[str, ...] = ()
     settings: ClassVar[type[Params]]
     params: P

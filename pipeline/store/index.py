@@ -286,6 +286,13 @@ class Index:
         sql = "SELECT id FROM segments WHERE fp=? UNION SELECT DISTINCT segment FROM artifacts WHERE fp=?"
         return [segment for (segment,) in self.db.execute(sql, (fp, fp))]
 
+    def items_of(self, fp: str) -> int:
+        """Number of items or captions in the segments of a fingerprint."""
+        (items,) = self.db.execute(
+            "SELECT COALESCE(SUM(items), 0) FROM segments WHERE fp=?", (fp,)
+        ).fetchone()
+        return int(items)
+
     def stage_totals(self, stage: str) -> tuple[int, int]:
         """Items in all segments of a stage, and the bytes of the segments and of the items' files."""
         inside = "SELECT fp FROM fingerprints WHERE stage=?"

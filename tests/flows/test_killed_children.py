@@ -32,7 +32,7 @@ def shim(folder: Path, does: str, times: int, clip: str = "clip01.mp4") -> dict[
     path.write_text(SHIM.format(ffmpeg=find_ffmpeg(), clip=clip, folder=folder, times=times, does=does))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     (folder / "tries").unlink(missing_ok=True)
-    return {"PATH": f"{path.parent}:{os.environ['PATH']}"}
+    return {"IMAGEIO_FFMPEG_EXE": str(path)}
 
 
 def tries(folder: Path) -> int:

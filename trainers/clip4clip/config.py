@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.settings import UNSEEN
+from trainers.config import TrainingSizes
 from trainers.layers.pair_config import ClipPairConfig
 
 log = logging.getLogger(__name__)
@@ -46,3 +48,9 @@ class Clip4ClipConfig(ClipPairConfig):
                 "clip4clip with mode = 'frozen' and sim_header = 'meanP' learns a factor of its scores alone, which "
                 "changes no ranking; epochs = 0 gives the same figures"
             )
+
+    def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
+        """Also more frames than the CLIP network has positions for."""
+        yield from super().unsuited(sizes)
+        if self.sim_header == "seqTransf":
+            yield from self._too_many_frames()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.settings import UNSEEN
+from trainers.config import TrainingSizes
 from trainers.layers.pair_config import ClipPairConfig
 
 BETA = {"event": 1e-4, "dim": 0.07}  # published with either way of reducing the divergence
@@ -66,3 +67,9 @@ class GareConfig(ClipPairConfig):
                 f"kl_reduction to {other!r}, or beta to about {BETA[self.kl_reduction]:g}"
             )
         return self
+
+    def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
+        """Also more frames than the CLIP network has positions for."""
+        yield from super().unsuited(sizes)
+        if self.agg_module == "seqTransf":
+            yield from self._too_many_frames()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,10 +11,11 @@ from pydantic import Field
 from extractors.backbones import clip_configs, weights
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PACKS, PATH, SPEED
-from trainers.config import InputShape, VideoMethodConfig
+from trainers.config import InputShape, TrainingSizes, VideoMethodConfig
 
 CLIP_TEXT = "clip_text"  # the one stage that can store states of padding
 USUAL_PIXELS = 224  # of a network that does not say what it reads
+USUAL_POSITIONS = 77  # of the texts of such a network
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,32 @@ class ClipPairConfig(VideoMethodConfig):
         """CLIP's weights."""
         if self._starts_from_clip:
             weights.require(self.backbone)
+
+    def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
+        """Also a split without two pairs, and more words than the CLIP network has positions for."""
+        yield from super().unsuited(sizes)
+        if self.epochs and sizes.pairs < 2:
+            yield (
+                "batch_size",
+                f"it learns from pairs, and the split 'train' has {sizes.pairs}; two are needed",
+            )
+        if self.mode == "finetune" and self._word_slots(sizes) > (most := self.positions):
+            yield "max_words", f"{self.base_encoder} has positions for {most} tokens; lower it to {most}"
+
+    def _word_slots(self, sizes: TrainingSizes) -> int:
+        """The fewest slots of the longest batch of captions: a token for each word, with start and end."""
+        return min(self.max_words, sizes.words + 2)
+
+    @property
+    def positions(self) -> int:
+        """Number of positions of the text tower of the CLIP network, which frames share where they have positions."""
+        text = clip_configs.read(self.clip_model)["text_cfg"]
+        return int(text.get("context_length", USUAL_POSITIONS))
+
+    def _too_many_frames(self) -> Iterator[tuple[str, str]]:
+        """The frames of a head with positions, where CLIP is trained and has fewer."""
+        if self.mode == "finetune" and self.max_frames > (most := self.positions):
+            yield "max_frames", f"{self.base_encoder} has positions for {most}; lower it to {most}"
 
     def unseen_settings(self) -> dict[str, Any]:
         """Also the network where it is trained: its activation shows in no weight."""

@@ -127,13 +127,15 @@ def evaluate(
     queries: int | None = None,
     post_processing: EvaluateParams | None = None,
     bank: MethodData | None = None,
+    kept: Sequence[str] = (),
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
     The encodings of the split, which several processes share the work of and all get, stay on the host; the
     blocks of scores, and what is scored at once, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
     quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of so many `queries` of
-    the corpus were dropped, because they failed or no item that is right for them is left.
+    the corpus were dropped, because they failed or no item that is right for them is left, and sentences about features
+    that were `kept` though another program made them.
     With `rerank`, only so many items of each caption are truly scored, the best by the method's cheap scores; the
     protocol says so. Raises UserError if the method has none.
     What `post_processing` asks for is measured besides, on the same scores; QB-norm takes the training split of `bank`.
@@ -156,6 +158,7 @@ def evaluate(
         mean_ties=mean,
         protocol={"kind": kind, **_protocol(split, index, directions, seed, queries)}
         | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
+        | ({"kept": list(kept)} if kept else {})
         | ({"corpus": dict(corpus)} if corpus else {}),
         hubness={
             direction: hubness(counts, min(PLACES, len(counts)))

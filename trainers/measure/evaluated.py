@@ -74,7 +74,8 @@ class Protocol(Document):
 
     `kind` and `dropped` have the values that hold for evaluations of versions that did not write them. rerank: how
     pairs were scored where not all were; seed: of the bootstrap; sums: which recalls SumR and RSUM add up;
-    items_per_caption and t2v_rank: where captions have several positives.
+    items_per_caption and t2v_rank: where captions have several positives; kept: features that another ffmpeg or decoder
+    made, one sentence each.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -96,6 +97,7 @@ class Protocol(Document):
     items_per_caption: Spread | None = None
     t2v_rank: str = ""
     rerank: str = ""
+    kept: list[str] = []
     corpus: PublishedProtocol | None = None
 
     def side(self, direction: str) -> Side | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.settings import UNSEEN
+from trainers.config import TrainingSizes
 from trainers.layers.pair_config import ClipPairConfig
 
 Preset = Literal["msrvtt", "activitynet", "didemo", "msvd"]
@@ -108,3 +109,20 @@ class NeighborRetrConfig(ClipPairConfig):
                 f"raise batch_size to {value + BESIDES} or lower num_neighbors to {max(batch - BESIDES, 0)}"
             )
         return value
+
+    def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
+        """Also more neighbours than the pairs of a batch: the split may have fewer pairs than `batch_size`."""
+        yield from super().unsuited(sizes)
+        pairs = min(self.batch_size, sizes.pairs)
+        if not self.epochs or pairs >= self.num_neighbors + BESIDES:
+            return
+        remedy = f"lower it to {pairs - BESIDES}" if pairs > BESIDES else f"one needs {1 + BESIDES} pairs"
+        yield (
+            "num_neighbors",
+            f"a batch of {pairs} pairs is too small for it, which takes {self.num_neighbors + BESIDES} "
+            f"(trainers.neighborretr.batch_size = {self.batch_size}, 'train' has {sizes.pairs} pairs); {remedy}",
+        )
+
+    def _word_slots(self, sizes: TrainingSizes) -> int:
+        """Every batch of captions has `max_words` slots, as the bank needs them."""
+        return self.max_words

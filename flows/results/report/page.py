@@ -78,6 +78,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "seconds": duration(sum(report["seconds"] for report in public["stages"])),
         "failures": failures[: activity.MOST_FAILURES],
         "failed": len(failures),
+        "stopped": public["stopped"],
         "recipes": activity.recipes(public["methods"]),
         "settings": activity.settings(public["experiment"].get("settings", {}), public["stages"]),
         "environment": environment(),
@@ -87,6 +88,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
 def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that the page may print, with paths of this machine shortened."""
     printable = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
+    printable["stopped"] = inputs.get("stopped", [])
     folder = Path(inputs["experiment"].get("path", inputs["corpus"]["path"])).parent
     return dict(without_places(printable, folder))
 

@@ -29,6 +29,8 @@ class RunOptions(Options):
     batch_size: int = Setting(64, ge=1)  # of frozen networks
     item_seconds: float = Setting(300.0, gt=0)  # without progress on one item
     stall_seconds: float = Setting(1800.0, gt=0)  # without any sign of life of a worker
+    anyway: bool = False  # begin although something is known to stop a stage; the command's --anyway
+    keep_decoded: bool = False  # use what another ffmpeg or decoder made, instead of making it again
     decoders: int = Setting(1, ge=1)  # that work ahead of each worker that reads frames
     decoder_bytes: int = Setting(4 << 30, ge=1 << 30)  # address space of a decoding process
 
