@@ -1,4 +1,4 @@
-"""How well a parser finds the triples of sentences whose triples were written by hand."""
+"""Precision and recall of a parser's triples against golden triples that were written by hand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from extractors.backbones.triple_rules import Spans, Triple
 
 GOLDEN = Path(__file__).parent / "backbones" / "models" / "golden_triples.jsonl"
 
-Said = tuple[str, str, str]  # the words of subject, relation and object; "" for a part that is not there
+Said = tuple[str, str, str]  # the words of subject, relation and object; "" for a missing part
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence with the triples it should have and those that were found."""
+    """A sentence with its golden triples (`wanted`) and the parser's triples (`found`)."""
 
     text: str
     wanted: frozenset[Said]
@@ -26,18 +26,21 @@ class Sentence:
 
     @property
     def missed(self) -> list[Said]:
-        """The triples that should have been found."""
+        """The golden triples that the parser did not produce."""
         return sorted(self.wanted - self.found)
 
     @property
     def wrong(self) -> list[Said]:
-        """The triples that should not have been found."""
+        """The parser's triples that are not golden."""
         return sorted(self.found - self.wanted)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Counts over all sentences: triples wanted, found, and found rightly; each rate is between 0 and 1."""
+    """Counts over all sentences: golden triples (`wanted`), the parser's (`found`), and correct ones (`right`).
+
+    Each rate is between 0 and 1.
+    """
 
     wanted: int
     found: int
@@ -45,17 +48,17 @@ class Agreement:
 
     @property
     def precision(self) -> float:
-        """The share of the found ones that are right."""
+        """The share of the parser's triples that are correct."""
         return self.right / self.found if self.found else 0.0
 
     @property
     def recall(self) -> float:
-        """The share of the wanted ones that were found."""
+        """The share of the golden triples that the parser produced."""
         return self.right / self.wanted if self.wanted else 0.0
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of the two."""
+        """The harmonic mean of precision and recall."""
         return 2 * self.right / (self.wanted + self.found) if self.right else 0.0
 
     def as_json(self) -> dict[str, float]:
@@ -65,7 +68,7 @@ class Agreement:
 
 
 def golden() -> list[tuple[str, frozenset[Said]]]:
-    """The sentences that are shipped, with the triples written by hand."""
+    """The shipped sentences, each with its golden triples."""
     lines: list[dict[str, Any]] = [
         json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()
     ]
@@ -73,7 +76,7 @@ def golden() -> list[tuple[str, frozenset[Said]]]:
 
 
 def compare(found: Sequence[Sequence[Triple]]) -> list[Sentence]:
-    """The golden sentences beside what a parser found in each, given in their order."""
+    """The golden sentences with a parser's triples of each; `found` has them in the order of `golden`."""
     return [
         Sentence(text, wanted, frozenset(normal(said(text, triple)) for triple in triples))
         for (text, wanted), triples in zip(golden(), found, strict=True)
@@ -81,12 +84,12 @@ def compare(found: Sequence[Sequence[Triple]]) -> list[Sentence]:
 
 
 def exact(sentences: Sequence[Sentence]) -> Agreement:
-    """A triple is right if its three parts are, word for word."""
+    """Counts where a triple is correct if its three parts equal a golden triple's word for word."""
     return _counted(sentences, lambda sentence: len(sentence.wanted & sentence.found))
 
 
 def overlapping(sentences: Sequence[Sentence]) -> Agreement:
-    """A triple is right if each part shares a word with that of a wanted one, or both lack it."""
+    """Counts where a triple is correct if each part shares a word with a golden triple's, or both lack the part."""
     return _counted(sentences, lambda sentence: most_pairs(sorted(sentence.wanted), sorted(sentence.found)))
 
 
@@ -99,7 +102,7 @@ def _counted(sentences: Sequence[Sentence], right: Callable[[Sentence], int]) ->
 
 
 def most_pairs(wanted: Sequence[Said], found: Sequence[Said]) -> int:
-    """The most wanted triples that can be given a found one each which overlaps with it."""
+    """Size of the largest one-to-one matching between golden and parsed triples that overlap."""
 
     @cache
     def most(place: int, free: frozenset[int]) -> int:
@@ -128,6 +131,6 @@ def said(text: str, triple: Triple) -> Said:
 
 
 def normal(said: Said) -> Said:
-    """A triple in lower case, as it is compared."""
+    """A triple in lower case, the form in which triples are compared."""
     subject, relation, obj = (part.lower() for part in said)
     return subject, relation, obj

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a name comes from: `entry` is `module:object`; `package` is empty for what is built in."""
+    """The origin of a name: `entry` is `module:object`; `package` is empty for a built-in name."""
 
     name: str
     entry: str
@@ -34,10 +34,10 @@ class Origin:
 
 
 class Catalogue(Generic[T]):
-    """What can be named in an experiment: `noun` is what a sentence calls it, `group` that of its entry points.
+    """The extractors or methods that an experiment can name: `noun` is their word in sentences.
 
-    `built_in` holds objects, or the `module:object` where one is declared. `problem` gives what is wrong with an
-    object that a package offers under a name, as the end of a sentence, or "".
+    `group` names their entry points; `built_in` holds objects, or the `module:object` that declares one. `problem`
+    returns the fault of an object that a package offers under a name, as the end of a sentence, or "".
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Catalogue(Generic[T]):
         return found
 
     def _load(self, origin: Origin) -> T:
-        """Import what a package offers."""
+        """Import the object that a package offers. Raises UserError if that fails or the object is unfit."""
         where = f"the {self._noun} {origin.name!r} of {origin} cannot be used"
         try:
             found = self._loaded(origin.entry)
         except (
             Exception
         ) as error:  # a foreign module may raise anything; the user is to know which package it was
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise UserError(
-                f"{where}: its import ends with {type(error).__name__}: {said}; mend or uninstall the package"
+                f"{where}: its import ends with {type(error).__name__}: {message}; mend or uninstall the package"
             ) from error
         problem = self._problem(found, origin.name) or _unfit(origin.name)
         if problem:
@@ -99,20 +99,20 @@ class Catalogue(Generic[T]):
 
 
 def wrong_name(found: Any, name: str) -> str:
-    """What is wrong where an object says another name than its entry point; "" where they agree."""
+    """The fault of an object whose name differs from its entry point's; "" if they agree."""
     own = getattr(found, "name", None)
     return "" if own == name else f"it calls itself {own!r}, and both names must be the same"
 
 
 def wrong_version(found: Any) -> str:
-    """What is wrong where an object has no whole number of 1 or more as its version; "" where it has."""
+    """The fault of an object whose version is not an integer of 1 or more; "" if it is."""
     own = getattr(found, "version", None)
     whole = isinstance(own, int) and not isinstance(own, bool) and own >= 1
     return "" if whole else f"its version is {own!r}, not a whole number of 1 or more"
 
 
 def _unfit(name: str) -> str:
-    """What keeps a name from being that of a stage; "" where nothing does."""
+    """The reason why a name cannot be a stage's; "" if it can."""
     if name in RESERVED:
         return f"{name!r} is the name of stages of crossreel"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -122,7 +122,7 @@ def _unfit(name: str) -> str:
 
 @cache
 def _offered(group: str) -> tuple[EntryPoint, ...]:
-    """What installed packages offer, in the order of their names; read once a process."""
+    """The entry points of installed packages in the order of their names; read once per process."""
     return tuple(sorted(entry_points(group=group), key=lambda point: (point.name, _package(point))))
 
 

@@ -18,10 +18,10 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which items are right for which captions: L pairs by position, in order of the captions, none twice.
+    """Pairs of a caption and a relevant item: L pairs by position, in order of the captions, none twice.
 
-    caption, item: (L,); of several items of a caption, its own stands first. captions, items: how many there are of
-    either, with those that no pair names: such a caption or item asks nothing, and others still compete with it.
+    caption, item: (L,); the first positive of a caption is the item it belongs to. captions, items: numbers of captions
+    and items, with those in no pair: such a caption or item is no query, but remains a candidate for other queries.
     """
 
     caption: Positions
@@ -30,41 +30,41 @@ class Relevance:
     items: int
 
     @classmethod
-    def of(cls, right: Sequence[Sequence[int]], items: int) -> Relevance:
-        """From the right items of each caption; one that stands twice counts once."""
-        kept = [list(dict.fromkeys(found)) for found in right]
-        caption = np.repeat(np.arange(len(kept)), [len(found) for found in kept])
-        item = np.array([place for found in kept for place in found], np.int64)
+    def of(cls, positives: Sequence[Sequence[int]], items: int) -> Relevance:
+        """The relevance with these positives of each caption; a repeated position counts once."""
+        kept = [list(dict.fromkeys(row)) for row in positives]
+        caption = np.repeat(np.arange(len(kept)), [len(row) for row in kept])
+        item = np.array([place for row in kept for place in row], np.int64)
         return cls(caption.astype(np.int64), item, len(kept), items)
 
     @classmethod
     def one_each(cls, item: Positions, items: int) -> Relevance:
-        """From the one right item (Q,) of each caption."""
+        """The relevance with one positive (Q,) for each caption."""
         return cls(np.arange(len(item)), np.asarray(item, np.int64), len(item), items)
 
     def __getitem__(self, where: slice) -> Relevance:
-        """The pairs of consecutive captions, who are then counted from 0."""
+        """The pairs of consecutive captions, which are renumbered from 0."""
         start, stop, _ = where.indices(self.captions)
         first, last = np.searchsorted(self.caption, (start, stop))
         return Relevance(self.caption[first:last] - start, self.item[first:last], stop - start, self.items)
 
     @property
     def several(self) -> bool:
-        """Whether any caption has more than one right item."""
+        """Whether any caption has more than one positive."""
         return len(self.answered) < len(self.caption)
 
     @property
     def answered(self) -> Positions:
-        """The captions with a right item, in order."""
+        """The captions with a positive, in order."""
         return np.unique(self.caption)
 
     @property
-    def asked(self) -> Positions:
-        """The items with a caption, in gallery order."""
+    def captioned_items(self) -> Positions:
+        """The items with a caption, which are the queries of item-to-text retrieval, in gallery order."""
         return np.unique(self.item)
 
     def best(self, scores: Scores) -> Positions:
-        """Of each answered caption, the right item with the highest score; of equal ones the first. scores: (Q, V)."""
+        """The positive with the highest score, for each caption that has one; the first of equals. scores: (Q, V)."""
         own, starts = scores[self.caption, self.item], np.unique(self.caption, return_index=True)[1]
         order = np.lexsort(
             (-own, self.caption)

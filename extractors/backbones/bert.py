@@ -40,17 +40,17 @@ class BertBackbone:
     """A frozen encoder with its tokenizer: `tokens` of captions."""
 
     def __init__(
-        self, wanted: weight_files.Wanted, layers: Sequence[int] = (-1,), max_tokens: int = 77, pad: bool = False,
-        device: str | torch.device = "cpu", precision: Precision = "auto",
+        self, settings: weight_files.NetworkSettings, layers: Sequence[int] = (-1,), max_tokens: int = 77,
+        pad: bool = False, device: str | torch.device = "cpu", precision: Precision = "auto",
     ) -> None:  # fmt: skip
-        folder = hub.require(wanted)
+        folder = hub.require(settings)
         torchvision_ops.ensure()  # transformers imports it with every network
         self.device, self.precision = torch.device(device), precision
         self.max_tokens, self.pad = max_tokens, pad
-        self._tokenizer = _tokenizer(folder, wanted.model)
-        network = _network(folder, wanted)
-        self._layers = _chosen(layers, network.config.num_hidden_layers, wanted.model)
-        _require_room(max_tokens, network, self._tokenizer, wanted.model)
+        self._tokenizer = _tokenizer(folder, settings.model)
+        network = _network(folder, settings)
+        self._layers = _chosen(layers, network.config.num_hidden_layers, settings.model)
+        _require_room(max_tokens, network, self._tokenizer, settings.model)
         self.network: Any = network.to(self.device).float().eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -119,19 +119,19 @@ def _tokenizer(folder: Path, model: str) -> Any:
     return tokenizer
 
 
-def _network(folder: Path, wanted: weight_files.Wanted) -> Any:
+def _network(folder: Path, settings: weight_files.NetworkSettings) -> Any:
     """The encoder with its own or seeded weights; torch's own random state is left alone."""
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    seed = weight_files.seed_of(wanted.weights)
+    seed = weight_files.seed_of(settings.weights)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = _text_side(config)
-        _require_encoder(config, wanted.model)
-        with torch.random.fork_rng(devices=[]), weight_files.fitting(folder, wanted.model):
+        _require_encoder(config, settings.model)
+        with torch.random.fork_rng(devices=[]), weight_files.fitting(folder, settings.model):
             if seed is not None:
                 network = AutoModel.from_config(config, trust_remote_code=False)
                 seeded.initialise(network, seed)
@@ -141,10 +141,10 @@ def _network(folder: Path, wanted: weight_files.Wanted) -> Any:
                 output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"the model {wanted.model!r} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"the model {settings.model!r} cannot be read: {_first_line(error)}") from error
     missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))  # not used here
     if missing:
-        raise UserError(f"the weights of {wanted.model!r} lack {missing[0]} and {len(missing) - 1} others")
+        raise UserError(f"the weights of {settings.model!r} lack {missing[0]} and {len(missing) - 1} others")
     return network
 
 

@@ -1,4 +1,4 @@
-"""Where the weights of the encoders of point clouds come from, and how a file of them fills a network.
+"""References to the weights of point cloud encoders, and the loading of a weights file into a network.
 
 A reference is the path of a local file or "seed:N", random weights for tests and the demo. A path may hold
 `{area}`: scenes of S3DIS, called `Area_<n>_<room>`, each take the file of their own area, whose weights were trained
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 AREA = "{area}"
 SUFFIXES = (*weight_files.SUFFIXES, ".t7")
 NESTED = ("state_dict", "model_state_dict")  # where a checkpoint keeps its weights
-COUNTERS = "num_batches_tracked"  # of batch norms in training: changes nothing of a frozen one
+COUNTERS = "num_batches_tracked"  # batch norms count training steps; a frozen network does not use them
 
 
 def identity(weights: str, stage: str, known: Digests) -> str | dict[str, str]:
-    """What a fingerprint says of these weights: the seed, the file's digest, or those of all areas' files."""
+    """The fingerprint's record of these weights: the seed, the file's digest, or those of all areas' files."""
     if weight_files.seed_of(weights) is not None:
         return weight_files.seed_name(weights)
     digests = {area: known.file(path) for area, path in files(weights, stage).items()}
@@ -90,12 +90,12 @@ def put(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> None
     begins with `misfit`, for a key that is missing, unknown or of another shape, for a tensor that is held twice
     with different values, and for one that is not finite.
     """
-    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith(COUNTERS)}
-    found = _named(network, state, misfit)
-    complaint = _complaint(found, wanted)
+    expected = {key: value for key, value in network.state_dict().items() if not key.endswith(COUNTERS)}
+    given = _named(network, state, misfit)
+    complaint = _complaint(given, expected)
     if complaint:
         raise UserError(f"{misfit}: {complaint}")
-    network.load_state_dict(found, strict=False)  # the counters are missing
+    network.load_state_dict(given, strict=False)  # the counters are missing
 
 
 def draw(network: CloudNetwork, seed: int, run: Callable[[Tensor], Any]) -> None:
@@ -131,7 +131,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _named(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> dict[str, Tensor]:
-    """The tensors that count, under the network's own names."""
+    """The tensors that the network uses, under its own names."""
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         name = key.removeprefix("module.")
@@ -145,22 +145,22 @@ def _named(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> d
     return out
 
 
-def _complaint(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What keeps tensors from being the wanted ones, "" if nothing does."""
+def _complaint(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first problem of the given tensors compared with the expected ones, "" if they fit."""
     for problem, keys in (
-        ("missing", sorted(set(wanted) - set(found))),
-        ("not known", sorted(set(found) - set(wanted))),
+        ("missing", sorted(set(expected) - set(given))),
+        ("not known", sorted(set(given) - set(expected))),
         (
             "of another shape",
-            sorted(k for k in set(found) & set(wanted) if found[k].shape != wanted[k].shape),
+            sorted(k for k in set(given) & set(expected) if given[k].shape != expected[k].shape),
         ),
-        ("not finite", sorted(k for k, v in found.items() if not v.isfinite().all())),
+        ("not finite", sorted(k for k, v in given.items() if not v.isfinite().all())),
     ):
         if not keys:
             continue
         words = f"{keys[0]} is {problem}"
         if problem == "of another shape":
-            words = f"{keys[0]} is {_shape(found[keys[0]])} where {_shape(wanted[keys[0]])} is needed"
+            words = f"{keys[0]} is {_shape(given[keys[0]])} where {_shape(expected[keys[0]])} is needed"
         return words + (f", and so are {len(keys) - 1} more" if len(keys) > 1 else "")
     return ""
 

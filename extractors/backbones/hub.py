@@ -1,4 +1,4 @@
-"""What others publish by name, as it lies on this machine: models of the Hugging Face hub, VGG16 of torch's.
+"""Local files of published models: those of the Hugging Face hub, and torchvision's VGG16.
 
 A Hugging Face model is a folder: its description, its tokenizer's files, its weights. It is given by
 its name on the hub, by the path of such a folder, or as "crossreel-demo", a description and a small
@@ -17,7 +17,7 @@ from typing import Any
 from extractors.backbones import caffe_vgg16
 from extractors.backbones import weights as weight_files
 from extractors.backbones.archives import Unreadable
-from extractors.backbones.weights import Wanted
+from extractors.backbones.weights import NetworkSettings
 from pipeline.errors import UserError, nearest
 from pipeline.run.stage import Digests
 from pipeline.store.fingerprint import digest_of
@@ -41,39 +41,39 @@ ORGANISATIONS = {  # under which the hub lists names that once stood alone; a ca
 VGG16_FILES = {"IMAGENET1K_V1": "vgg16-397923af.pth"}  # torchvision's names of weights that reach fc7
 
 
-def identity(wanted: Wanted, known: Digests) -> dict[str, Any]:
-    """What a fingerprint says of a Hugging Face model: digests of its weights, description and tokenizer.
+def identity(settings: NetworkSettings, known: Digests) -> dict[str, Any]:
+    """The fingerprint's record of a Hugging Face model: digests of its weights, description and tokenizer.
 
     The weights are None if they are not on this machine. Names and places do not count, the bytes do.
     """
-    folder = locate(wanted)
+    folder = locate(settings)
     if folder is None:
-        return {"weights": None, "model": wanted.model}
+        return {"weights": None, "model": settings.model}
     described = [folder / name for name in (CONFIG, *TOKENIZER) if (folder / name).is_file()]
     files = {path.name: known.file(path) for path in described}
-    if weight_files.seed_of(wanted.weights) is not None:
-        return {"weights": weight_files.seed_name(wanted.weights), "files": files}
+    if weight_files.seed_of(settings.weights) is not None:
+        return {"weights": weight_files.seed_name(settings.weights), "files": files}
     digests = [known.file(path) for path in weights_in(folder)]
     return {"weights": digests[0] if len(digests) == 1 else digest_of(digests), "files": files}
 
 
-def require(wanted: Wanted) -> Path:
+def require(settings: NetworkSettings) -> Path:
     """The folder of a Hugging Face model. Raises UserError if it is not on this machine."""
-    folder = locate(wanted)
+    folder = locate(settings)
     if folder is None:
-        raise UserError(_not_here(wanted, "was not to be downloaded"))
+        raise UserError(_not_here(settings, "was not to be downloaded"))
     return folder
 
 
-def locate(wanted: Wanted) -> Path | None:
+def locate(settings: NetworkSettings) -> Path | None:
     """The folder of a Hugging Face model, complete with its weights unless they are drawn from a seed.
 
     None if a model of the hub is not on this machine and is not to be fetched.
     """
-    model, seeded = wanted.model, weight_files.seed_of(wanted.weights) is not None
-    if not seeded and wanted.weights != PRETRAINED:
+    model, seeded = settings.model, weight_files.seed_of(settings.weights) is not None
+    if not seeded and settings.weights != PRETRAINED:
         raise UserError(
-            f"weights {wanted.weights!r} are not possible: {PRETRAINED} (the model's own) or seed:N; "
+            f"weights {settings.weights!r} are not possible: {PRETRAINED} (the model's own) or seed:N; "
             "weights of your own are a model folder"
         )
     if model == DEMO:
@@ -85,7 +85,7 @@ def locate(wanted: Wanted) -> Path | None:
     folder = _cached(model)
     if folder is not None and (seeded or weights_in(folder)):
         return folder
-    return _fetched(wanted) if wanted.download else None
+    return _fetched(settings) if settings.download else None
 
 
 def is_folder(model: str) -> bool:
@@ -126,15 +126,15 @@ def _cached(model: str) -> Path | None:
     if "/" not in model and organisation:
         names.append(f"{organisation}/{model}")
     try:
-        found = [try_to_load_from_cache(name, CONFIG) for name in names]
+        cached = [try_to_load_from_cache(name, CONFIG) for name in names]
     except HFValidationError:
         raise UserError(
             f"model {model!r} is neither the path of a folder nor a name of the Hugging Face hub"
         ) from None
-    return next((Path(path).parent for path in found if isinstance(path, str)), None)
+    return next((Path(path).parent for path in cached if isinstance(path, str)), None)
 
 
-def _fetched(wanted: Wanted) -> Path:
+def _fetched(settings: NetworkSettings) -> Path:
     """The folder of a model, fetched into the hub's cache: safetensors if it has them."""
     import httpx
     from huggingface_hub import snapshot_download
@@ -144,17 +144,19 @@ def _fetched(wanted: Wanted) -> Path:
         for name in WEIGHTS:
             stem, suffix = os.path.splitext(name)
             patterns = [*described, name, f"{stem}-*{suffix}", f"{name}.index.json"]
-            folder = Path(snapshot_download(wanted.model, allow_patterns=patterns))
+            folder = Path(snapshot_download(settings.model, allow_patterns=patterns))
             if weights_in(folder):
                 return folder
     except (OSError, httpx.HTTPError) as error:
-        raise UserError(_not_here(wanted, "could not be downloaded")) from error
-    raise UserError(f"the model {wanted.model!r} came without weights that are read: {' or '.join(WEIGHTS)}")
+        raise UserError(_not_here(settings, "could not be downloaded")) from error
+    raise UserError(
+        f"the model {settings.model!r} came without weights that are read: {' or '.join(WEIGHTS)}"
+    )
 
 
-def _not_here(wanted: Wanted, why: str) -> str:
+def _not_here(settings: NetworkSettings, why: str) -> str:
     return (
-        f"the model {wanted.model!r} is not on this machine and {why}; "
+        f"the model {settings.model!r} is not on this machine and {why}; "
         f"set extractors.bert.model to a local folder, or extractors.bert.download to true where there "
         f"is a network, or extractors.bert.model to {DEMO} and its weights to seed:0 (random, to try things)"
     )
@@ -163,13 +165,13 @@ def _not_here(wanted: Wanted, why: str) -> str:
 # VGG16 ------------------------------------------------------------------------------------------
 
 
-def vgg16_identity(wanted: Wanted, known: Digests) -> Mapping[str, Any]:
-    """What a fingerprint says of VGG16's weights: a digest, None if a published file is not on this machine."""
-    if weight_files.seed_of(wanted.weights) is not None:
-        return {"weights": weight_files.seed_name(wanted.weights)}
-    path = _vgg16_path(wanted.model, wanted.weights)
-    if not path.is_file() and wanted.download:
-        _fetch_vgg16(wanted.weights)
+def vgg16_identity(settings: NetworkSettings, known: Digests) -> Mapping[str, Any]:
+    """The fingerprint's record of VGG16's weights: a digest, None if a published file is not on this machine."""
+    if weight_files.seed_of(settings.weights) is not None:
+        return {"weights": weight_files.seed_name(settings.weights)}
+    path = _vgg16_path(settings.model, settings.weights)
+    if not path.is_file() and settings.download:
+        _fetch_vgg16(settings.weights)
     return {"weights": known.file(path) if path.is_file() else None}
 
 
@@ -206,7 +208,7 @@ def _is_vgg16_path(weights: str) -> bool:
 
 
 def _vgg16_path(model: str, weights: str) -> Path:
-    """Where a file or published weights lie, or would lie."""
+    """The path of a weights file, which for published weights need not exist yet."""
     if _is_vgg16_path(weights):
         return weight_files.file_of(weights, (*weight_files.SUFFIXES, *caffe_vgg16.SUFFIXES))
     if model == DEMO:
@@ -221,13 +223,13 @@ def _vgg16_path(model: str, weights: str) -> Path:
 
 
 def torch_folder() -> Path:
-    """Where torch keeps files that it fetched, by torch's own rule and without importing it."""
+    """The folder of torch's downloads, by the rule that torch follows, but without importing it."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser() / "hub/checkpoints"
 
 
 def _fetch_vgg16(weights: str) -> None:
-    """Let torchvision fetch its file, and check the digest that stands in its name."""
+    """Let torchvision download its file and check the digest in the file's name."""
     from extractors.backbones import torchvision_ops
 
     torchvision_ops.ensure()

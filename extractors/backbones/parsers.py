@@ -1,4 +1,4 @@
-"""What turns captions into triples: a stanza pipeline with our rules, or a CoreNLP server with its own.
+"""Parsers that turn captions into triples: a stanza pipeline with our rules, or a CoreNLP server with its own.
 
 A stanza package is a name that stanza publishes ("default", "default_fast", "default_accurate"), the path
 of a stanza resources folder, or "crossreel-small", the small parser that is shipped for tests and the
@@ -31,12 +31,12 @@ START = (
 )
 
 
-class Wanted(Protocol):
+class ParserSettings(Protocol):
     """The settings that choose a parser."""
 
     @property
     def backend(self) -> str:
-        """Which of the two: "stanza" or "corenlp"."""
+        """The kind of parser: "stanza" or "corenlp"."""
         ...
 
     @property
@@ -56,7 +56,7 @@ class Wanted(Protocol):
 
     @property
     def timeout_seconds(self) -> float:
-        """How long the server may take over a caption."""
+        """The longest time that the server may take for a caption."""
         ...
 
 
@@ -68,34 +68,34 @@ class TripleParser(Protocol):
         ...
 
 
-def identity(wanted: Wanted, known: Digests) -> str | Mapping[str, Any] | None:
-    """What a fingerprint says of a parser, or None if a package's files are not on this machine.
+def identity(settings: ParserSettings, known: Digests) -> str | Mapping[str, Any] | None:
+    """The fingerprint's record of a parser, or None if a package's files are not on this machine.
 
-    Model files are known by their digests, wherever they lie; a server by what is asked of it.
+    It names model files by their digests, wherever they lie, and a server by the properties of the requests to it.
     """
-    if wanted.backend == "corenlp":
+    if settings.backend == "corenlp":
         return PROPERTIES
-    files = _obtain(wanted, known.located(f"stanza {wanted.package}", lambda: _listing(wanted.package)))
+    files = _obtain(settings, known.located(f"stanza {settings.package}", lambda: _listing(settings.package)))
     if not files:
         return None
     named = {str(file.relative_to(file.parents[1]).with_suffix("")): known.file(file) for file in files}
     note = f"{SHIPPED}, a small parser shipped for tests and the demo"
-    return {"parser": note, **named} if wanted.package == SHIPPED else named
+    return {"parser": note, **named} if settings.package == SHIPPED else named
 
 
-def require(wanted: Wanted) -> None:
+def require(settings: ParserSettings) -> None:
     """Raise UserError unless the models are on this machine (fetched now if allowed), or the server answers."""
-    if wanted.backend == "corenlp":
-        _answers(wanted.server)
+    if settings.backend == "corenlp":
+        _answers(settings.server)
         return
-    _required(wanted)
+    _required(settings)
 
 
-def build(wanted: Wanted, device: str) -> TripleParser:
+def build(settings: ParserSettings, device: str) -> TripleParser:
     """The parser that the settings choose. Raises UserError if it is not there."""
-    if wanted.backend == "corenlp":
-        return CoreNlpParser(wanted.server, wanted.timeout_seconds)
-    return StanzaParser(_required(wanted), _package(wanted.package), device)
+    if settings.backend == "corenlp":
+        return CoreNlpParser(settings.server, settings.timeout_seconds)
+    return StanzaParser(_required(settings), _package(settings.package), device)
 
 
 class StanzaParser:
@@ -135,13 +135,13 @@ class CoreNlpParser:
         self.client = CoreNLPClient(
             start_server=StartServer.DONT_START,
             endpoint=server,
-            timeout=int(timeout_seconds * 500),  # of ms; it waits for twice as long
+            timeout=int(timeout_seconds * 500),  # half the time in ms, because the client waits twice as long
             properties=PROPERTIES,
             output_format="json",
         )
 
     def parse(self, texts: Sequence[str]) -> list[list[Triple]]:
-        """The triples of each text. Raises UserError if the server is gone, ItemError if it fails on a text."""
+        """The triples of each text. Raises UserError if the server does not answer, ItemError if it fails on a text."""
         return [self._triples(bounded(text)) for text in texts]
 
     def _triples(self, text: str) -> list[Triple]:
@@ -150,7 +150,7 @@ class CoreNlpParser:
         try:
             answer = self.client.annotate(text, properties=PROPERTIES)
         except AnnotationException as error:
-            _answers(self.server)  # or it is not this text's fault
+            _answers(self.server)  # raises if the server is down; otherwise the text is at fault
             raise ItemError(text, f"CoreNLP: {_first_line(error)}") from error
         except ValueError as error:  # no JSON
             raise ItemError(text, f"CoreNLP's answer is not what it should be ({error})") from error
@@ -164,16 +164,18 @@ def from_corenlp(answer: Mapping[str, Any], text: str) -> list[Triple]:
     then has no span for it.
     """
     place = _utf16_places(text)
-    found: dict[Triple, None] = {}
+    unique: dict[Triple, None] = {}
     for sentence in answer["sentences"]:
         tokens = [
             (place[token["characterOffsetBegin"]], place[token["characterOffsetEnd"]])
             for token in sentence["tokens"]
         ]
-        for said in sentence.get("openie", []):
-            parts = [_token_span(tokens, said[f"{part}Span"]) for part in ("relation", "subject", "object")]
-            found[Triple(*parts)] = None
-    return list(found)
+        for extracted in sentence.get("openie", []):
+            parts = [
+                _token_span(tokens, extracted[f"{part}Span"]) for part in ("relation", "subject", "object")
+            ]
+            unique[Triple(*parts)] = None
+    return list(unique)
 
 
 def bounded(text: str) -> str:
@@ -190,7 +192,7 @@ def _token_span(tokens: Sequence[Span], span: Sequence[int]) -> Spans:
 
 
 def _utf16_places(text: str) -> dict[int, int]:
-    """From an offset in UTF-16 units to the offset in characters."""
+    """The offset in characters by the offset in UTF-16 units."""
     places, units = {0: 0}, 0
     for number, character in enumerate(text, start=1):
         units += 2 if ord(character) > 0xFFFF else 1
@@ -199,7 +201,7 @@ def _utf16_places(text: str) -> dict[int, int]:
 
 
 def _words(sentence: Any) -> list[Word]:
-    """Our words of a stanza sentence; a word without characters of its own has those of its token."""
+    """The words of a stanza sentence; a word without offsets takes those of its token."""
     words = []
     for token in sentence.tokens:
         for word in token.words:
@@ -210,20 +212,20 @@ def _words(sentence: Any) -> list[Word]:
 
 
 def _is_published(package: str) -> bool:
-    """Whether a package is to be had from stanza: not the shipped one, nor a folder."""
+    """Whether stanza publishes a package of this name: it is neither the shipped one nor a folder."""
     return package != SHIPPED and "/" not in package and not Path(package).is_dir()
 
 
 def _package(package: str) -> str:
-    """The name by which a resources folder knows the package."""
+    """The name of the package inside its resources folder."""
     return package if _is_published(package) else "default"
 
 
 def _listing(package: str) -> Path | None:
     """The resources.json that lists a package's files; None if stanza has none on this machine.
 
-    Raises UserError for a folder without one. Where stanza keeps its models only stanza knows, and its
-    import takes seconds.
+    Raises UserError for a folder without one. Only stanza's module knows its models' folder, and its import takes
+    seconds.
     """
     if package == SHIPPED:
         return SHIPPED_FOLDER / "resources.json"
@@ -247,7 +249,7 @@ def _english(listing: Path) -> Mapping[str, Any]:
 
 
 def _processors(listing: Path, package: str) -> dict[str, str]:
-    """Which model a package takes for each step from text to tree."""
+    """The model that a package uses for each step from text to tree."""
     packages = _english(listing).get("packages", {})
     if package not in packages:
         raise UserError(f"unknown stanza package {package!r}; {nearest(package, [*packages, SHIPPED])}")
@@ -264,27 +266,27 @@ def _files(listing: Path, package: str) -> list[Path]:
     return [listing.parent / "en" / step / f"{name}.pt" for step, name in sorted(models)]
 
 
-def _required(wanted: Wanted) -> Path:
+def _required(settings: ParserSettings) -> Path:
     """The resources folder that holds the package. Raises UserError if it is not on this machine."""
-    files = _obtain(wanted, _listing(wanted.package))
+    files = _obtain(settings, _listing(settings.package))
     if not files:
-        raise UserError(_not_here(wanted.package, "were not to be downloaded"))
+        raise UserError(_not_here(settings.package, "were not to be downloaded"))
     return files[0].parents[2]
 
 
-def _obtain(wanted: Wanted, listing: Path | None) -> list[Path]:
+def _obtain(settings: ParserSettings, listing: Path | None) -> list[Path]:
     """The files of the package, fetched if need be and allowed; none if one of them is not here."""
-    package = wanted.package
+    package = settings.package
     files = _files(listing, _package(package)) if listing else []
     if files and all(file.is_file() for file in files):
         return files
-    if not (wanted.download and _is_published(package)):
+    if not (settings.download and _is_published(package)):
         return []
     return _files(_fetch(package), package)
 
 
 def _fetch(package: str) -> Path:
-    """Let stanza download a package; what lists its files then."""
+    """Let stanza download a package; the path of the resources.json that lists its files."""
     import requests
     import stanza
     from stanza.resources.common import DEFAULT_MODEL_DIR

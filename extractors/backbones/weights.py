@@ -1,9 +1,9 @@
-"""Where the weights of a backbone come from, and what they are called in a fingerprint.
+"""References to the weights of a backbone: their files, and their names in a fingerprint.
 
 A reference is one of: a tag that open_clip publishes ("openai", "laion2b_s34b_b79k"), the path of a
 local file (OpenAI's own, safetensors, or a state dict that torch reads without unpickling), or "seed:N",
 random weights for tests and the demo. Nothing is fetched unless `download` says so. Files and seeds are the
-same for every backbone; what else publishes networks by name stands in `hub`.
+same for every backbone; `hub` handles the networks that others publish by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DRAWING = 3  # raise it when a seed comes to stand for other weights, in seeded.
 log = logging.getLogger(__name__)
 
 
-class Wanted(Protocol):
+class NetworkSettings(Protocol):
     """The settings that choose a network and its weights."""
 
     @property
@@ -49,21 +49,20 @@ class Wanted(Protocol):
         ...
 
 
-def identity(wanted: Wanted, known: Digests) -> str | None:
-    """What a fingerprint says of these weights, or None if a tag's file is not on this machine.
+def identity(settings: NetworkSettings, known: Digests) -> str | None:
+    """The name of these weights in a fingerprint, or None if a tag's file is not on this machine.
 
-    A seed is known by its number and by how weights are drawn from it, a file by its digest, wherever
-    it lies. A network described by the user's own file adds the digest of that description. `known`
-    remembers digests and where a tag's file was found: finding it needs open_clip, which takes seconds
-    to import.
+    A seed is named by its number and the version of the drawing, a file by its digest, wherever it lies. A network
+    described by the user's own file adds the digest of that description. `known` caches digests and the place of a
+    tag's file: locating it needs open_clip, which takes seconds to import.
     """
-    model, weights = wanted.model, wanted.weights
+    model, weights = settings.model, settings.weights
     if seed_of(weights) is not None:
         name = seed_name(weights)
     else:
         clip_configs.path_of(model)  # complains about an unknown name at once
         path = Path(weights) if is_path(weights) else known.located(
-            f"clip {model} {weights}", lambda: locate(model, weights, wanted.download)
+            f"clip {model} {weights}", lambda: locate(model, weights, settings.download)
         )  # fmt: skip
         if path is None:
             return None
@@ -73,29 +72,29 @@ def identity(wanted: Wanted, known: Digests) -> str | None:
     return f"{name} of {known.file(clip_configs.path_of(model))}" if clip_configs.is_path(model) else name
 
 
-def require(wanted: Wanted) -> None:
+def require(settings: NetworkSettings) -> None:
     """Raise UserError if the weights are not on this machine or cannot be those of the network.
 
-    It is asked before a run begins, and reads names and shapes alone. Where a file does not show which activation it
-    was trained with, one warning says so.
+    This runs before a run begins, and reads only names and shapes. A file that does not show which activation it was
+    trained with causes one warning.
     """
-    if seed_of(wanted.weights) is not None:
+    if seed_of(settings.weights) is not None:
         return
-    path = locate(wanted.model, wanted.weights, wanted.download)
+    path = locate(settings.model, settings.weights, settings.download)
     if path is None:
-        raise UserError(_not_here(wanted.model, wanted.weights, "were not to be downloaded"))
-    clip_weights.require_fit(path, wanted.model)
-    require_activation(wanted.model, wanted.weights)
-    _warn_of_activation(clip_configs.resolve(wanted.model), wanted.weights)
+        raise UserError(_not_here(settings.model, settings.weights, "were not to be downloaded"))
+    clip_weights.require_fit(path, settings.model)
+    require_activation(settings.model, settings.weights)
+    _warn_of_activation(clip_configs.resolve(settings.model), settings.weights)
 
 
 def require_activation(model: str, weights: str) -> None:
     """Raise UserError if weights were not trained with the activation of a named network, where that is known.
 
-    OpenAI's want QuickGELU; with the plain GELU every feature is a little wrong and nothing fails.
+    OpenAI's weights need QuickGELU; with the plain GELU every feature is slightly wrong and no error shows it.
     """
-    wanted, other = _trained_with(model, weights), clip_configs.other_activation(model)
-    if other and wanted is not None and wanted != _has_quick_gelu(model):
+    trained_with, other = _trained_with(model, weights), clip_configs.other_activation(model)
+    if other and trained_with is not None and trained_with != _has_quick_gelu(model):
         raise UserError(
             f"weights {weights!r} were not trained with the activation of {clip_configs.resolve(model)}; set the model "
             f"to {other!r} (extractors.clip.model, or base_encoder of a method that trains CLIP)"
@@ -116,10 +115,10 @@ def _has_quick_gelu(model: str) -> bool:
 @functools.cache  # `clip` and `clip_text` ask for the same file
 def _warn_of_activation(model: str, weights: str) -> None:
     """Log a warning where a network may compute another activation than its weights were trained with."""
-    wanted, has = _trained_with(model, weights), _has_quick_gelu(model)
+    trained_with, has = _trained_with(model, weights), _has_quick_gelu(model)
     names = {True: "QuickGELU (OpenAI's)", False: "GELU"}
     other = clip_configs.other_activation(model)
-    if wanted is None and other:
+    if trained_with is None and other:
         log.warning(
             "%s does not show its activation; %s computes %s, and %s the other",
             weights,
@@ -127,8 +126,10 @@ def _warn_of_activation(model: str, weights: str) -> None:
             names[has],
             other,
         )
-    elif wanted is not None and wanted != has:  # a network of the user's own description
-        log.warning("%s was trained with %s, and %s computes %s", weights, names[wanted], model, names[has])
+    elif trained_with is not None and trained_with != has:  # a network of the user's own description
+        log.warning(
+            "%s was trained with %s, and %s computes %s", weights, names[trained_with], model, names[has]
+        )
 
 
 def seed_of(weights: str) -> int | None:
@@ -142,7 +143,7 @@ def seed_of(weights: str) -> int | None:
 
 
 def seed_name(weights: str) -> str:
-    """What a fingerprint says of seeded weights: the seed, and how weights are drawn from it."""
+    """The name of seeded weights in a fingerprint: the seed and the version of the drawing."""
     return f"{weights}, drawing {DRAWING}"
 
 
@@ -175,7 +176,7 @@ def locate(model: str, weights: str, download: bool = False) -> Path | None:
 
 
 def tag_config(model: str, tag: str) -> dict[str, Any]:
-    """What open_clip says of a tag of a model: where its file is, and how its images were prepared."""
+    """open_clip's record of a model's tag: the address of its file, and the preprocessing of its images."""
     open_clip, model = import_open_clip(), clip_configs.resolve(model)
     config: dict[str, Any] = open_clip.get_pretrained_cfg(model, tag)
     if config:
@@ -189,7 +190,7 @@ def tag_config(model: str, tag: str) -> dict[str, Any]:
 
 
 def any_tag_config(model: str) -> dict[str, Any]:
-    """What open_clip says of the first tag of a model, {} if it publishes none."""
+    """open_clip's record of the first tag of a model; {} if it publishes none."""
     tags = import_open_clip().list_pretrained_tags_by_model(clip_configs.resolve(model))
     return tag_config(model, tags[0]) if tags else {}
 
@@ -238,7 +239,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def fitting(path: Path, model: str) -> Iterator[None]:
-    """Turns what goes wrong while a file's weights are put into a network into a UserError."""
+    """Turn an error while a file's weights are loaded into a network into a UserError."""
     from safetensors import SafetensorError
 
     try:

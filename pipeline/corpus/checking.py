@@ -1,4 +1,4 @@
-"""`corpus check`: opens every file before hours are spent, and says what is missing, broken, doubled or leaked."""
+"""`corpus check`: open every media file before a run, and report missing, broken, duplicate and leaked data."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ NO_SETTINGS: Mapping[str, Any] = {}
 PROBE_SECONDS = 60.0  # without a sign of life
 PROBE_BYTES = 4 << 30
 PROBES = {"video": "pipeline.media.video:serve_probe", "pointcloud": "pipeline.media.clouds.read:serve_probe"}
-FEWEST_ITEMS = 10  # of a split; with fewer, one item is more than ten points of R@1
-EQUAL_SHARE = 0.05  # of a split's captions that stand at other items too, word for word
-ROUNDED_SECONDS = 0.5  # by which a moment may end late; annotations are also rounded up to whole seconds
+FEWEST_ITEMS = (
+    10  # smallest split without a warning; with fewer items, one item is more than ten points of R@1
+)
+EQUAL_SHARE = 0.05  # largest share of a split's captions whose text other items also have, without a warning
+ROUNDED_SECONDS = (
+    0.5  # a moment may end this much after its video; annotations are also rounded up to whole seconds
+)
 NAMED = 3  # examples in a sentence
-FEWEST_STEPS = 1000  # of float32, that a cloud should measure at least: with fewer its points fall together
+FEWEST_STEPS = 1000  # least extent of a cloud in float32 steps: below it, distinct points coincide
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong with a corpus: `error` where an item cannot be used, `warning` where figures may mislead."""
+    """One problem of a corpus: an `error` if an item cannot be used, a `warning` if metrics may mislead."""
 
     level: str
     sentence: str
@@ -40,10 +44,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Opened:
-    """A media file that could be opened, and what its kind's probe tells of it."""
+    """A media file that could be opened, with the report of its kind's probe."""
 
     item: Item
-    told: Mapping[str, Any]
+    report: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def check(
     contents: Contents, workers: int, seen: Callable[[int, int], None],
     reading: Mapping[str, Any] = NO_SETTINGS, minima: Sequence[Minimum] = (),
 ) -> list[Finding]:  # fmt: skip
-    """Everything found, errors first.
+    """All findings, errors first.
 
     `reading` are the settings with which the stage `points` reads clouds (columns, colour_scale ...), `minima`
     the fewest points that the stages need.
@@ -76,7 +80,10 @@ def check(
 def _probed(
     contents: Contents, workers: int, seen: Callable[[int, int], None], reading: Mapping[str, Any]
 ) -> tuple[list[Opened], list[Finding]]:
-    """Open each file (of a video decode the first frame) in processes that can be killed."""
+    """The files that could be opened, and findings about the others, probed in processes that can be killed.
+
+    A video's probe decodes its first frame.
+    """
     media = [
         (item, path) for item in contents.corpus.items
         if item.id in contents.digests and (path := contents.corpus.media_path(item))
@@ -90,17 +97,17 @@ def _probed(
     def probe(job: tuple[Item, Path]) -> Opened | Finding:
         item, path = job
         child = idle.get()
-        told: dict[str, Any] = {}
+        report: dict[str, Any] = {}
         try:
             for header, _ in child.call({"path": str(path), **reading}, PROBE_SECONDS):
-                told |= header
+                report |= header
         except ItemError as error:
             return Finding("error", f"{item.id}: {error.reason}")
         except (ChildDied, ChildError) as error:
             return Finding("error", f"{item.id}: opening it failed: {str(error).strip().splitlines()[-1]}")
         finally:
             idle.put(child)
-        return Opened(item, told)
+        return Opened(item, report)
 
     opened: list[Opened] = []
     findings: list[Finding] = []
@@ -119,17 +126,17 @@ def _probed(
 
 
 def _lengths(opened: list[Opened]) -> Iterator[Finding]:
-    """Videos that announce another length than they have."""
+    """Findings about videos whose header gives another length than they have."""
     for one in opened:
-        if trouble := one.told.get("trouble"):
+        if trouble := one.report.get("trouble"):
             yield Finding("error", f"{one.item.id}: {trouble}")
 
 
 def _moments(opened: list[Opened]) -> Iterator[Finding]:
-    """Moments that end after their video does."""
+    """Findings about moments that end after their video does."""
     for one in opened:
-        seconds = one.told.get("picture_seconds")
-        if not seconds or one.told.get("trouble"):
+        seconds = one.report.get("picture_seconds")
+        if not seconds or one.report.get("trouble"):
             continue
         latest = max(math.ceil(seconds), seconds + ROUNDED_SECONDS)
         times = [(max(c.start or 0.0, c.end or 0.0), c.id) for c in one.item.captions]
@@ -144,24 +151,24 @@ def _moments(opened: list[Opened]) -> Iterator[Finding]:
 
 
 def _clouds(clouds: list[Opened], minima: Sequence[Minimum]) -> Iterator[Finding]:
-    """What may mislead in point clouds that can be read: points left out, too few, colours, scale."""
+    """Findings about readable point clouds: points left out, too few points, colours, scale."""
     for cloud in clouds:
-        for words in cloud.told["doubts"]:
+        for words in cloud.report["doubts"]:
             yield Finding("warning", f"{cloud.item.id}: {words}")
-        points = cloud.told["points"] - cloud.told["dropped"]
+        points = cloud.report["points"] - cloud.report["dropped"]
         for minimum in minima:
             if points < minimum.points:
                 words = f"{points} points are too few for {minimum.stage}, which needs {minimum.points}"
                 yield Finding(minimum.level, f"{cloud.item.id}: {words}")
-        for words in _odd(cloud.told):
+        for words in _odd(cloud.report):
             yield Finding("warning", f"{cloud.item.id}: {words}")
-    bare = [cloud.item.id for cloud in clouds if cloud.told["brightest"] is None]
+    bare = [cloud.item.id for cloud in clouds if cloud.report["brightest"] is None]
     if bare:
         words = (
             f"{len(bare)} of {len(clouds)} point clouds have no colours, for instance {bare[0]}; 0 is taken"
         )
         yield Finding("warning", words)
-    bright = [(cloud.item.id, cloud.told["brightest"]) for cloud in clouds if cloud.told["brightest"]]
+    bright = [(cloud.item.id, cloud.report["brightest"]) for cloud in clouds if cloud.report["brightest"]]
     unit = [name for name, most in bright if most <= 1]
     other = [name for name, most in bright if most > 1]
     if unit and other:
@@ -172,11 +179,11 @@ def _clouds(clouds: list[Opened], minima: Sequence[Minimum]) -> Iterator[Finding
         yield Finding("warning", words)
 
 
-def _odd(told: Mapping[str, Any]) -> Iterator[str]:
-    """What is odd about one point cloud, in words."""
-    if infinite := told["dropped"] - told["odd"]:
-        yield f"{infinite} of {told['points']} points are NaN or infinite and are left out"
-    extent, farthest = told["extent"], told["farthest"]
+def _odd(report: Mapping[str, Any]) -> Iterator[str]:
+    """Phrases about suspicious values of one point cloud."""
+    if infinite := report["dropped"] - report["odd"]:
+        yield f"{infinite} of {report['points']} points are NaN or infinite and are left out"
+    extent, farthest = report["extent"], report["farthest"]
     step = float(np.spacing(np.float32(farthest)))
     if extent == 0:
         yield "all its points are one"
@@ -188,7 +195,7 @@ def _odd(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _doubled(contents: Contents) -> Iterator[Finding]:
-    """Items with the same bytes: leaks where they are in different splits."""
+    """Findings about items with the same bytes: an error if they are in different splits."""
     same: dict[str, list[Item]] = defaultdict(list)
     for item in contents.corpus.items:
         if item.id in contents.digests:
@@ -204,7 +211,7 @@ def _doubled(contents: Contents) -> Iterator[Finding]:
 
 
 def _leaked(contents: Contents) -> Iterator[Finding]:
-    """Captions of a test split that stand in the training split too, word for word."""
+    """Findings about captions of val or test whose text is also in the training split."""
     texts = {split: {c.text for _, c in contents.corpus.captions(split)} for split in contents.corpus.splits}
     for split in ("val", "test"):
         shared = texts.get(split, set()) & texts.get("train", set())
@@ -216,7 +223,7 @@ def _leaked(contents: Contents) -> Iterator[Finding]:
 
 
 def _splits(contents: Contents) -> Iterator[Finding]:
-    """Usual splits that are not there, have no captions, or are so small that their figures say little."""
+    """Findings about train, val and test: missing, without captions, or too small for meaningful metrics."""
     for split in SPLITS:
         items = len(contents.corpus.gallery(split))
         if not items:
@@ -231,7 +238,7 @@ def _splits(contents: Contents) -> Iterator[Finding]:
 
 
 def _own_splits(contents: Contents) -> Iterator[Finding]:
-    """Splits with names of the user's own, which may be mistyped: no method trains or is chosen on them."""
+    """Findings about other splits, whose names may be mistyped: no method trains on them or is selected by them."""
     for split in contents.corpus.splits:
         if split not in SPLITS:
             count = len(contents.corpus.gallery(split))
@@ -242,7 +249,7 @@ def _own_splits(contents: Contents) -> Iterator[Finding]:
 
 
 def _shared(contents: Contents) -> Iterator[Finding]:
-    """Items whose captions belong partly to the training split and partly to another."""
+    """Findings about items with captions of both the training split and another."""
     for split in contents.corpus.splits:
         both = [
             item.id for item in contents.corpus.items
@@ -255,7 +262,7 @@ def _shared(contents: Contents) -> Iterator[Finding]:
 
 
 def _equal(contents: Contents) -> Iterator[Finding]:
-    """Splits in which many captions stand at several items: none of them can find its own."""
+    """Findings about splits where many captions have the text of other items' captions, so retrieval must fail."""
     for split in contents.corpus.splits:
         items: dict[str, set[str]] = defaultdict(set)
         texts: Counter[str] = Counter()

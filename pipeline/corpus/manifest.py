@@ -20,12 +20,12 @@ from pipeline.store.fingerprint import digest_of, digest_text
 
 KINDS = ("video", "pointcloud")
 ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
-LONGEST_SECONDS = 1e9  # 30 years; it is the infinite and the mistyped that are refused
+LONGEST_SECONDS = 1e9  # 30 years; larger times are infinite or mistyped and are refused
 CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
 PLAIN = {"id", "text"}  # keys of a caption that says nothing more
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which UTF-16 begins
-NO_META: dict[str, Any] = {}  # of every item without any
-SUGGESTIONS = 20  # of the nearest id; each compares with all there are
+NO_META: dict[str, Any] = {}  # shared by all items without meta
+SUGGESTIONS = 20  # most suggestions of a nearest id; each compares with all ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Caption:
 
     `split` is set where it differs from the item's (public sets exist whose val and test share
     videos); `digest` names the caption where its text alone does not (imported features). `also` has the ids of other
-    items of the split that the caption describes just as well: each of them is a right answer.
+    items of the split that the caption describes just as well: they are positives too.
     """
 
     id: str
@@ -102,7 +102,7 @@ class Corpus:
         return cls(path, tuple(items))
 
     def media_path(self, item: Item) -> Path | None:
-        """Where the item's media file should be; None where its features were imported."""
+        """The path of the item's media file, which may be missing; None if its features were imported."""
         return None if item.media is None else self.path.parent / item.media
 
     def media_place(self, item: Item) -> str | None:
@@ -145,9 +145,9 @@ class Corpus:
         return "pointcloud" if {item.kind for item in self.gallery(split)} == {"pointcloud"} else "video"
 
     def split_digest(self, split: str) -> str:
-        """16 hex digits of who is in a split by id, text and moment; of media, order and caption ids nothing.
+        """16 hex digits of a split's members by id, text and moment, regardless of media, order and caption ids.
 
-        Other right items of a caption count, where it has some.
+        Further positives of a caption count.
 
         Two parties whose digests agree judge the same queries, however their videos are encoded.
         """
@@ -160,7 +160,7 @@ class Corpus:
         ]
 
     def protocol(self, split: str) -> dict[str, Any] | None:
-        """What figures of a split quote of the published protocol; None without one, or if it was changed since.
+        """The published protocol that metrics of a split quote; None without one, or if the corpus changed since.
 
         {"name", "sentence", "queries", "gallery", "digest"}, the sizes before any item failed. Since the
         sentence speaks of all splits, a change to any of them takes it away.
@@ -175,7 +175,7 @@ class Corpus:
         return {"name": stored.get("name"), "sentence": stored.get("sentence"), **described[split]}
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Of every split {"queries", "gallery", "digest"}."""
+        """By split, the numbers of queries and gallery items and the digest: {"queries", "gallery", "digest"}."""
         return {
             split: {
                 "queries": sum(1 for _ in self.captions(split)),
@@ -216,8 +216,8 @@ def write_manifest(path: Path, items: Iterable[Item], protocol: Protocol | None 
     if protocol is None:
         beside.unlink(missing_ok=True)
         return
-    told = {"name": protocol.name, "sentence": protocol.sentence, "splits": Corpus(path, items).describe()}
-    aside.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    stored = {"name": protocol.name, "sentence": protocol.sentence, "splits": Corpus(path, items).describe()}
+    aside.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(beside)
 
 
@@ -306,7 +306,7 @@ class _Wrong(Exception):
 
 
 def _duplicates(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Problem]:
-    """Ids that stand on an earlier line, which then become known as this line's."""
+    """Problems of ids that an earlier line has; after one, the id counts as this line's."""
     of_items, of_captions = (item.id for item in items), (c.id for item in items for c in item.captions)
     if len(set(of_items)) == len(items) and len(set(of_captions)) == sum(len(i.captions) for i in items):
         return
@@ -323,7 +323,7 @@ def _duplicates(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Probl
 
 
 def _without_media(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Problem]:
-    """Items that are known by their id alone, beside others that have media: there that is a mistake."""
+    """Problems of items with neither media nor digest, in a manifest where other items have media."""
     if all(item.media is None for item in items):
         return
     for item, number in zip(items, numbers, strict=True):
@@ -336,7 +336,7 @@ def _without_media(items: Sequence[Item], numbers: Sequence[int]) -> Iterator[Pr
 
 
 def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterator[Problem]:
-    """What is wrong with the other items that captions name; unknown ones only where every line could be read."""
+    """Problems of the further positives (`also`) of captions; unknown ids only if every line could be read."""
     naming = [(n, item, c) for n, item in zip(lines, items, strict=True) for c in item.captions if c.also]
     if not naming:
         return
@@ -349,18 +349,18 @@ def _others(items: Sequence[Item], lines: Sequence[int], whole: bool) -> Iterato
     for number, item, caption in naming:
         split = caption.split or item.split
         for other in caption.also:
-            said = f"the caption {caption.id!r} also names {other!r}, which is"
+            start = f"the caption {caption.id!r} also names {other!r}, which is"
             if other == item.id:
-                yield Problem(number, f"{said} its own item")
+                yield Problem(number, f"{start} its own item")
             elif other in known and other not in galleries[split]:
-                yield Problem(number, f"{said} not in its split {split!r}")
+                yield Problem(number, f"{start} not in its split {split!r}")
             elif other not in known and whole:
                 near = _nearest_id(other, galleries[split]) if next(hints, None) is not None else ""
-                yield Problem(number, f"{said} no item of this corpus{near}")
+                yield Problem(number, f"{start} no item of this corpus{near}")
 
 
 def _nearest_id(name: str, ids: Collection[str]) -> str:
-    """The end of a sentence about an unknown id; nothing where none is near, as there may be very many."""
+    """The end of a sentence about an unknown id, suggesting the nearest id; "" if none is near."""
     close = difflib.get_close_matches(name, sorted(ids), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -433,7 +433,7 @@ def _plain(entry: Any) -> Caption | None:
 
 
 def _caption(entry: Any, index: int, item: str, alone: bool) -> Caption:
-    """A caption with whatever else it says. Raises _Wrong."""
+    """A caption with any of its optional keys. Raises _Wrong."""
     if not isinstance(entry, dict):
         raise _Wrong(f"caption {index} of item {item!r} is not an object")
     if not entry.keys() <= CAPTION_KEYS:
@@ -461,7 +461,7 @@ def _split(name: str) -> str:
 
 
 def _members(value: Any) -> int:
-    """How many members the objects of a JSON value have, all in all."""
+    """Total number of members in all objects of a JSON value."""
     if isinstance(value, dict):
         return len(value) + sum(_members(inside) for inside in value.values() if type(inside) in (dict, list))
     if isinstance(value, list):
@@ -483,7 +483,7 @@ def _require_once(line: str) -> None:
 
 
 def _also(raw: Any, caption: str) -> tuple[str, ...]:
-    """The other items that a caption names. Raises _Wrong."""
+    """The ids of the further positives that a caption names. Raises _Wrong."""
     if not isinstance(raw, list):
         raise _Wrong(f"caption {caption!r}: also is not a list of item ids")
     ids = [_text({"id": value}, "id", f"caption {caption!r}: an entry of also") for value in raw]
@@ -520,6 +520,6 @@ def _require_text(value: Any) -> None:
 
 
 def _require_known(raw: dict[str, Any], keys: set[str], what: str) -> None:
-    """Raise _Wrong for a key that means nothing."""
+    """Raise _Wrong for an unknown key."""
     unknown = next(key for key in raw if key not in keys)
     raise _Wrong(f"unknown key {unknown!r} of {what}; {nearest(unknown, keys)}")

@@ -63,21 +63,21 @@ SUMS = (
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
 EXPLAINED = 256  # captions at most whose matches are explained, spread over all
-EXPLAINED_PLACES = 3  # of their rankings; the right item follows
-BELOW = 2.0**10  # how far under its cheap score an item stands that was not scored truly
+EXPLAINED_PLACES = 3  # first items of each ranking that are explained; the positive follows
+BELOW = 2.0**10  # what is subtracted from the cheap score of an item that is not re-ranked
 
 Units = tuple[Positions, Positions]
-"""The item that each answered caption, and each item with a caption, is resampled with (`units_of`)."""
+"""Resampling units: one of each caption with a positive, one of each item with a caption (`units_of`)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The metrics of a split with the protocol and the rankings behind them.
 
-    mean_ties holds the same metrics under the mean rank of ties, and nothing if no answer is tied.
-    explanation: `query` (E,), `item` (E, P), positions of captions and of the first items of their rankings and the
-    right one, and (E, P, ...) what the method says of each pair; nothing if it says nothing.
-    post_processed: figures beside the others, which know nothing of it, by what was done to the scores.
+    mean_ties: the same metrics under the realistic (mean) rank of ties; empty if no positive is tied.
+    explanation: `query` (E,), positions of captions; `item` (E, P), positions of the first items of their rankings,
+    then of the positive; and the arrays (E, P, ...) that the method explains each pair with. Empty if it explains none.
+    post_processed: estimates by the name of the post-processing; `metrics` and `mean_ties` are of the raw scores.
     """
 
     index: SplitIndex
@@ -131,26 +131,26 @@ def evaluate(
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
-    The encodings of the split, which several processes share the work of and all get, stay on the host; the
-    blocks of scores, and what is scored at once, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
-    quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of so many `queries` of
-    the corpus were dropped, because they failed or no item that is right for them is left, and sentences about features
-    that were `kept` though another program made them.
-    With `rerank`, only so many items of each caption are truly scored, the best by the method's cheap scores; the
-    protocol says so. Raises UserError if the method has none.
-    What `post_processing` asks for is measured besides, on the same scores; QB-norm takes the training split of `bank`.
+    Several processes share the work of encoding, and each receives all encodings, which stay on the host. Blocks of
+    scores, and the encodings they are computed from, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
+    quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of the corpus's `queries`
+    captions were dropped, because they failed or none of their positives is left; `kept` are sentences about features
+    that another program made and that were kept.
+    `rerank`: number of items of each caption, the best by the method's cheap scores, that are re-ranked by its true
+    scores; 0 scores all pairs truly. The protocol states it. Raises UserError if the method has no cheap scores.
+    `post_processing` names further measurements on the same scores; QB-norm reads the training split of `bank`.
     """
     for direction in directions:
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
-    links = index.relevance
-    asked = post_processing.post_processing if post_processing else ()
+    relevance = index.relevance
+    options = post_processing.post_processing if post_processing else ()
     # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
-    blocks: Iterable[Block] = list(rows) if ("v2t" in directions or asked) and rows.fit else rows
-    ranking = _rank(blocks, links, directions)
-    units = units_of(links, index.items)
-    strict, mean = _both_figures(ranking.ranks, units, seed)
+    blocks: Iterable[Block] = list(rows) if ("v2t" in directions or options) and rows.fit else rows
+    ranking = _rank(blocks, relevance, directions)
+    units = units_of(relevance, index.items)
+    strict, mean = _both_estimates(ranking.ranks, units, seed)
     return Evaluation(
         index,
         ranking,
@@ -165,7 +165,9 @@ def evaluate(
             for direction, counts in ranking.occurrences.items()
         },
         explanation=rows.explanation(ranking.top_items, _caption_item(index)),
-        post_processed=_post_processed(blocks, rows, links, units, directions, seed, post_processing, bank),
+        post_processed=_post_processed(
+            blocks, rows, relevance, units, directions, seed, post_processing, bank
+        ),
     )
 
 
@@ -177,22 +179,22 @@ def validation_figure(
     device: str | torch.device = "cpu",
     memory_mb: int = MEMORY_MB,
 ) -> float:
-    """SumR of captions looking for items, the figure that early stopping watches; no bootstrap.
+    """SumR of text-to-item retrieval, the number that early stopping watches; no bootstrap.
 
-    It takes the mean rank of ties: a model collapsed to one score for everything has strict rank 1
-    everywhere, and would be kept as the best.
+    It uses the realistic (mean) rank of ties: a model collapsed to one score for everything has the optimistic
+    (strict) rank 1 everywhere, and would be kept as the best.
     """
-    links = index.relevance
+    relevance = index.relevance
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
-    return metrics(join([text_ranks(scores, links[where]) for where, scores in rows]).mean)["SumR"]
+    return metrics(join([text_ranks(scores, relevance[where]) for where, scores in rows]).mean)["SumR"]
 
 
 class ScoreRows:
     """Blocks of score rows over all items, computed anew on every pass, one tile of items at a time.
 
     A block of scores takes an eighth of the memory, because ranking it needs masks and a partial sort
-    of its size; the encodings of a tile take a quarter for texts and one for items. The rest is the
-    method's. With `rerank`, cheap scores choose which items of a caption are scored (`_rerank`).
+    of its size; the encodings of a tile take a quarter for texts and a quarter for items. The method may use the
+    rest. With `rerank`, cheap scores choose the items of a caption that are re-ranked (`_rerank`).
     """
 
     def __init__(
@@ -221,7 +223,7 @@ class ScoreRows:
             yield where, self._block(where)
 
     def between(self, texts: Encoded, items: Encoded) -> ScoreRows:
-        """Those of other captions or items of the same method, all pairs scored truly."""
+        """Score rows of other captions or items, by the same method, all pairs scored truly."""
         return ScoreRows(self.method, texts, items, self.device, self.memory_mb)
 
     def _block(self, where: slice) -> NDArray[np.float32]:
@@ -237,7 +239,7 @@ class ScoreRows:
         return out
 
     def _scores(self, texts: Encoded, items: Encoded) -> NDArray[np.float32]:
-        """True scores, or cheap ones where they are to choose."""
+        """True scores of all pairs, or cheap ones where those choose what is re-ranked."""
         if not 0 < self.rerank < self.gallery:
             return self.method.scores(texts, items).float().cpu().numpy()
         cheap = self.method.cheap_scores(texts, items)
@@ -250,7 +252,8 @@ class ScoreRows:
     def _rerank(self, out: NDArray[np.float32], texts: Encoded) -> None:
         """Score the best items of each caption truly, and put all others far below them, in the cheap order.
 
-        float32 tells cheap scores 1e-4 apart there; equal ones are ties, which `mean_ties` shows.
+        Near -BELOW float32 still separates cheap scores that differ by 1e-4; equal ones become ties, which `mean_ties`
+        counts.
         """
         best, _ = top(out, self.rerank)
         out -= np.float32(BELOW)
@@ -265,25 +268,25 @@ class ScoreRows:
                     f"a score is {out[row, items].min()}; two stages need scores above {1 - BELOW}"
                 )
 
-    def explanation(self, top_items: Positions, right: Positions) -> dict[str, NDArray[Any]]:
-        """What the method says of the first items and the right one of some captions: see Evaluation.
+    def explanation(self, top_items: Positions, positive: Positions) -> dict[str, NDArray[Any]]:
+        """The explanations of `Evaluation`, for at most EXPLAINED captions spread over all; empty if there are none.
 
-        top_items: (Q, K), best first; right: (Q,).
+        top_items: (Q, K), best first; positive: (Q,), one of each caption.
         """
         step = -(-self.queries // EXPLAINED)
         queries = np.arange(0, self.queries, step)
-        items = np.concatenate([top_items[queries, :EXPLAINED_PLACES], right[queries, None]], 1)
-        said: dict[str, list[NDArray[Any]]] = {}
+        items = np.concatenate([top_items[queries, :EXPLAINED_PLACES], positive[queries, None]], 1)
+        arrays: dict[str, list[NDArray[Any]]] = {}
         with _inference(self.method):
             for query, places in zip(queries, items, strict=True):
                 texts = _part(self.texts, slice(query, query + 1), self.device)
                 some = {name: v[torch.from_numpy(places)].to(self.device) for name, v in self.items.items()}
-                found = self.method.explain(texts, some)
-                if not found:
+                explained = self.method.explain(texts, some)
+                if not explained:
                     return {}
-                for name, values in found.items():
-                    said.setdefault(name, []).append(values[0].cpu().numpy())
-        stacked = {name: np.ascontiguousarray(np.stack(rows)) for name, rows in said.items()}
+                for name, values in explained.items():
+                    arrays.setdefault(name, []).append(values[0].cpu().numpy())
+        stacked = {name: np.ascontiguousarray(np.stack(rows)) for name, rows in arrays.items()}
         return {"query": queries, "item": items} | stacked
 
 
@@ -319,8 +322,8 @@ def _encode(
 ) -> Encoded:
     """All encodings on the host of every process, put at the `index` of their batch, or in order where it has none.
 
-    Of several processes each encodes its share. All then score everything: encoding is what takes the time, and
-    blocks of the same shape everywhere leave no process with other figures than one alone has.
+    With several processes, each encodes its share of the batches. All then score all pairs: encoding takes most of the
+    time, and blocks of the same shape give every process the same numbers as a single process.
     """
     out: Encoded = {}
     seen = torch.zeros(count, dtype=torch.int64)
@@ -346,10 +349,10 @@ def _encode(
 
 
 def _own(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """This process's batch of every `world` consecutive ones, and whether it is truly its own.
+    """Yield this process's batch of every `world` consecutive ones, and whether its encodings count.
 
-    Where the last ones do not suffice, a process left over encodes the first of them too and hands in nothing:
-    all processes take the same steps, and each knows the shapes.
+    If the last group has fewer batches than there are processes, a process without one encodes the first batch of the
+    group and its result is discarded: all processes must take part in every gather, and each must know the shapes.
     """
     rank, world = distributed.rank(), distributed.world()
     chosen: tuple[Batch, bool] | None = None
@@ -363,67 +366,67 @@ def _own(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
 
 
 def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
-    """The rows of all processes that have a batch, on the host, in order of rank."""
+    """The rows of all processes whose encodings count, on the host, in order of rank."""
     return {
         name: torch.cat(distributed.gather(values if ours else values[:0])).cpu()
         for name, values in rows.items()
     }
 
 
-def _rank(blocks: Iterable[Block], links: Relevance, directions: Sequence[str]) -> Ranking:
+def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str]) -> Ranking:
     """Ranks in every direction and the top places of each caption."""
     both = "v2t" in directions
-    found, right, places, items = [], [], [], ItemRanks(links.items)
-    best = ColumnTop(links.items)
+    text_parts, best_positives, places, items = [], [], [], ItemRanks(relevance.items)
+    best = ColumnTop(relevance.items)
     for where, scores in blocks:
-        linked = links[where]
-        found.append(text_ranks(scores, linked))
-        right.append(linked.best(scores))
+        linked = relevance[where]
+        text_parts.append(text_ranks(scores, linked))
+        best_positives.append(linked.best(scores))
         places.append(top(scores, TOP))
         if both:
             items.find(scores, linked)
             best.add(scores)
-    ranks = {"t2v": join(found)}
+    ranks = {"t2v": join(text_parts)}
     if both:
         for where, scores in blocks:
-            items.count(scores, links[where])
+            items.count(scores, relevance[where])
         ranks["v2t"] = items.ranks()
     top_items = np.concatenate([positions for positions, _ in places])
-    held = {"t2v": (top_items[:, :PLACES], links.items)}
+    held = {"t2v": (top_items[:, :PLACES], relevance.items)}
     if both:
-        held["v2t"] = best.positions[links.asked], links.captions
-    wanted = [direction for direction in DIRECTIONS if direction in directions]
+        held["v2t"] = best.positions[relevance.captioned_items], relevance.captions
+    ordered = [direction for direction in DIRECTIONS if direction in directions]
     return Ranking(
-        {direction: ranks[direction] for direction in wanted},
-        asked=links.asked,
-        right=np.concatenate(right),
+        {direction: ranks[direction] for direction in ordered},
+        asked=relevance.captioned_items,
+        right=np.concatenate(best_positives),
         top_items=top_items,
         top_scores=np.concatenate([scores for _, scores in places]),
-        occurrences={direction: occurrences(*held[direction]) for direction in wanted},
+        occurrences={direction: occurrences(*held[direction]) for direction in ordered},
     )
 
 
 def _post_processed(
-    blocks: Iterable[Block], rows: ScoreRows, links: Relevance, units: Units, directions: Sequence[str], seed: int,
+    blocks: Iterable[Block], rows: ScoreRows, relevance: Relevance, units: Units, directions: Sequence[str], seed: int,
     params: EvaluateParams | None, bank: MethodData | None,
 ) -> dict[str, PostProcessed]:  # fmt: skip
-    """The figures of every option that is asked for."""
+    """The estimates under each requested post-processing, by its name; empty without a request."""
     if params is None or not params.post_processing:
         return {}
     shape = rows.queries, rows.gallery
     options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
     out = {}
-    for name, ranks in postprocess.ranks(blocks, links, directions, options).items():
-        strict, mean = _both_figures(ranks, units, seed)
-        told: Params = getattr(params, name)
+    for name, ranks in postprocess.ranks(blocks, relevance, directions, options).items():
+        strict, mean = _both_estimates(ranks, units, seed)
+        settings: Params = getattr(params, name)
         out[name] = PostProcessed(
-            metrics=strict, mean_ties=mean, note=postprocess.NOTES[name], params=told.model_dump()
+            metrics=strict, mean_ties=mean, note=postprocess.NOTES[name], params=settings.model_dump()
         )
     return out
 
 
 def _bank(data: MethodData, rows: ScoreRows) -> Bank:
-    """The training split as queries: encoded a batch at a time, and scored in blocks like the split itself."""
+    """The training split as a bank of queries, encoded a batch at a time and scored in blocks like the test split."""
 
     def encoded(encode: Callable[[Batch], Encoded], batches: Iterable[Batch]) -> Iterator[Encoded]:
         for batch in batches:
@@ -442,15 +445,15 @@ def _bank(data: MethodData, rows: ScoreRows) -> Bank:
     return Bank(texts, items)
 
 
-def _both_figures(ranks: Mapping[str, Ranks], units: Units, seed: int) -> tuple[Estimates, Estimates]:
-    """The figures of strict ranks and of mean ones, the latter nothing if no answer is tied."""
-    strict = _figures({direction: found.strict for direction, found in ranks.items()}, units, seed)
-    if not any(found.differ for found in ranks.values()):
+def _both_estimates(ranks: Mapping[str, Ranks], units: Units, seed: int) -> tuple[Estimates, Estimates]:
+    """Estimates under optimistic (strict) and realistic (mean) ranks; the latter empty if no positive is tied."""
+    strict = _estimates({direction: each.strict for direction, each in ranks.items()}, units, seed)
+    if not any(each.differ for each in ranks.values()):
         return strict, {}
-    return strict, _figures({direction: found.mean for direction, found in ranks.items()}, units, seed)
+    return strict, _estimates({direction: each.mean for direction, each in ranks.items()}, units, seed)
 
 
-def _figures(ranks: Mapping[str, NDArray[Any]], units: Units, seed: int) -> Estimates:
+def _estimates(ranks: Mapping[str, NDArray[Any]], units: Units, seed: int) -> Estimates:
     """Every metric with its interval, from ranks of one kind by direction."""
     of = dict(zip(DIRECTIONS, units, strict=True))
     out = {direction: intervals(values, of[direction], seed) for direction, values in ranks.items()}
@@ -462,25 +465,25 @@ def _figures(ranks: Mapping[str, NDArray[Any]], units: Units, seed: int) -> Esti
 def _protocol(
     split: str, index: SplitIndex, directions: Sequence[str], seed: int, queries: int | None
 ) -> dict[str, Any]:
-    """What another party needs in order to compare its numbers with these."""
-    links = index.relevance
-    right = np.bincount(links.caption, minlength=links.captions)
-    captions = np.bincount(links.item, minlength=links.items)
-    asked = captions[captions > 0]
+    """The conditions of the measurement, which another party needs to compare its numbers with these."""
+    relevance = index.relevance
+    positives = np.bincount(relevance.caption, minlength=relevance.captions)
+    captions = np.bincount(relevance.item, minlength=relevance.items)
+    positives_of_items = captions[captions > 0]
     sides = {
         "t2v": {
             "queries": len(index.captions),
             "gallery": len(index.items),
-            "chance": chance(len(index.items), right),
+            "chance": chance(len(index.items), positives),
         },
         "v2t": {
-            "queries": len(asked),
+            "queries": len(positives_of_items),
             "gallery": len(index.captions),
-            "chance": chance(len(index.captions), asked),
+            "chance": chance(len(index.captions), positives_of_items),
         },
     }
     several = {
-        "items_per_caption": _spread(right),
+        "items_per_caption": _spread(positives),
         "t2v_rank": "the best rank among a caption's right items",
         "v2t_rank": "the best rank among the captions that describe the item",
         "ties": "mean rank: 1 + larger scores + t / (m + 1) with t wrong answers and m right ones at the best right "
@@ -501,7 +504,7 @@ def _protocol(
         f"seed {seed}",
         "seed": seed,
         "sums": SUMS,
-    } | (several if links.several else {})
+    } | (several if relevance.several else {})
 
 
 def _spread(counts: NDArray[np.int64]) -> dict[str, float]:
@@ -517,7 +520,7 @@ def _two_stages(rerank: int) -> str:
 
 
 def split_digest(index: SplitIndex) -> str:
-    """16 hex digits of who is in a split: item and caption ids in order, texts, and the right items of each."""
+    """16 hex digits of a split's members: item and caption ids in order, texts, and the positives of each caption."""
     members: list[Any] = [index.items, index.captions, index.caption_item, index.texts]
     if index.caption_also:
         members.append(index.caption_also)
@@ -526,7 +529,7 @@ def split_digest(index: SplitIndex) -> str:
 
 @contextmanager
 def _inference(method: Method) -> Iterator[None]:
-    """No gradients and no dropout inside; outside, every part is again in the mode it was in.
+    """Turn off gradients and dropout inside; afterwards every part returns to its previous mode.
 
     Part by part, because a method may keep a frozen backbone in evaluation mode while it trains.
     """

@@ -1,9 +1,9 @@
-"""What an evaluation leaves in its folder, written and read by one class. No model and no torch.
+"""The files in the folder of an evaluation, written and read by one class. No model and no torch.
 
-`metrics.json` holds the estimates and the protocol, `queries.json` who is in the split, `ranking.safetensors` ranks
-and first places, `explanation.safetensors` what carried the matches of a method that explains them. Everything is
-checked when it is read: what is missing or damaged is named in one sentence. Axes: Q captions, V items, A items with a
-caption, K places kept of each caption's ranking, E explained captions, P results explained of each.
+`metrics.json` holds the estimates and the protocol, `queries.json` the members of the split, `ranking.safetensors`
+ranks and first places, `explanation.safetensors` the evidence for matches from a method that explains them. Everything
+is checked when it is read: a missing or damaged file is named in one sentence. Axes: Q captions, V items, A items with
+a caption, K places kept of each caption's ranking, E explained captions, P results explained of each.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OWNER = "an evaluated method"
 REMEDY = "evaluate the method again with --redo"
 
 Estimates = dict[str, dict[str, Estimate]]
-"""Direction, then metric; RSUM, which is of two directions, stands under `both`."""
+"""Estimates by direction, then by metric; RSUM, which sums over two directions, stands under `both`."""
 
 Counts = NDArray[np.int64]
 
 
 class Spread(Document):
-    """How many there are of something, over all captions or items."""
+    """Smallest, mean and largest count over all captions or items."""
 
     min: int
     mean: float
@@ -48,7 +48,7 @@ class Spread(Document):
 
 
 class Side(Document):
-    """One direction: how many ask, how many they rank, and the metrics of a random order in percent."""
+    """One direction: numbers of queries and of candidates, and the metrics of a random order in percent."""
 
     queries: int
     gallery: int
@@ -65,17 +65,17 @@ class PublishedProtocol(Document):
     digest: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data: what was written, nothing more."""
+        """The protocol as plain data, with the keys that were given and no defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Protocol(Document):
-    """Under which conditions was measured. Keys of later versions are kept as they are.
+    """The conditions of a measurement. Keys of later versions are kept as they are.
 
-    `kind` and `dropped` have the values that hold for evaluations of versions that did not write them. rerank: how
-    pairs were scored where not all were; seed: of the bootstrap; sums: which recalls SumR and RSUM add up;
-    items_per_caption and t2v_rank: where captions have several positives; kept: features that another ffmpeg or decoder
-    made, one sentence each.
+    The defaults of `kind` and `dropped` hold for evaluations of versions that did not write them. rerank: the sentence
+    about re-ranking, if not all pairs were scored; seed: seed of the bootstrap; sums: the recalls that SumR and RSUM
+    add up; items_per_caption and t2v_rank: present if captions have several positives; kept: features that another
+    ffmpeg or decoder made, one sentence each.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -101,7 +101,7 @@ class Protocol(Document):
     corpus: PublishedProtocol | None = None
 
     def side(self, direction: str) -> Side | None:
-        """A direction; None where it was not asked, and for sums over both."""
+        """The sizes and chance of a direction; None if it was not evaluated, and for sums over both."""
         return self.directions.get(direction)
 
     def chance(self, direction: str) -> Mapping[str, float]:
@@ -110,14 +110,14 @@ class Protocol(Document):
         return side.chance if side else {}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data: what was written, nothing more."""
+        """The protocol as plain data, with the keys that were given and no defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Measures(Document):
-    """Estimates of ranks where a tied positive has the best of the tied ranks, and of those where it has their mean.
+    """Estimates under the optimistic (strict) rank of ties, and under the realistic (mean) rank.
 
-    mean_ties: empty where no positive is tied.
+    mean_ties: empty if no positive is tied.
     """
 
     metrics: Estimates
@@ -125,9 +125,9 @@ class Measures(Document):
 
     @property
     def estimates(self) -> Estimates:
-        """Those that leaderboards show: under the mean rank of ties.
+        """The estimates that leaderboards show: those under the realistic (mean) rank of ties.
 
-        A model that scores everything alike has the best rank everywhere, and under the mean rank finds nothing.
+        A model that scores everything alike has optimistic rank 1 everywhere, but the realistic rank of chance.
         """
         return self.mean_ties or self.metrics
 
@@ -138,7 +138,7 @@ class Measures(Document):
 
 
 class PostProcessed(Measures):
-    """The estimates of one post-processing of the scores, with the sentence they must be read with."""
+    """The estimates under one post-processing of the scores, with the sentence that qualifies them."""
 
     note: str
     params: dict[str, Any]
@@ -153,10 +153,10 @@ class Metrics(Measures):
 
 
 class Queries(Document):
-    """queries.json: items by digest in gallery order; captions by digest with their texts and their own items.
+    """queries.json: items by digest in gallery order; captions by digest with their texts and positives.
 
-    caption_item: position of the own item; caption_also: positions of the other positives, empty where no caption has
-    any.
+    caption_item: position of the item that each caption belongs to; caption_also: positions of its other positives,
+    empty if no caption has any.
     """
 
     items: list[str]
@@ -167,9 +167,9 @@ class Queries(Document):
 
     @cached_property
     def positives(self) -> list[list[int]]:
-        """The positions of all positives of each caption, its own first."""
-        also = self.caption_also or [[]] * len(self.caption_item)
-        return [[item, *others] for item, others in zip(self.caption_item, also, strict=True)]
+        """The positions of all positives of each caption, first the item it belongs to."""
+        further = self.caption_also or [[]] * len(self.caption_item)
+        return [[item, *others] for item, others in zip(self.caption_item, further, strict=True)]
 
     @property
     def several(self) -> bool:
@@ -186,25 +186,25 @@ class Queries(Document):
         return named
 
     def positive_counts(self, direction: str) -> Counts:
-        """How many positives each query of a direction has: (Q,) of captions, (A,) of the items with a caption."""
+        """Number of positives of each query: (Q,) for captions in t2v, (A,) for the items with a caption in v2t."""
         if direction == "t2v":
             return np.array([len(set(positives)) for positives in self.positives], np.int64)
         counts = np.array([len(captions) for captions in self.captions_of], np.int64)
         return counts[counts > 0]
 
     def gallery(self, direction: str) -> int:
-        """How many candidates the queries of a direction rank."""
+        """Number of candidates that each query of a direction ranks."""
         return len(self.items) if direction == "t2v" else len(self.captions)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where every query found its answer. The ranks of `v2t` are those of `asked`, the items with a caption.
+    """The rank of every query's positive, and the first places. `v2t` ranks the items with a caption (`asked`).
 
-    ranks: by direction, (Q,) of captions and (A,) of items. asked: (A,), empty where items asked nothing. right: (Q,),
-    the positive whose rank a caption has, the best of them. top_items, top_scores: (Q, K), best first, equal scores in
-    gallery order. occurrences: of each member of a direction's gallery, how many queries have it in their first
-    places; evaluations of early versions did not count them.
+    ranks: by direction, (Q,) of captions and (A,) of items. asked: (A,) positions of the items with a caption, empty if
+    `v2t` was not evaluated. right: (Q,), each caption's best-ranked positive, which its rank is of. top_items,
+    top_scores: (Q, K), best first, equal scores in gallery order. occurrences: by direction, for each candidate the
+    number of queries that have it in their first places; evaluations of early versions lack them.
     """
 
     ranks: dict[str, Ranks]
@@ -215,7 +215,7 @@ class Ranking:
     occurrences: dict[str, Counts]
 
     def arrays(self, several: bool) -> dict[str, NDArray[Any]]:
-        """The tensors of ranking.safetensors. Which positive has a caption's rank is stored where any has several."""
+        """The tensors of ranking.safetensors; `t2v.item`, the ranked positive, only if a caption has several."""
         arrays: dict[str, NDArray[Any]] = {"top.items": self.top_items, "top.scores": self.top_scores}
         for direction, ranks in self.ranks.items():
             arrays |= {f"{direction}.rank": ranks.strict, f"{direction}.mean_rank": ranks.mean}
@@ -229,9 +229,9 @@ class Ranking:
 
 @dataclass(frozen=True)
 class EvaluatedFolder:
-    """The folder of an evaluation. Nothing is read before it is asked for, and then once.
+    """The folder of an evaluation. Each file is read once, when its property is first used.
 
-    Every property raises UserError naming a file that is missing, damaged, or of another evaluation than the others.
+    Every property raises UserError naming a file that is missing, damaged, or belongs to another evaluation.
     """
 
     folder: Path
@@ -240,37 +240,37 @@ class EvaluatedFolder:
         self, metrics: Metrics, queries: Queries, ranking: Ranking,
         explanation: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:  # fmt: skip
-        """Write all files; of a method that explains nothing there is no explanation.safetensors."""
+        """Write all files; explanation.safetensors only if the method explains its matches."""
         summary: dict[str, Any] = {
             "metrics": _plain(metrics.metrics),
             "mean_ties": _plain(metrics.mean_ties),
             "protocol": metrics.protocol.as_json(),
-            "hubness": {direction: asdict(found) for direction, found in metrics.hubness.items()},
+            "hubness": {direction: asdict(each) for direction, each in metrics.hubness.items()},
         }
         if metrics.post_processed:
             summary["post_processed"] = {
                 name: block.model_dump(mode="json") for name, block in metrics.post_processed.items()
             }
-        told = queries.model_dump(mode="json", exclude=set() if queries.caption_also else {"caption_also"})
+        members = queries.model_dump(mode="json", exclude=set() if queries.caption_also else {"caption_also"})
         (self.folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        (self.folder / QUERIES).write_text(json.dumps(told) + "\n", encoding="utf-8")
+        (self.folder / QUERIES).write_text(json.dumps(members) + "\n", encoding="utf-8")
         save_file(ranking.arrays(bool(queries.caption_also)), self.folder / RANKING)
         if explanation:
             save_file(dict(explanation), self.folder / EXPLANATION)
 
     @property
     def exists(self) -> bool:
-        """Whether the folder looks like that of an evaluated method."""
+        """Whether the folder holds the metrics of an evaluated method."""
         return (self.folder / METRICS).is_file()
 
     @cached_property
     def metrics(self) -> Metrics:
-        """Estimates, protocol, hubness."""
+        """The estimates, protocol and hubness of metrics.json."""
         return read_document(self.folder / METRICS, Metrics, OWNER, REMEDY)
 
     @cached_property
     def queries(self) -> Queries:
-        """Who was ranked and who asked."""
+        """The items and captions of queries.json, with the positives of each caption."""
         path = self.folder / QUERIES
         queries = read_document(path, Queries, OWNER, REMEDY)
         lists = {len(queries.captions), len(queries.caption_item), len(queries.texts)}
@@ -285,7 +285,7 @@ class EvaluatedFolder:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Ranks and first places."""
+        """The ranks and first places of ranking.safetensors."""
         path, queries = self.folder / RANKING, self.queries
         arrays = _read_arrays(path)
         asked = self._positions(arrays, "v2t.item", np.empty(0, np.int64))
@@ -315,9 +315,9 @@ class EvaluatedFolder:
 
     @cached_property
     def explanation(self) -> dict[str, NDArray[Any]]:
-        """What carried the matches: `query` (E,), `item` (E, P), and (E, P, ...) what the method says of each pair.
+        """The evidence for matches: `query` (E,), `item` (E, P), and the method's arrays (E, P, ...) for each pair.
 
-        Empty where the method explains nothing.
+        Empty if the method explains nothing.
         """
         path = self.folder / EXPLANATION
         if not path.exists():
@@ -350,16 +350,16 @@ class EvaluatedFolder:
     def _positions(
         self, arrays: Mapping[str, NDArray[Any]], name: str, default: Positions | None
     ) -> Positions:
-        """Positions in the gallery; `default` where the file need not hold them."""
+        """A tensor of positions in the gallery; `default`, if given, where the file lacks it."""
         path = self.folder / RANKING
         if name not in arrays and default is not None:
             return default
-        found = _array(arrays, name, path)
-        if not _within(found, len(self.queries.items)):
+        positions = _array(arrays, name, path)
+        if not _within(positions, len(self.queries.items)):
             raise UserError(
                 f"{path} is damaged: {name} holds other values than positions of the {len(self.queries.items)} items"
             )
-        return found
+        return positions
 
     def _occurrences(self, arrays: Mapping[str, NDArray[Any]], direction: str) -> Counts:
         counts, members = arrays[f"{direction}.occurrences"], self.queries.gallery(direction)
@@ -376,7 +376,7 @@ def _plain(estimates: Estimates) -> Any:
 
 
 def _within(positions: NDArray[Any], count: int) -> bool:
-    """Whether all are whole numbers from 0 to before `count`."""
+    """Whether all are integers in [0, count)."""
     return positions.dtype.kind in "iu" and bool(((positions >= 0) & (positions < count)).all())
 
 

@@ -1,11 +1,11 @@
 """Rank metrics with bootstrap intervals, in both directions; knows scores and ranks, no model and no torch.
 
 A score is higher-is-more-alike, rows texts, columns items. Axes: Q captions of a block, V items, L pairs of a
-caption and an item that is right for it, U distinct rank values, K kinds of units, B bootstrap samples. Recalls are
+caption and an item that is relevant to it, U distinct rank values, K kinds of units, B bootstrap samples. Recalls are
 percentages, MRR lies in (0, 1].
 
 Ranks come from blocks of rows that hold all V columns, so the whole score matrix never has to exist.
-The score of a right item is read out of the block it competes in, never computed a second time:
+The score of a positive is read out of the block it competes in, never computed a second time:
 a matrix product of another shape may round its last bit differently, and a tie would not be one.
 """
 
@@ -33,12 +33,12 @@ Block = tuple[slice, Scores]
 
 @dataclass(frozen=True)
 class Ranks:
-    """Two ranks of the correct answer of each query, 1 is best.
+    """Optimistic (strict) and realistic (mean) rank of the positive of each query, 1 is best.
 
-    strict: 1 + number of candidates that score strictly higher. It has one value whatever the sort,
-    and calls a query found when nothing beats its answer.
+    strict: 1 + number of candidates that score strictly higher. It does not depend
+    on the sort, and counts a query as a hit when no candidate beats its positive.
     mean: the expected rank under a random order of equal scores. A model that scores everything
-    alike has strict rank 1 everywhere, and the mean rank gives it away.
+    alike has strict rank 1 everywhere; its mean rank is that of chance.
     """
 
     strict: NDArray[np.int64]
@@ -46,32 +46,32 @@ class Ranks:
 
     @property
     def differ(self) -> bool:
-        """Whether any query has a tie with its correct answer."""
+        """Whether the positive of any query is tied with another candidate."""
         return bool((self.strict != self.mean).any())
 
 
-def text_ranks(scores: Scores, right: Positions | Relevance) -> Ranks:
-    """Ranks of the right item of each caption among all items: of several, the best rank.
+def text_ranks(scores: Scores, positives: Positions | Relevance) -> Ranks:
+    """Rank of each caption's positive among all items; with several positives, the best of their ranks.
 
-    With b the highest score of a caption's right items, which none of them exceeds, strict = 1 + #{v: s[v] > b}. With
-    t other items and m right ones at b, the first right one of a random order stands at mean = strict + t / (m + 1),
-    which is t / 2 for one. scores: (Q, V), all items; right: the column (Q,) that is right, or links of Q captions, of
-    whom those without a right item have no rank.
+    With b the highest score among a caption's positives, strict = 1 + #{v: s[v] > b}. With t other items and m
+    positives at score b, the first positive of a random order stands at mean = strict + t / (m + 1), which adds t / 2
+    for one positive. scores: (Q, V), all items. positives: the column (Q,) of each caption's only positive, or the
+    relevance of Q captions, where captions without a positive have no rank.
     """
     require_finite(scores)
-    links = _links(right, scores.shape[1])
-    own = scores[links.caption, links.item]
-    answered, starts, counts = np.unique(links.caption, return_index=True, return_counts=True)
+    relevance = _relevance(positives, scores.shape[1])
+    own = scores[relevance.caption, relevance.item]
+    answered, starts, counts = np.unique(relevance.caption, return_index=True, return_counts=True)
     best = np.maximum.reduceat(own, starts) if len(starts) else own
-    level = np.bincount(links.caption[own == np.repeat(best, counts)], minlength=len(scores))[answered]
+    level = np.bincount(relevance.caption[own == np.repeat(best, counts)], minlength=len(scores))[answered]
     rows = scores if len(answered) == len(scores) else scores[answered]
     larger = np.count_nonzero(rows > best[:, None], axis=1)
     ties = np.count_nonzero(rows == best[:, None], axis=1) - level
     return Ranks(1 + larger, 1 + larger + ties / (level + 1))
 
 
-def _links(right: Positions | Relevance, items: int) -> Relevance:
-    return right if isinstance(right, Relevance) else Relevance.one_each(right, items)
+def _relevance(positives: Positions | Relevance, items: int) -> Relevance:
+    return positives if isinstance(positives, Relevance) else Relevance.one_each(positives, items)
 
 
 def join(parts: Sequence[Ranks]) -> Ranks:
@@ -80,55 +80,55 @@ def join(parts: Sequence[Ranks]) -> Ranks:
 
 
 class ItemRanks:
-    """Ranks of items looking for their captions, an item's rank being the best among the captions it is right for.
+    """Ranks of item-to-text retrieval: an item's rank is the best among the captions that it is a positive of.
 
     The best of an item's captions is the one with the highest score, b[v] = max over its captions q
     of s[q, v], so strict = 1 + #{other captions q: s[q, v] > b[v]}. With t other captions and m own
     ones at b[v], the first own one of a random order stands at mean = strict + t / (m + 1), which is
     t / 2 for one caption. b must be known before anything is counted: pass every block to `find`,
-    then every block, with the same scores, to `count`. `right` is as in `text_ranks`.
+    then every block, with the same scores, to `count`. `positives` is as in `text_ranks`.
     """
 
     def __init__(self, items: int) -> None:
         self.larger, self.ties, self.own_ties = np.zeros((3, items), np.int64)
         self.best = np.full(items, -np.inf)
 
-    def find(self, scores: Scores, right: Positions | Relevance) -> None:
+    def find(self, scores: Scores, positives: Positions | Relevance) -> None:
         """First pass over rows (Q, V): the best own score of each item."""
         require_finite(scores)
-        links = _links(right, scores.shape[1])
-        np.maximum.at(self.best, links.item, scores[links.caption, links.item])
+        relevance = _relevance(positives, scores.shape[1])
+        np.maximum.at(self.best, relevance.item, scores[relevance.caption, relevance.item])
 
-    def count(self, scores: Scores, right: Positions | Relevance) -> None:
+    def count(self, scores: Scores, positives: Positions | Relevance) -> None:
         """Second pass over the same rows (Q, V): the captions of other items that reach the best own one."""
-        links = _links(right, scores.shape[1])
+        relevance = _relevance(positives, scores.shape[1])
         best = self.best.astype(scores.dtype)  # exact, the scores came from this type
         self.larger += np.count_nonzero(scores > best, axis=0)
         self.ties += np.count_nonzero(scores == best, axis=0)
-        own_ties = links.item[scores[links.caption, links.item] == best[links.item]]
+        own_ties = relevance.item[scores[relevance.caption, relevance.item] == best[relevance.item]]
         np.add.at(self.ties, own_ties, -1)
         np.add.at(self.own_ties, own_ties, 1)
 
     def ranks(self) -> Ranks:
-        """Ranks of the items that have a caption, in gallery order; the others ask nothing."""
-        asked = np.isfinite(self.best)
-        strict = 1 + self.larger[asked]
-        return Ranks(strict, strict + self.ties[asked] / (self.own_ties[asked] + 1))
+        """Ranks of the items that have a caption, in gallery order; the others are no queries."""
+        is_query = np.isfinite(self.best)
+        strict = 1 + self.larger[is_query]
+        return Ranks(strict, strict + self.ties[is_query] / (self.own_ties[is_query] + 1))
 
 
-def link_ranks(blocks: Iterable[Block], links: Relevance) -> tuple[Ranks, Ranks]:
-    """Ranks of the captions with a right item, and of the items with a caption, each in their order.
+def link_ranks(blocks: Iterable[Block], relevance: Relevance) -> tuple[Ranks, Ranks]:
+    """Ranks of the captions that have a positive, and of the items that have a caption, each in their order.
 
-    blocks: all captions in order, so many at a time; read twice, which is why an iterator will not do.
+    blocks: rows of consecutive captions, all captions in order. They are read twice, so an iterator is refused.
     """
     if iter(blocks) is blocks:
         raise ValueError("blocks are read twice: pass a list, or what can be iterated again")
-    texts, items = [], ItemRanks(links.items)
+    texts, items = [], ItemRanks(relevance.items)
     for where, scores in blocks:
-        texts.append(text_ranks(scores, links[where]))
-        items.find(scores, links[where])
+        texts.append(text_ranks(scores, relevance[where]))
+        items.find(scores, relevance[where])
     for where, scores in blocks:
-        items.count(scores, links[where])
+        items.count(scores, relevance[where])
     return join(texts), items.ranks()
 
 
@@ -140,9 +140,9 @@ def top(scores: Scores, count: int) -> tuple[Positions, Scores]:
     above, level = scores > cut, scores == cut
     level &= np.cumsum(level, axis=1) <= count - np.count_nonzero(above, axis=1)[:, None]
     positions = np.nonzero(above | level)[1].reshape(rows, count)
-    found = np.take_along_axis(scores, positions, axis=1)
-    order = np.argsort(-found, axis=1, kind="stable")
-    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(found, order, axis=1)
+    values = np.take_along_axis(scores, positions, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(values, order, axis=1)
 
 
 def require_finite(scores: Scores) -> None:
@@ -180,9 +180,10 @@ def intervals(
 ) -> dict[str, Estimate]:
     """The metrics of ranks (N,), each with its 95 % percentile interval over resampled units.
 
-    units: (N,), which item each query is drawn with (`units_of`): an item is drawn together with all its captions. They
-    are not independent, since a model finds an item by all of them or by none: drawn one by one, the interval of 5
-    captions an item held the true R@1 in 74 to 87 % of simulated corpora instead of 95 %, of 41 captions in 27 to 40 %.
+    units: (N,), number of the unit that each query is drawn with (`units_of`): an item is drawn together with all its
+    captions. These are not independent, since a model finds an item by all of them or by none: drawn one by one, the
+    interval of 5 captions an item held the true R@1 in 74 to 87 % of simulated corpora instead of 95 %, of 41 captions
+    in 27 to 40 %.
 
     Units whose queries have the same ranks are one kind, and drawing units with replacement is drawing a histogram of
     kinds from a multinomial. Kinds are in order of their ranks, so that the order of a corpus changes no interval.
@@ -192,21 +193,21 @@ def intervals(
     for drawn in _resampled(kinds.counts, seed, resamples, len(kinds.rank)):
         for name, value in _from_counts(kinds.values, kinds.histograms(drawn)).items():
             samples.setdefault(name, []).append(value)
-    return {name: _figure(value, np.concatenate(samples[name])) for name, value in metrics(ranks).items()}
+    return {name: _estimate(value, np.concatenate(samples[name])) for name, value in metrics(ranks).items()}
 
 
 @dataclass(frozen=True)
 class _Kinds:
-    """Units by the ranks of their queries. F: ranks of one unit of each kind, in ascending order over all kinds."""
+    """Units grouped by the ranks of their queries. F: ranks of one unit of each kind, ascending over all kinds."""
 
     counts: NDArray[np.int64]  # (K,) units of each kind
     rank: NDArray[Any]  # (F,) ascending
-    kind: Positions  # (F,) whose rank it is
+    kind: Positions  # (F,) the kind that each rank belongs to
     values: NDArray[Any]  # (U,) distinct ranks
     starts: Positions  # (U,) where each begins in `rank`
 
     def histograms(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Queries of each distinct rank (B, U), where so many units of each kind (B, K) are drawn."""
+        """Counts of queries by distinct rank (B, U), from the numbers of drawn units of each kind (B, K)."""
         each = np.ascontiguousarray(drawn.T)[self.kind]  # (F, B): whole rows are copied, which is fast
         if len(self.values) < len(self.rank):
             each = np.add.reduceat(each, self.starts, axis=0)
@@ -223,12 +224,12 @@ def _kinds(ranks: NDArray[Any], units: Positions) -> _Kinds:
         return _Kinds(counts, values, every, values, every)
     order = np.lexsort((ranks, units))
     first = np.flatnonzero(np.diff(units[order], prepend=units[order[0]] - 1))
-    found = sorted(Counter(tuple(part.tolist()) for part in np.split(ranks[order], first[1:])).items())
-    flat = np.array([rank for key, _ in found for rank in key])
-    kind = np.repeat(np.arange(len(found)), [len(key) for key, _ in found])
+    kinds = sorted(Counter(tuple(part.tolist()) for part in np.split(ranks[order], first[1:])).items())
+    flat = np.array([rank for key, _ in kinds for rank in key])
+    kind = np.repeat(np.arange(len(kinds)), [len(key) for key, _ in kinds])
     ascending = np.argsort(flat, kind="stable")
     values, starts = np.unique(flat[ascending], return_index=True)
-    return _Kinds(np.array([count for _, count in found]), flat[ascending], kind[ascending], values, starts)
+    return _Kinds(np.array([count for _, count in kinds]), flat[ascending], kind[ascending], values, starts)
 
 
 def rsum(
@@ -241,13 +242,16 @@ def rsum(
     """RSUM, the sum of R@1/5/10 of both directions, with its 95 % percentile interval.
 
     Items are resampled together with all their captions: the two directions judge the same pairs, and
-    resampling them apart would make the interval too narrow. text: ranks of the captions that have a right item, and
-    item: ranks of the items that have a caption, as `link_ranks` gives them. units: of both, as `units_of` gives them;
-    every unit has a query in either direction.
+    resampling them apart would make the interval too narrow. text: ranks of the captions that have a positive, and
+    item: ranks of the items that have a caption, both from `link_ranks`. units: those of the captions and of the items,
+    from `units_of`; every unit has a query in either direction.
     """
     columns: list[NDArray[Any]] = []
-    for of, ranks in zip(units, (text, item), strict=True):
-        columns += [np.bincount(of), *(np.bincount(of, weights=ranks <= cutoff) for cutoff in RSUM_CUTOFFS)]
+    for numbers, ranks in zip(units, (text, item), strict=True):
+        columns += [
+            np.bincount(numbers),
+            *(np.bincount(numbers, weights=ranks <= cutoff) for cutoff in RSUM_CUTOFFS),
+        ]
     kinds, counts = np.unique(np.column_stack(columns), axis=0, return_counts=True)  # items alike in all hits
 
     def value(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -255,39 +259,39 @@ def rsum(
         return 100 * (texts[:, 1:].sum(1) / texts[:, 0] + items[:, 1:].sum(1) / items[:, 0])
 
     samples = [value(drawn) for drawn in _resampled(counts, seed, resamples)]
-    return _figure(float(value(counts[None])[0]), np.concatenate(samples))
+    return _estimate(float(value(counts[None])[0]), np.concatenate(samples))
 
 
-def units_of(links: Relevance, names: Sequence[str] = ()) -> tuple[Positions, Positions]:
-    """The unit that is resampled as one, a number, of each answered caption and of each item with a caption.
+def units_of(relevance: Relevance, names: Sequence[str] = ()) -> tuple[Positions, Positions]:
+    """Number of the resampling unit of each caption with a positive, and of each item with a caption.
 
-    A unit is an item with the captions whose own it is. An item that is nobody's own goes with the own item of a
-    caption that names it, so that no unit is without a caption: of several, the one whose name (V,) comes first, or
-    without names the one that stands first. Everything that is linked would be too much: links of many to many may
-    hang together all, and one unit has no spread.
+    A unit is an item with the captions whose first positive it is. An item that is the first positive of no caption
+    joins the unit of the first positive of a caption that also has it as a positive, so that no unit lacks a caption;
+    if several qualify, the first by `names` (V,), or without names the first of the gallery. Connected components
+    would be too large: many-to-many relevance may connect all items, and a single unit has no spread.
     """
-    answered, first = np.unique(links.caption, return_index=True)
-    own = links.item[first]
-    order = np.argsort(names, kind="stable") if len(names) else np.arange(links.items)  # item by place
+    answered, first = np.unique(relevance.caption, return_index=True)
+    own = relevance.item[first]
+    order = np.argsort(names, kind="stable") if len(names) else np.arange(relevance.items)  # item by place
     place = np.argsort(order)
-    homes = np.full(links.items, links.items)
-    np.minimum.at(homes, links.item, place[own[np.searchsorted(answered, links.caption)]])
+    homes = np.full(relevance.items, relevance.items)
+    np.minimum.at(homes, relevance.item, place[own[np.searchsorted(answered, relevance.caption)]])
     homes[own] = place[own]
-    units, of_item = np.unique(order[homes[links.asked]], return_inverse=True)
-    return np.searchsorted(units, own), of_item
+    units, item_units = np.unique(order[homes[relevance.captioned_items]], return_inverse=True)
+    return np.searchsorted(units, own), item_units
 
 
 def chance(gallery: int, correct: NDArray[Any]) -> dict[str, float]:
-    """The metrics of a random order of the gallery, of those whose chance the table of metrics knows.
+    """Expected metrics of a random order of the gallery, for those metrics whose chance the metric table defines.
 
-    Recalls are in percent. correct: number of correct answers of each query.
+    Recalls are in percent. correct: number of positives of each query.
     """
     known = (metric for metric in METRICS if metric.measured and metric.chance)
     return {metric.name: metric.chance(gallery, correct) for metric in known if metric.chance}
 
 
 def _histogram(ranks: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Distinct ranks (U,) in ascending order and how many queries have each."""
+    """Distinct ranks (U,) in ascending order, and the number of queries at each."""
     if len(ranks) == 0:
         raise ValueError("metrics of no ranks")
     return np.unique(ranks, return_counts=True)
@@ -314,9 +318,9 @@ def _from_counts(values: NDArray[Any], counts: NDArray[np.int64]) -> dict[str, N
 def _resampled(
     counts: NDArray[np.int64], seed: int, resamples: int, entries: int = 0
 ) -> Iterator[NDArray[np.int64]]:
-    """Histograms (B, K) of as many draws with replacement, in chunks of bounded memory.
+    """Yield histograms (B, K) of bootstrap samples, each with sum(counts) draws with replacement, in chunks.
 
-    entries: numbers that a draw takes besides, where those are more than the K of its histogram.
+    Memory is bounded by SAMPLE_ENTRIES. entries: numbers that the caller computes from one sample, if more than K.
     """
     random = np.random.default_rng(seed)
     total, chunk = int(counts.sum()), max(1, SAMPLE_ENTRIES // max(len(counts), entries))
@@ -324,7 +328,7 @@ def _resampled(
         yield random.multinomial(total, counts / total, size=min(chunk, resamples - start))
 
 
-def _figure(value: float, samples: NDArray[np.float64]) -> Estimate:
+def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
     """A value with the percentile interval of its bootstrap samples."""
     low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))

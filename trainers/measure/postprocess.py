@@ -1,8 +1,8 @@
-"""Scores after what is done to them at evaluation: dual softmax, QB-norm, Sinkhorn. No torch.
+"""Post-processing of scores at evaluation: dual softmax, QB-norm, Sinkhorn. No torch.
 
-Each takes from a score how sought-after its item is over many queries, so that hubs lose their places: the pair (q, v)
-is ranked by its score, scaled, less an offset of v among the items of a caption, or of q among the captions of an item.
-All of it is in float64 logs, so no score is too large; nothing holds more than one block of scores and the offsets.
+Each lowers the score of an item that many queries score highly, so that hubs lose their places: the pair (q, v) is
+ranked by its scaled score minus an offset, of v when a caption ranks items, of q when an item ranks captions.
+It is computed in float64 logs, so that no score overflows; memory holds one block of scores and the offsets.
 
 Axes: Q captions, q of a block, V items, b members of a part of the bank.
 """
@@ -21,8 +21,8 @@ from trainers.measure.metrics import Block, ItemRanks, Ranks, join, text_ranks, 
 from trainers.relevance import Positions, Relevance, Scores
 from trainers.stages import EvaluateParams
 
-PIECE = 2**18  # scores that are worked on at once: 2 MB in float64 stay in the cache
-NOTHING = -1e300  # the log of a product that is 0: below all others, and still a number
+PIECE = 2**18  # scores computed at once: their 2 MB in float64 stay in the cache
+NOTHING = -1e300  # stands for log(0): below all other logs, but finite, because ranks need finite numbers
 
 OTHERS = "uses the other queries of the test set, which a search does not have; not comparable with figures without it"
 NOTES = {
@@ -38,10 +38,10 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Bank:
-    """Scores with training queries, computed as they are read.
+    """Scores against training queries, computed while they are read.
 
-    texts: blocks (b, V) of all training captions with the gallery's items. items: for each part of the training items,
-    the blocks of all captions with them, (q, b).
+    texts: blocks (b, V) of all training captions against the gallery's items. items: for each part of the training
+    items, the blocks (q, b) of all captions against it.
     """
 
     texts: Callable[[], Iterable[Scores]]
@@ -50,11 +50,11 @@ class Bank:
 
 @dataclass(frozen=True)
 class Adjusted:
-    """What pairs are ranked by instead of their scores: logs (q, V), of which only the order counts.
+    """Adjusted log-scores (q, V); only their order is meaningful.
 
-    of_item (V,), of_text (Q,): what is taken off beta * score, of an item where captions look for items, of a caption
-    the other way. texts (Q,), items (V,): the queries for which it is; None: all. least: where it is given,
-    log(score - least) is added, which makes the score a factor.
+    of_item (V,), of_text (Q,): the offset subtracted from beta * score, of each item when captions rank items, of each
+    caption when items rank captions. texts (Q,), items (V,): flags of the queries that subtract it; None: all. least:
+    if given, log(score - least) is added, which makes the score a factor.
     """
 
     beta: float
@@ -65,12 +65,12 @@ class Adjusted:
     least: float | None = None
 
     def t2v(self, where: slice, scores: Scores) -> Vector:
-        """By which the captions at `where` rank items. scores: (q, V)."""
+        """The adjusted log-scores by which the captions at `where` rank items. scores: (q, V)."""
         less = self.of_item if self.texts is None else np.where(self.texts[where, None], self.of_item, 0.0)
         return self._logs(scores, less)
 
     def v2t(self, where: slice, scores: Scores) -> Vector:
-        """By which items rank the captions at `where`. scores: (q, V)."""
+        """The adjusted log-scores by which items rank the captions at `where`. scores: (q, V)."""
         of_text = self.of_text[where, None]
         return self._logs(scores, of_text if self.items is None else np.where(self.items, of_text, 0.0))
 
@@ -85,13 +85,16 @@ class Adjusted:
 
 
 class LogSum:
-    """log sum exp of each of `size` members, from parts that come one after the other."""
+    """log sum exp for each of `size` members, accumulated part by part.
+
+    The running maximum is subtracted before exp, because exp(beta * score) overflows for large beta.
+    """
 
     def __init__(self, size: int) -> None:
         self.most, self.sum = np.full(size, -np.inf), np.zeros(size)
 
     def add(self, logs: Vector, where: slice = slice(None)) -> None:
-        """Take in more logs (n, m) of the m members at `where`."""
+        """Add further logs (n, m) of the m members at `where`."""
         most = np.maximum(self.most[where], logs.max(0))
         self.sum[where] = self.sum[where] * np.exp(self.most[where] - most) + np.exp(logs - most).sum(0)
         self.most[where] = most
@@ -105,26 +108,30 @@ class LogSum:
 
 def adjusted(blocks: Iterable[Block], shape: tuple[int, int], params: EvaluateParams, bank: Bank | None,
              directions: Sequence[str]) -> dict[str, Adjusted]:  # fmt: skip
-    """What each wanted option ranks by. blocks: those of all captions, read several times; shape: (Q, V)."""
-    found: dict[str, Adjusted] = {}
+    """Adjusted scores by the name of each post-processing in `params`.
+
+    blocks: those of all captions, read several times; shape: (Q, V).
+    """
+    out: dict[str, Adjusted] = {}
     for name in params.post_processing:
         if name == "dual_softmax":
-            found[name] = dual_softmax(blocks, shape, params.dual_softmax.beta)
+            out[name] = dual_softmax(blocks, shape, params.dual_softmax.beta)
         elif name == "sinkhorn":
-            found[name] = sinkhorn(blocks, shape, params.sinkhorn.beta, params.sinkhorn.iterations)
+            out[name] = sinkhorn(blocks, shape, params.sinkhorn.beta, params.sinkhorn.iterations)
         elif bank is None:
             raise ValueError("qb_norm without a bank")
         else:
-            found[name] = qb_norm(blocks, shape, bank, params.qb_norm.beta, params.qb_norm.k, directions)
-    return found
+            out[name] = qb_norm(blocks, shape, bank, params.qb_norm.beta, params.qb_norm.k, directions)
+    return out
 
 
 def dual_softmax(blocks: Iterable[Block], shape: tuple[int, int], beta: float) -> Adjusted:
     """Score times prior, a softmax of beta * score over the queries (dual softmax of CAMoE, Cheng et al. 2021).
 
-    The queries are the captions, for each item, where captions look for items, and the items where items look for
-    captions. One pass. The paper multiplies cosines as they are; with a negative factor a larger prior would give a
-    smaller product, and some scores are never positive: where any is negative, all are raised by the least one first.
+    The softmax of an item runs over the captions when captions rank items; that of a caption runs over the items when
+    items rank captions. One pass. The paper multiplies cosines as they are; with a negative factor a larger prior would
+    give a smaller product, and some scores are never positive: so if any score is negative, the smallest score is first
+    subtracted from all.
     """
     texts, items, least = np.empty(shape[0]), LogSum(shape[1]), 0.0
     for where, scores in _pieces(blocks):
@@ -160,7 +167,7 @@ def qb_norm(
     k: int,
     directions: Sequence[str],
 ) -> Adjusted:
-    """Dynamic inverted softmax (QB-norm, Bogolin et al., CVPR 2022): a softmax over the bank's queries, for some.
+    """Dynamic inverted softmax (QB-norm, Bogolin et al., CVPR 2022): a softmax over the bank, for some queries.
 
     An item is active if it is among the first k of any query of the bank. A caption whose first item is active is
     ranked by exp(beta * score) / sum over the bank of exp(beta * its score with the item), any other by its scores;
@@ -180,18 +187,18 @@ def qb_norm(
 
 
 def _first_texts(blocks: Iterable[Block], gallery: int) -> Positions:
-    """Of each item the caption (V,) with the highest score, of equal ones the first."""
+    """The caption with the highest score for each item (V,), the first of equals."""
     best, first = np.full(gallery, -np.inf), np.zeros(gallery, np.int64)
     for where, scores in blocks:
         place = scores.argmax(0)
-        found = scores[place, np.arange(gallery)]
-        better = found > best
-        best[better], first[better] = found[better], where.start + place[better]
+        highest = scores[place, np.arange(gallery)]
+        better = highest > best
+        best[better], first[better] = highest[better], where.start + place[better]
     return first
 
 
 def _bank_of_texts(bank: Bank, gallery: int, beta: float, k: int) -> tuple[Vector, Flags]:
-    """Of each item the log of its sum over the bank, and whether it is active."""
+    """For each item (V,), the log of its sum over the bank, and whether it is active."""
     sums, active = LogSum(gallery), np.zeros(gallery, bool)
     for block in bank.texts():
         for _, scores in _pieces([(slice(0, len(block)), block)]):
@@ -201,7 +208,7 @@ def _bank_of_texts(bank: Bank, gallery: int, beta: float, k: int) -> tuple[Vecto
 
 
 def _bank_of_items(bank: Bank, queries: int, beta: float, k: int) -> tuple[Vector, Flags]:
-    """Of each caption the log of its sum over the bank, and whether it is active."""
+    """For each caption (Q,), the log of its sum over the bank, and whether it is active."""
     sums, active = LogSum(queries), np.zeros(queries, bool)
     for part in bank.items():
         best: ColumnTop | None = None
@@ -215,7 +222,7 @@ def _bank_of_items(bank: Bank, queries: int, beta: float, k: int) -> tuple[Vecto
 
 
 def _pieces(blocks: Iterable[Block]) -> Iterator[Block]:
-    """The blocks in pieces whose copies in float64 are small."""
+    """Yield the blocks in pieces of at most PIECE scores, so that their float64 copies are small."""
     for where, scores in blocks:
         rows = max(1, PIECE // scores.shape[1])
         for first in range(0, len(scores), rows):
@@ -224,22 +231,22 @@ def _pieces(blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def ranks(
-    blocks: Iterable[Block], links: Relevance, directions: Sequence[str], options: Mapping[str, Adjusted]
+    blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str], options: Mapping[str, Adjusted]
 ) -> dict[str, dict[str, Ranks]]:
-    """Ranks by option and direction, as those of the scores are counted. blocks: read twice for `v2t`."""
+    """Ranks by post-processing and direction, counted as for raw scores. blocks: read twice for `v2t`."""
     texts: dict[str, list[Ranks]] = {name: [] for name in options}
-    items = {name: ItemRanks(links.items) for name in options}
+    items = {name: ItemRanks(relevance.items) for name in options}
     for where, scores in _pieces(blocks):
         for name, option in options.items():
-            texts[name].append(text_ranks(option.t2v(where, scores), links[where]))
+            texts[name].append(text_ranks(option.t2v(where, scores), relevance[where]))
             if "v2t" in directions:
-                items[name].find(option.v2t(where, scores), links[where])
+                items[name].find(option.v2t(where, scores), relevance[where])
     if "v2t" in directions:
         for where, scores in _pieces(blocks):
             for name, option in options.items():
-                items[name].count(option.v2t(where, scores), links[where])
-    found = {}
+                items[name].count(option.v2t(where, scores), relevance[where])
+    out = {}
     for name in options:
         both = {"t2v": join(texts[name]), "v2t": items[name].ranks()}
-        found[name] = {direction: both[direction] for direction in both if direction in directions}
-    return found
+        out[name] = {direction: both[direction] for direction in both if direction in directions}
+    return out

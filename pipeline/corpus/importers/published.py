@@ -15,21 +15,21 @@ from pipeline.corpus.manifest import SPLITS, Caption, Item, Protocol
 from pipeline.errors import UserError, nearest
 from pipeline.store.fingerprint import digest_of, digest_text
 
-HELD_OUT = 500  # videos, or a tenth of the training videos where that is less
+HELD_OUT = 500  # most training videos held out for validation, and at most a tenth of them
 PAPERS = "papers"
 UNITS = {
     "paragraph": "all sentences of a video are one caption",
     "moments": "every sentence is a caption",
 }
-HOME = ("train", "test", "val")  # the split of a video that several have: the first of these
+HOME = ("train", "test", "val")  # a video with captions of several splits belongs to the first of these
 
 Splits = Mapping[str, Callable[[], list[Annotation]]]
-"""How the captions of each split are read."""
+"""For each split, a function that reads its captions."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user may choose about an import; empty where it is left to the corpus."""
+    """The user's choices for an import; an empty value leaves the choice to the corpus."""
 
     protocol: str = ""
     captions: str = ""
@@ -41,22 +41,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class Published:
-    """A public corpus: its protocols in words, and how each split is read under one of them.
+    """A public corpus: the sentences of its protocols, and how each split is read under one of them.
 
-    read(annotations, protocol, unit) gives the splits; without `val` among them, validation videos are
-    held out of the training videos. `units` are what a caption can be, the first one by default.
-    `stems(id)` are the names, without suffix, that the video file may have.
+    read(annotations, protocol, unit) returns the splits; if `val` is missing, validation videos are held out of the
+    training videos. `units` are the possible units of a caption (paragraph, moments), the first is the default.
+    `stems(id)` are the possible names of the video file, without suffix.
     """
 
     name: str
     protocols: Mapping[str, str]
     read: Callable[[Annotations, str, str], Splits]
     units: tuple[str, ...] = ()
-    usual: Mapping[str, str] = field(default_factory=dict)  # unit -> its protocol; else the first
+    usual: Mapping[str, str] = field(
+        default_factory=dict
+    )  # unit -> its default protocol; for other units the first
     stems: Callable[[str], Sequence[str]] = lambda video: (video,)
 
     def choose(self, choice: Choice) -> tuple[str, str]:
-        """The protocol and the unit. Raises UserError for those it has not."""
+        """The chosen protocol and caption unit. Raises UserError if the corpus does not have them."""
         unit = choice.captions or next(iter(self.units), "")
         if choice.captions and not self.units:
             raise UserError(f"a caption of {self.name} is always one sentence; leave --captions out")
@@ -69,7 +71,7 @@ class Published:
 
 
 def read_published(corpus: Published, source: Path, relative_to: Path, choice: Choice) -> Imported:
-    """The items of a public corpus, with what was left out and the protocol in one sentence."""
+    """The items of a public corpus, with the lines that were left out and the protocol in one sentence."""
     for split in choice.splits:
         if split not in SPLITS:
             raise UserError(f"{corpus.name} has no split {split!r}; {nearest(split, SPLITS)}")
@@ -100,7 +102,7 @@ def read_published(corpus: Published, source: Path, relative_to: Path, choice: C
 
 
 def _read(splits: Splits, annotations: Annotations, choice: Choice) -> dict[str, list[Annotation]]:
-    """The captions of every split that is needed; one whose files are not there is named."""
+    """The captions of each needed split; a split whose files are missing is noted as left out."""
     needed = set(choice.splits)
     if "val" in needed - splits.keys():
         needed.add("test" if choice.val == PAPERS else "train")
@@ -114,7 +116,7 @@ def _read(splits: Splits, annotations: Annotations, choice: Choice) -> dict[str,
 
 
 def _validated(captions: dict[str, list[Annotation]], val: str) -> tuple[dict[str, list[Annotation]], str]:
-    """The splits with one for validation, and in words what it is. Raises UserError for a wrong `val`."""
+    """The splits with a validation split added, and a phrase that describes it. Raises UserError for a wrong `val`."""
     if val == PAPERS and "test" not in captions:
         return captions, ""
     if val == PAPERS:
@@ -132,9 +134,10 @@ def _validated(captions: dict[str, list[Annotation]], val: str) -> tuple[dict[st
 
 
 def held_out(ids: Iterable[str], val: str, most: int, what: str) -> set[str]:
-    """Which of the training ids are held out, by a digest of each: a tenth and at most so many, or `val`.
+    """The training ids to hold out, those with the smallest digests: a tenth, at most `most`; or `val` of them.
 
-    Raises UserError for a `val` that is no such number.
+    Raises UserError if `val` is neither empty nor a number of ids that leaves some for training. `what`: plural noun
+    of the ids in the sentence.
     """
     ordered = sorted(ids, key=digest_text)
     if not val:
@@ -149,63 +152,73 @@ def held_out(ids: Iterable[str], val: str, most: int, what: str) -> set[str]:
 def _usable(
     captions: Mapping[str, Iterable[Annotation]], annotations: Annotations
 ) -> dict[str, list[Annotation]]:
-    """The captions that a manifest can hold, each with an id of its own: the file's, else its number."""
-    own = {_name(said, said.id) for found in captions.values() for said in found if said.id}
+    """The captions that a manifest can hold, each with a unique id: the one in the file, else a number."""
+    own = {
+        _name(annotation, annotation.id)
+        for group in captions.values()
+        for annotation in group
+        if annotation.id
+    }
     numbers: dict[str, Iterator[int]] = {}
     seen: dict[str, str] = {}
 
-    def named(said: Annotation) -> Annotation:
-        number = numbers.setdefault(said.video, itertools.count())
-        free = (str(n) for n in number if _name(said, str(n)) not in own)
-        return replace(said, id=said.id or next(free))
+    def named(annotation: Annotation) -> Annotation:
+        number = numbers.setdefault(annotation.video, itertools.count())
+        free = (str(n) for n in number if _name(annotation, str(n)) not in own)
+        return replace(annotation, id=annotation.id or next(free))
 
-    def usable(said: Annotation) -> bool:
-        name = _name(said, said.id)
-        if not _is_text(name + said.text):
-            annotations.left_out.append(f"{said.where}: it holds half a character")
+    def usable(annotation: Annotation) -> bool:
+        name = _name(annotation, annotation.id)
+        if not _is_text(name + annotation.text):
+            annotations.left_out.append(f"{annotation.where}: it holds half a character")
             return False
         if name in seen:
-            annotations.left_out.append(f"{said.where}: the id {said.id} stands already at {seen[name]}")
+            annotations.left_out.append(
+                f"{annotation.where}: the id {annotation.id} stands already at {seen[name]}"
+            )
             return False
-        seen[name] = said.where
+        seen[name] = annotation.where
         return True
 
     return {
-        split: [_in_order(said, annotations) for said in map(named, found) if usable(said)]
-        for split, found in captions.items()
+        split: [_in_order(annotation, annotations) for annotation in map(named, group) if usable(annotation)]
+        for split, group in captions.items()
     }
 
 
-def _name(said: Annotation, own: str) -> str:
-    """What a caption is called in the manifest."""
-    return f"{said.video}#{own}"
+def _name(annotation: Annotation, own: str) -> str:
+    """The id of a caption in the manifest."""
+    return f"{annotation.video}#{own}"
 
 
-def _in_order(said: Annotation, annotations: Annotations) -> Annotation:
-    """A moment whose end is given first, as in four lines of Charades-STA, the right way round."""
-    start, end = said.start, said.end
+def _in_order(annotation: Annotation, annotations: Annotations) -> Annotation:
+    """The annotation with start and end swapped if the end comes first, as in four lines of Charades-STA."""
+    start, end = annotation.start, annotation.end
     if start is None or end is None or start <= end:
-        return said
-    annotations.notes.append(f"{said.where}: {start} s to {end} s is read as {end} s to {start} s")
-    return replace(said, start=end, end=start)
+        return annotation
+    annotations.notes.append(f"{annotation.where}: {start} s to {end} s is read as {end} s to {start} s")
+    return replace(annotation, start=end, end=start)
 
 
 def _items(captions: Mapping[str, Iterable[Annotation]], annotations: Annotations) -> list[Item]:
-    """One item a video, in the order of the splits; a caption of another split than its item's says so."""
-    of: dict[str, list[tuple[str, Annotation]]] = {}
-    for split, found in captions.items():
-        for said in found:
-            of.setdefault(said.video, []).append((split, said))
+    """One item for each video, in the order of the splits; a caption states its split if it is not its item's."""
+    by_video: dict[str, list[tuple[str, Annotation]]] = {}
+    for split, annotated in captions.items():
+        for annotation in annotated:
+            by_video.setdefault(annotation.video, []).append((split, annotation))
     items = []
     shared: dict[str, list[str]] = {}
-    for video, group in of.items():
+    for video, group in by_video.items():
         splits = {split for split, _ in group}
         home = next(split for split in HOME if split in splits)
         for other in splits - {home} if home == "train" else ():
             shared.setdefault(other, []).append(video)
         items.append(Item(video, home, tuple(
-            Caption(_name(said, said.id), said.text, said.start, said.end, None if split == home else split)
-            for split, said in group
+            Caption(
+                _name(annotation, annotation.id), annotation.text, annotation.start, annotation.end,
+                None if split == home else split,
+            )
+            for split, annotation in group
         )))  # fmt: skip
     for other, videos in sorted(shared.items()):
         annotations.notes.append(f"train and {other} share {len(videos)} videos, {videos[0]} is one")
@@ -213,7 +226,7 @@ def _items(captions: Mapping[str, Iterable[Annotation]], annotations: Annotation
 
 
 def _is_text(value: str) -> bool:
-    """False for half a surrogate pair, which JSON can spell and no file can hold."""
+    """Whether a text can be encoded; False for half a surrogate pair, which JSON can spell but no file can hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -222,14 +235,14 @@ def _is_text(value: str) -> bool:
 
 
 def _without_media(items: Iterable[Item], name: str) -> list[Item]:
-    """Items that are known by the corpus and their id, because there is no file to know them by."""
+    """Items without media, with a digest of the corpus's name and their id in place of a file's digest."""
     return [replace(item, digest=digest_of([name, item.id])) for item in items]
 
 
 def _with_media(
     items: Sequence[Item], corpus: Published, folder: Path, relative_to: Path, annotations: Annotations
 ) -> list[Item]:
-    """The items whose video is in or below a folder; the others are left out and named."""
+    """The items whose video is in or below a folder; the others are noted as left out."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of videos")
     files: dict[str, list[Path]] = {}
@@ -238,12 +251,12 @@ def _with_media(
             files.setdefault(stem(path.name), []).append(path)
     kept, used = [], set()
     for item in items:
-        found = next((name for name in corpus.stems(item.id) if name in files), None)
-        if found is None:
+        name = next((name for name in corpus.stems(item.id) if name in files), None)
+        if name is None:
             annotations.left_out.append(f"{item.id}: no video of that name in {folder}")
             continue
-        used.add(found)
-        first, *others = files[found]
+        used.add(name)
+        first, *others = files[name]
         if others:
             names = ", ".join(os.path.relpath(path, folder) for path in others)
             annotations.notes.append(

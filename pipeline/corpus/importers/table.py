@@ -23,7 +23,7 @@ from pipeline.corpus.splits import USUAL, Shares, dealt, nearest_split, split_na
 from pipeline.errors import UserError
 from pipeline.store.fingerprint import digest_text
 
-COLUMNS = {  # what a column may be called; the first that is there counts
+COLUMNS = {  # accepted column names of each meaning; the first that the table has is read
     "media": ("media", "video", "file", "path", "filename", "video_path", "clip"),
     "text": ("caption", "text", "sentence", "description", "query"),
     "id": ("id", "item", "video_id", "item_id"),
@@ -33,28 +33,30 @@ COLUMNS = {  # what a column may be called; the first that is there counts
     "end": ("end", "end_seconds"),
 }
 KNOWN = {name: key for key, names in COLUMNS.items() for name in names}
-LIST = "captions"  # of JSON Lines and Parquet: several captions in one row
-ENTRY_KEYS = {  # of a caption that is an object, to columns
+LIST = "captions"  # key of a list of captions in a row of JSON Lines or Parquet
+ENTRY_KEYS = {  # from the keys of a caption that is an object to column names
     "id": "caption_id", "text": "caption", "start": "start", "end": "end", "split": "split",
 }  # fmt: skip
-HOME = ("train", "test", "val")  # the split of a file that has captions of several: the first of these
+HOME = ("train", "test", "val")  # a file with captions of several splits belongs to the first of these
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 DECIMAL_COMMA = re.compile(r"\d+,\d+", re.ASCII)
 COMMA_TABLES = {";", "\t"}  # separators of the tables whose times may have decimal commas
 NAMED = 3  # examples in a note
 
 Cells = dict[str, Any]
-Found = Mapping[str, tuple[str, ...]]  # meaning -> the columns of that meaning, the preferred one first
+ColumnsByMeaning = Mapping[
+    str, tuple[str, ...]
+]  # meaning -> the columns of that meaning, the preferred one first
 Row = tuple[int, Cells | str]
 """The number of a row and its cells by column, in small letters; or why it cannot be used."""
 
 
 @dataclass
 class Imported:
-    """What became of a source: the items, and each line or file that was left out, with its reason.
+    """The result of an import: the items, and each line or file that was left out, with the reason.
 
-    `notes` tell what is worth knowing and cost nothing; `protocol` is that of a public corpus; `dealt` counts
-    the items to which the source gives no split.
+    `notes` are remarks about rows that were read all the same; `protocol` is that of a public corpus; `dealt` counts
+    the items without a split in the source, which got one by the hash of their id.
     """
 
     items: list[Item]
@@ -66,8 +68,8 @@ class Imported:
     @property
     def splits(self) -> set[str]:
         """The splits that have an item or a caption."""
-        lent = {caption.split for item in self.items for caption in item.captions if caption.split}
-        return lent | {item.split for item in self.items}
+        of_captions = {caption.split for item in self.items for caption in item.captions if caption.split}
+        return of_captions | {item.split for item in self.items}
 
 
 class Wrong(Exception):
@@ -107,7 +109,7 @@ def read_csv(path: Path, relative_to: Path, shares: Shares = USUAL) -> Imported:
 
 
 def _looks_like_media(folder: Path, name: str) -> bool:
-    """Whether a cell may name a media file: one that is there, or has a suffix as such files have."""
+    """Whether a cell may name a media file: the file exists, or the name has a suffix like a media file's."""
     return os.path.isfile(folder / name) or bool(re.fullmatch(r"\.[a-zA-Z]\w{1,4}", Path(name).suffix))
 
 
@@ -121,7 +123,7 @@ def read_jsonl(path: Path, relative_to: Path, shares: Shares = USUAL) -> Importe
 
 
 def _parsed(line: str) -> Any:
-    """What a line of JSON holds; a text that says why it cannot be used where it is no object."""
+    """The object on a line of JSON, or the reason, a text, why it cannot be used."""
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _parsed(line: str) -> Any:
 def read_parquet(path: Path, relative_to: Path, shares: Shares = USUAL) -> Imported:
     """The items of a Parquet file, one caption (or one list of `captions`) a row; needs pyarrow.
 
-    Only the columns that mean something are read, so that media embedded in others cost nothing.
+    Only the columns in COLUMNS are read, so that media embedded in other columns cost no memory.
     """
     try:
         import pyarrow
@@ -164,7 +166,7 @@ def read_parquet(path: Path, relative_to: Path, shares: Shares = USUAL) -> Impor
 
 
 def _listed(table: Table, rows: Iterable[tuple[int, Any]], shares: Shares) -> Imported:
-    """The items of rows that hold one caption each, or a list of `captions`; a text is why a row is none."""
+    """The items of rows with one caption or a list of `captions` each; a row may be the reason why it is unusable."""
     single: list[Row] = []
     ignored: set[str] = set()
     columns: dict[str, None] = dict.fromkeys(name.strip().lower() for name in table.columns)
@@ -200,14 +202,14 @@ def _listed(table: Table, rows: Iterable[tuple[int, Any]], shares: Shares) -> Im
 
 
 def _ignored(row: Cells, captions: Any) -> set[str]:
-    """The keys of a manifest's line that say something which a table cannot."""
+    """The keys of a manifest's line that are ignored because a table has no column for them."""
     entries = [entry for entry in captions if isinstance(entry, dict)] if isinstance(captions, list) else []
-    found = {"also"} if any(entry.get("also") for entry in entries) else set()
-    return found | ({"meta"} if row.get("meta") else set())
+    keys = {"also"} if any(entry.get("also") for entry in entries) else set()
+    return keys | ({"meta"} if row.get("meta") else set())
 
 
 class _NoCaption:
-    """Stands for the caption of a row that says it has none: its item is in the gallery alone."""
+    """Marks a row with an empty list of captions: its item is in the gallery, but has no query."""
 
 
 NO_CAPTION = _NoCaption()
@@ -217,13 +219,13 @@ def _with_caption(row: Cells, caption: Any) -> Cells:
     """A row with one of its captions: a text, or an object with text, id, start, end and split as in a manifest."""
     if not isinstance(caption, dict):
         return {**row, "caption": caption}
-    said = {column: caption[key] for key, column in ENTRY_KEYS.items() if caption.get(key) is not None}
-    return {**row, "caption": None} | said
+    cells = {column: caption[key] for key, column in ENTRY_KEYS.items() if caption.get(key) is not None}
+    return {**row, "caption": None} | cells
 
 
 @dataclass(frozen=True)
-class _Said:
-    """One usable row: where it stands, and what it says of its media file."""
+class _TableRow:
+    """One usable row: its number, and the id, split, caption and times that it gives its media file."""
 
     number: int
     id: str
@@ -236,9 +238,9 @@ class _Said:
 
 @dataclass
 class Table:
-    """A table of captions: which columns mean what, and what is said of its rows.
+    """A table of captions, with the rows that were left out and the notes about others.
 
-    `kind` is the format's name; `row_word` is "line" or "row"; `comma` says that times may have decimal commas.
+    `kind` is the format's name; `row_word` is "line" or "row"; `comma`: times may have decimal commas.
     """
 
     path: Path
@@ -249,22 +251,24 @@ class Table:
     comma: bool = False
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _seen: dict[tuple[Any, ...], tuple[str, int]] = field(default_factory=dict)  # captions with their splits
-    _caption_ids: dict[str, int] = field(default_factory=dict)  # with the row on which each stands
+    _seen: dict[tuple[Any, ...], tuple[str, int]] = field(
+        default_factory=dict
+    )  # caption -> its split and row number
+    _caption_ids: dict[str, int] = field(default_factory=dict)  # caption id -> its row number
 
     def read(self, rows: Sequence[Row], shares: Shares) -> Imported:
-        """The items of the rows. Raises UserError for a table that is none, and for unknown splits."""
+        """The items of the rows. Raises UserError if no row is usable, and for unknown splits."""
         if not rows:
             raise UserError(f"{self.path} has no rows")
-        found = self._found_columns()
-        groups: dict[str, list[_Said]] = {}
+        columns_of = self._columns_by_meaning()
+        groups: dict[str, list[_TableRow]] = {}
         unknown: list[tuple[int, str]] = []
         for number, cells in rows:
             try:
-                media, said = self._row(number, cells, found, unknown)
+                media, table_row = self._row(number, cells, columns_of, unknown)
                 if media:
-                    self._require_new(media, said)
-                    groups.setdefault(media, []).append(said)
+                    self._require_new(media, table_row)
+                    groups.setdefault(media, []).append(table_row)
             except Wrong as error:
                 self.left_out.append(f"{self.row_word} {number}: {error}")
         if unknown:
@@ -277,72 +281,72 @@ class Table:
         items, names = self._items(groups)
         out = with_splits(items, shares, names)
         bare = [item.id for item in items if not item.split]
-        if bare and "split" in found:
+        if bare and "split" in columns_of:
             self.notes.append(
                 f"{len(bare)} items have no split in the table and are dealt by a hash of their ids: {_examples(bare)}"
             )
         return Imported(out, self.left_out, self.notes, dealt=len(bare))
 
-    def _found_columns(self) -> Found:
-        """The columns that each meaning is read from. Raises UserError where there are no media or no captions."""
+    def _columns_by_meaning(self) -> ColumnsByMeaning:
+        """The columns that each meaning is read from. Raises UserError without a media or a caption column."""
         having = {str(name).strip().lower() for name in self.columns if name}
-        found: dict[str, tuple[str, ...]] = {}
+        columns_of: dict[str, tuple[str, ...]] = {}
         for key, names in COLUMNS.items():
             fitting = tuple(name for name in names if name in having)
             if not fitting:
                 continue
-            found[key] = fitting
+            columns_of[key] = fitting
             if len(fitting) > 1 and key in WORDS:
                 others = ", ".join(map(repr, fitting[1:]))
                 self.notes.append(f"{WORDS[key]} are read from the column {fitting[0]!r}, not from {others}")
         for key in ("media", "text"):
-            if key not in found:
+            if key not in columns_of:
                 listed = ", ".join(str(name) for name in self.columns if name) or "none"
                 raise UserError(
                     f"{self.path} has no column for {WORDS[key]}; it may be called {', '.join(COLUMNS[key])}; "
                     f"its columns: {listed[:200]}"
                 )
-        return found
+        return columns_of
 
     def _row(
-        self, number: int, cells: Cells | str, found: Found, unknown: list[tuple[int, str]]
-    ) -> tuple[str, _Said]:
-        """The media file of a row, normalised, and what the row says of it; "" with an unknown split.
+        self, number: int, cells: Cells | str, columns_of: ColumnsByMeaning, unknown: list[tuple[int, str]]
+    ) -> tuple[str, _TableRow]:
+        """The normalised media path of a row, and its content; the path is "" if the split is unknown.
 
         Raises Wrong.
         """
         if isinstance(cells, str):
             raise Wrong(cells)
-        bare = isinstance(_cell(cells, found, "text"), _NoCaption)
-        media, text = _text(cells, found, "media"), "" if bare else _text(cells, found, "text")
+        bare = isinstance(_cell(cells, columns_of, "text"), _NoCaption)
+        media, text = _text(cells, columns_of, "media"), "" if bare else _text(cells, columns_of, "text")
         if not media or not (text or bare):
             raise Wrong(f"no {'media' if not media else 'caption'}")
         place = self._place(media)
         if place is None:
             raise Wrong(f"{media} is not there")
-        start, end = (self._seconds(_cell(cells, found, key)) for key in ("start", "end"))
+        start, end = (self._seconds(_cell(cells, columns_of, key)) for key in ("start", "end"))
         if start is not None and end is not None and end < start:
             raise Wrong(f"the caption ends at {end} s, before its start at {start} s")
-        split = _text(cells, found, "split")
+        split = _text(cells, columns_of, "split")
         known = split_named(split) if split else ""
-        said = _Said(
-            number, _name(cells, found, "id"), known or "", None if bare else text,
-            _name(cells, found, "caption_id"), start, end,
+        table_row = _TableRow(
+            number, _name(cells, columns_of, "id"), known or "", None if bare else text,
+            _name(cells, columns_of, "caption_id"), start, end,
         )  # fmt: skip
         if known is None:
             unknown.append((number, split))
-            return "", said
-        return place, said
+            return "", table_row
+        return place, table_row
 
     def _place(self, media: str) -> str | None:
-        """A media path, normalised, as it is found; also one written with backslashes. None if it is not there."""
+        """The normalised path of an existing media file, also if written with backslashes; None if there is none."""
         for name in (media, media.replace("\\", "/")):
             if os.path.isfile(self.path.parent / name):
                 return os.path.normpath(name)
         return None
 
     def _seconds(self, value: Any) -> float | None:
-        """A time in seconds; None for nothing. Raises Wrong."""
+        """A time in seconds; None for an empty cell. Raises Wrong for any other value."""
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             return None
         text = str(value).strip()
@@ -353,36 +357,39 @@ class Table:
             return float(text)
         raise Wrong(f"{shown(text)} is not a number of seconds")
 
-    def _require_new(self, media: str, said: _Said) -> None:
-        """Raise Wrong for a caption id that another row has, and for a caption that stands in another split."""
-        if said.text is not None and said.split:
-            key = (media, said.text, said.start, said.end)
-            split, number = self._seen.setdefault(key, (said.split, said.number))
-            if split != said.split:
+    def _require_new(self, media: str, table_row: _TableRow) -> None:
+        """Raise Wrong for a repeated caption id, and for a caption that an earlier row has in another split."""
+        if table_row.text is not None and table_row.split:
+            key = (media, table_row.text, table_row.start, table_row.end)
+            split, number = self._seen.setdefault(key, (table_row.split, table_row.number))
+            if split != table_row.split:
                 raise Wrong(
                     f"the same caption of the same file stands on {self.row_word} {number} in the split {split!r}, "
-                    f"here in {said.split!r}"
+                    f"here in {table_row.split!r}"
                 )
-        if said.caption_id in self._caption_ids:
-            number = self._caption_ids[said.caption_id]
-            raise Wrong(f"the caption id {said.caption_id!r} stands already on {self.row_word} {number}")
-        if said.caption_id:
-            self._caption_ids[said.caption_id] = said.number
+        if table_row.caption_id in self._caption_ids:
+            number = self._caption_ids[table_row.caption_id]
+            raise Wrong(f"the caption id {table_row.caption_id!r} stands already on {self.row_word} {number}")
+        if table_row.caption_id:
+            self._caption_ids[table_row.caption_id] = table_row.number
 
     def _unknown_splits(self, unknown: Sequence[tuple[int, str]]) -> str:
-        """A sentence about the splits that mean nothing."""
+        """The error sentence about unknown splits."""
         (number, split), others = unknown[0], len(unknown) - 1
         more = f" ({others} more {self.row_word}s have unknown splits)" if others else ""
         return f"{self.path}, {self.row_word} {number}: unknown split {split!r}; {nearest_split(split)}{more}"
 
-    def _items(self, groups: Mapping[str, Sequence[_Said]]) -> tuple[list[Item], dict[str, str]]:
-        """One item a media file, "" for a split that is not given, and by id the name that decides its split."""
-        wished = {media: next((said.id for said in group if said.id), "") for media, group in groups.items()}
-        names = _names(wished)
-        self._note_ids(groups, wished)
+    def _items(self, groups: Mapping[str, Sequence[_TableRow]]) -> tuple[list[Item], dict[str, str]]:
+        """One item for each media file, its split "" if none is given; and by id the name to hash for a split."""
+        given_ids = {
+            media: next((table_row.id for table_row in group if table_row.id), "")
+            for media, group in groups.items()
+        }
+        names = _names(given_ids)
+        self._note_ids(groups, given_ids)
         items, several = [], []
         for media, group in groups.items():
-            splits = {said.split for said in group if said.split}
+            splits = {table_row.split for table_row in group if table_row.split}
             home = next((split for split in HOME if split in splits), "")
             if len(splits) > 1:
                 several.append(f"{media} ({', '.join(s for s in SPLITS if s in splits)})")
@@ -395,20 +402,20 @@ class Table:
                 f"{len(several)} files have captions of several splits, each caption stays in its own: "
                 f"{_examples(several)}"
             )
-        return items, {names[media]: wished[media] or Path(media).stem for media in groups}
+        return items, {names[media]: given_ids[media] or Path(media).stem for media in groups}
 
-    def _note_ids(self, groups: Mapping[str, Sequence[_Said]], wished: Mapping[str, str]) -> None:
-        """Note ids that name a file twice, or two files."""
+    def _note_ids(self, groups: Mapping[str, Sequence[_TableRow]], given_ids: Mapping[str, str]) -> None:
+        """Note files with several ids, and ids of several files."""
         ids = {
-            media: list(dict.fromkeys(said.id for said in group if said.id))
+            media: list(dict.fromkeys(table_row.id for table_row in group if table_row.id))
             for media, group in groups.items()
         }
-        several = [f"{media} ({', '.join(found[:NAMED])})" for media, found in ids.items() if len(found) > 1]
+        several = [f"{media} ({', '.join(given[:NAMED])})" for media, given in ids.items() if len(given) > 1]
         if several:
             self.notes.append(
                 f"{len(several)} files have rows with different ids, the first id is the item's: {_examples(several)}"
             )
-        shared = [name for name, times in Counter(filter(None, wished.values())).items() if times > 1]
+        shared = [name for name, times in Counter(filter(None, given_ids.values())).items() if times > 1]
         if shared:
             self.notes.append(
                 f"{len(shared)} ids are given to several files, each with a digest of its path: {_examples(shared)}"
@@ -422,47 +429,47 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
 
 
-def _cell(cells: Cells, found: Found, key: str) -> Any:
-    """What a row has in the first column of a meaning that it has; None without one."""
-    return next((cells[name] for name in found.get(key, ()) if name in cells), None)
+def _cell(cells: Cells, columns_of: ColumnsByMeaning, key: str) -> Any:
+    """The cell of the first column of a meaning that the row has; None if it has none of them."""
+    return next((cells[name] for name in columns_of.get(key, ()) if name in cells), None)
 
 
-def _text(cells: Cells, found: Found, key: str) -> str:
-    """The text of a cell, stripped; "" where there is none. Raises Wrong for what is no text."""
-    value = _cell(cells, found, key)
-    if value is None or value != value:  # pandas writes NaN for nothing
+def _text(cells: Cells, columns_of: ColumnsByMeaning, key: str) -> str:
+    """The stripped text of a cell; "" for an empty or missing one. Raises Wrong for another type than text."""
+    value = _cell(cells, columns_of, key)
+    if value is None or value != value:  # pandas writes NaN for an empty cell
         return ""
     if not isinstance(value, str):
-        raise Wrong(f"its {found[key][0]} is {shown(value)}, not a text")
+        raise Wrong(f"its {columns_of[key][0]} is {shown(value)}, not a text")
     bad = unreadable(value)
     if bad:
         raise Wrong(bad)
     return value.strip()
 
 
-def _name(cells: Cells, found: Found, key: str) -> str:
-    """The id of a cell, which may be a number; "" where there is none. Raises Wrong."""
-    value = _cell(cells, found, key)
+def _name(cells: Cells, columns_of: ColumnsByMeaning, key: str) -> str:
+    """The id in a cell, which may be a number; "" for an empty or missing one. Raises Wrong for other types."""
+    value = _cell(cells, columns_of, key)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
         return str(value)
-    return _text(cells, found, key)
+    return _text(cells, columns_of, key)
 
 
-def _captions(item: str, home: str, group: Sequence[_Said], taken: Collection[str]) -> Iterator[Caption]:
-    """The captions of an item; one without an id of its own is called by its number, or a later one if taken."""
+def _captions(item: str, home: str, group: Sequence[_TableRow], taken: Collection[str]) -> Iterator[Caption]:
+    """Yield the captions of an item; one without an id gets its number, or a later number if that id is taken."""
     later = count(len(group))
-    for number, said in enumerate(group):
-        if said.text is None:
+    for number, table_row in enumerate(group):
+        if table_row.text is None:
             continue
-        own = said.caption_id or f"{item}#{number}"
-        while not said.caption_id and own in taken:
+        own = table_row.caption_id or f"{item}#{number}"
+        while not table_row.caption_id and own in taken:
             own = f"{item}#{next(later)}"
-        other = said.split if said.split not in ("", home) else None
-        yield Caption(own, said.text, said.start, said.end, other)
+        other = table_row.split if table_row.split not in ("", home) else None
+        yield Caption(own, table_row.text, table_row.start, table_row.end, other)
 
 
 def _names(given: Mapping[str, str]) -> dict[str, str]:
-    """Media -> item id: the one given, else the file's stem; where two coincide, with a digest of the path."""
+    """Item id by media path: the given id or the file's stem, with a digest of the path where two coincide."""
     names = {media: name or Path(media).stem for media, name in given.items()}
     times = Counter(names.values())
     for digits in (6, 32):  # of 10,000 files of one stem, three are expected to share 6 digits
@@ -483,9 +490,9 @@ def relative(media: Path, folder: Path) -> str:
 def with_splits(
     items: Iterable[Item], shares: Shares = USUAL, names: Mapping[str, str] | None = None
 ) -> list[Item]:
-    """Items with a split each: their own, or one dealt by the hash of their id.
+    """The items, each with a split: the given one, or one dealt by the hash of its id.
 
-    `names` has, by id, another name that is dealt instead: the one an item would keep without its neighbours.
+    `names`: by id, the name to hash instead, which does not change when other items are added to the corpus.
     """
     others = names or {}
     return [replace(i, split=i.split or dealt(others.get(i.id, i.id), shares)) for i in items]

@@ -414,7 +414,7 @@ def test_permuted_captions_and_items_permute_the_ranks_of_links(seed: int) -> No
     moved = [[int(place[v]) for v in right[q]] for q in rows]
     shuffled = ranked(scores[rows][:, columns], moved)
     before, after = Relevance.of(right, 9), Relevance.of(moved, 9)
-    names = (before.answered, rows[after.answered]), (before.asked, columns[after.asked])
+    names = (before.answered, rows[after.answered]), (before.captioned_items, columns[after.captioned_items])
     for (old, new), one, other in zip(names, ranked(scores, right), shuffled, strict=True):
         assert dict(zip(old.tolist(), one.mean, strict=True)) == dict(
             zip(new.tolist(), other.mean, strict=True)
@@ -480,7 +480,7 @@ def test_rsum_interval_of_links_equals_that_of_drawing_items_with_their_own_capt
     lent = {q: 60 + int(v) for q, v in enumerate(random.integers(0, 20, len(own))) if q % 4 == 0}
     right = [[int(v), *([lent[q]] if q in lent else [])] for q, v in enumerate(own)]
     text, item = (found.strict for found in ranked(random.normal(size=(len(own), 80)), right))
-    asked = Relevance.of(right, 80).asked
+    asked = Relevance.of(right, 80).captioned_items
     home = {int(v): int(v) for v in own} | {v: int(own[q]) for q, v in reversed(lent.items())}
     captions = [np.flatnonzero(own == v) for v in range(60)]
     members = [[place for place, v in enumerate(asked) if home[int(v)] == unit] for unit in range(60)]
