@@ -89,7 +89,16 @@ def engine(modules) -> Iterator[RayEngine]:
 def work(folder: Path, shards: list[list[str]], network: bool = False) -> Work:
     keys = [key for shard in shards for key in shard]
     units = {key: {"key": key} for key in keys}
-    return Work("worker_of_test:work", shards, str(folder), units, [], {key: [] for key in keys}, {}, network)
+    return Work(
+        "worker_of_test:work",
+        shards,
+        str(folder),
+        units,
+        [],
+        {key: [] for key in keys},
+        {"batch_size": 8},
+        network,
+    )
 
 
 def finished(events) -> list[str]:
@@ -190,7 +199,7 @@ from pipeline.run.engines.options import RunOptions
 from pipeline.run.engines.ray import RayEngine
 from pipeline.run.engines.work import Work
 engine = RayEngine(RunOptions(engine="ray", workers=1))
-work = Work("worker_of_test:work", [["sleeps"]], sys.argv[1], {"sleeps": {"key": "sleeps"}}, [], {"sleeps": []}, {},
+work = Work("worker_of_test:work", [["sleeps"]], sys.argv[1], {"sleeps": {"key": "sleeps"}}, [], {"sleeps": []}, {"batch_size": 8},
             False)
 for event in engine.run(work):
     print(engine._driver.pid, event.header["actor"], event.header["pid"], engine._folder, flush=True)
