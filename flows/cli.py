@@ -67,7 +67,7 @@ VERBS = {
     ),
     "triples": Verb(
         "flows.commands.triples:triples",
-        "The triples of sentences, or with --golden how well a parser finds those of sentences known.",
+        "Print the triples of sentences, or with --golden the precision and recall of a parser on known sentences.",
         dashed=True,
     ),
     "demo": Verb(

@@ -24,7 +24,7 @@ from trainers.registry import METHODS
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "grey")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "clip4clip": {"sim_header": "seqTransf", "cross_num_hidden_layers": 1},
+    "clip4clip": {"sim_header": "seqTransf", "cross_num_hidden_layers": 1, "epochs": 12, "patience": 12},
     "gare": {"num_hidden_layers": 1, "psi_dropout": 0.1},
     "neighborretr": {
         "temporal_layers": 1,
