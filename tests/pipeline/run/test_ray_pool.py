@@ -199,8 +199,8 @@ from pipeline.run.engines.options import RunOptions
 from pipeline.run.engines.ray import RayEngine
 from pipeline.run.engines.work import Work
 engine = RayEngine(RunOptions(engine="ray", workers=1))
-work = Work("worker_of_test:work", [["sleeps"]], sys.argv[1], {"sleeps": {"key": "sleeps"}}, [], {"sleeps": []}, {"batch_size": 8},
-            False)
+units = {"sleeps": {"key": "sleeps"}}
+work = Work("worker_of_test:work", [["sleeps"]], sys.argv[1], units, [], {"sleeps": []}, {"batch_size": 8}, False)
 for event in engine.run(work):
     print(engine._driver.pid, event.header["actor"], event.header["pid"], engine._folder, flush=True)
 """
