@@ -474,7 +474,7 @@ class Store:
         return removed
 
     def _unused_segments(self, keep: set[str], before: float) -> Iterator[tuple[str, Path]]:
-        """Yield the segments of kept fingerprints that no item refers to, and the damaged ones that are not recorded."""
+        """Yield the segments of kept fingerprints that no item refers to, and damaged ones that are not recorded."""
         for folder in sorted((self.root / "segments").glob("*/*")):
             if folder.name not in keep or not self._unlocked(folder.parent.name, folder.name):
                 continue
