@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Field:
-    """One output: its dtype and shape. The first axis varies by item; the model decides the other axes that are None."""
+    """One output: its dtype and shape. The first axis varies by item; the model decides other axes that are None."""
 
     dtype: str
     shape: tuple[int | None, ...]

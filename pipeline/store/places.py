@@ -1,4 +1,4 @@
-"""The place of each unit's output: the segment and row, kept as NumPy arrays so that millions of units fit in memory."""
+"""The segment and row of each unit's output, kept as NumPy arrays so that millions of units fit in memory."""
 
 from __future__ import annotations
 

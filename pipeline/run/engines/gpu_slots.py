@@ -32,7 +32,7 @@ def gpu_slots(
     so once and waits, holding none. The kernel frees a GPU with the process that had it, however that ends.
     """
     names = visible_gpus()
-    told = False
+    announced = False
     while True:
         with contextlib.ExitStack() as held:
             taken: list[int] = []
@@ -42,9 +42,9 @@ def gpu_slots(
             if len(taken) >= least:
                 yield taken
                 return
-        if not told:
+        if not announced:
             say(f"waiting for a GPU: {_holders(names, numbers)}; run.share_gpu = true would share it")
-            told = True
+            announced = True
         time.sleep(LOOK_SECONDS)
 
 

@@ -45,10 +45,10 @@ def gpu_numbers(device: str) -> list[int]:
     if not device.startswith("cuda"):
         return []
     _, _, number = device.partition(":")
-    wanted = [int(number)] if number else there
-    if not wanted or wanted[-1] not in there:
+    allowed = [int(number)] if number else there
+    if not allowed or allowed[-1] not in there:
         raise UserError(f"run.device = {device!r} is not possible: {len(there)} GPUs are visible here")
-    return wanted
+    return allowed
 
 
 def threads(count: int) -> dict[str, str]:
