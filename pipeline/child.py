@@ -35,18 +35,18 @@ Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
 Handler = Callable[[dict[str, Any], Send], None]
 PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)  # found here, because a process between fork and exec should find nothing
+LIBC = ctypes.CDLL(None)  # loaded here, because a process should load nothing between fork and exec
 LAST_WORDS_BYTES = 2000
 
 
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL})
-# signals that a program gets for what it does itself; any other comes from outside
+# signals that a program causes itself by a crash; any other signal comes from outside
 
 
 class ChildDied(Exception):
     """The child ended in the middle of a request.
 
-    `own_doing` is false where somebody killed it, or it found no memory; true where it crashed in native code.
+    `own_doing` is false if it was killed or got no memory; true if it crashed in native code.
     """
 
     def __init__(self, reason: str, own_doing: bool = False) -> None:
@@ -55,7 +55,7 @@ class ChildDied(Exception):
 
 
 class ChildTimeout(ChildDied):
-    """The child said nothing for as long as it was allowed to; it was killed."""
+    """The child sent nothing within the time limit and was killed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, own_doing=True)
@@ -66,7 +66,7 @@ class ChildError(Exception):
 
 
 class Child:
-    """A process that calls `module:function(request, send)` and streams back what that sends."""
+    """A process that calls `module:function(request, send)` and streams back the messages that the function sends."""
 
     def __init__(
         self, entry: str, memory_bytes: int | None = None, env: Mapping[str, str] | None = None
@@ -79,7 +79,7 @@ class Child:
         self.owner: threading.Thread | None = None  # that started it; the kernel ends it with this one
 
     def start(self) -> None:
-        """Start the process, if it does not run. It ends with the thread that calls this."""
+        """Start the process unless it runs already. The kernel ends it when the calling thread ends."""
         if self._process is not None:
             if self._process.poll() is None:
                 return
@@ -101,7 +101,7 @@ class Child:
         theirs.close()
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
-        """What the child sends for a request, as it comes. No reply may take longer than the limit.
+        """Yield the child's replies to a request as they arrive. No reply may take longer than the limit.
 
         Raises ChildDied, ChildTimeout, ChildError, or the ItemError, UserError or TrainingError
         that the child raised. A caller that stops early ends the child; the next call starts another.
@@ -134,7 +134,7 @@ class Child:
                 self.kill()
 
     def _death(self) -> ChildDied:
-        """Why the child is gone: its signal or exit status, and the last line it printed."""
+        """Return the cause of the child's death: its signal or exit status, and the last line it printed."""
         process = self._process
         if process is None:
             return ChildDied("it was killed")
@@ -152,7 +152,7 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs."""
+        """The process id while the child runs, else None."""
         return None if self._process is None else self._process.pid
 
     def terminate(self, wait_seconds: float) -> None:
@@ -165,7 +165,7 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        """End the child and everything it started, at once."""
+        """Kill the child and everything it started."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -179,7 +179,7 @@ class Child:
 
 
 def ending(code: int) -> str:
-    """How a process ended, from the return code that `subprocess` gives: a signal's name, or its exit status."""
+    """Return how a process ended, given `subprocess`'s return code: a signal's name, or the exit status."""
     if code >= 0:
         return f"exit status {code}"
     hint = {-signal.SIGKILL: " (out of memory?)", -signal.SIGBUS: " (disk full?)"}.get(code, "")
@@ -235,7 +235,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether somebody wants an end: Ctrl-C, SIGTERM, and Prefect's own word for it, which is neither."""
+    """Whether an error is a request to stop: Ctrl-C, SIGTERM, or Prefect's cancellation, which is neither."""
     return not isinstance(error, (Exception, GeneratorExit))
 
 
@@ -247,7 +247,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def resolve(entry: str) -> Any:
-    """What `module:name` names."""
+    """Return the object that `module:name` names."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -261,7 +261,7 @@ def serve(handler: Handler, connection: Connection) -> None:
             return
         try:
             handler(request, functools.partial(_send, connection))
-        except Exception as error:  # sent on whole: the parent raises it
+        except Exception as error:  # sent to the parent, which raises it
             _send(connection, {"_": "error"} | _describe(error), {})
         else:
             _send(connection, {"_": "end"}, {})
@@ -276,7 +276,7 @@ def main(arguments: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(arguments[3]), int(arguments[3])))
     try:
         handler: Handler = resolve(entry)
-    except Exception as error:  # ours, not the unit's: answered as the error of the first request
+    except Exception as error:  # an error of our code, not of a unit: sent as the answer to the first request
         handler = functools.partial(_raise, error)
     serve(handler, Connection(fd))
 

@@ -1,4 +1,4 @@
-"""What a file is that was taken for media or a table: a pointer, an error page, an archive, or nothing at all."""
+"""Recognises files that are not the expected media or table: Git LFS pointers, error pages, archives, empty files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MARK = b"\xef\xbb\xbf"
 
 
 def mistaken_for(head: bytes) -> str | None:
-    """What the first bytes of a file show it to be, to end the sentence "it is ..."; None for no such thing.
+    """Return what a file is by its first bytes, as the end of a sentence "it is ..."; None if it may be as expected.
 
-    `head` are the first HEAD_BYTES, or all bytes of a shorter file.
+    `head` is the first HEAD_BYTES of the file, or all bytes of a shorter file.
     """
     plain = head.removeprefix(MARK).lstrip().lower()
     if plain.startswith(b"<?xml"):

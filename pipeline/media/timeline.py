@@ -1,4 +1,4 @@
-"""When the pictures of a video are shown, by its packets, and whether that fits what its container announces.
+"""The times at which a video's frames are shown, by its packets, compared with the length its container announces.
 
 Nothing is decoded: the packets of a file are read from its beginning to its end.
 """
@@ -15,16 +15,18 @@ import numpy as np
 # Formats without a header that says how long a stream is: ffmpeg takes the first and last time stamps of any stream.
 ESTIMATED = frozenset({"mpegts", "mpegtsraw", "mpeg", "mpegvideo"})
 MATROSKA_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
-TOLERATED_SECONDS = 1.0  # between the length announced and the length decoded, or a tenth if that is more
+TOLERATED_SECONDS = (
+    1.0  # largest difference between announced and decoded length; a tenth of the length if that is more
+)
 TOLERATED_SHARE = 0.1
 ALIVE_EVERY = 10_000  # packets
 
 
 @dataclass(frozen=True)
 class Announced:
-    """How long a container says that its picture lasts, in seconds from 0; None if it says nothing.
+    """The length that a container announces for its video stream, in seconds from 0; None if it announces none.
 
-    `own` is False where the figure is that of the whole file, whose sound may be longer.
+    `own` is False if the length is that of the whole file, whose sound may be longer.
     """
 
     seconds: float | None
@@ -33,7 +35,7 @@ class Announced:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What the packets of a file say, in seconds from the start of the file.
+    """The times of a file's packets, in seconds from the start of the file.
 
     `picture` is the end of the last frame, `others` the end of the longest other stream (0 without one),
     `frames` the number of frames, `interval` the usual time between two.
@@ -46,12 +48,12 @@ class Timeline:
 
     @property
     def expected(self) -> float:
-        """How long the frames would last at their usual interval."""
+        """Length of all frames at their usual interval, in seconds."""
         return self.frames * self.interval
 
 
 def announced(container: Any, stream: Any) -> Announced:
-    """What an open container of PyAV announces of a video stream."""
+    """Return the length that an open container of PyAV announces for a video stream."""
     # Matroska counts from 0, not from its first frame
     start = max(0.0, (container.start_time or 0) / 1_000_000)
     estimated = container.format.name in ESTIMATED
@@ -66,7 +68,7 @@ def announced(container: Any, stream: Any) -> Announced:
 
 
 def read_timeline(container: Any, stream: Any, alive: Callable[[], None] = lambda: None) -> Timeline:
-    """The timeline of an open container and its video stream, from all its packets; damaged ones end it.
+    """Return the timeline of an open container and its video stream, from all packets up to the first damaged one.
 
     `alive` is called every ALIVE_EVERY packets.
     """
@@ -88,7 +90,7 @@ def read_timeline(container: Any, stream: Any, alive: Callable[[], None] = lambd
                 end = seconds + float((packet.duration or 0) * packet.time_base)
                 ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
     except av.FFmpegError:
-        pass  # what could be read until there counts
+        pass  # the packets that were read before the damaged one count
     if not times:
         return Timeline(0.0, max(ends.values(), default=0.0), 0, 0.0)
     shown = np.sort(np.array(times))
@@ -100,7 +102,7 @@ def read_timeline(container: Any, stream: Any, alive: Callable[[], None] = lambd
 
 
 def tolerance(seconds: float) -> float:
-    """By how much a length may differ from the one announced."""
+    """Return the largest permitted difference from an announced length, in seconds."""
     return max(TOLERATED_SECONDS, TOLERATED_SHARE * seconds)
 
 
@@ -111,10 +113,10 @@ def length_trouble(
     step: float = 0.0,
     verb: str = "can be decoded",
 ) -> str:
-    """Why a video of `made` decoded seconds is damaged by the length that it announces; "" if it is healthy.
+    """Return why the announced length shows a video of `made` decoded seconds to be damaged; "" if it is healthy.
 
-    `step` is how exactly `made` is known. Packets are read, by `read`, only where the two lengths differ. It is healthy
-    all the same where the figure is that of a longer sound, and where the frames are there that fill the time.
+    `step` is the precision of `made`. `read` reads the packets, and only if the two lengths differ. The video is still
+    healthy if the announced length is that of a longer sound, or if there are enough frames to fill the time.
     """
     seconds = told.seconds
     if seconds is None or abs(made - seconds) <= tolerance(seconds) + step:
@@ -127,7 +129,7 @@ def length_trouble(
             return ""
         return f"truncated or damaged: it announces {expected:.1f} s, {made:.1f} s {verb}"
     if timeline.expected >= made - tolerance(made) - step:
-        return ""  # the frames that fill the time are there: what is announced is wrong
+        return ""  # there are enough frames to fill the time, so the announced length is wrong
     return (
         f"damaged: it announces {seconds:.1f} s, but the times of its {timeline.frames} frames reach {made:.1f} s; a "
         "time stamp is wrong"

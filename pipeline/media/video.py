@@ -52,7 +52,7 @@ SHORT_BYTES = 256 << 20  # of memory; compressing 4K video takes about as much
 
 @functools.cache
 def find_ffmpeg() -> str:
-    """The ffmpeg to run: that of IMAGEIO_FFMPEG_EXE, else imageio-ffmpeg's own, else the system's. Raises UserError.
+    """Return the path of ffmpeg: IMAGEIO_FFMPEG_EXE, else imageio-ffmpeg's own, else the system's. Raises UserError.
 
     Its version decides the fingerprint of every compressed video. The shipped one changes when crossreel's requirements
     are installed anew, the system's with any upgrade of the machine.
@@ -70,7 +70,7 @@ def find_ffmpeg() -> str:
 
 @functools.cache
 def ffmpeg_version() -> str:
-    """The version ffmpeg gives itself, for instance "7.1.1"."""
+    """Return the version that ffmpeg prints, for instance "7.1.1"."""
     out = subprocess.run(
         [find_ffmpeg(), "-version"], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
@@ -81,13 +81,13 @@ def ffmpeg_version() -> str:
 
 
 def decoder_identity() -> str:
-    """What decodes frames here, by name and version: part of the fingerprint of what is made of them."""
+    """Return name and version of the decoder of frames: part of the fingerprint of everything made from frames."""
     return f"decord {version('decord')}, else PyAV {version('av')}"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a container says of its first video stream."""
+    """The properties of a container's first video stream, as the container states them."""
 
     width: int
     height: int
@@ -97,7 +97,7 @@ class Probe:
 
 
 def probe(path: Path) -> Probe:
-    """What the container says of its video. Raises ItemError where it is no readable video."""
+    """Return the properties of a video file's first video stream. Raises ItemError if it is no readable video."""
     import av
 
     _require_file(path)
@@ -118,14 +118,14 @@ def probe(path: Path) -> Probe:
 
 
 def _open(path: Path) -> Any:
-    """An open container of PyAV; never a URL, and titles in no known encoding do not matter."""
+    """Open a file as a container of PyAV; never a URL. Titles in an unknown encoding are no error."""
     import av
 
     return av.open(f"file:{path}", options=dict(ONLY_MEDIA), metadata_errors="replace")
 
 
 def _playlist(path: Path) -> str:
-    """The reason of a file that names other files instead of holding a video; "" of any other file."""
+    """Return the reason to refuse a file that refers to other files instead of holding a video; "" for other files."""
     with path.open("rb") as file:
         start = file.read(SNIFFED_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for kind, beginnings in PLAYLISTS.items():
@@ -135,14 +135,14 @@ def _playlist(path: Path) -> str:
 
 
 def _mistaken(path: Path) -> str:
-    """The reason of a file that is something else than a video, such as an HTML page; "" if it may be one."""
+    """Return the reason to refuse a file that is not a video, such as an HTML page; "" if it may be one."""
     with path.open("rb") as file:
         found = mistaken_for(file.read(HEAD_BYTES))
     return f"it is {found}" if found else ""
 
 
 def _length_trouble(path: Path, made: float, step: float) -> str:
-    """Why a video of `made` decoded seconds is damaged by the length that it announces; "" if it is healthy."""
+    """Return why the announced length shows a video of `made` decoded seconds to be damaged; "" if it is healthy."""
     with _open(path) as container:
         stream = next(s for s in container.streams.video if not _is_cover(s))
         return length_trouble(
@@ -158,7 +158,7 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _require_file(path: Path) -> None:
-    """Raise ItemError with the plain reason where there is no file of any length."""
+    """Raise ItemError with the reason if the file is missing or empty."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -180,7 +180,7 @@ def _file_trouble(error: OSError) -> str:
 
 @dataclass(frozen=True)
 class Compression:
-    """How a video is compressed: frames a second, pixels of the short side, x264's quality and effort."""
+    """The settings of compression: frames per second, pixels of the short side, x264's quality and effort."""
 
     fps: float = 3.0
     short_side: int = 224
@@ -190,11 +190,11 @@ class Compression:
 
 
 def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
-    """The ffmpeg arguments that compress a video.
+    """Return the ffmpeg arguments that compress a video.
 
     The fps filter rounds up, so that the frame at n/fps is the one on the screen at that moment
-    (`-r 3` gives frames about 0.4 s late); it stands before the scaling, which then has a tenth of
-    the frames to do. The short side is scaled for portrait and landscape alike, never enlarged; sides
+    (`-r 3` gives frames about 0.4 s late); it comes before the scaling, which then has a tenth of
+    the frames to process. The short side is scaled for portrait and landscape alike, never enlarged; sides
     are even; pixels become square; rotation metadata is applied by ffmpeg; sound is dropped.
     """
     import ffmpeg
@@ -221,9 +221,9 @@ def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
 def compress(source: Path, target: Path, how: Compression, timeout_seconds: float) -> Times:
     """Compress a video into `target`; returns the presentation times of its frames.
 
-    Raises ItemError for what cannot be decoded whole: no frame, or far fewer seconds than the
-    video announces (a truncated download); ItemKilled where ffmpeg was killed, stopped, or found no memory. The
-    target is then not there. A video longer than the limit may take as long as it plays.
+    Raises ItemError if the video cannot be decoded completely: no frame, or far fewer seconds than it announces
+    (a truncated download); ItemKilled if ffmpeg was killed, stopped, or got no memory. There is then no target file.
+    The time limit is `timeout_seconds`, or the video's playing time if that is longer.
     """
     limit = max(timeout_seconds, probe(source).seconds or 0.0)
     try:
@@ -250,14 +250,14 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
 
 
 def _finished(command: list[str], limit_seconds: float, source: Path) -> subprocess.CompletedProcess[str]:
-    """How a command ended and what it printed.
+    """Run a command; return its exit status and its output.
 
-    Raises TimeoutExpired; ItemKilled with the source's name where the command had been stopped meanwhile.
+    Raises TimeoutExpired; ItemKilled with the source's name if the command was stopped while it ran.
     """
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         errors="replace",
-        # or it would survive a killed worker; what runs before exec takes no lock
+        # otherwise ffmpeg would outlive a killed worker; the function that runs before exec takes no lock
         preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509
     ) as process:  # fmt: skip
         try:
@@ -274,11 +274,11 @@ def _finished(command: list[str], limit_seconds: float, source: Path) -> subproc
 
 
 def _killed(code: int, words: str) -> tuple[str, bool] | None:
-    """What ended ffmpeg, if that was no fault of its input, and whether it was a crash of its own; None otherwise.
+    """Return what ended ffmpeg, and whether ffmpeg itself crashed; None if its input is at fault.
 
-    Told to end (SIGTERM, SIGINT, SIGHUP), it exits with 255 after the first signal and 123 after the fourth,
-    without a word; a shell around it that was killed gives 128 + the signal's number. That it found no memory may be
-    the fault of a file that announces absurd sizes, unless a limit was set or the machine has little left.
+    After a signal to end (SIGTERM, SIGINT, SIGHUP) it exits with 255, after the fourth one with 123, without a
+    message; if a shell around it was killed, the status is 128 + the signal's number. A lack of memory may be the
+    fault of a file that announces absurd sizes, unless a memory limit is set or the machine has little memory left.
     """
     if code in (255, 123) and not words.strip():
         return "was told to end by a signal", False
@@ -293,7 +293,7 @@ def _killed(code: int, words: str) -> tuple[str, bool] | None:
 
 
 def _memory_is_short() -> bool:
-    """Whether this process has a limit of memory, or the machine less than SHORT_BYTES left."""
+    """Whether this process has a memory limit, or the machine has less than SHORT_BYTES available."""
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return True
     found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
@@ -301,13 +301,13 @@ def _memory_is_short() -> bool:
 
 
 def _first_error(text: str) -> str:
-    """The first line of ffmpeg's errors, which is the cause of those below it, without its address."""
+    """Return the first line of ffmpeg's errors, without its address; it is the cause of the lines below it."""
     lines = [re.sub(r"\[[^\]]+ @ 0x[0-9a-f]+\] ?", "", line).strip() for line in text.splitlines()]
     return next((line for line in lines if line), "no reason given")[:200]
 
 
 def frame_times(path: Path) -> Times:
-    """Presentation times in seconds of a video's frames, from its packets: nothing is decoded. May be none."""
+    """Return presentation times in seconds of a video's frames, from its packets; nothing is decoded (may be none)."""
     import av
 
     try:
@@ -324,7 +324,7 @@ def frame_times(path: Path) -> Times:
 
 
 def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> Iterator[tuple[Frames, Times]]:
-    """All frames of a video with their presentation times, a chunk at a time, so that memory stays flat.
+    """Yield all frames of a video with their presentation times, in chunks, so that memory stays flat.
 
     `decoder` is "decord" or "pyav". Raises ItemError.
     """
@@ -335,7 +335,7 @@ def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> It
 def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
     import decord
 
-    if playlist := _playlist(path):  # decord takes no list of formats
+    if playlist := _playlist(path):  # decord cannot be limited to a list of formats
         raise ItemError(str(path), playlist)
     try:
         reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
@@ -348,7 +348,7 @@ def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
 
 
 def _first_words(text: str) -> str:
-    """The first line of a decord error, without the time and the place in its source."""
+    """Return the first line of a decord error, without the time and the place in its source."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200] if lines else "no reason given"
 
@@ -377,15 +377,15 @@ def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
 
 
 def serve_decode(request: dict[str, Any], send: Send) -> None:
-    """Entry of a decoding child process: `{"path", "decoder"}` to chunks of frames and times."""
+    """Entry of a decoding child process: takes `{"path", "decoder"}`, sends chunks of frames and times."""
     for frames, times in decode(Path(request["path"]), request["decoder"]):
         send({}, {"frames": frames, "times": times})
 
 
 def serve_probe(request: dict[str, Any], send: Send) -> None:
-    """Entry of a probing child process: `{"path"}` to what the container says, after decoding a frame.
+    """Entry of a probing child process: takes `{"path"}`, sends the fields of `Probe` after decoding a frame.
 
-    With {"picture_seconds": the end of its last frame by its packets, "trouble": why its length is wrong, or ""}.
+    It adds {"picture_seconds": end of the last frame by its packets, "trouble": why the length is wrong, or ""}.
     """
     path = Path(request["path"])
     found = probe(path)
@@ -393,7 +393,9 @@ def serve_probe(request: dict[str, Any], send: Send) -> None:
         raise ItemError(str(path), "it holds no frame that can be decoded")
     with _open(path) as container:
         stream = next(s for s in container.streams.video if not _is_cover(s))
-        timeline = read_timeline(container, stream, lambda: send({}, {}))  # hours of video take a while
+        timeline = read_timeline(
+            container, stream, lambda: send({}, {})
+        )  # reading the packets of hours of video takes long
         trouble = length_trouble(
             announced(container, stream), timeline.picture, lambda: timeline, verb="are there"
         )

@@ -1,4 +1,4 @@
-"""Brings one stage up to date: cuts what is missing into shards, has workers do them, records the outcome."""
+"""Brings one stage up to date: cuts the missing units into shards, has workers process them, records the outcome."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.store.store import Store, write_json
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: units done of those to do, or what a training reports of itself."""
+    """The progress of a stage: the number of units done and to do, or the report of a training."""
 
     stage: str
     done: int
@@ -41,23 +41,25 @@ class Progress:
 
 @dataclass
 class Report:
-    """What bringing a stage up to date took and gave."""
+    """The costs and results of bringing a stage up to date."""
 
     stage: str
     fingerprint: str
     total: int
     cached: int = 0
     ran: int = 0
-    failed: int = 0  # now and earlier
-    killed: int = 0  # whose program or worker was killed, alone too; the next run tries them again
+    failed: int = 0  # units that failed in this run or an earlier one
+    killed: int = (
+        0  # units whose program or worker was killed, also when tried alone; the next run tries them again
+    )
     blocked: int = 0
-    decodes: int = 0  # of media files; of a pass that stages share, counted with the first of them
+    decodes: int = 0  # decoded media files; for a pass that stages share, all are counted in the first stage
     shared_with: str = ""  # the stage in whose pass over the items this one was made
     seconds: float = 0.0
     failures: list[dict[str, str]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the report as plain data."""
         return asdict(self)
 
 
@@ -68,8 +70,8 @@ Say = Callable[[str], None]
 class Runner:
     """Runs stages of one experiment on one store.
 
-    `states` is the survey that it reads and keeps up to date: what this run made, and, under the lock of
-    each stage, what other runs made meanwhile.
+    `states` is the survey that it reads and keeps up to date with the outputs of this run and, under the lock
+    of each stage, with those of other runs.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class Runner:
         self.reports: list[dict[str, Any]] = []
         self.engine: Engine = engine_for(options, say)
         self._corpus_process = CorpusProcess()
-        self._made_along: dict[str, Report] = {}  # in another stage's pass, not yet asked for
-        self.killed_before = time.time()  # what was killed before now is tried again, once
+        self._made_along: dict[
+            str, Report
+        ] = {}  # stages made in the pass of another one, whose reports were not returned yet
+        self.killed_before = time.time()  # units killed before now are tried again, once
 
     @property
     def killed_before(self) -> float:
-        """The time before which a unit must have been killed in order to be tried again; 0: none is."""
+        """Units killed before this time are tried again; 0 if none is."""
         return self.states.killed_before
 
     @killed_before.setter
@@ -97,18 +101,18 @@ class Runner:
         self.states.killed_before = seconds
 
     def close(self) -> None:
-        """End what was kept from stage to stage."""
+        """End the engine and the process that are kept from stage to stage."""
         self._corpus_process.close()
         self.engine.close()
 
     def bring_up_to_date(
         self, name: str, redo: bool = False, retry_failed: bool = False, along: Collection[str] = ()
     ) -> Report:
-        """Make whatever a stage lacks; nothing where nothing is missing. What it did is also put in `reports`.
+        """Make the missing units of a stage, if any; return the report, which is also added to `reports`.
 
-        `redo` makes its units again, `retry_failed` those that failed. Stages of `along` that can share
-        its pass over the items are made in it, under the same orders. Raises what the stage's own code
-        raises; a broken item is recorded and counted.
+        `redo` makes all its units again, `retry_failed` the failed ones. Stages in `along` that can share its
+        pass over the items are made in the same pass, with the same options. An exception of the stage's own
+        code is raised; a broken item is recorded and counted.
         """
         report = self._made_along.pop(name, None) or self._make(name, redo, retry_failed, along)
         self.reports.append(report.as_json())
@@ -141,7 +145,7 @@ class Runner:
         return redo or not state.complete or (retry_failed and bool(state.failed))
 
     def _is_possible(self, name: str) -> bool:
-        """Whether what a stage needs (weights) is there; where it is not, its own turn says so, and no other's."""
+        """Whether a stage's requirements (weights) are met; if not, the error is raised at the stage's own turn."""
         try:
             if not self.states[name].complete:
                 self.stages[name].require()
@@ -150,9 +154,10 @@ class Runner:
         return True
 
     def _complete_needs(self, name: str) -> None:
-        """Make what a stage's needs lack. In a run that goes in order, they lack what another run has dropped since.
+        """Make the missing units of the stages that a stage needs.
 
-        Where that run makes it again, its lock is waited for.
+        In a run in order, units are missing only if another run has dropped them since. If that run is making
+        them again, this one waits for its lock.
         """
         for need in self.stages[name].needs:
             if not self.states[need].complete:
@@ -163,9 +168,9 @@ class Runner:
                     )
 
     def _under_locks(self, prints: Mapping[str, str], redo: bool, retry_failed: bool) -> Report | None:
-        """Return what was done for the first of these stages, the others in its pass.
+        """Make these stages in one pass, under their locks; return the report of the first one.
 
-        None where another run changed, before the locks were held, what a stage depends on.
+        Returns None if another run changed the inputs of a stage before the locks were held.
         """
         for name, fp in prints.items():
             if self.stages[name].over != "corpus" and self.store.adopt(name, fp):
@@ -189,7 +194,7 @@ class Runner:
         if group[0].missing:
             try:
                 self._work_on(group, reports)
-            finally:  # also where it was interrupted: what was finished is in the index
+            finally:  # also after an interrupt: the finished units are in the index
                 self.states.forget([state.stage.name for state in group])
             for report in reports:
                 self._add_failures(report)
@@ -199,7 +204,7 @@ class Runner:
         return reports[0]
 
     def _work_on(self, group: Sequence[plan.State], reports: Sequence[Report]) -> None:
-        """Make what the stages of a group lack, and count it in their reports."""
+        """Make the missing units of the stages of a group, and count them in their reports."""
         for state in group:
             state.stage.require()
             self.store.index.add_fingerprint(
@@ -211,7 +216,7 @@ class Runner:
             self._mapped(group, reports)
 
     def _count(self, state: plan.State) -> Report:
-        """Return the report of a stage as it stands: what is cached, failed and blocked."""
+        """Return the report of a stage before any work: the numbers of cached, failed and blocked units."""
         report = Report(
             state.stage.name,
             state.fingerprint.hex,
@@ -223,7 +228,7 @@ class Runner:
         return report
 
     def _forget(self, state: plan.State) -> None:
-        """Drop everything that was made of a stage, so that all of it is missing."""
+        """Drop all outputs of a stage, so that all its units are missing."""
         if state.stage.over == "corpus":
             for folder in (self.store.run_folder, self.store.work_folder):
                 shutil.rmtree(folder(state.stage.name, state.fingerprint.hex), ignore_errors=True)
@@ -243,7 +248,7 @@ class Runner:
     # stages mapped over items or captions ----------------------------------------------------------
 
     def _mapped(self, group: Sequence[plan.State], reports: Sequence[Report]) -> None:
-        """One pass over the items, or captions, that any stage of a group lacks."""
+        """Make one pass over the items, or captions, that are missing in any stage of a group."""
         leader = group[0].stage
         if not leader.runner:
             raise UserError(
@@ -252,7 +257,7 @@ class Runner:
                 "manifest that the import wrote"
             )
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
-        wanted = {state.stage.name: set(state.missing) for state in group}
+        missing = {state.stage.name: set(state.missing) for state in group}
         units = {key: unit for state in group for key, unit in self._units(state).items()}
         if len(group) > 1:
             names = ", ".join(state.stage.name for state in group)
@@ -267,21 +272,21 @@ class Runner:
             units=units,
             stages=[_worker_spec(state) for state in group],
             lacking={
-                key: [n for n, state in enumerate(group) if key in wanted[state.stage.name]] for key in units
+                key: [n for n, state in enumerate(group) if key in missing[state.stage.name]] for key in units
             },
             options=self.options.model_dump(
                 include={"batch_size", "item_seconds", "decoder_bytes", "decoders"}
             ),
             network=model.worker_kind == "model",
         )
-        self._corpus_process.close()  # its memory is the workers' now
-        lacking = {key: {name for name, keys in wanted.items() if key in keys} for key in units}
+        self._corpus_process.close()  # the workers need its memory
+        lacking = {key: {name for name, keys in missing.items() if key in keys} for key in units}
         tally = _Tally(leader.name, lacking, self.on_progress)
         with contextlib.closing(self.engine.run(work)) as events:  # closing kills the workers
             for event in events:
                 if isinstance(event, Killed):
                     for state in group:
-                        if event.key in wanted[state.stage.name]:
+                        if event.key in missing[state.stage.name]:
                             name = units[event.key]["name"]
                             kind: Kind = "failed" if event.own_doing else "killed"
                             self.store.index.add_failure(
@@ -308,7 +313,7 @@ class Runner:
             report.ran += len(made["items"])
 
     def _units(self, state: plan.State) -> dict[str, dict[str, Any]]:
-        """Return, for each missing unit by key, what a worker needs to know of it."""
+        """Return the data of each missing unit that a worker needs, by key."""
         if state.stage.over == "captions":
             captions = self.contents.captions()
             return {
@@ -329,7 +334,7 @@ class Runner:
         return out
 
     def _upstream(self, key: str, stage: Stage[Any]) -> dict[str, Any]:
-        """Return the files and rows that the stages it needs have made of a unit."""
+        """Return the files and rows of a unit from the stages that this stage needs."""
         files, rows = {}, {}
         for need in stage.needs:
             upstream = self.states[need]
@@ -372,9 +377,9 @@ class Runner:
         }  # fmt: skip
 
     def join(self, name: str) -> None:
-        """Take part, until it ends, in a training that a run on another machine of the same store leads.
+        """Take part in a training that a run on another machine leads on the same store, until it ends.
 
-        Raises UserError where nothing is to be done or to be met.
+        Raises UserError if the training is finished, cannot be joined, or needs a stage that is not finished.
         """
         self.states.refresh([name])
         state = self.states[name]
@@ -390,9 +395,9 @@ class Runner:
 
     @contextlib.contextmanager
     def _place(self, stage: Stage[Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-        """Where a stage over the corpus works, on this machine whatever the engine, and its environment.
+        """Yield the devices of a stage over the corpus and its environment; it runs on this machine with any engine.
 
-        Where it can use a GPU it sees one alone, that no other run uses; on several processes, one each.
+        If it can use a GPU, it sees only one that no other run uses; with several processes, one for each.
         """
         options, env = self.options, threads(cores())
         numbers = gpu_numbers(options.device) if stage.worker_kind == "model" else []
@@ -417,7 +422,7 @@ class Runner:
     def _run_in_process(
         self, stage: Stage[Any], request: Mapping[str, Any], env: dict[str, str]
     ) -> dict[str, Any]:
-        """Make a stage over the corpus in a process of its own; return what that adds to the artifact's record."""
+        """Make a stage over the corpus in a separate process; return the keys to add to the artifact's record."""
         extra: dict[str, Any] = {}
 
         def hear(header: dict[str, Any]) -> None:
@@ -427,7 +432,7 @@ class Runner:
                 self.say(header["log"])
             extra.update(header.get("record", {}))
 
-        keep = request["device"] == "cpu"  # CUDA gives memory back with its process alone
+        keep = request["device"] == "cpu"  # CUDA frees memory only when the process ends
         try:
             self._corpus_process.run(stage.runner, request, env, keep, hear)
         except ChildDied as death:
@@ -436,7 +441,7 @@ class Runner:
 
 
 def _worker_spec(state: plan.State) -> dict[str, Any]:
-    """Return what a worker needs to build a stage again, and to mark its segments."""
+    """Return the data that a worker needs to rebuild a stage and to label its segments."""
     return {
         "entry": state.stage.entry, "params": state.stage.params.model_dump_json(),
         "fingerprint": state.fingerprint.hex, "components": dict(state.fingerprint.components),
@@ -444,16 +449,16 @@ def _worker_spec(state: plan.State) -> dict[str, Any]:
 
 
 class _Tally:
-    """Counts the items, or captions, of a pass that are through with every stage, and reports that as progress."""
+    """Counts the items, or captions, of a pass that every stage has finished, and reports the progress."""
 
     def __init__(self, leader: str, lacking: Mapping[str, set[str]], on_progress: OnProgress) -> None:
-        """`lacking`: the names of the stages that each item is to go through, by its key."""
+        """`lacking` gives the names of the stages that each item, by key, has to pass."""
         self.leader, self.lacking, self.on_progress = leader, dict(lacking), on_progress
         self.total = len(self.lacking)
         self._report()
 
     def add(self, key: str, stage: str) -> None:
-        """An item is through with a stage, done or failed. A shard that is tried again counts once."""
+        """Record that a stage has finished an item, done or failed. A shard that is tried again counts once."""
         if key in self.lacking:
             self.lacking[key].discard(stage)
             if not self.lacking[key]:
@@ -465,7 +470,7 @@ class _Tally:
 
 
 def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:
-    """How many workers a stage gets on this machine, and the device of each (`{n}` stands for a GPU's number)."""
+    """Return the number of workers of a stage on this machine, and their device (`{n}` stands for a GPU's number)."""
     wants_gpu = options.device.startswith("cuda") or (options.device == "auto" and gpus() > 0)
     if stage.worker_kind == "model" and wants_gpu:
         return local_workers(options, gpus()), "cuda:{n}"
@@ -473,7 +478,7 @@ def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:
 
 
 def summary(reports: Iterable[Report]) -> dict[str, int]:
-    """Totals over the stages of a run."""
+    """Return the totals over the stages of a run."""
     reports = list(reports)
     return {
         "stages": len(reports),

@@ -1,4 +1,4 @@
-"""What stages need and how far they are: order, ancestors, and which units are done, failed, blocked or missing."""
+"""The order and ancestors of stages, and their states: which units are done, failed, blocked or missing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.store.places import Place, Places, Units
 from pipeline.store.store import Store
 
 Stages = Mapping[str, Stage[Any]]
-WHOLE = "corpus"  # the one unit of a stage over the whole corpus
+WHOLE = "corpus"  # key of the only unit of a stage over the whole corpus
 
 
 def order(stages: Stages) -> list[str]:
-    """Names of the stages, each after what it needs. Raises ValueError for a cycle or an unknown need."""
+    """Return the names of the stages, each after the stages it needs. Raises ValueError for a cycle or unknown need."""
     out: list[str] = []
     visiting: set[str] = set()
 
@@ -44,7 +44,7 @@ def order(stages: Stages) -> list[str]:
 
 
 def ancestors(stages: Stages, names: Iterable[str]) -> set[str]:
-    """The named stages and everything they need."""
+    """Return the named stages and all stages they need."""
     out: set[str] = set()
     todo = list(names)
     while todo:
@@ -56,7 +56,7 @@ def ancestors(stages: Stages, names: Iterable[str]) -> set[str]:
 
 
 def descendants(stages: Stages, names: Iterable[str]) -> set[str]:
-    """The named stages and everything that needs them."""
+    """Return the named stages and all stages that need them."""
     out = set(names)
     for name in order(stages):
         if out.intersection(stages[name].needs):
@@ -65,7 +65,7 @@ def descendants(stages: Stages, names: Iterable[str]) -> set[str]:
 
 
 def companions(stages: Stages, name: str) -> list[str]:
-    """The other stages that can share a pass over the items with a stage, because they read the same."""
+    """Return the other stages that can share a pass over the items with a stage, because they read the same inputs."""
     stage = stages[name]
     return [
         other
@@ -76,14 +76,14 @@ def companions(stages: Stages, name: str) -> list[str]:
 
 
 def passes(states: Mapping[str, State]) -> list[list[str]]:
-    """The stages with something to do that will share a pass over the items, where two or more can."""
+    """Return the groups of two or more unfinished stages that will share a pass over the items."""
     stages = {name: state.stage for name, state in states.items() if not state.complete}
     groups = {tuple(sorted((name, *companions(stages, name)))) for name in stages}
     return [list(group) for group in sorted(groups) if len(group) > 1]
 
 
 def choose(stages: Stages, word: str) -> list[str]:
-    """The stages a word names: one stage, or all of a group (`evaluate` is every `evaluate-...`)."""
+    """Return the stages that a word names: one stage, or all of a group (`evaluate` is every `evaluate-...`)."""
     if word in stages:
         return [word]
     group = [name for name in stages if name.startswith(f"{word}-")]
@@ -95,9 +95,9 @@ def choose(stages: Stages, word: str) -> list[str]:
 
 @dataclass(frozen=True)
 class State:
-    """How far a stage is: its fingerprint, all its units, and which are done, failed, blocked or missing.
+    """The state of a stage: its fingerprint, all its units, and which are done, failed, blocked or missing.
 
-    Of those that were killed, `survey` says whether they count as failed or as missing.
+    A killed unit counts as failed or as missing, as `Survey` decides by its time.
     """
 
     stage: Stage[Any]
@@ -105,7 +105,7 @@ class State:
     keys: Sequence[str]
     places: Mapping[str, Place] = field(default_factory=dict)
     failed: Mapping[str, Failure] = field(default_factory=dict)
-    blocked: frozenset[str] = frozenset()  # what they need failed upstream
+    blocked: frozenset[str] = frozenset()  # units whose inputs failed in an earlier stage
     missing: Sequence[str] = ()
     killed: Mapping[str, Failure] = field(
         default_factory=dict
@@ -113,40 +113,40 @@ class State:
 
     @property
     def done(self) -> int:
-        """How many units have an artifact."""
+        """Number of units that have an artifact."""
         return len(self.keys) - len(self.failed) - len(self.blocked) - len(self.missing)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do (failed units are not tried again unasked)."""
+        """Whether no unit is missing (failed units are tried again only with `retry_failed`)."""
         return not self.missing
 
 
 def survey(
     stages: Stages, contents: Contents, store: Store, known: Digests, killed_before: float = 0.0
 ) -> dict[str, State]:
-    """The state of every stage, in order, from the index and a look at file sizes; `killed_before` as of `Survey`."""
+    """Return the state of every stage, in order, from the index and file sizes; for `killed_before` see `Survey`."""
     return dict(Survey(stages, contents, store, known, killed_before))
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a store holds of one fingerprint: the places of its outputs, and its failures by key."""
+    """The content of a store for one fingerprint: the places of its outputs, and its failures by key."""
 
     places: Places
     failures: Mapping[str, Failure]
-    changes: int  # of the index by others, when this was read
+    changes: int  # the value of `Index.changes_of_others` when this was read
 
 
 class Survey(Mapping[str, State]):
-    """The state of each stage by name, in order. Looked up in the store when it is first asked for, and then kept.
+    """The state of each stage by name, in order. It is read from the store at first use, and then kept.
 
-    A lookup reads the index once for the stage and once for each of its ancestors that is not known yet. A
-    million items take 5 CPU seconds a stage, so a run keeps one survey: it calls `forget` for what it made
-    itself, and `refresh` before it relies on anything that another run on the same store may have changed.
+    A lookup reads the index once for the stage and once for each ancestor that was not read yet. A million items
+    take 5 CPU seconds per stage, so a run keeps one survey: it calls `forget` for the stages that it made itself,
+    and `refresh` before it relies on a state that another run on the same store may have changed.
 
-    Units that were recorded as killed before `killed_before` (seconds since 1970) are missing, as for a run that begins
-    then; later ones are left out like failed ones, so that with 0 everything is as the last run left it.
+    Units that were recorded as killed before `killed_before` (seconds since 1970) count as missing, as in a run that
+    begins at that time; units killed later count as failed. With 0, all killed units count as failed.
     """
 
     def __init__(
@@ -185,12 +185,12 @@ class Survey(Mapping[str, State]):
     def killed_before(self, seconds: float) -> None:
         if seconds != self._killed_before:
             self._killed_before = seconds
-            self._states.clear()  # worked out again from what was read of the store
+            self._states.clear()  # they are computed again from what was read of the store
 
     def forget(self, names: Iterable[str]) -> None:
-        """Read the store again for these stages when they are asked for.
+        """Read the store again for these stages at their next use.
 
-        The states of the stages that need them are worked out again, from what was read of those before.
+        The states of the stages that need them are computed again, from what was read of the store before.
         """
         names = set(names)
         for name in names & self._states.keys():
@@ -199,10 +199,10 @@ class Survey(Mapping[str, State]):
             self._states.pop(name, None)
 
     def refresh(self, names: Iterable[str] | None = None) -> None:
-        """Forget what others may have changed of these stages, or of all, and of what they need, since it was read.
+        """Forget states of these stages (default: all) and of their ancestors that other processes may have changed.
 
-        Of stages over items and captions that is nothing, unless another process has written to the index.
-        Stages over the corpus are folders, which the index does not know; a look at them is cheap.
+        Stages over items and captions are forgotten only if another process has written to the index since.
+        Stages over the corpus are folders, which the index does not record; reading them again is cheap.
         """
         changes = self._store.index.changes_of_others()
         names = ancestors(self.stages, self._order if names is None else names)
@@ -234,7 +234,9 @@ class Survey(Mapping[str, State]):
 
     def _read(self, stage: Stage[Any], keys: Units, fingerprint: Fingerprint) -> Recorded:
         if fingerprint.hex not in self._recorded:
-            changes = self._store.index.changes_of_others()  # first: what is written meanwhile is read again
+            changes = (
+                self._store.index.changes_of_others()
+            )  # read before the places, so that later writes are noticed
             places = self._store.places_of(stage.name, fingerprint.hex, keys, stage.file_suffix)
             failures = self._store.index.failures(fingerprint.hex)
             self._recorded[fingerprint.hex] = Recorded(places, failures, changes)
@@ -242,12 +244,12 @@ class Survey(Mapping[str, State]):
 
 
 def components(stage: Stage[Any], states: Mapping[str, State], known: Digests) -> dict[str, Any]:
-    """What decides the content of a stage's artifacts, besides the items themselves."""
+    """Return the components that decide the content of a stage's artifacts, besides the items themselves."""
     return components_on({need: states[need].fingerprint.hex for need in stage.needs}, stage, known)
 
 
 def components_on(needs: Mapping[str, str], stage: Stage[Any], known: Digests) -> dict[str, Any]:
-    """The same, from the fingerprints of the stages it needs."""
+    """Return the same components, given the fingerprints of the stages it needs."""
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -297,22 +299,22 @@ def _whole(
 
 
 def left_out(states: Iterable[State]) -> set[str]:
-    """Items and captions that some stage could not process, which a stage over the corpus does without."""
+    """Return the items and captions that some stage could not process, so that a stage over the corpus omits them."""
     return {
         key for state in states if state.stage.over != "corpus" for key in (*state.failed, *state.blocked)
     }
 
 
 def _split_keys(contents: Contents, split: str) -> set[str]:
-    """The items and captions that a split is made of."""
+    """Return the keys of the items and captions of a split."""
     items = {digest for digest, _ in contents.gallery(split)}
     return items | {caption.digest for _, _, caption in contents.queries(split)}
 
 
 def _split_digest(contents: Contents, split: str) -> str:
-    """What decides a split's content: digests of items and captions, in order. Names do not count.
+    """Return the digest of a split's content: the digests of its items and captions, in order, without their names.
 
-    A caption that describes other items also has their positions behind its own.
+    If a caption describes further items, their positions follow that of its own item.
     """
     if split not in contents.split_digests:
         position = {digest: i for i, (digest, _) in enumerate(contents.gallery(split))}
@@ -325,8 +327,8 @@ def _split_digest(contents: Contents, split: str) -> str:
 
 
 def _others(contents: Contents, caption: Caption, position: Mapping[str, int]) -> list[int]:
-    """Positions of the readable items that a caption describes besides its own."""
+    """Return the positions of the readable items that a caption describes besides its own."""
     if not caption.also:
         return []
-    found = {position.get(contents.digests.get(item, "")) for item in caption.also}
-    return sorted(place for place in found if place is not None)
+    places = {position.get(contents.digests.get(item, "")) for item in caption.also}
+    return sorted(place for place in places if place is not None)

@@ -1,6 +1,6 @@
-"""Shards over killable workers: one thread a worker, one death costs one shard, which is tried again.
+"""Shards on workers that can be killed: each worker has a thread, and a death costs one shard, which is tried again.
 
-Workers are processes of this machine or Ray actors; what follows a death is the same for both.
+Workers are processes of this machine or Ray actors; a death is handled in the same way for both.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pipeline.child import ChildDied, Reply
 from pipeline.errors import UserError
 
 Shard = list[str]
-TRIES = 3  # of a whole shard; then it is halved until the unit at fault is by itself
-ALONE = TRIES + 1  # the last attempt: of one unit, after all shards, with every other worker idle
-HOPELESS = 4 * TRIES  # workers killed before anything was finished: then all of them lack memory
+TRIES = 3  # attempts of a whole shard; then it is halved until the unit at fault is alone
+ALONE = TRIES + 1  # number of the last attempt: one unit, after all shards, while every other worker is idle
+HOPELESS = 4 * TRIES  # more workers killed than this before any shard is finished: all of them lack memory
 READY_SECONDS = 0.2
 
 
@@ -30,9 +30,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Killed:
-    """A unit whose worker died each time, at the end with no other worker beside it.
+    """A unit whose worker died at every attempt, the last time while no other worker ran.
 
-    `own_doing` is true where the worker crashed or hung over it: the unit is at fault. Otherwise it was killed.
+    `own_doing` is true if the worker crashed or hung, so that the unit is at fault; false if the worker was killed.
     """
 
     key: str
@@ -45,39 +45,39 @@ Happenings = queue.Queue[Message | Killed | BaseException | None]  # None: a wor
 
 
 class Worker(Protocol):
-    """Something that works on a request at a time, can be killed from any thread, and is replaced if it dies."""
+    """A worker that serves one request at a time. It can be killed from any thread, and is replaced if it dies."""
 
     def ready(self, seconds: float) -> bool:
-        """Whether it can take a request; where that takes waiting for, no longer than this."""
+        """Whether the worker can take a request, after waiting for at most `seconds`."""
         ...
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
-        """Its replies, as they come. Raises ChildDied where it died, or was silent for longer than the limit."""
+        """Yield the replies as they arrive. Raises ChildDied if the worker died, or sent nothing within the limit."""
         ...
 
     def kill(self) -> None:
-        """End it and everything it started, at once."""
+        """Kill the worker and everything it started."""
         ...
 
 
 class _Line:
-    """The shards that wait for a worker, and the units that wait to be tried alone when no shard is left."""
+    """A queue of shards, and of the units that are tried alone after all shards."""
 
     def __init__(self, shards: Sequence[Shard], alone: Sequence[str]) -> None:
         self.todo: queue.Queue[tuple[Shard, int]] = queue.Queue()
-        self.over = threading.Event()  # nothing is left to do, or nothing more should be done
+        self.over = threading.Event()  # set when no work is left, or when the run is to stop
         self._later = [([key], ALONE) for key in alone]
         self._lock = threading.Lock()
-        self._open = len(shards)  # in the queue or with a worker
+        self._open = len(shards)  # number of shards in the queue or with a worker
         self._finished = self._deaths = 0
         for shard in shards:
             self.todo.put((shard, 1))
         self._go_on()
 
     def settle(self, more: Sequence[tuple[Shard, int]], death: ChildDied | None) -> None:
-        """One shard is over, with its worker's death or without; `more` take its place.
+        """Record the end of a shard, which `more` shards replace; `death` is its worker's death, if it died.
 
-        Raises UserError where workers were killed HOPELESS times and none has finished a shard.
+        Raises UserError if more than HOPELESS workers were killed and none has finished a shard.
         """
         with self._lock:
             self._finished += death is None
@@ -97,7 +97,7 @@ class _Line:
             self._go_on()
 
     def _go_on(self) -> None:
-        """When no shard is left, put the next unit that is to be tried alone; when there is none, end."""
+        """If no shard is left, queue the next unit to be tried alone; if there is none, set `over`."""
         if self._open == 0 and self._later:
             self.todo.put(self._later.pop(0))
             self._open = 1
@@ -109,13 +109,13 @@ def run_shards(
     workers: Sequence[Worker], shards: Sequence[Shard], request: Callable[[Shard, int, int], dict[str, Any]],
     stall_seconds: float, alone: Sequence[str] = (),
 ) -> Events:  # fmt: skip
-    """Yield what the workers reply, as it comes, until every shard is done. Stopping early kills them all.
+    """Yield the workers' replies as they arrive, until every shard is done. Stopping early kills all workers.
 
-    `request` makes a worker's request from a shard, the worker's number and the attempt (1 is the first). A unit whose
-    worker died with it alone in its shard, or of which a worker says that its decoder or the like was killed, is tried
-    once more after all shards, one at a time; those of `alone` are tried only so, because earlier runs could not finish
-    them. An exception of a worker's code (not of a unit) is raised here, and UserError where workers are killed
-    again and again and nothing is finished.
+    `request` makes a worker's request from a shard, the worker's number and the attempt (1 is the first). A unit is
+    tried once more after all shards, while no other worker runs, if its worker died while the unit was alone in its
+    shard, or if the worker reports that a program such as the decoder was killed. The units in `alone`, which earlier
+    runs could not finish, are tried only in this way. An exception of a worker's code (not of a unit) is raised here,
+    and UserError if workers are killed repeatedly before any shard is finished.
     """
     line = _Line(shards, alone)
     events: Happenings = queue.Queue()
@@ -124,14 +124,16 @@ def run_shards(
         worker = workers[number]
         try:
             while not line.over.is_set():
-                if not worker.ready(READY_SECONDS):  # before it takes a shard that another could have
+                if not worker.ready(
+                    READY_SECONDS
+                ):  # checked first, so that it takes no shard that a ready worker could take
                     continue
                 try:
                     shard, attempt = line.todo.get(timeout=0.05)
                 except queue.Empty:
                     continue
-                asked = request(shard, number, attempt)
-                more, death = _one_shard(worker, shard, attempt, asked, stall_seconds, events)
+                spec = request(shard, number, attempt)
+                more, death = _one_shard(worker, shard, attempt, spec, stall_seconds, events)
                 line.settle(more, death)
         except BaseException as error:  # raised again by the caller's thread
             events.put(error)
@@ -150,13 +152,13 @@ def run_shards(
     finally:
         line.over.set()
         for worker, thread in zip(workers, threads, strict=True):
-            while thread.is_alive():  # again: it may be starting just now
+            while thread.is_alive():  # kill repeatedly: the worker's process may be starting at this moment
                 worker.kill()
                 thread.join(timeout=0.1)
 
 
 def _until_all_ended(events: Happenings, running: int) -> Events:
-    """What so many threads put, until each has put None; an exception among it is raised."""
+    """Yield events until each of `running` threads has sent None; re-raise an exception."""
     while running:
         event = events.get()
         if event is None:
@@ -171,7 +173,7 @@ def _one_shard(
     worker: Worker, shard: Shard, attempt: int, request: dict[str, Any], stall_seconds: float,
     events: Happenings,
 ) -> tuple[list[tuple[Shard, int]], ChildDied | None]:  # fmt: skip
-    """Work through a shard; returns what is still to be done of it, and the death of the worker if it died."""
+    """Have a worker process a shard; return the shards that are still to be done, and the worker's death if it died."""
     killed: dict[str, None] = {}
     try:
         for header, _ in worker.call(request, stall_seconds):

@@ -1,4 +1,4 @@
-"""A stage as data: its name, what it reads, its params, its outputs. Knows nothing of running."""
+"""A stage as data: its name, inputs, params and outputs. It does not know how stages are run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Digests(Protocol):
     """Digests of files such as weights, remembered by path, size and time."""
 
     def file(self, path: Path) -> str:
-        """The digest of a file's bytes."""
+        """Return the digest of a file's bytes."""
         ...
 
     def located(self, name: str, find: Callable[[], Path | None]) -> Path | None:
-        """The path that `find` (costly) gives for a name, remembered while the file stays there."""
+        """Return the path that the costly `find` returns for a name; it is remembered while the file exists."""
         ...
 
 
 class Briefing(Protocol):
-    """What a stage over the whole corpus may read before it runs; `pipeline.run.briefing` implements it."""
+    """The data that a stage over the whole corpus may read before it runs; `pipeline.run.briefing` implements it."""
 
     @property
     def contents(self) -> Contents:
@@ -54,11 +54,11 @@ class Briefing(Protocol):
         ...
 
     def run_folder(self, stage: str) -> str:
-        """The finished folder of a stage over the corpus."""
+        """Return the path of the finished folder of a stage over the corpus."""
         ...
 
     def where(self, stage: str) -> dict[str, Any]:
-        """The name of a stage's first output, and for each item or caption the path and row of its segment."""
+        """Return the name of a stage's first output, and for each item or caption the path and row of its segment."""
         ...
 
 
@@ -70,26 +70,30 @@ P = TypeVar("P", bound=Params)
 class Stage(Generic[P]):
     """Base of all stages. A subclass states the class attributes; an instance holds the params.
 
-    `over` says what it is mapped on: each item, each distinct caption, or the corpus once. `runner`
-    is the `module:function` a worker process calls; `worker_kind` says what limits how many run at
-    once: cores ("cpu"), or the accelerator where there is one ("model"). Stages with `one_pass` that need
-    the same stages and have the same runner work on an item together, so that it is read once.
+    `over` is the unit of work: each item, each distinct caption, or the corpus once. `runner` is the
+    `module:function` that a worker process calls; `worker_kind` is what limits the number of workers:
+    cores ("cpu"), or the accelerator if there is one ("model"). Stages with `one_pass` that need the
+    same stages and have the same runner process an item together, so that it is read once.
     """
 
     name: str
-    method: str = ""  # that it belongs to, where it is a stage of a method
-    kind: str = ""  # of the items whose media it reads; "": it reads none, or any
+    method: str = ""  # name of the method, for a stage of a method
+    kind: str = ""  # kind of the items whose media it reads; "" if it reads no media, or any kind
     version: ClassVar[int] = 1
     over: ClassVar[Over] = "items"
     runner: ClassVar[str]
     worker_kind: ClassVar[WorkerKind] = "cpu"
     one_pass: ClassVar[bool] = False
-    several: ClassVar[bool] = False  # a stage over the corpus that can work on several processes at once
-    shard_items: ClassVar[int] = 16  # at most; a killed run loses no more than the shards in flight
+    several: ClassVar[bool] = False  # whether a stage over the corpus can use several processes
+    shard_items: ClassVar[int] = 16  # most items in a shard; a killed run loses only the shards in progress
     fields: ClassVar[Mapping[str, Field]] = {}
-    file_suffix: ClassVar[str | None] = None  # of the file it makes of each item, if it makes one
-    programs: ClassVar[tuple[str, ...]] = ()  # names in `identity` of programs whose versions can be kept
-    kept: Mapping[str, Any] = MappingProxyType({})  # their versions in the store, instead of this machine's
+    file_suffix: ClassVar[str | None] = None  # suffix of the file that it makes from each item, if any
+    programs: ClassVar[
+        tuple[str, ...]
+    ] = ()  # keys of `identity` that are versions of programs and can be kept
+    kept: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # versions of these programs in the store, used instead of this machine's
     needs: tuple[str, ...] = ()
     settings: ClassVar[type[Params]]
     params: P
@@ -98,18 +102,18 @@ class Stage(Generic[P]):
         self.params = params
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """What decides the content besides params and upstream: weights, decoder. Plain data, no torch."""
+        """Return what decides the content besides params and inputs: weights, decoder. Plain data, without torch."""
         return {}
 
     def decisive(self) -> Mapping[str, Any]:
-        """The settings that enter the fingerprint."""
+        """Return the settings that enter the fingerprint."""
         return self.params.decisive()
 
     def require(self) -> None:
-        """Raise UserError unless what the work needs (weights, a server) is there. Called before it begins."""
+        """Raise UserError unless everything that the work needs (weights, a server) is available. Called before it."""
 
     def splits(self) -> tuple[str, ...]:
-        """The splits that a stage over the corpus reads itself (not through the stages it needs)."""
+        """Return the splits that a stage over the corpus reads itself (not through the stages it needs)."""
         return ()
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
@@ -118,5 +122,5 @@ class Stage(Generic[P]):
 
     @property
     def entry(self) -> str:
-        """The `module:Class` that a worker process rebuilds this stage from."""
+        """Return the `module:Class` from which a worker process rebuilds this stage."""
         return f"{type(self).__module__}:{type(self).__qualname__}"

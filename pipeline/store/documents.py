@@ -1,4 +1,4 @@
-"""JSON files of the store as typed models, read with suspicion: a missing or damaged file is named in one sentence."""
+"""JSON files of the store as typed models. A missing or damaged file is a UserError that names it in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 
 
 class Document(BaseModel):
-    """Base of what a JSON file holds. Keys that the model does not know are left alone: later versions add some."""
+    """Base class for the content of a JSON file. Unknown keys are ignored, because later versions may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -20,10 +20,10 @@ D = TypeVar("D", bound=Document)
 
 
 def read_document(path: Path, model: type[D], owner: str, remedy: str) -> D:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
-    `owner` says what leaves such a file, for instance "an evaluated method"; `remedy` says how it is made again.
-    Raises UserError naming the file where it is missing, cannot be read, or does not hold what the model says.
+    `owner` says what writes such a file, for instance "an evaluated method"; `remedy` says how to make it again.
+    Raises UserError, with the name of the file, if it is missing, cannot be read, or does not fit the model.
     """
     try:
         return model.model_validate_json(path.read_bytes())
@@ -36,7 +36,7 @@ def read_document(path: Path, model: type[D], owner: str, remedy: str) -> D:
 
 
 def complaint(error: ValidationError) -> str:
-    """The first complaint of a validation: the place of the value, if it has one, and what is wrong with it."""
+    """Return the first message of a validation error, after the name of the key if there is one."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg'].lower()}" if place else str(first["msg"]).lower()

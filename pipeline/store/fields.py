@@ -1,4 +1,4 @@
-"""What a stage stores of each item or caption: named arrays of a dtype and a shape."""
+"""The declaration of an output that a stage stores for each item or caption: an array's dtype and shape."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Field:
-    """One output: its dtype, and its shape, whose first axis is free and whose None axes the model fixes."""
+    """One output: its dtype and shape. The first axis varies by item; the model decides other axes that are None."""
 
     dtype: str
     shape: tuple[int | None, ...]
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape is one item's output."""
-        wanted = self.shape
-        return len(shape) == len(wanted) and all(w in (None, s) for w, s in zip(wanted, shape, strict=True))
+        declared = self.shape
+        return len(shape) == len(declared) and all(
+            d in (None, s) for d, s in zip(declared, shape, strict=True)
+        )

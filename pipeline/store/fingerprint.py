@@ -1,4 +1,4 @@
-"""Everything that can change a number, as a short hex digest; and the difference of two such sets."""
+"""A fingerprint: a short hex digest of everything that can change a number; and the difference between two of them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-CONTENT_BYTES = 16  # of items and captions: two of 10^9 items collide with a chance of 10^-21
+CONTENT_BYTES = (
+    16  # length of the digest of an item or caption: 10^9 items collide with a probability of 10^-21
+)
 STAGE_BYTES = 10
-JSON_ENTRIES = 10_000  # made into text at a time
+JSON_ENTRIES = 10_000  # entries that are encoded at a time
 
 METHOD_VERSION = "method_version"
 UNSAID = {METHOD_VERSION: 1}  # components that are left out while they have this value
 
 
 def digest_text(text: str) -> str:
-    """Digest of a text, 32 hex digits: the name of a caption."""
+    """Return the digest of a text, 32 hex digits: the key of a caption."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=CONTENT_BYTES).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """Digest of a file's bytes, 32 hex digits: the name of an item. Raises OSError."""
+    """Return the digest of a file's bytes, 32 hex digits: the key of an item. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CONTENT_BYTES)).hexdigest()
 
 
 def digest_of(value: Any) -> str:
-    """Digest of plain data (numbers, texts, lists, tables), independent of the order of keys."""
+    """Return the digest of plain data (numbers, texts, lists, tables), independent of the order of keys."""
     return digest_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def digest_of_lists(*lists: Iterable[Any]) -> str:
-    """`digest_of([[...], [...], ...])` of lists that need not be in memory."""
+    """Return `digest_of([[...], [...], ...])` for lists that need not be in memory."""
     digest = hashlib.blake2b(digest_size=CONTENT_BYTES)
     before = "["
     for values in lists:
@@ -51,7 +53,7 @@ def digest_of_lists(*lists: Iterable[Any]) -> str:
 
 
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Consecutive values, `size` at a time."""
+    """Yield lists of `size` consecutive values; the last one may be shorter."""
     every = iter(values)
     while part := list(islice(every, size)):
         yield part
@@ -59,7 +61,7 @@ def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The components that decided an artifact's content, and their digest, 20 hex digits."""
+    """The components that decide an artifact's content, and their digest, 20 hex digits."""
 
     hex: str
     components: Mapping[str, Any]
@@ -71,9 +73,9 @@ class Fingerprint:
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The components in which two fingerprints differ: dotted name, my value, the other's (None: absent).
+    """Yield the components in which two fingerprints differ: dotted name, value in `mine`, value in `other`.
 
-    A component that is left out while it has its usual value has that value here.
+    A missing value is None, except for the components in UNSAID, which have the value given there.
     """
     for key in sorted(set(mine) | set(other)):
         a, b = (values.get(key, UNSAID.get(key)) for values in (mine, other))

@@ -1,4 +1,4 @@
-"""Features that were imported into a store: how their stages are called, and their params."""
+"""Features that were imported into a store: the prefix of their stages' names, and their params."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ImportedParams(Params):
     of: Literal["items", "captions"]
     dims: int
     dtype: Literal["float32", "float16"] = "float32"  # float16 where all of the source is
-    array: str = ""  # which array of each file was taken, where it was chosen
+    array: str = ""  # name of the array taken from each file, if the user chose one
 
     def decisive(self) -> dict[str, Any]:
-        """All of them; what came in before a setting existed keeps its fingerprint."""
+        """Return all settings except those at their defaults, so that older imports keep their fingerprints."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 

@@ -1,8 +1,7 @@
-"""SQLite beside the store: which item has which artifact where, what failed, which runs there were.
+"""The index of a store, an SQLite file: the place of each item's output, the failures, and the runs.
 
-The only file of a store that changes, written by the coordinating process alone. It holds nothing
-that the segments do not say too (but the failures, the runs and the cached digests): where it is gone,
-it is rebuilt from them.
+It is the only file of a store that changes, and only the coordinating process writes to it. If it is lost, it is
+rebuilt from the segments; only the failures, the runs and the cached digests of files are lost with it.
 """
 
 from __future__ import annotations
@@ -38,26 +37,26 @@ CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, started REAL, ended REAL, e
 """
 REMOTE = re.compile(r"nfs4?|cifs|smb3|smbfs|lustre|beegfs\w*|gpfs|ceph|glusterfs|9p|fuse\..*")
 MOUNTS = Path("/proc/self/mountinfo")
-BUSY_SECONDS = 60.0  # two runs on one store write in turns
+BUSY_SECONDS = 60.0  # how long a run waits for another run on the same store that is writing
 
 
 def is_remote(path: Path, mounts: Path = MOUNTS) -> bool:
-    """Whether a path lies on a file system that other hosts may see too; where nobody can tell, it does not."""
+    """Whether a path lies on a network file system, by the table of mounts; False if that cannot be read."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         real = path.parent.resolve()
     except OSError:
         return False
-    found = (0, "")
+    longest = (0, "")  # letters of the mount point, type of its file system
     for line in lines:  # 36 35 98:0 /root /mount/point options ... - type source more
         before, _, after = line.partition(" - ")
         point = before.split()[4].replace("\\040", " ")
         if real.is_relative_to(point):
-            found = max(found, (len(point), after.split()[0]), key=lambda pair: pair[0])
-    return REMOTE.fullmatch(found[1]) is not None
+            longest = max(longest, (len(point), after.split()[0]), key=lambda pair: pair[0])
+    return REMOTE.fullmatch(longest[1]) is not None
 
 
-# An index without `kind` recorded what was killed as failed: these words stood there alone where that was so.
+# An index without the column `kind` recorded killed items as failed; only killed items have these words as reason.
 KINDS = """
 ALTER TABLE failures ADD COLUMN kind TEXT NOT NULL DEFAULT 'failed';
 UPDATE failures SET kind='killed' WHERE reason LIKE 'its worker process died % times: SIGKILL%'
@@ -72,7 +71,7 @@ COLUMNS = {
     "failures": {"fp", "item", "name", "reason", "attempts", "time"},
     "runs": {"id", "started", "ended", "experiment", "status", "summary"},
 }  # fmt: skip
-# of every index, however old
+# columns that an index of any version has
 
 
 def is_unwritable(error: sqlite3.Error) -> bool:
@@ -81,7 +80,7 @@ def is_unwritable(error: sqlite3.Error) -> bool:
 
 
 def remedy(error: sqlite3.Error) -> str:
-    """What SQLite says, and what to do about it where it lacks locks or its turn."""
+    """Return SQLite's message, with a remedy if the file system has no locks or another process holds the lock."""
     words = str(error)
     if "locked" in words:
         return f"{words} for {BUSY_SECONDS:.0f} s: another process writes it, or its file system has no working locks"
@@ -98,9 +97,10 @@ NO_LOCKS = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no output of a stage, and how often it was tried.
+    """The reason why an item has no output of a stage, and the number of attempts.
 
-    Of the kind "killed" it is not at fault: what worked on it was killed, alone too. The next run tries it again.
+    An item of the kind "killed" is not at fault: each worker that had it was killed, the last one while no other
+    worker ran. The next run tries it again.
     """
 
     item: str
@@ -108,18 +108,18 @@ class Failure:
     reason: str
     attempts: int
     kind: Kind = "failed"
-    time: float = 0.0  # when it was recorded, in seconds since 1970
+    time: float = 0.0  # time of the record, in seconds since 1970
 
 
 class DamagedIndex(Exception):
-    """The file is no index, or lacks tables or columns that every index has."""
+    """The file is not an index, or lacks tables or columns that every index has."""
 
 
 class Index:
-    """The database of one store. One object a process and thread.
+    """The database of one store. Each process and thread needs an object of its own.
 
-    Where the file cannot be written it is opened for reading (`read_only`). `empty` says that it had no tables yet.
-    Raises DamagedIndex, and UserError where it can be neither read nor written.
+    A file that cannot be written is opened for reading (`read_only`). `empty` is true if the file had no tables yet.
+    Raises DamagedIndex, and UserError if the file can be neither read nor written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,7 +141,7 @@ class Index:
             raise DamagedIndex(str(error)) from None
 
     def _open_to_read(self) -> None:
-        """Open the file as it is. What a run left in its write-ahead log can only be read in a copy of both."""
+        """Open the file for reading. If a write-ahead log lies beside it, copies of both files are opened instead."""
         self.close()
         self.read_only = True
         log = self.path.with_name(f"{self.path.name}-wal")
@@ -163,22 +163,22 @@ class Index:
             raise DamagedIndex(str(error)) from None
 
     def _require_tables(self) -> None:
-        """Raise DamagedIndex where some tables or columns are there and others are not."""
-        found = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-        self.empty = not found
+        """Raise DamagedIndex if the file has some of the tables or columns and lacks others."""
+        tables = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        self.empty = not tables
         for table, columns in {} if self.empty else COLUMNS.items():
             has = {row[1] for row in self.db.execute(f"PRAGMA table_info({table})")}
             if not has >= columns:
                 raise DamagedIndex(f"it lacks {table}({', '.join(sorted(columns - has))})")
 
     def require_whole(self) -> None:
-        """Raise DamagedIndex unless every page of the file is sound. Reads all of it."""
+        """Raise DamagedIndex unless SQLite's integrity check passes. It reads the whole file."""
         try:
-            (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
+            (answer,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
-            found = str(error)
-        if found != "ok":
-            raise DamagedIndex(found)
+            answer = str(error)
+        if answer != "ok":
+            raise DamagedIndex(answer)
 
     def _open(self) -> None:
         self.db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -188,7 +188,9 @@ class Index:
             self.db.execute("PRAGMA synchronous=FULL")
         else:
             self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=NORMAL")  # a lost last commit is work done again, no damage
+            self.db.execute(
+                "PRAGMA synchronous=NORMAL"
+            )  # losing the last commit costs repeated work, no damage
         self.db.executescript(SCHEMA)
         if not self._has_kinds():
             self.db.executescript(KINDS)
@@ -202,34 +204,34 @@ class Index:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing of what is written inside."""
+        """Commit everything written inside the block, or nothing if the block raises."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self.db.execute("COMMIT")
         except BaseException:
-            if self.db.in_transaction:  # a full disk has rolled back already
+            if self.db.in_transaction:  # when the disk is full, SQLite has rolled back already
                 self.db.execute("ROLLBACK")
             raise
 
     def changes_of_others(self) -> int:
-        """A number that is another one once any other connection than this has written to the index."""
+        """Return a number that changes whenever another connection writes to the index."""
         (number,) = self.db.execute("PRAGMA data_version").fetchone()
         return int(number)
 
     # digests of files ---------------------------------------------------------------------------
 
     def known_files(self) -> dict[str, tuple[int, int, str]]:
-        """Every cached digest: path -> (size, mtime in ns, digest)."""
+        """Return every cached digest: path -> (size, mtime in ns, digest)."""
         return {path: (size, mtime, d) for path, size, mtime, d in self.db.execute("SELECT * FROM files")}
 
     def known_files_at(self, path: str) -> tuple[int, int, str] | None:
-        """The cached digest of one path, with the size and time it was taken at."""
+        """Return the size and mtime in ns of one path when its digest was computed, and the digest."""
         row = self.db.execute("SELECT size, mtime_ns, digest FROM files WHERE path=?", (path,)).fetchone()
         return None if row is None else (row[0], row[1], row[2])
 
     def remember_files(self, rows: Iterable[tuple[str, int, int, str]]) -> None:
-        """Cache digests: (path, size, mtime in ns, digest). Does nothing where the index cannot be written."""
+        """Cache digests: (path, size, mtime in ns, digest). Does nothing if the index cannot be written."""
         if self.read_only:
             return
         with self.transaction():
@@ -238,13 +240,13 @@ class Index:
     # fingerprints -------------------------------------------------------------------------------
 
     def add_fingerprint(self, fp: str, stage: str, components: Mapping[str, Any]) -> None:
-        """Keep what a fingerprint was made of, for `why`."""
+        """Record the components of a fingerprint, which `why` compares."""
         self.db.execute(
             "INSERT OR IGNORE INTO fingerprints VALUES (?,?,?)", (fp, stage, json.dumps(components))
         )
 
     def fingerprints(self, stage: str | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Known fingerprints: fp -> (stage, components); of one stage if named."""
+        """Return the recorded fingerprints, of all stages or of one: fp -> (stage, components)."""
         sql = "SELECT fp, stage, components FROM fingerprints"
         rows = self.db.execute(*((f"{sql} WHERE stage=?", (stage,)) if stage else (sql,)))
         return {fp: (name, json.loads(components)) for fp, name, components in rows}
@@ -267,34 +269,34 @@ class Index:
             self.db.executemany("DELETE FROM failures WHERE fp=? AND item=?", [(fp, item) for item in items])
 
     def segments(self, fp: str) -> dict[str, int]:
-        """Recorded segments of a fingerprint: id -> bytes."""
+        """Return the recorded segments of a fingerprint: id -> bytes."""
         return dict(self.db.execute("SELECT id, bytes FROM segments WHERE fp=?", (fp,)))
 
     def segment(self, segment: str) -> tuple[str, int, int] | None:
-        """Fingerprint, number of items and bytes of a recorded segment; None of one that is not recorded."""
+        """Return the fingerprint, number of items and bytes of a segment; None if it is not recorded."""
         row = self.db.execute("SELECT fp, items, bytes FROM segments WHERE id=?", (segment,)).fetchone()
         return None if row is None else (row[0], row[1], row[2])
 
     def rows_of(self, segment: str) -> list[tuple[str, int, int | None]]:
-        """The items that are recorded in a segment: digest, row, and bytes of the item's file or None."""
+        """Return the items recorded in a segment: digest, row, and bytes of the item's file or None."""
         return list(
             self.db.execute("SELECT item, row, file_bytes FROM artifacts WHERE segment=?", (segment,))
         )
 
     def named_segments(self, fp: str) -> list[str]:
-        """Every segment that is recorded under a fingerprint or that an item of it is placed in."""
+        """Return every segment that is recorded under a fingerprint, or named as the place of one of its items."""
         sql = "SELECT id FROM segments WHERE fp=? UNION SELECT DISTINCT segment FROM artifacts WHERE fp=?"
         return [segment for (segment,) in self.db.execute(sql, (fp, fp))]
 
     def items_of(self, fp: str) -> int:
-        """Number of items or captions in the segments of a fingerprint."""
+        """Return the number of items or captions in the segments of a fingerprint."""
         (items,) = self.db.execute(
             "SELECT COALESCE(SUM(items), 0) FROM segments WHERE fp=?", (fp,)
         ).fetchone()
         return int(items)
 
     def stage_totals(self, stage: str) -> tuple[int, int]:
-        """Items in all segments of a stage, and the bytes of the segments and of the items' files."""
+        """Return the number of items in all segments of a stage, and the bytes of segments and items' files."""
         inside = "SELECT fp FROM fingerprints WHERE stage=?"
         items, size = self.db.execute(
             f"SELECT COALESCE(SUM(items), 0), COALESCE(SUM(bytes), 0) FROM segments WHERE fp IN ({inside})",
@@ -305,24 +307,24 @@ class Index:
         return int(items), int(size) + int(files)
 
     def places(self, fp: str) -> dict[str, Place]:
-        """Where every item's output of a fingerprint is."""
+        """Return the place of every item's output under a fingerprint."""
         rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
         return {item: Place(segment, row, size) for item, segment, row, size in rows}
 
     def places_of(self, fp: str, units: Units) -> Places:
-        """Where the outputs of these units are, in as little memory as millions of them leave."""
+        """Return the places of these units' outputs as arrays, so that millions of units fit in memory."""
         rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
         return Places.of(units, rows)
 
     def forget_segment(self, segment: str) -> int:
-        """Drop a segment, which makes its items missing work; returns how many items that are."""
+        """Drop a segment, so that its items count as missing work; return the number of items."""
         with self.transaction():
             count = self.db.execute("DELETE FROM artifacts WHERE segment=?", (segment,)).rowcount
             self.db.execute("DELETE FROM segments WHERE id=?", (segment,))
         return int(count)
 
     def forget_items(self, fp: str, items: Iterable[str]) -> None:
-        """Make single items missing work again, failures included."""
+        """Drop the outputs and failures of single items, so that they count as missing work again."""
         pairs = [(fp, item) for item in items]
         with self.transaction():
             self.db.executemany("DELETE FROM artifacts WHERE fp=? AND item=?", pairs)
@@ -335,7 +337,7 @@ class Index:
                 self.db.execute(f"DELETE FROM {table} WHERE fp=?", (fp,))
 
     def unused_segments(self, fp: str) -> list[str]:
-        """Segments of a fingerprint whose items were all forgotten or made again elsewhere."""
+        """Return the segments of a fingerprint whose items were all forgotten, or made again in other segments."""
         sql = (
             "SELECT id FROM segments s WHERE fp=? AND "
             "NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.segment = s.id)"
@@ -345,7 +347,7 @@ class Index:
     # failures -----------------------------------------------------------------------------------
 
     def add_failure(self, fp: str, item: str, name: str, reason: str, kind: Kind = "failed") -> None:
-        """Record that an item failed, or was killed, once more if it did before."""
+        """Record that an item failed or was killed; a further failure raises its number of attempts."""
         self.db.execute(
             "INSERT INTO failures(fp, item, name, reason, attempts, time, kind) VALUES (?,?,?,?,1,?,?) "
             "ON CONFLICT(fp, item) DO UPDATE SET name=excluded.name, reason=excluded.reason, "
@@ -354,8 +356,10 @@ class Index:
         )
 
     def failures(self, fp: str) -> dict[str, Failure]:
-        """The failed and the killed items of a fingerprint."""
-        kind = "kind" if self._has_kinds() else "'failed'"  # an older index that can only be read
+        """Return the failed and the killed items of a fingerprint, by key."""
+        kind = (
+            "kind" if self._has_kinds() else "'failed'"
+        )  # an index of an older version that cannot be written
         sql = f"SELECT item, name, reason, attempts, {kind}, time FROM failures WHERE fp=?"
         return {row[0]: Failure(*row) for row in self.db.execute(sql, (fp,))}
 
@@ -370,7 +374,7 @@ class Index:
         self.db.execute("INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?)", row)
 
     def open_runs(self) -> list[str]:
-        """The runs whose end was never recorded: they go on, or were killed."""
+        """Return the runs without a recorded end: they still run, or were killed."""
         return [run for (run,) in self.db.execute("SELECT id FROM runs WHERE status='running'")]
 
     def end_run(self, run: str, status: str, summary: Mapping[str, Any]) -> None:
@@ -379,7 +383,7 @@ class Index:
         self.db.execute(sql, (time.time(), status, json.dumps(summary), run))
 
     def runs(self, most: int = 20) -> list[dict[str, Any]]:
-        """The latest runs, newest first."""
+        """Return the latest runs, newest first."""
         sql = "SELECT id, started, ended, experiment, status, summary FROM runs ORDER BY started DESC LIMIT ?"
         keys = ("id", "started", "ended", "experiment", "status", "summary")
         rows = [dict(zip(keys, row, strict=True)) for row in self.db.execute(sql, (most,))]

@@ -1,4 +1,4 @@
-"""Where the outputs of very many units are: two numbers a unit and stage, beside one table of keys for all stages."""
+"""The segment and row of each unit's output, kept as NumPy arrays so that millions of units fit in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEX = re.compile("[0-9a-f]*")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an item's output is: a row of a segment; with the size of its file, if it has one."""
+    """The place of an item's output: a row of a segment, and the size of the item's file if it has one."""
 
     segment: str
     row: int
@@ -29,7 +29,7 @@ class Place:
 
 
 class Units(Sequence[str]):
-    """The keys of all items, or captions, of a corpus, in order; each knows its position."""
+    """The keys of all items, or captions, of a corpus, in order, with the position of each."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._keys = list(keys)
@@ -40,24 +40,24 @@ class Units(Sequence[str]):
         return {key: number for number, key in enumerate(self._keys)}
 
     def positions(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """The position (n,) of each of these keys, NOWHERE of one that is none of ours."""
-        wanted = _as_numbers(keys)
-        if wanted is None or self._sorted is None or not len(self):
+        """Return the positions (n,) of these keys; NOWHERE for a key that is not among the units."""
+        numbers = _as_numbers(keys)
+        if numbers is None or self._sorted is None or not len(self):
             return np.array([self.position.get(key, NOWHERE) for key in keys], np.int64)
         first, second, order = self._sorted
-        at = np.searchsorted(first, wanted[:, 0]).clip(max=len(first) - 1)
-        alike = first[at] == wanted[:, 0]
-        same = alike & (second[at] == wanted[:, 1])
-        found = np.where(same, order[at], NOWHERE)
-        for number in np.flatnonzero(alike & ~same):  # half of the digits are alike by chance
-            found[number] = self.position.get(keys[int(number)], NOWHERE)
-        return found
+        at = np.searchsorted(first, numbers[:, 0]).clip(max=len(first) - 1)
+        alike = first[at] == numbers[:, 0]
+        same = alike & (second[at] == numbers[:, 1])
+        positions = np.where(same, order[at], NOWHERE)
+        for number in np.flatnonzero(alike & ~same):  # the first halves are equal by chance
+            positions[number] = self.position.get(keys[int(number)], NOWHERE)
+        return positions
 
     @functools.cached_property
     def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]] | None:
-        """Both halves of the digests in ascending order, and where each stands; None of other keys than digests.
+        """Both halves of the digests in ascending order, and the position of each; None if the keys are no digests.
 
-        Looking up keys in their order here is five times as fast as in a table whose keys are all over the memory.
+        A search in these arrays is five times as fast as in a dict, whose keys are scattered over the memory.
         """
         numbers = _as_numbers(self._keys)
         if numbers is None:
@@ -68,7 +68,7 @@ class Units(Sequence[str]):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as a list does, numbers and slices
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # numbers and slices, as for a list
         return self._keys[index]
 
     def __iter__(self) -> Iterator[str]:
@@ -78,12 +78,12 @@ class Units(Sequence[str]):
         return key in self.position
 
     def chosen(self, mask: NDArray[np.bool_]) -> list[str]:
-        """The keys where the mask (n,) is set."""
+        """Return the keys where the mask (n,) is set."""
         return [self._keys[number] for number in np.flatnonzero(mask)]
 
 
 def _as_numbers(keys: Sequence[str]) -> NDArray[np.uint64] | None:
-    """Digests as two numbers each, (n, 2); None where any key is something else than 32 hex digits."""
+    """Return each digest as two numbers, (n, 2); None if any key is not 32 hex digits."""
     joined = "".join(keys)
     if any(len(key) != DIGITS for key in keys) or not HEX.fullmatch(joined):
         return None
@@ -91,7 +91,7 @@ def _as_numbers(keys: Sequence[str]) -> NDArray[np.uint64] | None:
 
 
 class Places(Mapping[str, Place]):
-    """The places of those units that have one: a table that is asked by key, kept as arrays."""
+    """The places of the units that have an output, by key. They are kept as arrays."""
 
     def __init__(
         self, units: Units, segments: Sequence[str], segment: NDArray[np.int32], row: NDArray[np.int32],
@@ -102,12 +102,12 @@ class Places(Mapping[str, Place]):
 
     @classmethod
     def of(cls, units: Units, rows: Iterable[tuple[str, str, int, int | None]]) -> Places:
-        """From (key, segment, row, bytes of its file or None); other keys than the units' are left out."""
+        """Return the places from rows (key, segment, row, bytes of the item's file or None); ignore unknown keys."""
         names: dict[str, int] = {}
         segment = np.full(len(units), NOWHERE, np.int32)
         row = np.zeros(len(units), np.int32)
         file_bytes = np.full(len(units), NO_FILE, np.int64)
-        for part in batched(rows, ROWS):  # a list at a time is three times as fast as a row at a time
+        for part in batched(rows, ROWS):  # in batches this is three times as fast as row by row
             keys, of_segments, numbers, sizes = zip(*part, strict=True)
             at = units.positions(keys)
             for name in dict.fromkeys(of_segments):
@@ -121,21 +121,21 @@ class Places(Mapping[str, Place]):
 
     @property
     def there(self) -> NDArray[np.bool_]:
-        """Of each unit, (n,), whether it has a place."""
+        """Mask (n,) of the units that have a place."""
         return np.asarray(self._segment != NOWHERE)
 
     @property
     def segments(self) -> Sequence[str]:
-        """The segments that any place names."""
+        """The ids of the segments that the places refer to."""
         return self._segments
 
     def without(self, segments: Iterable[str]) -> Places:
-        """Those whose segment is none of these."""
+        """Return the places that are in none of these segments."""
         bad = [number for number, name in enumerate(self._segments) if name in set(segments)]
         return self._where(~np.isin(self._segment, bad))
 
     def with_files(self, size: Callable[[str], int | None]) -> Places:
-        """Those whose file has its recorded size; `size` tells that of a key's file."""
+        """Return the places whose file has its recorded size; `size` returns the size of a key's file."""
         good = np.zeros(len(self.units), bool)
         for number in np.flatnonzero(self.there):
             recorded = self._file_bytes[number]
@@ -154,7 +154,7 @@ class Places(Mapping[str, Place]):
         return Place(self._segments[self._segment[at]], int(self._row[at]), None if size == NO_FILE else size)
 
     def __contains__(self, key: object) -> bool:
-        at = self.units.position.get(key)  # type: ignore[call-overload]  # any object may be asked for
+        at = self.units.position.get(key)  # type: ignore[call-overload]  # `in` accepts any object
         return at is not None and bool(self._segment[at] != NOWHERE)
 
     def __iter__(self) -> Iterator[str]:

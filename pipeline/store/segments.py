@@ -1,9 +1,9 @@
 """One segment: an immutable HDF5 file with a stage's output for many items, flat and memory-mappable.
 
 Layout (docs/store.md): the attributes `id`, `stage`, `fingerprint`, `components` (JSON); `items` (n,) the
-digests; `notes` (n,) a JSON text an item; `checksums` (n,) uint64 over an item's digest, rows and note; and per
-output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,). Behind what HDF5 reads stands a seal: a
-digest of every byte but the values, which have checksums.
+digests; `notes` (n,) one JSON text per item; `checksums` (n,) uint64 over an item's digest, rows and note; and per
+output `<field>/values` (total, ...) contiguous and `<field>/offsets` (n + 1,). After the last byte that HDF5 reads
+follows a seal: a digest of every byte except the values, which have the checksums.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.store.fingerprint import digest_file
 Array = NDArray[Any]
 COPY_BYTES = 16 << 20
 SEAL = b"\0crossreel-seal"  # the last bytes of a sealed file; before them the seal's length and the seal, as JSON
-SPOOL_LOCK = ".lock"  # held by the writer of the folder; no field is called so
+SPOOL_LOCK = ".lock"  # file that the writer of the folder keeps locked; no field can have this name
 
 
 class Damaged(UserError):
@@ -41,8 +41,8 @@ class Damaged(UserError):
 class SegmentWriter:
     """Collects the outputs of a shard on disk and writes them as one segment on `finish`.
 
-    Rows are spooled to one raw file a field, so that memory stays flat and the final datasets are
-    contiguous. The target folder sees only the finished file, under its final name.
+    Rows are spooled to one raw file per field, so that memory stays flat and the final datasets are
+    contiguous. Only the finished file appears in the target folder, under its final name.
     """
 
     def __init__(self, folder: Path, spool: Path, stage: str, fingerprint: str, components: Mapping[str, Any],
@@ -53,8 +53,8 @@ class SegmentWriter:
         self.spool.mkdir(parents=True)
         self._lock = (self.spool / SPOOL_LOCK).open(
             "wb"
-        )  # the kernel frees it with this process, however that ends
-        with contextlib.suppress(OSError):  # no locks here: the folder then counts as abandoned after a day
+        )  # the kernel releases the lock when this process ends, also when it is killed
+        with contextlib.suppress(OSError):  # without locks, the folder counts as abandoned after a day
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._raw: dict[str, BinaryIO] = {name: (self.spool / name).open("wb") for name in fields}
         self._tails: dict[str, tuple[int, ...]] = {}
@@ -68,7 +68,7 @@ class SegmentWriter:
         self, item: str, name: str, outputs: Mapping[str, Array], note: Mapping[str, Any] | None = None,
         file_bytes: int | None = None,
     ) -> None:  # fmt: skip
-        """Add one item's outputs. Raises ItemError where they are not what the stage declares."""
+        """Add one item's outputs. Raises ItemError if they do not match the declaration of the stage."""
         if item in self.items:
             raise ValueError(f"{name} is in the segment already")
         arrays = {field: self._checked(name, field, outputs) for field in self.fields}
@@ -92,7 +92,7 @@ class SegmentWriter:
             raise ItemError(name, f"output {field!r} is empty")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ItemError(name, f"output {field!r} holds NaN or infinity")
-        with np.errstate(over="ignore"):  # told below, by name
+        with np.errstate(over="ignore"):  # the next check raises an error with the name
             stored = np.ascontiguousarray(array, dtype=declared.dtype)
         if stored.dtype.kind == "f" and not np.isfinite(stored).all():
             raise ItemError(name, f"output {field!r} exceeds the range of {declared.dtype}")
@@ -102,7 +102,7 @@ class SegmentWriter:
         return stored
 
     def finish(self) -> Path | None:
-        """Write the segment, sync it to disk, and give it its name; None where no item succeeded."""
+        """Write the segment, sync it to disk, and return its final path; None if no item succeeded."""
         for file in self._raw.values():
             file.close()
         path = None
@@ -167,7 +167,7 @@ def _copy(raw: Path, values: h5py.Dataset) -> None:
 
 
 def _seal(path: Path) -> None:
-    """Append the digest of every byte of a finished file that is not a value."""
+    """Append the seal to a finished file: the digest of all its bytes except the values."""
     with h5py.File(path, "r", locking=False) as file:
         groups = [file[name] for name in file if isinstance(file[name], h5py.Group)]
         rows = sorted((group["values"].id.get_offset(), group["values"].nbytes) for group in groups)
@@ -178,10 +178,10 @@ def _seal(path: Path) -> None:
 
 
 def _is_sealed(path: Path) -> bool:
-    """Whether a file has a seal. Raises ValueError where the structure of the file is not the one that was sealed.
+    """Whether a file has a seal. Raises ValueError if the structure of the file differs from the sealed one.
 
-    HDF5 itself cannot be asked: with one flipped bit in its heap of strings it was seen to read for ever. Files that
-    were written before there were seals have none, and are read as they are.
+    The HDF5 library cannot make this check: with one flipped bit in the heap of strings, it was seen to read without
+    end. Files of versions before the seal have none, and are read without this check.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -199,7 +199,7 @@ def _is_sealed(path: Path) -> bool:
 
 
 def _structure_digest(path: Path, rows: Iterable[tuple[int, int]], size: int) -> str:
-    """32 hex digits over the first `size` bytes of a file, without the stretches of `rows` (start, bytes)."""
+    """Return a digest, 32 hex digits, of the first `size` bytes of a file without the ranges `rows` (start, bytes)."""
     state = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         for start, length in [*rows, (size, 0)]:
@@ -217,12 +217,12 @@ def _sync(path: Path) -> None:
 
 
 def raw_bytes(array: Array) -> memoryview:
-    """The bytes of an array in C order, without a copy where it is laid out so."""
+    """Return the bytes of an array in C order, without a copy if the array has that order already."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def checksum(item: str, arrays: Mapping[str, Array], note: str) -> int:
-    """64 bits over an item's digest, its rows of every field, and its note."""
+    """Return a checksum of 64 bits over an item's digest, its rows of every field, and its note."""
     state = hashlib.blake2b(f"{item} {note}".encode(), digest_size=8)
     for name in sorted(arrays):
         state.update(name.encode())
@@ -239,7 +239,7 @@ class Segment:
             sealed = _is_sealed(path)
             with h5py.File(
                 path, "r", locking=False
-            ) as file:  # it never changes, and not every file system has locks
+            ) as file:  # a segment never changes, and some file systems have no locks
                 self._read(file)
             if self.id and not sealed:
                 raise ValueError("its end is missing")
@@ -249,7 +249,7 @@ class Segment:
             raise Damaged(f"the segment {path} is damaged or truncated ({error})") from None
 
     def _read(self, file: h5py.File) -> None:
-        self.id = str(file.attrs.get("id", ""))  # "": written before segments kept their id and had a seal
+        self.id = str(file.attrs.get("id", ""))  # "" in files of versions without id and seal
         self.stage, self.fingerprint = str(file.attrs["stage"]), str(file.attrs["fingerprint"])
         self.components = json.loads(str(file.attrs["components"]))
         self.items = [key.decode() for key in file["items"][()]]
@@ -274,20 +274,22 @@ class Segment:
         return sorted(self._maps)
 
     def rows(self, field: str, row: int) -> Array:
-        """The rows of one item's output, a view of the mapped file."""
+        """Return the rows of one item's output, as a view of the mapped file."""
         offsets = self._offsets[field]
         return self._maps[field][offsets[row] : offsets[row + 1]]
 
     def length(self, field: str, row: int) -> int:
-        """How many rows an item's output has, without reading them."""
+        """Return the number of rows of an item's output, without reading them."""
         offsets = self._offsets[field]
         return int(offsets[row + 1] - offsets[row])
 
     @functools.cached_property
     def misplaced(self) -> str:
-        """One sentence if this file stands under another segment's name or in another stage's folder, else ""."""
+        """A sentence if this file has the name of another segment or lies in another stage's folder, else ""."""
         own = (self.stage, self.fingerprint, self.id or self.path.stem)
-        folders = self.path.parts[-3:-1] if self.path.parts[-4:-3] == ("segments",) else own[:2]  # of a store
+        folders = (
+            self.path.parts[-3:-1] if self.path.parts[-4:-3] == ("segments",) else own[:2]
+        )  # inside a store
         if (*folders, self.path.stem) == own:
             return ""
         return (
@@ -307,25 +309,25 @@ class Segment:
             )
 
     def require_file(self, row: int, path: Path) -> None:
-        """Raise Damaged unless the file at `path` is, byte for byte, the one that was made of the row's item.
+        """Raise Damaged unless the file at `path` is, byte for byte, the one that was made from the row's item.
 
         The digest of a compressed video of 300 kB takes 0.4 ms of CPU time, decoding its 60 frames 23 ms.
         """
         written = json.loads(self.notes[row]).get("file_digest")
         try:
-            found = digest_file(path)
+            digest = digest_file(path)
         except OSError as error:
             raise Damaged(
                 f"the file {path}, made of {self.names[row]}, cannot be read: {error.strerror}"
             ) from None
-        if found != written:
+        if digest != written:
             raise Damaged(
                 f"the file {path} is not the one that was made of {self.names[row]}; "
                 "`crossreel store verify --repair` drops it, and the next run makes it again"
             )
 
     def check(self, row: int) -> None:
-        """Raise Damaged unless the item's rows are, bit for bit, what was written."""
+        """Raise Damaged unless the item's rows have the checksum they were written with."""
         arrays = {name: self.rows(name, row) for name in self._maps}
         if checksum(self.items[row], arrays, self.notes[row]) != int(self._checksums[row]):
             raise Damaged(

@@ -1,10 +1,12 @@
-"""The store: every artifact once, under the fingerprint of what decided it. Written aside, checked, renamed.
+"""The store keeps each artifact once, in a folder named by its fingerprint.
+
+An artifact is written to a temporary path, checked, and then renamed to its final path.
 
 segments/<stage>/<fingerprint>/<id>.h5     features of many items (pipeline.store.segments)
-files/<stage>/<fingerprint>/ab/abcd....mp4 a file an item
-runs/<stage>/<fingerprint>/                a folder a corpus: arrays, checkpoints, metrics, report
-work/                                      what is being made; safe to delete when nothing runs
-locks/                                     one file a fingerprint, locked by the process that makes it
+files/<stage>/<fingerprint>/ab/abcd....mp4 one file per item
+runs/<stage>/<fingerprint>/                one folder per corpus: arrays, checkpoints, metrics, report
+work/                                      unfinished artifacts; safe to delete when nothing runs
+locks/                                     one file per fingerprint, locked by the process that makes it
 index.sqlite                               pipeline.store.index
 """
 
@@ -34,7 +36,7 @@ RECORD = "artifact.json"
 IN_MEMORY = Path(":memory:")
 RUN_LOCK = "run-{}"  # in locks/, held by the process of the run
 ABANDONED_SECONDS = 86400.0
-SPOOL_LETTERS = 32  # of a writer's folder in work/: a UUID
+SPOOL_LETTERS = 32  # length of the name of a writer's folder in work/, which is a UUID
 
 
 log = logging.getLogger(__name__)
@@ -42,14 +44,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that `verify` found: what is wrong, and the segment or folder it is in."""
+    """One fault that `verify` reports: a sentence that describes it, and the path of the segment or folder."""
 
     sentence: str
     path: Path
 
 
 class Store:
-    """A folder of artifacts. Reading needs no lock; making one holds the lock of its fingerprint."""
+    """A folder of artifacts. Reading needs no lock; making an artifact holds the lock of its fingerprint."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -75,11 +77,14 @@ class Store:
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be written here, so that only what is finished can be used."""
+        """Whether the store cannot be written, so that only finished artifacts can be used."""
         return self.index.read_only or self.index.path == IN_MEMORY
 
     def _replaced_index(self, path: Path, damage: DamagedIndex) -> Index:
-        """A new index in place of a damaged one, which is kept beside it; in memory where it cannot be replaced."""
+        """Return a new index and keep the damaged file beside it.
+
+        The new index is in memory if the damaged file cannot be renamed.
+        """
         aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         try:
             path.rename(aside)
@@ -97,45 +102,49 @@ class Store:
         )  # fmt: skip
         return Index(path)
 
-    # where things are ---------------------------------------------------------------------------
+    # paths of artifacts ---------------------------------------------------------------------------
 
     def segment_path(self, stage: str, fp: str, segment: str) -> Path:
-        """The file of a segment."""
+        """Path of a segment's file."""
         return self.root / "segments" / stage / fp / f"{segment}.h5"
 
     def segments_folder(self, stage: str, fp: str) -> Path:
-        """The segments of a fingerprint."""
+        """Path of the folder that holds the segments of a fingerprint."""
         return self.root / "segments" / stage / fp
 
     def item_file(self, stage: str, fp: str, item: str, suffix: str) -> Path:
-        """The file that a stage made of an item."""
+        """Path of the file that a stage made from an item."""
         return self.root / "files" / stage / fp / item[:2] / f"{item}{suffix}"
 
     def run_folder(self, stage: str, fp: str) -> Path:
-        """The finished folder of a stage over the whole corpus."""
+        """Path of the finished folder of a stage over the whole corpus."""
         return self.root / "runs" / stage / fp
 
     def work_folder(self, stage: str, fp: str) -> Path:
-        """Where a stage over the whole corpus works; kept when it is killed, so that it can resume."""
+        """Path of the work folder of a stage over the whole corpus.
+
+        The folder stays when the stage is killed, so that the next run can resume it.
+        """
         return self.root / "work" / stage / fp
 
     # features -----------------------------------------------------------------------------------
 
     def writer(self, stage: str, fingerprint: Fingerprint, fields: Mapping[str, Field]) -> SegmentWriter:
-        """A new segment in the making."""
+        """Return a writer for a new segment."""
         folder = self.segments_folder(stage, fingerprint.hex)
         return SegmentWriter(
             folder, self.root / "work", stage, fingerprint.hex, fingerprint.components, fields
         )
 
     def adopt(self, stage: str, fp: str) -> int:
-        """Record whole segments that the index does not know: their run was killed just then, or it is gone.
+        """Record the undamaged segments that the index lacks; return the number of items in them.
 
-        Called with the fingerprint's lock held. Returns how many items were found.
+        The index lacks a segment if the run was killed after writing it, or if the index file was lost.
+        The caller holds the lock of the fingerprint.
         """
         folder = self.segments_folder(stage, fp)
         known = self.index.segments(fp)
-        found = 0
+        adopted = 0
         for path in sorted(folder.glob("*.h5")) if folder.is_dir() else []:
             if path.stem in known:
                 continue
@@ -146,19 +155,20 @@ class Store:
             items = dict(zip(segment.items, segment.file_bytes, strict=True))
             self.index.add_fingerprint(fp, segment.stage, segment.components)
             self.index.add_segment(path.stem, fp, path.stat().st_size, items, path.stat().st_mtime)
-            found += len(items)
-        return found
+            adopted += len(items)
+        return adopted
 
     def drop_unused_segments(self, stage: str, fp: str) -> None:
-        """Remove the segments whose items were all forgotten. Called with the fingerprint's lock held."""
+        """Remove the segments to which no item refers any more. The caller holds the lock of the fingerprint."""
         for segment in self.index.unused_segments(fp):
             self.segment_path(stage, fp, segment).unlink(missing_ok=True)
             self.index.forget_segment(segment)
 
     def places(self, stage: str, fp: str, suffix: str | None = None) -> dict[str, Place]:
-        """Where each finished item is, after a look at sizes: what is gone or cut short is missing work.
+        """Return the place of each finished item, after a check of the segments' sizes.
 
-        With a suffix, each item's file must be there too, in its recorded size.
+        Items in a segment that is gone or truncated are left out, so they count as missing work. With a
+        suffix, each item's file must also exist and have its recorded size.
         """
         places = self.index.places(fp)
         if bad := self._bad_segments(stage, fp, {place.segment for place in places.values()}):
@@ -169,7 +179,7 @@ class Store:
         return places
 
     def places_of(self, stage: str, fp: str, units: Units, suffix: str | None = None) -> Places:
-        """As `places`, of the units of a corpus, however many they are."""
+        """Return the same as `places` for the units of a corpus, as arrays, so that millions of units fit in memory."""
         places = self.index.places_of(fp, units)
         if bad := self._bad_segments(stage, fp, places.segments):
             places = places.without(bad)
@@ -179,7 +189,7 @@ class Store:
         return places.with_files(lambda item: _size(f"{folder}/{item[:2]}/{item}{suffix}"))
 
     def _bad_segments(self, stage: str, fp: str, named: Iterable[str]) -> set[str]:
-        """Those of the `named` segments that are gone, cut short, or not recorded under this fingerprint."""
+        """Return those of the `named` segments that are gone, truncated, or not recorded under this fingerprint."""
         sizes = self.index.segments(fp)
         return {
             segment
@@ -188,22 +198,22 @@ class Store:
         }
 
     def reader(self, stage: str, fp: str) -> FeatureReader:
-        """The features of a fingerprint, by item."""
+        """Return a reader of the features of a fingerprint, by item."""
         places = self.places(stage, fp)
         return FeatureReader({i: (self.segment_path(stage, fp, p.segment), p.row) for i, p in places.items()})
 
     # folders ------------------------------------------------------------------------------------
 
     def has_run(self, stage: str, fp: str) -> bool:
-        """Whether a stage over the whole corpus is finished and its files have their sizes."""
+        """Whether a stage over the whole corpus is finished and its files have their recorded sizes."""
         return not self._run_damage(self.run_folder(stage, fp), thorough=False)
 
     def run_record(self, stage: str, fp: str) -> dict[str, Any]:
-        """What was written of a finished folder: components, seconds, when, files."""
+        """Return the record of a finished folder: components, seconds, time of making, files."""
         return dict(json.loads((self.run_folder(stage, fp) / RECORD).read_text(encoding="utf-8")))
 
     def publish(self, stage: str, fingerprint: Fingerprint, seconds: float, extra: Mapping[str, Any]) -> Path:
-        """Turn a work folder into the finished artifact, by one rename."""
+        """Turn a work folder into the finished artifact with one rename; return the path of the artifact."""
         work, target = self.work_folder(stage, fingerprint.hex), self.run_folder(stage, fingerprint.hex)
         files = {
             str(path.relative_to(work)): [path.stat().st_size, digest_file(path)]
@@ -218,7 +228,10 @@ class Store:
         return target
 
     def publish_finished(self, stage: str, fp: str) -> bool:
-        """Whether a work folder was finished already, by a run killed before it could rename it; now it is."""
+        """Rename a work folder that is complete already; return whether it was.
+
+        A run that was killed between writing the record and renaming the folder leaves such a folder.
+        """
         work = self.work_folder(stage, fp)
         if self._run_damage(work, thorough=True):
             return False
@@ -255,10 +268,10 @@ class Store:
     def lock(
         self, stage: str, fp: str, waiting: Callable[[str], None] = lambda sentence: None
     ) -> Iterator[None]:
-        """Hold the lock of a fingerprint; while another live process has it, say so once and wait.
+        """Hold the lock of a fingerprint; if another live process holds it, call `waiting` once and wait.
 
-        The kernel releases it with its process, however that ends. On a network file system this
-        needs working flock.
+        The kernel releases the lock when the process ends, also when it is killed. A network file system
+        must support flock.
         """
         path = self.root / "locks" / f"{stage}-{fp}"
         if self.read_only:
@@ -281,7 +294,7 @@ class Store:
 
     @contextmanager
     def run(self, run: str) -> Iterator[None]:
-        """Mark a run as alive for as long as the block, and this process, last."""
+        """Mark a run as alive until the block or this process ends."""
         path = self.root / "locks" / RUN_LOCK.format(run)
         try:
             with path.open("w") as file:
@@ -294,17 +307,17 @@ class Store:
             path.unlink(missing_ok=True)
 
     def is_alive(self, run: str) -> bool:
-        """Whether the process of a run goes on."""
+        """Whether the process of a run still runs."""
         try:
             with (self.root / "locks" / RUN_LOCK.format(run)).open() as file:
                 return not _can_lock(file)
-        except OSError:  # removed with its end, or of a version that made none
+        except OSError:  # the run removed its lock file at its end, or its version of crossreel made none
             return False
 
-    # care ---------------------------------------------------------------------------------------
+    # maintenance ---------------------------------------------------------------------------------------
 
     def rebuild_index(self) -> int:
-        """Record every segment and folder on disk in a new index; returns how many."""
+        """Record the items of every segment, and every finished folder, in a new index; return their number."""
         count = 0
         for folder in sorted((self.root / "segments").glob("*/*")):
             count += self.adopt(folder.parent.name, folder.name)
@@ -317,7 +330,10 @@ class Store:
         return count
 
     def verify(self, repair: bool = False, seen: Callable[[], None] = lambda: None) -> list[Damage]:
-        """Everything in the store that is not, bit for bit, what was written; with `repair` it is dropped."""
+        """Return every difference between the store and what was written to it, bit for bit.
+
+        With `repair`, damaged artifacts are removed, misplaced ones are put back, and the index is corrected.
+        """
         damage: list[Damage] = []
         try:
             self.index.require_whole()
@@ -329,14 +345,14 @@ class Store:
             self.index = self._replaced_index(self.index.path, error)
             self.rebuild_index()
         misplaced: list[Segment] = []
-        mixed_up: list[Path] = []  # whole segments of which the index says something else
+        mixed_up: list[Path] = []  # undamaged segments that the index describes wrongly
         for path in sorted((self.root / "segments").glob("*/*/*.h5")):
-            segment, found = self._segment_damage(path)
-            damage.extend(found)
+            segment, faults = self._segment_damage(path)
+            damage.extend(faults)
             if segment is not None and segment.misplaced:
                 damage.append(Damage(segment.misplaced, path))
                 misplaced.append(segment)
-            elif found and repair:
+            elif faults and repair:
                 self.index.forget_segment(path.stem)
                 path.unlink()
             elif segment is not None and (wrong := self._index_damage(segment)):
@@ -347,9 +363,9 @@ class Store:
             self._record_again(mixed_up)
             self._put_back(misplaced)
         for folder in sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir()):
-            found = self._run_damage(folder, thorough=True)
-            damage.extend(found)
-            if found and repair:
+            faults = self._run_damage(folder, thorough=True)
+            damage.extend(faults)
+            if faults and repair:
                 shutil.rmtree(folder)
             seen()
         for fp, (stage, _) in self.index.fingerprints().items():
@@ -362,7 +378,7 @@ class Store:
         return damage
 
     def _index_damage(self, segment: Segment) -> list[Damage]:
-        """What the index says of a whole segment that the segment itself does not say; [] if it knows it not at all."""
+        """Return the contradictions between the index and an undamaged segment; [] if the index lacks the segment."""
         path, out = segment.path, []
         recorded = self.index.segment(segment.path.stem)
         size = path.stat().st_size
@@ -381,14 +397,20 @@ class Store:
         return [Damage(sentence, path) for sentence in out]
 
     def _record_again(self, paths: Collection[Path]) -> None:
-        """Record whole segments by what they hold; all are forgotten first, or one would take another's items."""
+        """Record undamaged segments again, by their own content.
+
+        All of them are forgotten first; otherwise one segment would take over the items of another.
+        """
         for path in paths:
             self.index.forget_segment(path.stem)
         for stage, fp in dict.fromkeys((path.parts[-3], path.parts[-2]) for path in paths):
             self.adopt(stage, fp)
 
     def _put_back(self, segments: Iterable[Segment]) -> None:
-        """Give whole segments the names they were written under, also where two were swapped; record them again."""
+        """Move undamaged segments back to the paths they were written to, and record them again.
+
+        Each file first gets a temporary name, so that two segments with swapped names do not overwrite each other.
+        """
         moved = []
         for segment in segments:
             target = self.segment_path(segment.stage, segment.fingerprint, segment.id or segment.path.stem)
@@ -397,14 +419,14 @@ class Store:
             self.index.forget_segment(segment.path.stem)
             moved.append((segment.path.rename(aside), target))
         for aside, target in moved:
-            if target.exists():  # this was a copy of it
+            if target.exists():  # the segment is in its place, and this file was a copy of it
                 aside.unlink()
             else:
                 aside.rename(target)
         self._record_again([target for _, target in moved])
 
     def _segment_damage(self, path: Path) -> tuple[Segment | None, list[Damage]]:
-        """The segment at a path, None if it is not whole, and what is wrong with its rows and its items' files."""
+        """Return the segment at a path (None if it is damaged) and the faults of its rows and its items' files."""
         try:
             segment = Segment(path)
             for row in range(len(segment.items)):
@@ -426,7 +448,10 @@ class Store:
         return segment, out
 
     def gc(self, keep: set[str], dry_run: bool, older_than_seconds: float = 0) -> list[tuple[Path, int]]:
-        """Remove what no kept fingerprint needs, orphans, and abandoned work; returns (path, bytes) of each."""
+        """Remove artifacts of other fingerprints than `keep`, orphaned segments and abandoned work.
+
+        Returns the path and the bytes of each file or folder; with `dry_run` nothing is removed.
+        """
         removed: list[tuple[Path, int]] = []
 
         def drop(path: Path) -> None:
@@ -449,7 +474,7 @@ class Store:
         return removed
 
     def _unused_segments(self, keep: set[str], before: float) -> Iterator[tuple[str, Path]]:
-        """Segments of kept fingerprints that nothing refers to: all made again elsewhere, or damaged orphans."""
+        """Yield the segments of kept fingerprints that no item refers to, and damaged ones that are not recorded."""
         for folder in sorted((self.root / "segments").glob("*/*")):
             if folder.name not in keep or not self._unlocked(folder.parent.name, folder.name):
                 continue
@@ -467,16 +492,16 @@ class Store:
             return _can_lock(file)
 
     def sweep(self) -> None:
-        """Remove what killed workers spooled, and record that killed runs have ended.
+        """Remove the spool folders of killed workers, and record the end of killed runs.
 
-        The folder of a worker that is alive is locked by it. Work folders of stages stay, to be resumed.
+        A live worker holds a lock in its spool folder. Work folders of stages stay, so that runs can resume them.
         """
         for run in self.index.open_runs():
             if not self.is_alive(run):
                 self.index.end_run(run, "killed", {})
                 (self.root / "locks" / RUN_LOCK.format(run)).unlink(missing_ok=True)
         for path in (self.root / "work").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+            with contextlib.suppress(FileNotFoundError):  # the writer has just removed its folder
                 old = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
                 if path.is_dir() and len(path.name) == SPOOL_LETTERS:
                     if old or _is_abandoned(path):
@@ -486,9 +511,9 @@ class Store:
 
 
 class FeatureReader:
-    """Reads one fingerprint's features by item, opening each segment once.
+    """Reads the features of one fingerprint by item, and opens each segment once.
 
-    Every read raises Damaged where the row is another item's: the index, or the files, were mixed up.
+    Every read raises Damaged if the row belongs to another item, as after files of the store were swapped.
     """
 
     def __init__(self, where: Mapping[str, tuple[Path, int]]) -> None:
@@ -507,7 +532,7 @@ class FeatureReader:
         return segment, row
 
     def rows(self, item: str, field: str, check: bool = False) -> Array:
-        """One item's output, (rows, ...). With `check`, Damaged where it is not what was written."""
+        """Return one item's output (rows, ...). With `check`, raise Damaged if its checksum is wrong."""
         segment, row = self._segment(item)
         if field not in segment.fields:
             raise UserError(
@@ -518,30 +543,30 @@ class FeatureReader:
         return segment.rows(field, row)
 
     def length(self, item: str, field: str) -> int:
-        """How many rows an item's output has."""
+        """Return the number of rows of an item's output."""
         segment, row = self._segment(item)
         return segment.length(field, row)
 
     def note(self, item: str) -> dict[str, Any]:
-        """What was noted of an item when it was made (the decoder it took, for instance)."""
+        """Return the note that the stage wrote about an item, for instance which decoder read it."""
         segment, row = self._segment(item)
         return dict(json.loads(segment.notes[row]))
 
     def require_file(self, item: str, path: Path) -> None:
-        """Raise Damaged unless the file at `path` is the one that was made of an item."""
+        """Raise Damaged unless the file at `path` is the one that the stage made from the item."""
         segment, row = self._segment(item)
         segment.require_file(row, path)
 
 
 def without_locks(place: Path, error: OSError) -> UserError:
-    """The error of a file system that has no locks, or refuses one, with the remedy."""
+    """Return the error, with a remedy, for a file system that has no locks or refuses one."""
     return UserError(
         f"the file system of {place} gives no locks (flock: {error.strerror or error}); {NO_LOCKS}"
     )
 
 
 def _can_lock(file: IO[Any]) -> bool:
-    """Whether nobody has the lock of an open file. Where there are no locks nobody can tell, and it counts as held."""
+    """Whether no process holds the lock of an open file. On a file system without locks it counts as held."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -550,7 +575,10 @@ def _can_lock(file: IO[Any]) -> bool:
 
 
 def _is_abandoned(spool: Path) -> bool:
-    """Whether the writer of a spool folder has ended. One that was made just now may not have its lock yet."""
+    """Whether the writer of a spool folder has ended.
+
+    A folder without a lock file counts as in use: its writer may have made it a moment ago.
+    """
     try:
         with (spool / SPOOL_LOCK).open() as file:
             return _can_lock(file)
@@ -559,7 +587,10 @@ def _is_abandoned(spool: Path) -> bool:
 
 
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
-    """Write JSON aside, sync it to disk, rename it. With `compact` on one line, which is three times as fast."""
+    """Write JSON to a temporary file, sync it to disk, and rename it.
+
+    With `compact` all of it is on one line, which is three times as fast.
+    """
     aside = path.with_name(f".{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
         if compact:
@@ -572,7 +603,7 @@ def write_json(path: Path, value: Any, compact: bool = False) -> None:
 
 
 def tree_bytes(path: Path) -> int:
-    """Bytes on disk of a file or folder."""
+    """Return the size of a file, or of all files in a folder, in bytes."""
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,4 +1,4 @@
-"""Who uses which GPU of this machine: a lock file a GPU, held by a live process, so that runs take turns."""
+"""Locks on the GPUs of this machine: one lock file per GPU, held by a live process, so that runs take turns."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ LOOK_SECONDS = 0.5
 def gpu_slots(
     numbers: Sequence[int], least: int, most: int, say: Callable[[str], None]
 ) -> Iterator[list[int]]:
-    """Up to `most` of these GPUs that no other run uses, kept for as long as the block runs.
+    """Yield up to `most` of these GPUs that no other run uses, and keep them locked while the block runs.
 
-    `numbers` count the GPUs this process may use, as in `cuda:n`. While fewer than `least` are free it says
-    so once and waits, holding none. The kernel frees a GPU with the process that had it, however that ends.
+    `numbers` are the n of `cuda:n` among the GPUs that this process may use. While fewer than `least` are free, it
+    calls `say` once and waits without holding any. The kernel releases the lock of a process that ends or is killed.
     """
     names = visible_gpus()
-    told = False
+    announced = False
     while True:
         with contextlib.ExitStack() as held:
             taken: list[int] = []
@@ -42,14 +42,14 @@ def gpu_slots(
             if len(taken) >= least:
                 yield taken
                 return
-        if not told:
+        if not announced:
             say(f"waiting for a GPU: {_holders(names, numbers)}; run.share_gpu = true would share it")
-            told = True
+            announced = True
         time.sleep(LOOK_SECONDS)
 
 
 def _take(name: str, held: contextlib.ExitStack) -> bool:
-    """Lock a GPU until `held` closes, if it is free, and write down who has it."""
+    """Lock a GPU until `held` closes, if it is free, and record the holder in the lock file; return whether it was."""
     file = held.enter_context(_opened(name))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,7 +59,7 @@ def _take(name: str, held: contextlib.ExitStack) -> bool:
         raise UserError(
             f"the GPU lock {_path(name)} cannot be had ({error.strerror}); {FOLDER} names a folder on a local disk"
         ) from None
-    with contextlib.suppress(OSError):  # another user's file can be locked, not written
+    with contextlib.suppress(OSError):  # another user's file can be locked but not written
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), f"process {os.getpid()} since {time.strftime('%H:%M:%S')}".encode(), 0)
     return True
@@ -78,10 +78,13 @@ def _path(name: str) -> Path:
 
 
 def _opened(name: str) -> IO[bytes]:
-    """The lock file; made if need be, and without following a link that somebody left in its place."""
+    """Open the lock file, or make it; a symbolic link in its place is not followed."""
     flags = os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        for way in (os.O_RDWR, os.O_RDONLY):  # of another user: reading is enough for a lock
+        for way in (
+            os.O_RDWR,
+            os.O_RDONLY,
+        ):  # another user's file opens only for reading, which is enough for a lock
             with contextlib.suppress(FileNotFoundError, PermissionError):
                 return os.fdopen(os.open(_path(name), flags | way), "rb", buffering=0)
         before = os.umask(0)

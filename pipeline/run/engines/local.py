@@ -16,22 +16,22 @@ from pipeline.run.pool import Events, run_shards
 
 
 class Process(Child):
-    """A worker process; it is started where its first request is made."""
+    """A worker process; it is started by its first request."""
 
     def ready(self, seconds: float) -> bool:
-        """Always: starting it takes no place that another has."""
+        """Return True: a local process can always be started."""
         return True
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Worker processes, one a core, or one a GPU or share of one for networks."""
+    """Worker processes: one per core, or for networks one per GPU or share of a GPU."""
 
     options: RunOptions
     say: Callable[[str], None] = lambda sentence: None
 
     def run(self, work: Work) -> Events:
-        """What workers reply, until every shard is done. Waits while others use the GPUs."""
+        """Yield the workers' replies until every shard is done. Waits while other runs use the GPUs."""
         with contextlib.ExitStack() as held:
             numbers = gpu_numbers(self.options.device) if work.network else []
             if numbers and not self.options.share_gpu:
@@ -49,17 +49,17 @@ class LocalEngine:
             yield from run_shards(processes, work.shards, request, self.options.stall_seconds, work.alone)
 
     def close(self) -> None:
-        """Nothing: workers end with their work."""
+        """Do nothing: the workers end with their work."""
 
 
 def local_workers(options: RunOptions, gpus: int) -> int:
-    """How many worker processes there are, where networks have so many GPUs (0: none)."""
+    """Return the number of worker processes, given the number of GPUs for networks (0: none)."""
     if options.workers:
         return options.workers
     return int(gpus / options.gpu_fraction + 1e-9) if gpus else cores()
 
 
 def wanted_gpus(options: RunOptions, gpus: int, shards: int) -> int:
-    """How many of so many GPUs the workers of so many shards can use."""
+    """Return the number of GPUs that `shards` shards can keep busy, at most `gpus`."""
     workers = min(local_workers(options, gpus), shards)
     return max(1, min(gpus, int(workers * options.gpu_fraction + 0.999)))

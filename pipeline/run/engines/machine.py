@@ -1,4 +1,4 @@
-"""What this machine has to work with: its cores and GPUs, and the environment of a worker that gets a share."""
+"""The cores and GPUs of this machine, and the environment of a worker that gets a share of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use, by the names CUDA_VISIBLE_DEVICES gives, without asking torch.
+    """Return the NVIDIA GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES, without importing torch.
 
     `cuda:n` is the n-th of them.
     """
@@ -30,14 +30,14 @@ def visible_gpus() -> list[str]:
 
 
 def gpus() -> int:
-    """How many GPUs this process may use."""
+    """Return the number of GPUs that this process may use."""
     return len(visible_gpus())
 
 
 def gpu_numbers(device: str) -> list[int]:
-    """The GPUs that `[run] device` allows, as `cuda:n` counts them; none of them for "cpu".
+    """Return the numbers n of the GPUs `cuda:n` that `[run] device` allows; none for "cpu".
 
-    Raises UserError where it asks for one that is not there.
+    Raises UserError if it names a GPU that does not exist.
     """
     there = list(range(gpus()))
     if device == "auto":
@@ -45,14 +45,14 @@ def gpu_numbers(device: str) -> list[int]:
     if not device.startswith("cuda"):
         return []
     _, _, number = device.partition(":")
-    wanted = [int(number)] if number else there
-    if not wanted or wanted[-1] not in there:
+    allowed = [int(number)] if number else there
+    if not allowed or allowed[-1] not in there:
         raise UserError(f"run.device = {device!r} is not possible: {len(there)} GPUs are visible here")
-    return wanted
+    return allowed
 
 
 def threads(count: int) -> dict[str, str]:
-    """The environment that gives a worker so many threads.
+    """Return the environment variables that give a worker `count` threads.
 
     Idle threads sleep: spinning ones, OpenMP's default, made a training step up to ten times slower on
     a machine whose cores had other work too, and were no faster on a quiet one.

@@ -1,11 +1,11 @@
-"""What is published of one segment or finished folder: a small JSON object that names its files.
+"""The published entry of one segment or finished folder: a small JSON object that names its files.
 
-entries/<stage>/<fingerprint>/segment-<id>.json    written last: what it names is there
+entries/<stage>/<fingerprint>/segment-<id>.json    written last, when all files that it names are published
 entries/<stage>/<fingerprint>/folder-<id>.json
 data/ab/ab12...                                    the content of a file, named by its SHA-256
 
-One object each, never changed: who publishes at the same time as another loses nothing. Whoever can
-write there can write anything, so that every name and number read here is checked before it is used.
+Each segment or folder has an entry of its own, which never changes, so that two machines can publish at the same
+time. Anyone with write access can publish anything, so every name and number is checked before it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from pipeline.store.store import RECORD
 
-MOST_ENTRY_BYTES = 64 << 20  # of the JSON of an entry: 10^6 items
+MOST_ENTRY_BYTES = 64 << 20  # size limit of an entry's JSON, enough for 10^6 items
 MOST_FILE_BYTES = 1 << 45
 MOST_NAME_LETTERS, MOST_PATH_LETTERS, MOST_DEPTH = 200, 1000, 16
 WHERE = re.compile(
@@ -28,18 +28,18 @@ WHERE = re.compile(
 ITEM_FILE = re.compile(r"([0-9a-zA-Z_-]{1,2})/(\1[0-9a-zA-Z_-]{0,62})(\.[0-9a-z]{1,10})?", re.ASCII)
 REFUSED = re.compile(
     r'[\x00-\x1f\x7f-\x9f\\:*?"<>|\u2028\u2029]'
-)  # of names: control characters, other roots
+)  # characters that names may not have: control characters, and those that lead to another root
 
 Kind = Literal["segment", "folder"]
 Item = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class Untrusted(Exception):
-    """What was published is not what a store would have: refused, with the reason."""
+    """Published content that no store would have written; the message is the reason why it is refused."""
 
 
 class Where(NamedTuple):
-    """Which segment or finished folder an entry is of; `id` is the segment's, or of its record's content."""
+    """The identity of a segment or finished folder; `id` is the segment's id, or a digest of the folder's record."""
 
     stage: str
     fingerprint: str
@@ -48,34 +48,34 @@ class Where(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where the entry is published."""
+        """Path of the published entry."""
         return f"entries/{self.stage}/{self.fingerprint}/{self.kind}-{self.id}.json"
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """A description for error messages."""
         return f"the {self.kind} {self.id[:12]} of {self.stage} {self.fingerprint}"
 
     @property
     def segment(self) -> str:
-        """The segment's file in a store."""
+        """Path of the segment's file in a store."""
         return f"segments/{self.stage}/{self.fingerprint}/{self.id}.h5"
 
     @property
     def folder(self) -> str:
-        """The finished folder in a store."""
+        """Path of the finished folder in a store."""
         return f"runs/{self.stage}/{self.fingerprint}"
 
     @property
     def files(self) -> str:
-        """The folder of the items' files in a store."""
+        """Path of the folder of the items' files in a store."""
         return f"files/{self.stage}/{self.fingerprint}"
 
     @classmethod
     def of(cls, path: str) -> Where | None:
-        """What an object in `entries/` is of; None where it is nothing of ours."""
-        found = WHERE.fullmatch(path)
-        return None if found is None else cls(found[1], found[2], _kind(found[3]), found[4])
+        """Return the segment or folder that an object in `entries/` describes; None for any other object."""
+        match = WHERE.fullmatch(path)
+        return None if match is None else cls(match[1], match[2], _kind(match[3]), match[4])
 
 
 def _kind(word: str) -> Kind:
@@ -83,7 +83,7 @@ def _kind(word: str) -> Kind:
 
 
 class Blob(BaseModel):
-    """The content of a file: bytes and digest."""
+    """The content of a file, given by its size in bytes and its digest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     size: int = Field(ge=0, le=MOST_FILE_BYTES)
@@ -91,12 +91,12 @@ class Blob(BaseModel):
 
     @property
     def path(self) -> str:
-        """Where the content is published."""
+        """Path of the published content."""
         return f"data/{self.sha256[:2]}/{self.sha256}"
 
 
 class Entry(BaseModel):
-    """The files of one segment or finished folder, by their names in a store, and the items it has."""
+    """The files of one segment or finished folder, by their names in a store, and its items."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     format: Literal[1] = 1
@@ -109,7 +109,7 @@ class Entry(BaseModel):
 
     @property
     def where(self) -> Where:
-        """Which one it is."""
+        """The identity of the segment or folder."""
         return Where(self.stage, self.fingerprint, self.kind, self.id)
 
     @model_validator(mode="after")
@@ -123,7 +123,7 @@ class Entry(BaseModel):
 
 
 def require_plain(name: str) -> None:
-    """Raise ValueError unless a name leads to a file below a folder on any system, with no way out."""
+    """Raise ValueError unless a name, on any operating system, leads to a file below its folder."""
     parts = name.split("/")
     plain = (
         0 < len(name) <= MOST_PATH_LETTERS
@@ -137,20 +137,20 @@ def require_plain(name: str) -> None:
 
 
 def _require_segment(entry: Entry) -> None:
-    """A segment has its own file, and files of its items."""
+    """Raise ValueError unless the files of an entry are the segment's own file and files of its items."""
     where, items = entry.where, set(entry.items)
     if where.segment not in entry.files or len(items) != len(entry.items):
         raise ValueError("it has no segment, or the same item twice")
     for name in entry.files:
         if name == where.segment:
             continue
-        found = ITEM_FILE.fullmatch(name.removeprefix(f"{where.files}/"))
-        if not name.startswith(f"{where.files}/") or found is None or found[2] not in items:
+        match = ITEM_FILE.fullmatch(name.removeprefix(f"{where.files}/"))
+        if not name.startswith(f"{where.files}/") or match is None or match[2] not in items:
             raise ValueError(f"the file {name[:80]!r} is of none of its items")
 
 
 def _require_folder(entry: Entry) -> None:
-    """A folder has its record, and no name that is a file and a folder at once."""
+    """Raise ValueError unless a folder has its record, and no name is both a file and a folder."""
     inside = f"{entry.where.folder}/"
     if f"{inside}{RECORD}" not in entry.files or entry.items:
         raise ValueError(f"it has no {RECORD}, or items")
@@ -162,7 +162,7 @@ def _require_folder(entry: Entry) -> None:
 
 
 def read_entry(where: Where, content: bytes) -> Entry:
-    """The entry published somewhere. Raises Untrusted for anything but a whole, harmless entry of just that."""
+    """Return the entry of a segment or folder. Raises Untrusted unless it is complete, harmless and of that one."""
     try:
         entry = Entry.model_validate_json(content)
     except ValidationError as error:
@@ -173,7 +173,7 @@ def read_entry(where: Where, content: bytes) -> Entry:
 
 
 class Record(BaseModel):
-    """What a finished folder's own record must say; whatever else it says is for its readers."""
+    """The keys that the record of a finished folder must have; other keys are left to its readers."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     stage: str
@@ -183,7 +183,7 @@ class Record(BaseModel):
 
 
 def read_record(content: bytes) -> Record:
-    """A folder's record. Raises Untrusted where it is none."""
+    """Return a folder's record. Raises Untrusted if the content is not a record."""
     try:
         return Record.model_validate_json(content)
     except ValidationError as error:
@@ -191,12 +191,12 @@ def read_record(content: bytes) -> Record:
 
 
 def sizes_of(record: Record) -> Mapping[str, Any]:
-    """Bytes of every file that a folder's record lists."""
+    """Return the size in bytes of every file that a folder's record lists."""
     return {name: size for name, (size, _) in record.files.items()}
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint of a validation, short."""
+    """Return the first message of a validation error, shortened."""
     first = error.errors(include_input=False)[0]
     where = ".".join(str(part)[:80] for part in first["loc"])
     return f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")[:200]

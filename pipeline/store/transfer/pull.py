@@ -1,8 +1,8 @@
 """Fetch segments and finished folders that were published below a URL, check them, and record them in a store.
 
-Nothing is believed: names lead below the folder of their fingerprint, sizes are those announced,
-contents have the digests announced, segments their own checksums, and a fingerprint is that of the
-components it comes with. Nothing is unpickled.
+Nothing is trusted without a check: every name must lead below the folder of its fingerprint, every file must
+have the size and digest that its entry announces, every segment must pass its own checksums, and a fingerprint
+must be the digest of the components published with it. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pipeline.store.transfer.push import Wanted
 from pipeline.store.transfer.remote import PART_BYTES, Remote, RemoteTrouble
 from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, Say, together
 
-PULLED = "pulled"  # in work/: folders that are being put together
+PULLED = "pulled"  # the folder in work/ where finished folders are assembled from their files
 SEGMENT_DATASETS = {"items", "names", "notes", "file_bytes", "checksums"}
 FIELD_DATASETS = {"values", "offsets"}
 NO_SEGMENT = (
@@ -55,7 +55,7 @@ NO_SEGMENT = (
 
 @dataclass
 class _Coming:
-    """A segment or folder on its way: the files it still lacks here, and those that have come."""
+    """A segment or folder that is being fetched: the files that are missing here, and those that have arrived."""
 
     entry: Entry
     lacking: Mapping[str, Blob]
@@ -65,7 +65,7 @@ class _Coming:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """What became of one file: where it lies now, whole and checked, or why it does not."""
+    """The result for one file: the path of the checked file, or the reason why it was not fetched."""
 
     of: _Coming
     name: str
@@ -83,31 +83,31 @@ def pull(
     on_moved: OnMoved = lambda moved, total: None,
     say: Say = lambda sentence: None,
 ) -> Outcome:
-    """Fetch what is published and not here, of everything, or of the stages and items named.
+    """Fetch the published artifacts that this store lacks: all, or those of the stages and items named.
 
-    The lock of a fingerprint is held while its files come: a run that needs them waits, and finds them.
-    Killed at any moment, nothing half fetched is ever taken for whole; the next pull goes on inside the
-    file it had reached. Raises UserError where nothing is published, or the disk is too small.
+    The lock of a fingerprint is held while its files arrive, so that a run that needs them waits and then uses them.
+    If a pull is killed, an incomplete file is never used as a complete one, and the next pull resumes it where it
+    stopped. Raises UserError if nothing is published or the disk has too little space.
     """
     outcome, meter = Outcome(), Meter(on_moved)
     there = remote.entries()
     if not there:
         raise UserError(f"{remote.url} holds nothing that `crossreel store push` has written")
-    asked = {
+    requested = {
         where: size
         for where, size in there.items()
         if (not stages or where.stage in stages) and (wanted is None or where.fingerprint in wanted)
     }
-    known = _known(store, asked)
-    unknown = {where: size for where, size in asked.items() if where not in known}
-    outcome.already = len(asked) - len(unknown)
+    known = _known(store, requested)
+    unknown = {where: size for where, size in requested.items() if where not in known}
+    outcome.already = len(requested) - len(unknown)
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in _read(remote, unknown, how.jobs, meter, outcome):
         groups.setdefault((entry.stage, entry.fingerprint), []).append(entry)
     chosen = [entry for entries in groups.values() for entry in _chosen(store, entries, wanted)]
     meter.total = sum(blob.size for entry in chosen for blob in _lacking(store, entry).values())
     if how.dry_run:
-        outcome.already = len(asked) - len(chosen) - len(outcome.failed)
+        outcome.already = len(requested) - len(chosen) - len(outcome.failed)
         outcome.bytes = meter.total
         for entry in chosen:
             outcome.count(entry.kind)
@@ -116,18 +116,18 @@ def pull(
         raise UserError(f"{meter.total} bytes are to be fetched, {free} are free in {store.root}")
     for (stage, fp), entries in sorted(groups.items()):
         with store.lock(stage, fp, say):
-            now = _chosen(store, entries, wanted)  # another run may have made them meanwhile
+            now = _chosen(store, entries, wanted)  # another run may have made some since
             outcome.already += len(entries) - len(now)
             _fetch_group(store, remote, now, how.jobs, meter, outcome)
             for spare in [entry for entry in entries if entry.kind == "folder"][1:]:
-                if not store.has_run(stage, fp):  # another machine's copy may be whole
+                if not store.has_run(stage, fp):  # the first copy was refused; another machine's may be whole
                     _fetch_group(store, remote, [spare], how.jobs, meter, outcome)
             store.adopt(stage, fp)
     return outcome
 
 
 def _known(store: Store, wheres: Iterable[Where]) -> set[Where]:
-    """The finished folders that are here, and the segments without files of items, by index and sizes alone."""
+    """Return the finished folders and the segments without items' files that this store has, by index and sizes."""
     known, segments = set(), {}
     for where in wheres:
         stage, fp = where.stage, where.fingerprint
@@ -147,7 +147,7 @@ def _known(store: Store, wheres: Iterable[Where]) -> set[Where]:
 def _read(
     remote: Remote, wheres: Mapping[Where, int], jobs: int, meter: Meter, outcome: Outcome
 ) -> Iterator[Entry]:
-    """The entries published, in an order that does not change; those that are no entries are told."""
+    """Yield the published entries in sorted order; add those that cannot be read to the failures of `outcome`."""
 
     def read(where: Where, size: int) -> tuple[Where, Entry | str]:
         try:
@@ -158,7 +158,7 @@ def _read(
             return where, str(trouble)
 
     tasks = (partial(read, where, size) for where, size in wheres.items())
-    for where, entry in sorted(together(jobs, tasks, meter), key=lambda told: told[0]):
+    for where, entry in sorted(together(jobs, tasks, meter), key=lambda result: result[0]):
         if isinstance(entry, Entry):
             yield entry
         else:
@@ -166,7 +166,7 @@ def _read(
 
 
 def _chosen(store: Store, entries: Sequence[Entry], wanted: Wanted | None) -> list[Entry]:
-    """Those entries of a fingerprint that bring an item, or a folder, which is not here."""
+    """Return the entries of a fingerprint that contain an item or a folder that this store lacks."""
     stage, fp = entries[0].stage, entries[0].fingerprint
     chosen = [] if store.has_run(stage, fp) else [entry for entry in entries if entry.kind == "folder"][:1]
     places = store.places(stage, fp)
@@ -178,22 +178,25 @@ def _chosen(store: Store, entries: Sequence[Entry], wanted: Wanted | None) -> li
             if item in places
             and (item not in files or _size(store.root / files[item]) == places[item].file_bytes)
         }  # fmt: skip
-        asked = set(entry.items) if wanted is None else set(entry.items).intersection(wanted[fp])
-        if asked - whole - coming:
+        requested = set(entry.items) if wanted is None else set(entry.items).intersection(wanted[fp])
+        if requested - whole - coming:
             chosen.append(entry)
             coming.update(entry.items)
     return chosen
 
 
 def _lacking(store: Store, entry: Entry) -> dict[str, Blob]:
-    """The files of an entry that are not here in their size: what has its name here was checked before."""
+    """Return the files of an entry that are missing here or have another size.
+
+    The size is enough: a file gets its final name only after its digest was checked.
+    """
     return {
         name: blob for name, blob in entry.files.items() if _size(_target(store, entry, name)) != blob.size
     }
 
 
 def _target(store: Store, entry: Entry, name: str) -> Path:
-    """Where a file goes when it is whole; those of a folder into one that is put together aside."""
+    """Return the final path of a file; files of a finished folder are first assembled in work/."""
     if entry.kind == "segment":
         return store.root / name
     return _assembled(store, entry) / name.removeprefix(f"{entry.where.folder}/")
@@ -206,10 +209,13 @@ def _assembled(store: Store, entry: Entry) -> Path:
 def _fetch_group(
     store: Store, remote: Remote, entries: Iterable[Entry], jobs: int, meter: Meter, outcome: Outcome
 ) -> None:
-    """Fetch what some entries of one fingerprint lack, and place each that is whole. Called under its lock."""
+    """Fetch the missing files of entries of one fingerprint, and place each entry that is complete.
+
+    The caller holds the lock of the fingerprint.
+    """
     comings = [_Coming(entry, _lacking(store, entry)) for entry in entries]
     for coming in comings:
-        if not coming.lacking:  # killed just before it was placed
+        if not coming.lacking:  # an earlier pull was killed just before it placed this entry
             _place(store, coming, outcome)
     tasks: Iterator[Callable[[], _Fetched]] = (
         partial(_fetch, store, remote, coming, name, meter) for coming in comings for name in coming.lacking
@@ -228,7 +234,10 @@ def _fetch_group(
 
 
 def _fetch(store: Store, remote: Remote, coming: _Coming, name: str, meter: Meter) -> _Fetched:
-    """Fetch one file aside and check it; a segment stays there until the files of its items have come."""
+    """Fetch one file to a temporary path, check it, and move it to its final path.
+
+    A segment stays at the temporary path until the files of its items have arrived.
+    """
     entry, blob = coming.entry, coming.lacking[name]
     part = store.root / "work" / f"{digest_text(f'{name} {blob.sha256}')}.part"
     target = _target(store, entry, name)
@@ -240,7 +249,7 @@ def _fetch(store: Store, remote: Remote, coming: _Coming, name: str, meter: Mete
     except Untrusted as reason:
         part.unlink(missing_ok=True)
         return _Fetched(coming, name, trouble=str(reason))
-    except RemoteTrouble as trouble:  # what has come is kept, and gone on from
+    except RemoteTrouble as trouble:  # the part that has arrived is kept, so that the next pull resumes it
         return _Fetched(coming, name, trouble=str(trouble))
     target.parent.mkdir(parents=True, exist_ok=True)
     part.replace(target)
@@ -248,10 +257,13 @@ def _fetch(store: Store, remote: Remote, coming: _Coming, name: str, meter: Mete
 
 
 def _download(remote: Remote, blob: Blob, part: Path, meter: Meter) -> int:
-    """Bring a part to its announced size, from where it was; returns the bytes fetched. Raises Untrusted."""
+    """Fetch the rest of a partly fetched file; return the number of bytes fetched.
+
+    Raises Untrusted if the file does not have the announced size or digest.
+    """
     if (size := remote.size(blob.path)) != blob.size:
-        told = "is not there" if size is None else f"has {size} bytes"
-        raise Untrusted(f"{remote.url}/{blob.path} {told}, {blob.size} were announced")
+        state = "is not there" if size is None else f"has {size} bytes"
+        raise Untrusted(f"{remote.url}/{blob.path} {state}, {blob.size} were announced")
     sha256, had, fetched = hashlib.sha256(), 0, 0
     with part.open("a+b") as file:
         file.seek(0)
@@ -276,7 +288,7 @@ def _download(remote: Remote, blob: Blob, part: Path, meter: Meter) -> int:
 
 
 def _place(store: Store, coming: _Coming, outcome: Outcome) -> None:
-    """Give a whole segment or folder its name in the store."""
+    """Move a complete segment or folder to its final path in the store."""
     entry = coming.entry
     try:
         if entry.kind == "folder":
@@ -292,7 +304,7 @@ def _place(store: Store, coming: _Coming, outcome: Outcome) -> None:
 
 
 def _place_folder(store: Store, entry: Entry) -> None:
-    """Check a folder that was put together against its own record, and rename it to where it belongs."""
+    """Check an assembled folder against its own record, and rename it to its final path."""
     folder, where = _assembled(store, entry), entry.where
     try:
         components = _folder_components(folder, entry)
@@ -300,7 +312,7 @@ def _place_folder(store: Store, entry: Entry) -> None:
         shutil.rmtree(folder)
         raise
     target = store.run_folder(where.stage, where.fingerprint)
-    if target.exists():  # unfinished or damaged, or it would not have been fetched
+    if target.exists():  # it is unfinished or damaged: a whole folder would not have been fetched
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(target)
@@ -308,7 +320,7 @@ def _place_folder(store: Store, entry: Entry) -> None:
 
 
 def _folder_components(folder: Path, entry: Entry) -> Mapping[str, Any]:
-    """The components of a folder's fingerprint. Raises Untrusted unless its record is of just these files."""
+    """Return the components of a folder's fingerprint. Raises Untrusted unless its record lists exactly these files."""
     prefix = f"{entry.where.folder}/"
     sizes = {name.removeprefix(prefix): blob.size for name, blob in entry.files.items()}
     if sizes.pop(RECORD) > MOST_ENTRY_BYTES:
@@ -321,26 +333,26 @@ def _folder_components(folder: Path, entry: Entry) -> Mapping[str, Any]:
 
 
 def _require_segment(path: Path, entry: Entry) -> None:
-    """Raise Untrusted unless a file is a whole segment with the items and files that were announced."""
+    """Raise Untrusted unless a file is an undamaged segment with the announced items and files."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             _require_flat(file, path.stat().st_size)
         segment = Segment(path)
         for row in range(len(segment.items)):
             segment.check(row)
-    except NO_SEGMENT as error:  # whatever the library makes of a file that somebody shaped
+    except NO_SEGMENT as error:  # any error that h5py may raise for a file made to do harm
         raise Untrusted(f"{entry.where.segment} is no whole segment: {error}") from None
     _require_fingerprint(entry, segment.stage, segment.fingerprint, segment.components)
     if segment.id not in ("", entry.where.id):
         raise Untrusted(f"{entry.where.segment} is the segment {segment.id}")
     files = {Path(name).stem: blob.size for name, blob in entry.files.items() if name != entry.where.segment}
-    told = dict(zip(segment.items, segment.file_bytes, strict=True))
-    if segment.items != entry.items or {i: size for i, size in told.items() if size is not None} != files:
+    sizes = dict(zip(segment.items, segment.file_bytes, strict=True))
+    if segment.items != entry.items or {i: size for i, size in sizes.items() if size is not None} != files:
         raise Untrusted(f"{entry.where.segment} does not hold the items and files that were announced")
 
 
 def _require_flat(file: h5py.File, size: int) -> None:
-    """Raise ValueError for anything a segment does not have: links elsewhere, compression, more than there is."""
+    """Raise ValueError if a file has what no segment has: links, compression, or datasets larger than the file."""
     for name in file:
         inside = {name} if name in SEGMENT_DATASETS else {f"{name}/{one}" for one in FIELD_DATASETS}
         links = [file.get(path, getlink=True) for path in {name, *inside}]
@@ -354,7 +366,7 @@ def _require_flat(file: h5py.File, size: int) -> None:
 
 
 def _require_fingerprint(entry: Entry, stage: str, fp: str, components: Any) -> None:
-    """Raise Untrusted unless stage and components are those that the fingerprint stands for."""
+    """Raise Untrusted unless the fingerprint is the digest of the components and they name the stage."""
     try:
         true = Fingerprint.of(components).hex if isinstance(components, dict) else ""
         if stage.startswith(PREFIX):

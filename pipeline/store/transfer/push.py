@@ -17,16 +17,18 @@ from pipeline.store.transfer.entry import Blob, Entry, Untrusted, Where, read_re
 from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
 from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, together
 
-Wanted = Mapping[str, Collection[str]]  # fingerprint -> items, or the one unit of a stage over the corpus
+Wanted = Mapping[str, Collection[str]]  # fingerprint -> keys of items; a stage over the corpus has one key
 BLOCK_BYTES = 4 << 20
 
 
 @dataclass
 class _Leaving:
-    """A segment or folder on its way: its files with what is expected of each, and those that arrived."""
+    """A segment or folder that is being published: its files with their expected digests, and those uploaded."""
 
     where: Where
-    files: Mapping[str, str | None]  # name in the store -> BLAKE2b; None: it has checksums inside
+    files: Mapping[
+        str, str | None
+    ]  # name in the store -> BLAKE2b digest; None if the file contains its own checksums
     items: list[str] = field(default_factory=list)
     blobs: dict[str, Blob] = field(default_factory=dict)
     ended: int = 0
@@ -34,7 +36,7 @@ class _Leaving:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What became of one file."""
+    """The result for one file: its content as published, or the reason why it was not."""
 
     of: _Leaving
     name: str
@@ -51,15 +53,15 @@ def push(
     how: How = How(),  # noqa: B008  # frozen
     on_moved: OnMoved = lambda moved, total: None,
 ) -> Outcome:
-    """Upload what the other side lacks, of everything, or of the stages and items named.
+    """Upload the artifacts that the remote side lacks: all, or those of the stages and items named.
 
-    Nothing that is damaged here is published: a file is read once before it goes, and compared with the
-    checksum it was written with. Killed at any moment, a push leaves nothing half published; the next
-    one skips whole segments and folders unread, and files that are there by digest and size.
+    Damaged files are not published: each file is read once before its upload and compared with the checksum it was
+    written with. A push that is killed leaves no entry with missing files. The next push skips published segments and
+    folders without reading them, and files that the remote side has with the same digest and size.
     """
     outcome, meter = Outcome(), Meter(on_moved)
     there = remote.entries()
-    folders = {where[:2] for where in there if where.kind == "folder"}  # one of a fingerprint is enough
+    folders = {where[:2] for where in there if where.kind == "folder"}  # one copy per fingerprint is enough
     todo: list[Where] = []
     for where, size in _here(store, stages, wanted):
         published = where in there or (where.kind == "folder" and where[:2] in folders)
@@ -79,15 +81,15 @@ def push(
 
 
 def _here(store: Store, stages: Collection[str], wanted: Wanted | None) -> Iterator[tuple[Where, int]]:
-    """The segments and finished folders of a store that are asked for, and the bytes of each."""
+    """Yield the requested segments and finished folders of a store, with the bytes of each."""
     for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
         if (stages and stage not in stages) or (wanted is not None and fp not in wanted):
             continue
         places, sizes = store.places(stage, fp), Counter(store.index.segments(fp))
         for place in places.values():
             sizes[place.segment] += place.file_bytes or 0
-        asked = places if wanted is None else [item for item in wanted[fp] if item in places]
-        for segment in sorted({places[item].segment for item in asked}):
+        requested = places if wanted is None else [item for item in wanted[fp] if item in places]
+        for segment in sorted({places[item].segment for item in requested}):
             yield Where(stage, fp, "segment", segment), sizes[segment]
         if store.has_run(stage, fp):
             record = store.run_folder(stage, fp) / RECORD
@@ -99,7 +101,7 @@ def _here(store: Store, stages: Collection[str], wanted: Wanted | None) -> Itera
 def _tasks(
     store: Store, remote: Remote, todo: Collection[Where], again: bool, meter: Meter, outcome: Outcome
 ) -> Iterator[Callable[[], _Sent]]:
-    """One task a file. What cannot be read any more is told at once."""
+    """Yield one task per file; add segments and folders that cannot be read to the failures of `outcome`."""
     for where in todo:
         try:
             leaving = (_segment if where.kind == "segment" else _folder)(store, where)
@@ -111,28 +113,28 @@ def _tasks(
 
 
 def _segment(store: Store, where: Where) -> _Leaving:
-    """A segment with the files of its items."""
+    """Return a segment with the files of its items."""
     segment = Segment(store.root / where.segment)
     if segment.misplaced:
         raise Damaged(segment.misplaced)
     files: dict[str, str | None] = {}
     for item, note, size in zip(segment.items, segment.notes, segment.file_bytes, strict=True):
         if size is not None:
-            told = json.loads(note)
-            path = store.item_file(where.stage, where.fingerprint, item, told["suffix"])
-            files[path.relative_to(store.root).as_posix()] = told["file_digest"]
+            record = json.loads(note)
+            path = store.item_file(where.stage, where.fingerprint, item, record["suffix"])
+            files[path.relative_to(store.root).as_posix()] = record["file_digest"]
     return _Leaving(where, files | {where.segment: None}, segment.items)
 
 
 def _folder(store: Store, where: Where) -> _Leaving:
-    """A finished folder: the files its record lists, and the record."""
+    """Return a finished folder: the files that its record lists, and the record itself."""
     record = read_record((store.root / where.folder / RECORD).read_bytes())
     files = {f"{where.folder}/{name}": str(digest) for name, (_, digest) in record.files.items()}
     return _Leaving(where, files | {f"{where.folder}/{RECORD}": None})
 
 
 def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: bool, meter: Meter) -> _Sent:
-    """Read one file, compare it with what was written, and upload it where it is not there."""
+    """Check one file against the digest it was written with, and upload it if the remote side lacks it."""
     path = store.root / name
     try:
         before = path.stat()
@@ -146,7 +148,7 @@ def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: boo
             raise RemoteTrouble(f"{remote.url}/{blob.path} did not arrive whole")
         after = path.stat()
         if (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
-            remote.remove(blob.path)  # another content may have gone out under this digest
+            remote.remove(blob.path)  # other content may have been uploaded under this digest
             raise Damaged(f"{path} was made again meanwhile; push once more")
     except (Damaged, RemoteTrouble) as error:
         return _Sent(leaving, name, trouble=str(error))
@@ -156,7 +158,7 @@ def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: boo
 
 
 def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
-    """Size and digest of a file. Raises Damaged where it is not what was written."""
+    """Return the size and digest of a file. Raises Damaged if it differs from what was written."""
     ours, sha256, size = hashlib.blake2b(digest_size=CONTENT_BYTES), hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -175,7 +177,7 @@ def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
 
 
 def _count(remote: Remote, sent: _Sent, outcome: Outcome) -> None:
-    """Count a file; after the last of a segment or folder, publish the entry that names them."""
+    """Count a file; after the last file of a segment or folder, publish the entry that names its files."""
     leaving = sent.of
     leaving.ended += 1
     if sent.blob is None:

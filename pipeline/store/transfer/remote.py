@@ -1,4 +1,4 @@
-"""The other side of a transfer: objects below a URL that fsspec knows, and what goes wrong with them."""
+"""The remote side of a transfer: objects below a URL that fsspec can open, and the errors they can raise."""
 
 from __future__ import annotations
 
@@ -16,27 +16,43 @@ from urllib.parse import urlsplit
 from pipeline.errors import UserError
 from pipeline.store.transfer.entry import MOST_ENTRY_BYTES, Where
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> our extra that brings its package
-WHOLE_PUTS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # an object is there whole or not at all
+EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+}  # protocol -> the extra of crossreel that installs its package
+WHOLE_PUTS = {
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "abfs",
+    "az",
+    "memory",
+}  # protocols where an object appears complete or not at all
 PART_BYTES = 16 << 20
 PUT_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"chunksize": PART_BYTES, "max_concurrency": 2},  # else s3fs has ten parts of 50 MB in memory
+    "s3": {
+        "chunksize": PART_BYTES,
+        "max_concurrency": 2,
+    },  # the default of s3fs keeps ten parts of 50 MB in memory
     "s3a": {"chunksize": PART_BYTES, "max_concurrency": 2},
     "gs": {"chunksize": PART_BYTES},
     "gcs": {"chunksize": PART_BYTES},
 }
-TROUBLES = {  # what the packages raise besides OSError; looked up only where they are loaded
+TROUBLES = {  # exceptions of the packages besides OSError; looked up only if the package is loaded
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "aiohttp": ("ClientError",),
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
     "paramiko": ("SSHException",),
 }
-Moved = Callable[[int], None]  # so many more bytes went over
+Moved = Callable[[int], None]  # is called with the number of bytes transferred since the last call
 
 
 class RemoteTrouble(Exception):
-    """The other side does not answer, refuses, or has not what it announced."""
+    """The remote side does not answer, refuses a request, or lacks an object that it announced."""
 
 
 class Remote:
@@ -47,7 +63,7 @@ class Remote:
 
     @classmethod
     def open(cls, url: str, endpoint_url: str | None = None) -> Remote:
-        """The place a URL names. Raises UserError for one that cannot be, or whose package is missing."""
+        """Open the place that a URL names. Raises UserError for an invalid URL or a missing package."""
         protocol = urlsplit(url).scheme if "://" in url else "file"
         if "::" in url or urlsplit(url).password:
             raise UserError(
@@ -59,7 +75,7 @@ class Remote:
             if EXTRAS.get(protocol) != "s3":
                 raise UserError(f"--endpoint-url is for s3:// URLs, not {url!r}")
             options["client_kwargs"] = {"endpoint_url": endpoint_url}
-        from fsspec.core import url_to_fs  # a tenth of a second that no other verb pays
+        from fsspec.core import url_to_fs  # this import takes 0.1 s, which other verbs should not pay
 
         try:
             fs, root = url_to_fs(url, **options)
@@ -73,7 +89,7 @@ class Remote:
 
     @contextmanager
     def _speaking(self, path: str) -> Iterator[None]:
-        """Turn whatever the file system raises into one kind of error that names the object."""
+        """Turn every error of the file system into a RemoteTrouble that names the object."""
         try:
             yield
         except FileNotFoundError:
@@ -86,31 +102,34 @@ class Remote:
         return f"{self.root}/{path}"
 
     def entries(self) -> dict[Where, int]:
-        """Everything published: what it is of -> bytes of its entry. Raises UserError where nobody answers."""
+        """Return every published segment and folder with the bytes of its entry.
+
+        Raises UserError if the remote side does not answer.
+        """
         try:
             with self._speaking("entries"):
                 self.fs.invalidate_cache()
                 listed = self.fs.find(self._full("entries"), detail=True)
         except RemoteTrouble as trouble:
             raise UserError(str(trouble)) from None
-        found = {Where.of(path[len(self.root) + 1 :]): int(info["size"]) for path, info in listed.items()}
-        return {where: size for where, size in found.items() if where is not None}
+        sizes = {Where.of(path[len(self.root) + 1 :]): int(info["size"]) for path, info in listed.items()}
+        return {where: size for where, size in sizes.items() if where is not None}
 
     def read(self, path: str, size: int) -> bytes:
-        """A small object of so many bytes."""
+        """Return the content of a small object of `size` bytes."""
         if size > MOST_ENTRY_BYTES:
             raise RemoteTrouble(f"{self.url}/{path} has {size} bytes, which no entry has")
         return self.part(path, 0, size)
 
     def part(self, path: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of an object; fewer, where it is shorter."""
+        """Return the bytes `start` to `stop` of an object; fewer if the object is shorter."""
         if start == stop:
             return b""
         with self._speaking(path):
             return bytes(self.fs.cat_file(self._full(path), start=start, end=stop))
 
     def size(self, path: str) -> int | None:
-        """Bytes of an object, None where there is none."""
+        """Return the size of an object in bytes; None if there is no such object."""
         with self._speaking(path):
             try:
                 return int(self.fs.info(self._full(path))["size"])
@@ -118,23 +137,23 @@ class Remote:
                 return None
 
     def put(self, local: Path, path: str, moved: Moved) -> None:
-        """Upload a file. It appears whole."""
+        """Upload a file. An incomplete upload is never visible under `path`."""
         from fsspec.callbacks import Callback
 
-        told = [0]
+        reported = [0]
 
-        class Told(Callback):
+        class Reporter(Callback):
             def relative_update(self, inc: int = 1) -> None:
-                told[0] += inc
+                reported[0] += inc
                 moved(inc)
 
         size = local.stat().st_size
         with self._speaking(path), self._aside(path) as target:
-            self.fs.put_file(str(local), target, callback=Told(), **PUT_OPTIONS.get(self.protocol, {}))
-        moved(size - told[0])  # some file systems tell nothing on the way
+            self.fs.put_file(str(local), target, callback=Reporter(), **PUT_OPTIONS.get(self.protocol, {}))
+        moved(size - reported[0])  # some file systems report no progress
 
     def write(self, path: str, content: bytes) -> None:
-        """Upload a small object. It appears whole."""
+        """Upload a small object. An incomplete upload is never visible under `path`."""
         with self._speaking(path), self._aside(path) as target:
             self.fs.pipe_file(target, content)
 
@@ -145,7 +164,10 @@ class Remote:
 
     @contextmanager
     def _aside(self, path: str) -> Iterator[str]:
-        """Where to write an object: aside, to be renamed, unless the file system shows only whole ones."""
+        """Yield the path to write an object to.
+
+        It is a temporary path, renamed at the end, unless the protocol never shows incomplete objects.
+        """
         target = self._full(path)
         if self.protocol in WHOLE_PUTS:
             yield target
@@ -163,15 +185,15 @@ class Remote:
 
 
 def _troubles() -> tuple[type[Exception], ...]:
-    """The kinds of error that file systems raise, those of the loaded packages included."""
-    found: list[type[Exception]] = [OSError, NotImplementedError]
+    """Return the exception types that file systems can raise, including those of the loaded packages."""
+    kinds: list[type[Exception]] = [OSError, NotImplementedError]
     for module, names in TROUBLES.items():
         if module.partition(".")[0] in sys.modules:
             with contextlib.suppress(ImportError):
-                found += [getattr(importlib.import_module(module), name) for name in names]
-    return tuple(found)
+                kinds += [getattr(importlib.import_module(module), name) for name in names]
+    return tuple(kinds)
 
 
 def as_json(value: Any) -> bytes:
-    """Compact JSON with sorted keys: the same value has the same bytes."""
+    """Return compact JSON with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

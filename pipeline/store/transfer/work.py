@@ -1,4 +1,4 @@
-"""Many files moved at once by threads, counted, and stopped together; and what became of them."""
+"""Threads that transfer files: they are counted, they stop together, and the outcome is collected."""
 
 from __future__ import annotations
 
@@ -9,50 +9,52 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-OnMoved = Callable[[int, int], None]  # bytes so far, of all that are known to be moved
+OnMoved = Callable[[int, int], None]  # is called with the bytes transferred so far and the total known so far
 Say = Callable[[str], None]
 SECONDS_BETWEEN_LOOKS = 0.2
-QUEUED = 4  # tasks a thread that are told ahead
+QUEUED = 4  # tasks per thread that are submitted ahead
 
 
 @dataclass(frozen=True)
 class How:
-    """How a transfer is done: with how many threads, only looked at, or everything once more."""
+    """The options of a transfer: the number of threads, whether it is a dry run, and whether to upload all again."""
 
     jobs: int = 4
     dry_run: bool = False
-    again: bool = False  # push: upload even what is there, which mends what was damaged there
+    again: bool = (
+        False  # push: upload also what is published already, to replace copies that were damaged there
+    )
 
 
 @dataclass
 class Outcome:
-    """What a transfer did: whole segments and folders, files and bytes that went over, and what failed."""
+    """The outcome of a transfer: complete segments and folders, files and bytes transferred, and failures."""
 
     segments: int = 0
     folders: int = 0
     files: int = 0
     bytes: int = 0
-    already: int = 0  # segments and folders that nothing was to do for
-    failed: list[tuple[str, str]] = field(default_factory=list)  # what, and why
+    already: int = 0  # segments and folders that were present already
+    failed: list[tuple[str, str]] = field(default_factory=list)  # name and reason
 
     def count(self, kind: str) -> None:
-        """One more segment or folder is whole."""
+        """Count one more complete segment or folder."""
         if kind == "segment":
             self.segments += 1
         else:
             self.folders += 1
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the outcome as plain data."""
         return asdict(self) | {"failed": [{"name": name, "reason": reason} for name, reason in self.failed]}
 
 
 class Stopped(Exception):
-    """The transfer was interrupted; raised in its threads alone."""
+    """The transfer was interrupted; raised only in its threads."""
 
 
 class Meter:
-    """Bytes that all threads moved. `add` raises Stopped once the transfer is to end."""
+    """Counts the bytes that all threads transferred. `add` raises Stopped when the transfer is to end."""
 
     def __init__(self, on_moved: OnMoved) -> None:
         self.on_moved, self.total, self.moved = on_moved, 0, 0
@@ -60,22 +62,22 @@ class Meter:
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """So many more were moved."""
+        """Add `count` bytes."""
         with self._lock:
             self.moved += count
         if self.stop.is_set():
             raise Stopped
 
     def tell(self) -> None:
-        """Show how far it is; called by the thread that started the transfer."""
+        """Report the progress; called by the thread that started the transfer."""
         self.on_moved(self.moved, max(self.total, self.moved))
 
 
 def together(jobs: int, tasks: Iterable[Callable[[], Result]], meter: Meter) -> Iterator[Result]:
-    """The results of tasks done by `jobs` threads, as they come. What a task raises is raised here.
+    """Yield the results of tasks done by `jobs` threads, as they arrive. An exception of a task is raised here.
 
-    Tasks are drawn a few ahead, so that a million of them need no memory; whoever stops listening, or
-    is interrupted, stops the threads at their next block.
+    Only a few tasks are drawn ahead, so that a million of them need no memory. If the caller stops iterating or is
+    interrupted, the threads stop at their next block.
     """
     source, running = iter(tasks), set[Future[Result]]()
     with ThreadPoolExecutor(jobs) as pool:
