@@ -38,7 +38,7 @@ class ImportReport:
     """Result of an import: path of the manifest, names of the stages with the features, and counts."""
 
     manifest: Path
-    video_stage: str  # stage of the items' features; the items may be point clouds, too
+    video_stage: str  # stage of the items' features; the items may be point clouds
     text_stage: str
     items: int
     captions: int

@@ -331,7 +331,7 @@ def _read_member(
     archive: np.lib.npyio.NpzFile, key: str, member: zipfile.ZipInfo, header: int, shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> Array:  # fmt: skip
-    """An array of an archive; refused before unpacking if its size is over the limit or not that of its shape."""
+    """An array of an archive; refused before unpacking if its size is over the limit or not its shape's."""
     require_member(member, header, shape, dtype)
     return np.asarray(archive[key])
 
