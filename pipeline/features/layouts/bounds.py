@@ -105,7 +105,7 @@ def require_dataset(dataset: h5py.Dataset) -> None:
 
 
 def require_size(shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> None:
-    """Raise Foreign for an array over LARGEST_BYTES, or over LARGEST_RATIO times its stored bytes if large."""
+    """Raise Foreign for an array over LARGEST_BYTES, or a large one over LARGEST_RATIO times `stored`."""
     unpacked = math.prod(shape) * dtype.itemsize
     if unpacked > LARGEST_BYTES:
         raise Foreign(
