@@ -28,7 +28,7 @@ class PointsParams(Params):
         "as-in-file"  # unit: divided by 255, as the public DGCNN weights were trained
     )
     mesh_points: int = Setting(clouds.MESH_POINTS, ge=1)  # drawn from a mesh before the sampling
-    seed: int = Setting(0, ge=0)  # seed of the sampling
+    seed: int = Setting(0, ge=0)  # seed of the points drawn from a mesh
 
     @field_validator("columns")
     @classmethod
