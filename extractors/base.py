@@ -1,4 +1,4 @@
-"""What an extractor is: a stage that turns one item or caption into arrays, and how its batches fill."""
+"""Base of extractors: stages that turn one item or caption into arrays, and the filling of their batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Encoded = TypeVar("Encoded")
 
 
 class WorkOptions(Options):
-    """What a worker may do with its machine; changes speed alone."""
+    """Run options of a worker on its machine, which change only speed."""
 
     device: str = "auto"  # "cpu", "cuda:0" ...; auto takes the accelerator of the worker's number
     batch_size: int = 32
@@ -40,7 +40,7 @@ def _opened(path: Path) -> Segment:
 
 @dataclass(frozen=True)
 class Unit:
-    """One item or caption to work on: its digest and name, and where what it is made of lies."""
+    """One item or caption to work on: its digest and name, and the paths of its inputs."""
 
     key: str
     name: str
@@ -71,7 +71,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Output:
-    """What an extractor made of a unit: arrays by field, a file if it makes one, and what to note."""
+    """Result of an extractor for a unit: arrays by field, a file if it makes one, and a note."""
 
     arrays: Mapping[str, Array]
     note: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the encoders of point clouds have in common as stages: 100 tokens a cloud, from its prepared points."""
+"""Base stage of the point cloud encoders: 100 tokens for each cloud, from its prepared points."""
 
 from __future__ import annotations
 

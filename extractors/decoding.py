@@ -17,7 +17,7 @@ from pipeline.child import Child, ChildDied, ChildError
 from pipeline.errors import ItemError
 
 DECODERS = ("decord", "pyav")
-KILLS = 2  # of the decoders of one source, before it is given back to be tried alone
+KILLS = 2  # kills of the decoders of one source, before it is returned to be tried alone
 CHUNKS_AHEAD = 4  # bounds memory: 4 x 32 frames of 224 x 398 are 34 MB
 
 U = TypeVar("U")

@@ -1,4 +1,4 @@
-"""Point clouds as a fixed number of points with nine columns: what every cloud encoder reads."""
+"""Point clouds as a fixed number of points with nine columns, the input of every cloud encoder."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class PointsParams(Params):
     """How many points are taken, and how a file is read."""
 
     sample: int = Setting(10_000, ge=0)  # H2ARN's num_points; 0: every point in file order, as it takes S3DIS
-    columns: str = AUTO  # of a table: "x y z r g b", "x y z", positions from 0; auto: by how many there are
+    columns: str = AUTO  # columns of a table: "x y z r g b", "x y z", positions from 0; auto: by their number
     colour_scale: clouds.Scale = (
         "as-in-file"  # unit: divided by 255, as the public DGCNN weights were trained
     )
     mesh_points: int = Setting(clouds.MESH_POINTS, ge=1)  # drawn from a mesh before the sampling
-    seed: int = Setting(0, ge=0)  # of that draw
+    seed: int = Setting(0, ge=0)  # seed of the points drawn from a mesh
 
     @field_validator("columns")
     @classmethod

@@ -110,7 +110,7 @@ def _results(
 
 
 def _finished(writer: SegmentWriter) -> dict[str, Any]:
-    """What the coordinator records of a segment; its id is None where no unit succeeded."""
+    """Record of a segment for the coordinator; its id is None if no unit succeeded."""
     items, path = dict(writer.items), writer.finish()
     size = path.stat().st_size if path else 0
     return {"segment": path and path.stem, "bytes": size, "items": items}

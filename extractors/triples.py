@@ -18,13 +18,13 @@ from pipeline.store.fields import Field
 
 
 class TriplesParams(Params):
-    """Which parser; what its models are enters the fingerprint by their digests."""
+    """Settings of the parser; the digests of its models enter the fingerprint."""
 
     backend: Literal["stanza", "corenlp"] = "stanza"
     package: Annotated[str, PATH, DIGESTED] = (
-        "default"  # of stanza: its name for it, a resources folder, or crossreel-small
+        "default"  # stanza package: its name, a resources folder, or crossreel-small
     )
-    server: Annotated[str, SPEED] = "http://localhost:9000"  # of CoreNLP
+    server: Annotated[str, SPEED] = "http://localhost:9000"  # address of CoreNLP
     timeout_seconds: Annotated[float, SPEED] = 60.0  # that the server may take over a caption
     download: Annotated[bool, SPEED] = False  # fetch a stanza package that is not on this machine
 

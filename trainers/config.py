@@ -1,4 +1,4 @@
-"""Settings that every method has: what it reads, and its training recipe. Imports no torch."""
+"""Settings that every method has: its input features and its training recipe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pipeline.settings import DIGESTED, PACKS, PATH, UNSEEN, Params
 class InputShape:
     """The shape that a method needs of the features of an item or caption, rows (T, D).
 
-    rows: "any" number, "one", or as many for all ("equal"). words: the shape as a sentence names it.
-    same_width_as: the input whose D it must share, "" if it need not. remedy: what else can be set.
+    rows: "any" number, "one", or the same number for all ("equal"). words: phrase for the shape in an error.
+    same_width_as: name of the input that must have the same D, "" if there is none. remedy: advice on
+    settings.
     """
 
     rows: Literal["any", "one", "equal"]
@@ -46,18 +47,21 @@ class Recipe(Params):
     batch_size: int = Field(128, ge=1)  # items a step, over all processes
     accumulate: int = Field(1, ge=1)  # steps whose gradients are added before an update
     lr: float = Field(1e-4, gt=0)
-    clip_norm: float | None = Field(None, gt=0)  # of all gradients together; None: no clipping by it
+    clip_norm: float | None = Field(
+        None, gt=0
+    )  # limit of the norm of all gradients together; None: no such clipping
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, master weights stay float32
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
 
 
 class MethodConfig(Recipe):
-    """Base of every method's config: which stages it reads, and what the settings of its inputs are.
+    """Base of every method's config: the stages it reads, and the settings of its inputs.
 
-    `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that shapes
-    the packed inputs is marked PACKS in its annotation, one that changes only speed SPEED (`pipeline.settings.Role`).
-    One that changes the scores of trained weights and shows in none of them is marked UNSEEN.
+    `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that
+    shapes the packed inputs is marked PACKS in its annotation, and one that changes only speed is marked
+    SPEED (`pipeline.settings.Role`). A setting that changes the scores of trained weights but does not show
+    in the weights is marked UNSEEN.
     """
 
     text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
@@ -70,20 +74,20 @@ class MethodConfig(Recipe):
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
 
     def inputs(self) -> dict[str, tuple[str, str]]:
-        """What it reads, by the name it has for it: the extraction stage, and the output ("": the stage's first)."""
+        """Extraction stage and output ("": the stage's first) of each input, by the method's name for it."""
         return {"text": (self.text_features, "")}
 
     def shapes(self) -> dict[str, InputShape]:
-        """The shapes that it needs of its inputs, by the names of `inputs`; an input without one may have any."""
+        """Required shapes of inputs, by the names of `inputs`; an input without one may have any shape."""
         return {}
 
     def packed_by(self) -> dict[str, Any]:
-        """What decides packed inputs besides settings and features: how they are made of them, where that changed."""
+        """Additions to the fingerprint of packed inputs, for a change in how features are packed."""
         return {}
 
     @classmethod
     def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:
-        """The settings with which it reads features of two stages; "" leaves a side at its default.
+        """Settings for reading the features of two stages; "" leaves a side at its default.
 
         ragged: whether the captions' arrays have different numbers of rows.
         """
@@ -98,11 +102,11 @@ class MethodConfig(Recipe):
         return {}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """What decides the trained weights besides settings and inputs: a backbone it fine-tunes. Plain data."""
+        """Additions to the fingerprint of trained weights, such as a backbone's digest. Plain data."""
         return {}
 
     def require(self) -> None:
-        """Raise UserError unless what training starts from (a backbone's weights) is on this machine."""
+        """Raise UserError unless the initial weights of training (a backbone's) are on this machine."""
 
     def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
         """Yield the name of each setting that the corpus or the run leaves no room for, and the reason with a remedy.

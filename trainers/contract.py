@@ -1,4 +1,4 @@
-"""What a retrieval method declares: one typed, versioned object. Importing it imports no torch."""
+"""Declaration of a retrieval method: one typed, versioned object. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ class OfficialLayout(Protocol):
 
 
 class RetrievalMethod(ABC, Generic[C]):
-    """A retrieval method: its name, its version, its settings, and where its parts are.
+    """A retrieval method: its name, version and settings, and the modules of its parts.
 
-    The four methods import the heavy modules in their bodies. `version` is part of what decides the packed inputs, the
-    trained weights and the evaluation of the method: whoever changes what its code computes, with the same settings,
-    raises it, and all three are made again. One number for all three can be raised without thinking which of them a
-    change reaches, and packing costs minutes where training costs hours. `.ci/versions.py` notices a forgotten one.
+    The four methods import the heavy modules in their bodies. `version` is part of the fingerprints of the
+    method's packed inputs, trained weights and evaluation. A change of the code that changes its results
+    under the same settings must raise the version, so that all three are made again. One number serves for
+    all three, because it can be raised without working out which of them a change affects, and packing costs
+    minutes where training costs hours. `.ci/versions.py` reports a version that was not raised.
 
     The other attributes are optional and name modules that are imported when they are used, "" where there is none:
     `official` the authors' checkpoints (`OfficialLayout`), `cases` the module that runs the authors' recorded numerical

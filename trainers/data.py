@@ -1,4 +1,4 @@
-"""Contiguous, memory-mapped inputs of a method, built once from the store: rows, offsets and who owns them."""
+"""Contiguous, memory-mapped inputs of a method, built once from the store: rows, offsets and splits."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def write_ragged(
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """Who is in a split: gallery items, captions in query order, and the item each caption belongs to.
+    """Members of a split: gallery items, captions in query order, and the item of each caption.
 
-    `item_rows` and `caption_rows` say which array of the packed rows is whose; a caption's item is
-    a position in `items`. `caption_also` has the other items that each caption describes just as well, and is empty
-    where no caption describes another.
+    `item_rows` and `caption_rows` are the positions of their arrays among the packed rows. The item of a
+    caption is a position in `items`. `caption_also` has the other items that each caption describes equally
+    well, and is empty if no caption of the split has any.
     """
 
     items: list[str]
@@ -84,27 +84,27 @@ class SplitIndex:
 
     @property
     def positives(self) -> list[list[int]]:
-        """All right items of each caption by position, its own first."""
+        """Positions of the positives of each caption, the item it belongs to first."""
         also = self.caption_also or [[]] * len(self.caption_item)
         return [[item, *others] for item, others in zip(self.caption_item, also, strict=True)]
 
     @property
     def relevance(self) -> Relevance:
-        """The same as the rank metrics read it."""
+        """The positives of each caption in the form that the rank metrics take."""
         if not self.caption_also:
             return Relevance.one_each(np.asarray(self.caption_item, np.int64), len(self.items))
         return Relevance.of(self.positives, len(self.items))
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        told = asdict(self)
+        saved = asdict(self)
         if not self.caption_also:
-            del told["caption_also"]  # an index without others has the bytes it always had
-        path.write_text(json.dumps(told), encoding="utf-8")
+            del saved["caption_also"]  # an index without others has the bytes it always had
+        path.write_text(json.dumps(saved), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> SplitIndex:
-        """Load what `write` saved."""
+        """The index from a file that `write` saved."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -150,10 +150,10 @@ def write_splits(folder: Path, splits: Mapping[str, Split]) -> None:
 
 
 def write_also(folder: Path, also: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """Add to packed indexes the other right items (item ids) of each caption, by split and in query order.
+    """Add the other positives (item ids) of each caption to packed indexes, by split and in query order.
 
-    A method packs what each caption and item is; which of them belong together besides their own is the same for all
-    methods, and is put in afterwards. A split without any such item is left as it is.
+    A method packs the features of captions and items. The other positives are the same for all methods, and
+    are added afterwards. The index of a split without other positives is not changed.
     """
     for split, named in also.items():
         if any(named):
@@ -168,7 +168,7 @@ def write_also(folder: Path, also: Mapping[str, Sequence[Sequence[str]]]) -> Non
 
 
 def read_splits(folder: Path) -> dict[str, SplitIndex]:
-    """The indexes that `write_splits` left, by split."""
+    """Indexes that `write_splits` saved, by split."""
     return {path.stem: SplitIndex.read(path) for path in sorted((folder / SPLITS).glob("*.json"))}
 
 
@@ -176,7 +176,7 @@ def split_index(
     gallery: Sequence[str], queries: Sequence[tuple[str, str, str]], items: Mapping[str, int],
     captions: Mapping[str, int],
 ) -> SplitIndex:  # fmt: skip
-    """Who is in a split. Raises UserError for a caption whose item is not."""
+    """Index of a split. Raises UserError for a caption whose item is not in the split."""
     position = {item: number for number, item in enumerate(gallery)}
     for caption, _, item in queries:
         if item not in position:

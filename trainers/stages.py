@@ -28,7 +28,7 @@ ROW = "row"  # the one output of imported features
 CLIP = (
     "clip",
     "clip_text",
-)  # what methods on frozen features read of them is as wide as the network's embedding
+)  # methods on frozen features read outputs of these stages that are as wide as the network's embedding
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +54,20 @@ class SinkhornParams(Params):
     """Of the row and column normalisations."""
 
     beta: float = Field(100.0, gt=0)  # as for the dual softmax
-    iterations: int = Field(10, ge=1)  # of both normalisations; a pass over all scores each
+    iterations: int = Field(10, ge=1)  # iterations of both normalisations, each a pass over all scores
 
 
 class EvaluateParams(Params):
-    """What is measured, on which split."""
+    """Settings of an evaluation: the split, and what is measured on it."""
 
     split: str = "test"
     directions: Literal["auto", "t2v", "v2t", "both"] = "auto"  # auto: those of the method's task
-    seed: int = Field(0, ge=0)  # of the bootstrap
+    seed: int = Field(0, ge=0)  # seed of the bootstrap
     rerank: int = Field(0, ge=0)  # items of a caption that are truly scored, chosen by cheap scores; 0: all
     memory_mb: Annotated[int, SPEED] = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
-    post_processing: tuple[PostProcessing, ...] = ()  # of the scores, reported beside the raw figures
+    post_processing: tuple[
+        PostProcessing, ...
+    ] = ()  # re-ranking of the scores, reported beside the metrics of the raw scores
     dual_softmax: DualSoftmaxParams = DualSoftmaxParams()
     qb_norm: QbNormParams = QbNormParams()
     sinkhorn: SinkhornParams = SinkhornParams()
@@ -86,7 +88,7 @@ class EvaluateParams(Params):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """Only options that are asked for count: what was made before there were any keeps its fingerprint."""
+        """Options that differ from their defaults, so that older evaluations keep their fingerprint."""
         options = {*get_args(PostProcessing)} - {*self.post_processing}
         if not self.post_processing:
             options.add("post_processing")
@@ -115,7 +117,7 @@ class Pack(Stage[MethodConfig]):
         return self._splits
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
-        """Who is in each split, and in which row of which segment each feature is."""
+        """Members of each split, and the segment and row of each feature."""
         contents = briefing.contents
         for sentence in self.misfits(contents, briefing.states, briefing.store):
             raise UserError(sentence)
@@ -199,14 +201,14 @@ def row_counts(
                 yield name, reader.length(key, ROW)
 
 
-def _odd(rows: Iterator[tuple[str, int]], wanted: str) -> str:
-    """What is wrong with the numbers of rows, naming the first; "" if nothing is."""
+def _odd(rows: Iterator[tuple[str, int]], needed: str) -> str:
+    """Sentence that names the first item or caption with a wrong number of rows; "" if there is none."""
     first: tuple[str, int] | None = None
     for name, count in rows:
         first = first or (name, count)
-        if wanted == "one" and count != 1:
+        if needed == "one" and count != 1:
             return f"{name!r} has {count} rows"
-        if wanted == "equal" and count != first[1]:
+        if needed == "equal" and count != first[1]:
             return f"{name!r} has {count} rows, {first[0]!r} has {first[1]}"
     return ""
 
@@ -240,9 +242,10 @@ class Train(Stage[MethodConfig]):
         self.needs = (f"pack-{method.name}",)
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The method's version, the digest of the weights it starts from, and what the method's config adds.
+        """The method's version, the digest of its initial weights, and what the method's config adds.
 
-        Raises UserError if these weights are evaluated as they are, with settings that make another network of them.
+        Raises UserError if these weights are evaluated without training, under settings that change the
+        network.
         """
         own = {**_version(self.declared), **self.params.identity(known)}
         if not self.params.weights:
@@ -261,16 +264,16 @@ class Train(Stage[MethodConfig]):
         return own | {"start": known.file(path)}
 
     def require(self) -> None:
-        """What training starts from. Weights that were trained with other settings are one warning each."""
+        """Raise UserError unless a backbone's weights are here; warn of settings unlike those of training."""
         self.params.require()
-        for name, (trained, wanted) in self._differences().items():
+        for name, (trained, current) in self._differences().items():
             log.warning(
                 "trainers.%s.%s = %r, and %s was trained with %r",
-                self.method, name, wanted, self.params.weights, trained,
+                self.method, name, current, self.params.weights, trained,
             )  # fmt: skip
 
     def _differences(self) -> dict[str, tuple[Any, Any]]:
-        """What the weights it starts from were trained with and what is set, of what no weight shows."""
+        """Settings that do not show in the initial weights: values in training and present values."""
         folder = TrainedFolder(Path(self.params.weights))
         if not self.params.weights or not folder.finished:
             return {}
@@ -281,9 +284,9 @@ class Train(Stage[MethodConfig]):
 
 
 class Evaluate(Stage[EvaluateParams]):
-    """Metrics with intervals, protocol and rankings of a trained method on a split it has not seen.
+    """Metrics with intervals, protocol and rankings of a trained method on a split it was not trained on.
 
-    It needs what the method learned from, too, where QB-norm makes a bank of it.
+    For QB-norm it also needs the training split, whose captions are the query bank.
     """
 
     version = 3  # intervals draw an item with all its captions; chance of MdR, MnR and MRR
@@ -303,9 +306,9 @@ class Evaluate(Stage[EvaluateParams]):
         return _version(self.declared)
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
-        """What the protocol quotes: the kind of items, the captions before any failed, the published protocol.
+        """Facts for the protocol: kind of items, number of captions before failures, published protocol.
 
-        It is no part of the fingerprint: the splits' content is.
+        They are not part of the fingerprint, which has the content of the splits.
         """
         corpus, split = briefing.contents.corpus, self.params.split
         told = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
@@ -315,9 +318,9 @@ class Evaluate(Stage[EvaluateParams]):
 
 
 def _version(method: Declared) -> dict[str, int]:
-    """What the version of a method adds to the fingerprint of each of its stages.
+    """Components that the version of a method adds to the fingerprint of each of its stages.
 
-    Version 1 adds nothing: methods had no version once, and what was made then keeps its fingerprint.
+    Version 1 adds none, so that results from the time before methods had versions keep their fingerprint.
     """
     return {METHOD_VERSION: method.version} if method.version > 1 else {}
 

@@ -28,8 +28,8 @@ from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
 from trainers.trained import open_trained, read_settings
 
-FIGURE = "SumR"  # what early stopping watches
-TRAIN = "trainers.workers:train"  # what each rank of a training calls
+FIGURE = "SumR"  # metric that early stopping watches
+TRAIN = "trainers.workers:train"  # function that each rank of a training calls
 
 
 def pack(request: dict[str, Any], send: Send) -> None:
@@ -52,14 +52,14 @@ def pack(request: dict[str, Any], send: Send) -> None:
 
 
 def _emptied(folder: Path) -> Path:
-    """The folder without what a killed predecessor left there."""
+    """The folder, emptied of files that a killed process left in it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 class Source:
-    """Reads a stage's outputs of an item or caption; what it reads is checked against its checksum once."""
+    """Reads a stage's outputs of an item or caption, and verifies each checksum at the first reading."""
 
     def __init__(self, rows: dict[str, Any]) -> None:
         self._features = FeatureReader({key: (Path(path), row) for key, (path, row) in rows["where"].items()})
@@ -77,9 +77,10 @@ class Source:
 
 
 def train(request: dict[str, Any], send: Send) -> None:
-    """Train a method on its packed inputs, going on where a killed predecessor stopped.
+    """Train a method on its packed inputs, resuming where a killed process stopped.
 
-    Where several processes are asked for, this one starts them and waits; each of them comes here again.
+    For a training on several processes, this process starts them and waits, and each of them calls this
+    again.
     """
     if torchrun.starts_ranks(request):
         torchrun.launch(TRAIN, request, send)
@@ -93,7 +94,7 @@ def train(request: dict[str, Any], send: Send) -> None:
     (packed,) = (Path(path) for path in request["needs"].values())
     device = torch.device(request["device"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    seed_everything(config.seed)  # of the initial weights
+    seed_everything(config.seed)  # decides the initial weights
     data = declared.open_data(packed, config)
     method = declared.build(config.to_be_filled() if config.weights else config, data)
     if config.weights:
@@ -126,10 +127,10 @@ def train(request: dict[str, Any], send: Send) -> None:
 def _finish(
     folder: Path, name: str, config: MethodConfig, method: Method, summary: Summary, send: Send
 ) -> None:
-    """Leave the weights and settings in the folder, and none of what only a resumption needs.
+    """Write the final weights and settings, and delete the files that only a resumption needs.
 
-    The settings are written after the weights and before anything goes: a folder that has them is finished.
-    Of several processes the first does it.
+    The settings are written after the weights and before any deletion: a folder with settings is finished.
+    Of several processes, the first does this.
     """
     if distributed.rank():
         return
@@ -138,7 +139,7 @@ def _finish(
 
 
 def _close(folder: Path, send: Send) -> None:
-    """Clear a finished folder of the optimizer and of older weights, and report what it says of itself."""
+    """Delete optimizer and older weights from a finished folder, and send the summary stored in it."""
     if distributed.rank():
         return
     for path in folder.glob("*.safetensors"):
@@ -174,7 +175,7 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
 
 
 def _bank(params: EvaluateParams, trained: Path, learned: Path | None) -> MethodData | None:
-    """What the method learned from, where its captions and items are asked for."""
+    """The training split, if its captions and items are needed; else None."""
     if "qb_norm" not in params.post_processing or learned is None:
         return None
     declared, config = read_settings(trained)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"  # how a file of torch before 1.6 begins
-PICKLE_BYTES = 2**25  # of data.pkl at most; OpenAI's largest has less than a hundredth of it
+PICKLE_BYTES = 2**25  # largest data.pkl; OpenAI's largest has less than a hundredth of it
 CODE_BYTES = 2**26  # of all code together, which is searched as text
 NAMES = 100_000  # tensors of one archive at most; a module that contains itself would have no end of names
 DTYPES = {

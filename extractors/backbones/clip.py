@@ -207,7 +207,7 @@ def _preprocessing(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """The geometric steps of open_clip's transform, which also take tensors, and mean and std (3, 1, 1).
 
-    Weights from a file or a seed are taken to want what the model's published weights want.
+    Weights from a file or a seed get the same mean and std as the model's published weights.
     """
     from open_clip import transform
     from torchvision.transforms import Compose, Normalize

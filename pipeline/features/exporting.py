@@ -1,8 +1,9 @@
-"""Features of ours in the layout of the public MS-SL feature sets, which `pipeline.features.layouts.ms_sl` reads.
+"""Export of features in the layout of the public MS-SL feature sets (`pipeline.features.layouts.ms_sl`).
 
-A video's rows go to feature.bin one after another, a caption's tokens to HDF5; memory holds one of them.
-An id there has neither white space nor '#', so a corpus with such ids is refused: renaming items in the
-manifest makes nothing again, while an id that is spelt differently outside would be a trap.
+The rows of a video are appended to feature.bin and the tokens of a caption are written to HDF5, so that
+memory holds one of them at a time. Ids of this layout have neither white space nor '#', and a corpus with
+such ids is refused rather than renamed here: an item can be renamed in the manifest without extracting
+anything again, while an id that differs between the store and the export would cause confusion.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pipeline.store.store import FeatureReader
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a stage, to be read by digest."""
+    """One output of a stage and a reader that returns its arrays by digest."""
 
     stage: str
     field: str
     reader: FeatureReader
 
     def rows(self, key: str, name: str) -> Array:
-        """The rows (T, D) of an item or caption in little-endian float32, checked against their checksum."""
+        """Rows (T, D) of an item or caption in little-endian float32, verified by their checksum."""
         rows = self.reader.rows(key, self.field, check=True)
         if rows.ndim != 2:
             raise UserError(
@@ -43,7 +44,7 @@ class Output:
 
 @dataclass
 class Exported:
-    """What was written, and who was left out for what reason."""
+    """Result of an export: counts of what was written, and the reason for each item or caption left out."""
 
     videos: int = 0
     rows: int = 0
@@ -52,10 +53,11 @@ class Exported:
 
 
 def export_ms_sl(target: Path, contents: Contents, video: Output, text: Output) -> Exported:
-    """Write a corpus with the rows of its videos and the tokens of its captions as a collection.
+    """Write a corpus with the rows of its videos and the tokens of its captions, and return counts.
 
-    Videos without features or without any caption that has some are left out, as the layout knows a video
-    by its captions alone. Raises UserError for ids and splits that the layout cannot express.
+    Videos without features are left out, and so are videos none of whose captions has features, because the
+    layout lists videos only through their captions. Raises UserError for ids and splits that it cannot
+    express.
     """
     _require_expressible(contents)
     report = Exported()
@@ -91,7 +93,7 @@ def _require_expressible(contents: Contents) -> None:
 def _caption_names(
     contents: Contents, video: Output, text: Output, report: Exported
 ) -> dict[tuple[str, Caption], str]:
-    """What each caption that goes out is called there, by item id and caption: `<item>#enc#<k>`."""
+    """Exported name `<item>#enc#<k>` of each exported caption, by item id and caption."""
     names = {}
     for item in contents.corpus.items:
         if item.id in contents.unreadable:
@@ -110,7 +112,7 @@ def _caption_names(
 
 
 def _published_names(item: Item) -> list[str]:
-    """The captions' own ids where all of them have the form already, else numbers in their order."""
+    """Names of an item's captions: their ids if all have the layout's form, else numbers in their order."""
     form = re.compile(re.escape(item.id) + r"#enc#\S+")
     if all(form.fullmatch(caption.id) for caption in item.captions):
         return [caption.id for caption in item.captions]
@@ -118,9 +120,9 @@ def _published_names(item: Item) -> list[str]:
 
 
 def _write_videos(
-    folder: Path, contents: Contents, video: Output, wanted: set[str], report: Exported
+    folder: Path, contents: Contents, video: Output, exported: set[str], report: Exported
 ) -> None:
-    """feature.bin, the names of its rows, and which rows a video has; the shape is known at the end."""
+    """Write feature.bin, the names of its rows and the rows of each video, and last the shape."""
     dims = 0
     with (
         (folder / "feature.bin").open("wb") as values,
@@ -129,7 +131,7 @@ def _write_videos(
     ):
         videos.write("{")
         for item in contents.corpus.items:
-            if item.id not in wanted:
+            if item.id not in exported:
                 continue
             rows = video.rows(contents.digests[item.id], item.id)
             dims = dims or rows.shape[1]
@@ -143,7 +145,7 @@ def _write_videos(
 
 
 def _ascii(name: str) -> str:
-    """A name as part of a row's: id.txt is read as ISO-8859-1, where white space has more letters."""
+    """An id in ASCII for id.txt, which is read as ISO-8859-1, where more characters count as white space."""
     return name.encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -154,7 +156,7 @@ def _write_captions(
     names: Mapping[tuple[str, Caption], str],
     report: Exported,
 ) -> None:
-    """A caption file a split, in the manifest's order; empty where a split has none, as all three must be there."""
+    """Write one caption file for each split in the manifest's order; readers need all three, even empty."""
     for split in SPLITS:
         with (folder / f"{collection}{split}.caption.txt").open("w", encoding="utf-8") as out:
             for name, caption in _of_split(contents, split, names):

@@ -1,4 +1,4 @@
-"""Published features enter the store as ordinary artifacts, with a manifest of their corpus beside them."""
+"""Import of published features into the store as ordinary artifacts, with a manifest of their corpus."""
 
 from __future__ import annotations
 
@@ -30,46 +30,46 @@ NOT_THERE = "not in the imported features"
 SAME_WITHIN = 2.0**-8  # of the largest number: float16 and other batch sizes stay below 2^-9
 
 Seen = Callable[[str, int, int], None]
-"""Told of a stage, how many of its items are in, and how many there are."""
+"""Progress callback: name of the stage, number of its items that are stored, number of all its items."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What came in: the manifest, the stages that hold the features, and the counts."""
+    """Result of an import: path of the manifest, names of the stages with the features, and counts."""
 
     manifest: Path
-    video_stage: str  # of the items, whatever their kind
+    video_stage: str  # stage of the items' features; the items may be point clouds
     text_stage: str
     items: int
     captions: int
     failed: dict[str, str] = field(default_factory=dict)  # item or caption -> reason
     unlinked: int = 0  # captions that belong to no item, and were left out
-    validated: str = ""  # on what, where the source has no such split
+    validated: str = ""  # a phrase that names the validation items
 
 
 @dataclass(frozen=True)
 class FilesReport:
-    """How the arrays of a source and the items or captions of a corpus met, under which stage."""
+    """Result of an import by name: the stage, and counts of matched and unmatched arrays and ids."""
 
     stage: str
     total: int  # items or captions of the corpus
-    matched: int  # of them with an array, their own or an equal one of the same bytes or text
-    by_stem: int  # of them, by the stem of their id alone
-    missing: list[str]  # in the corpus, not in the features
-    unused: int  # in the features, not in the corpus
-    unreadable: int  # items whose media are not there, so that nobody knows their digest
+    matched: int  # items or captions with an array: their own, or that of the same bytes or text
+    by_stem: int  # matches by the stem of the id alone
+    missing: list[str]  # ids of the corpus without an array
+    unused: int  # arrays that belong to no id of the corpus
+    unreadable: int  # items whose media file is missing, so that their digest is unknown
     failed: dict[str, str]  # name of the array -> reason
-    arrays: int  # that are stored: fewer than matched where several items or captions share one
+    arrays: int  # stored arrays; fewer than `matched` where several items or captions share one
 
 
 def import_ms_sl(
     store: Store, folder: Path, manifest: Path, visual_feature: str | None = None, text_file: str | None = None,
     seen: Seen = lambda stage, done, total: None,
 ) -> ImportReport:  # fmt: skip
-    """Bring an MS-SL directory into a store, and write the manifest of its corpus.
+    """Import an MS-SL directory into a store, and write the manifest of its corpus.
 
-    A video's and a caption's digest is that of its id and of all source files, so that the features
-    of another release are other artifacts. Raises UserError naming the first row or file that is missing.
+    The digest of a video or caption is computed from its id and all source files, so that another release
+    of the features gives other artifacts. Raises UserError naming the first row or file that is missing.
     """
     with MsSl.open(folder, visual_feature, text_file) as source:
         digest = _source_digest(RememberedDigests(store.index), folder)
@@ -103,13 +103,14 @@ def import_h2arn(
     seen: Seen = lambda stage, done, total: None,
     val: str = "",
 ) -> ImportReport:
-    """Bring a subset of H2ARN's feature files into a store, and write the manifest of its corpus.
+    """Import a subset of H2ARN's feature files into a store, and write the manifest of its corpus.
 
-    An item or caption is known by its split, its row and who belongs to whom, so that other features of the
-    same rows (BERT beside CLIP) are of the same corpus. A text that is linked to several clouds is a caption of
-    the first; the others stand in its `also`. Clouds without texts stay in the gallery, texts without clouds
-    are left out and counted. Validation clouds are a tenth of the training ones, or `val` of them, or with
-    "papers" those of the test split. Raises UserError for another `val`.
+    The digest of an item or caption is computed from its split, its row and the link lists, so that other
+    features of the same rows (BERT beside CLIP) belong to the same corpus. A text with links to several clouds
+    becomes a caption of the first cloud, and its `also` lists the other clouds. Clouds without texts stay in
+    the gallery; texts without clouds are left out and counted. The validation clouds are a tenth of the
+    training clouds, or as many as `val` gives, or for "papers" those of the test split. Raises UserError for
+    any other `val`.
     """
     known = RememberedDigests(store.index)
     linked = _linked_items(source)
@@ -146,7 +147,7 @@ def import_h2arn(
 
 
 def _linked_items(source: H2arnFiles) -> list[Item]:
-    """One item a cloud, `train/3`, with its texts, `train/text/7`, whose words nobody published."""
+    """One item for each cloud (`train/3`) with its captions (`train/text/7`), whose words are unpublished."""
     links = [[split, *part.links] for split, part in source.splits.items()]
     digest = digest_of(["h2arn", source.subset, *links])
     items = []
@@ -166,9 +167,9 @@ def _linked_items(source: H2arnFiles) -> list[Item]:
 
 
 def _with_validation(items: list[Item], val: str) -> tuple[list[Item], str]:
-    """The items with some for validation, and in words which.
+    """Items with a validation split, and a phrase that names the validation items.
 
-    What shares a caption with another item stays with it in the training split.
+    Items that share a caption stay together in the training split.
     """
     if any(item.split == "val" for item in items):
         if val:
@@ -184,7 +185,7 @@ def _with_validation(items: list[Item], val: str) -> tuple[list[Item], str]:
     shared = {name for item in items for c in item.captions if c.also for name in (item.id, *c.also)}
     queried = [i.id for i in items if i.split == "train" and i.captions and i.id not in shared]
     if not val and 1 < len(queried) < 10:
-        val = "1"  # a tenth would be none, and a run without validation cannot choose its best epoch
+        val = "1"  # a tenth would be no item, and a run without validation cannot choose its best epoch
     held = held_out(queried, val, HELD_OUT, "clouds")
     chosen = [replace(item, split="val") if item.id in held else item for item in items]
     return (
@@ -194,7 +195,7 @@ def _with_validation(items: list[Item], val: str) -> tuple[list[Item], str]:
 
 
 def _lending(item: Item, lending: set[str]) -> Item:
-    """An item of the test split that lends its captions to validation."""
+    """The test item with a second copy of its captions, for validation."""
     again = (
         replace(c, id=f"{c.id}@val", split="val", also=tuple(name for name in c.also if name in lending))
         for c in item.captions
@@ -206,17 +207,17 @@ def import_files(
     store: Store, files: FeatureFiles, layout: str, array: str, manifest: Path,
     of: Literal["items", "captions"], name: str, seen: Seen = lambda stage, done, total: None,
 ) -> FilesReport:  # fmt: skip
-    """Bring arrays by name into a store, for the items or captions of a corpus that is there already.
+    """Import arrays by name into a store, for the items or captions of an existing corpus.
 
     An array belongs to the id that equals its name, or its stem. It is stored under the digest that the
-    corpus' own stages use, so that they stand side by side. Items without an array are recorded as failed,
-    for runs to leave out. Raises UserError where nothing at all fits.
+    corpus' extraction stages use, so that a method can read both. Items without an array are recorded as
+    failed, and runs leave them out. Raises UserError if no array belongs to any id.
     """
     corpus = Corpus.read(manifest)
     contents = read_contents(corpus, store.index)
     ids = contents.names(of)
-    found = match(ids, files.names)
-    keys = _shared(files, contents, of, {one: ids[one] for one in found}, found)
+    array_names = match(ids, files.names)
+    keys = _shared(files, contents, of, {one: ids[one] for one in array_names}, array_names)
     missing: dict[str, str] = {}
     without = [one for one, key in ids.items() if key not in keys]
     for one in without:
@@ -235,9 +236,9 @@ def import_files(
         stage=stage.name,
         total=len(ids),
         matched=len(ids) - len(without),
-        by_stem=sum(one != array_name for one, array_name in found.items()),
+        by_stem=sum(one != array_name for one, array_name in array_names.items()),
         missing=without,
-        unused=len({*files.names} - {*found.values()}),
+        unused=len({*files.names} - {*array_names.values()}),
         unreadable=len(contents.unreadable) if of == "items" else 0,
         failed=failed,
         arrays=len(keys) - len(failed),
@@ -245,16 +246,20 @@ def import_files(
 
 
 def _shared(
-    files: FeatureFiles, contents: Contents, of: str, digests: Mapping[str, str], found: Mapping[str, str]
+    files: FeatureFiles,
+    contents: Contents,
+    of: str,
+    digests: Mapping[str, str],
+    array_names: Mapping[str, str],
 ) -> dict[str, str]:
-    """The name of the array that is stored under each digest; `digests` and `found` are by id.
+    """Name of the array to store under each digest. Keys of `digests` and `array_names` are ids.
 
-    Items of the same bytes and captions of the same text have one digest, so that they share one array. Raises
-    UserError where theirs are not the same: one of them would stand for the others.
+    Items of the same bytes and captions of the same text have one digest and therefore share one array.
+    Raises UserError if their arrays differ, because only one of them could be stored.
     """
     sharing: dict[str, dict[str, str]] = {}  # digest -> name of the array -> the first id that has it
     for one, key in digests.items():
-        sharing.setdefault(key, {}).setdefault(found[one], one)
+        sharing.setdefault(key, {}).setdefault(array_names[one], one)
     keys, conflicts = {}, []
     for key, names in sharing.items():
         keys[key] = next(iter(names))
@@ -268,7 +273,7 @@ def _shared(
 
 
 def _first_and_other(files: FeatureFiles, names: Iterable[str]) -> tuple[str, str]:
-    """The first of some arrays that can be read, and the first that is not like it, "" if all are."""
+    """Names of the first readable array and of the first array that differs from it ("" if none differs)."""
     first, kept = "", np.zeros((0, 0))
     for name in names:
         try:
@@ -283,7 +288,7 @@ def _first_and_other(files: FeatureFiles, names: Iterable[str]) -> tuple[str, st
 
 
 def _alike(a: Array, b: Array) -> bool:
-    """Whether two arrays are one but for rounding: a network gives other last bits in another batch."""
+    """Whether two arrays are equal up to rounding: a network's last bits change with its batch size."""
     if a.shape != b.shape:
         return False
     x, y = a.astype(np.float64), b.astype(np.float64)
@@ -291,7 +296,7 @@ def _alike(a: Array, b: Array) -> bool:
 
 
 def _conflict(contents: Contents, of: str, one: str, other: str, count: int) -> str:
-    """Why two arrays cannot both be stored, in a sentence."""
+    """Error sentence: why two arrays of one digest cannot both be stored."""
     more = f" ({count} such pairs in all)" if count > 1 else ""
     if of == "items":
         return (
@@ -308,7 +313,7 @@ def _conflict(contents: Contents, of: str, one: str, other: str, count: int) -> 
 
 
 def _nothing_fits(files: FeatureFiles, contents: Contents, of: str) -> str:
-    """Why no array belongs to any item, in one sentence."""
+    """Error sentence: why no array belongs to any item."""
     ids = contents.names(of)
     if not ids and contents.unreadable:
         item, reason = next(iter(contents.unreadable.items()))
@@ -325,7 +330,7 @@ def _nothing_fits(files: FeatureFiles, contents: Contents, of: str) -> str:
 
 
 def _require_same_kind(store: Store, stage: Imported) -> None:
-    """Raise UserError where the name stands for features of captions, and these are of items, or the reverse."""
+    """Raise UserError if the stage's name is in use for captions and these are items, or the reverse."""
     for _, made_of in store.index.fingerprints(stage.name).values():
         if (of := made_of["params"]["of"]) != stage.over:
             raise UserError(
@@ -341,13 +346,16 @@ def _stage_name(source: str) -> str:
 
 
 def _source_digest(known: RememberedDigests, source: Path) -> str:
-    """Digest of all files of a folder, or of one file."""
+    """Digest of one file, or of all files of a folder."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     return digest_of([[str(path.relative_to(source)), known.file(path)] for path in files])
 
 
 def _items(source: MsSl, digest: str) -> list[Item]:
-    """One item a video, in the order of the caption files; a caption of another split says so."""
+    """One item for each video, in the order of the caption files.
+
+    A caption has a split of its own only if it differs from its video's split.
+    """
     split_of: dict[str, str] = {}
     captions: dict[str, list[Caption]] = {}
     for split, (videos, rows) in source.splits.items():
@@ -367,10 +375,10 @@ def _fill(
     store: Store, stage: Imported, keys: Mapping[str, str], read: Callable[[str], Array], seen: Seen,
     missing: Mapping[str, str] = {},
 ) -> dict[str, str]:  # fmt: skip
-    """Write every item's rows under the stage's fingerprint, in place of what was imported under its name.
+    """Store every item's rows under the stage's fingerprint, replacing earlier imports of the same name.
 
-    `keys` and `missing` go from digests to names. Returns the reasons of those that could not be stored, by
-    name; raises UserError where that are all.
+    `keys` and `missing` map digests to names. Returns the reason for each array that could not be stored, by
+    name; raises UserError if none could be stored.
     """
     fingerprint = Fingerprint.of(components(stage, {}, RememberedDigests(store.index)))
     failed: dict[str, str] = {}
@@ -406,16 +414,16 @@ def _fill(
 
 
 def _of_width(name: str, rows: Array, dims: int) -> Array:
-    """Rows (T, dims) as numbers of the store. Raises ItemError for rows of another width."""
+    """Rows (T, dims), integers converted to float32. Raises ItemError for rows of another width."""
     if rows.shape[1] != dims:
         raise ItemError(name, f"its rows have {rows.shape[1]} numbers, those of the others {dims}")
     return rows if rows.dtype.kind == "f" else rows.astype(np.float32)
 
 
 def _require_same_names(store: Store, stage: Imported, fp: str, keys: Mapping[str, str]) -> None:
-    """Raise UserError where an item got another array of these very files before, by another id.
+    """Raise UserError if an earlier import of the same files gave an item another array, by another id.
 
-    What was trained on the one must not pass for trained on the other, and only ids tell them apart.
+    The two imports have the same fingerprint, so a training on one would pass for a training on the other.
     """
     reader = store.reader(stage.name, fp)
     for key, name in keys.items():
@@ -426,7 +434,7 @@ def _require_same_names(store: Store, stage: Imported, fp: str, keys: Mapping[st
 
 
 def _record_failures(store: Store, fp: str, failures: Mapping[str, tuple[str, str]]) -> None:
-    """Record name and reason of items that failed, unless that is known."""
+    """Record name and reason of failed items, except where the index already has the same reason."""
     known = store.index.failures(fp)
     with store.index.transaction():
         for key, (name, reason) in failures.items():
@@ -435,7 +443,7 @@ def _record_failures(store: Store, fp: str, failures: Mapping[str, tuple[str, st
 
 
 def _forget_others(store: Store, name: str, keep: str) -> None:
-    """What was imported under the same name before; its stage now stands for the new files."""
+    """Delete earlier imports of the same name; the stage now stands for the new files."""
     for fp in store.index.fingerprints(name):
         if fp != keep:
             store.index.forget_fingerprint(fp)

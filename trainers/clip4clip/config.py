@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Clip4ClipConfig(ClipPairConfig):
-    """CLIP4Clip's recipe. Names are those of the release; what it has no name for stands under "ours".
+    """CLIP4Clip's recipe. Names are those of the release; settings that it does not have are under "ours".
 
     `epochs = 0` with `sim_header = "meanP"` is zero-shot CLIP: it has no parameters of its own and learns nothing.
     """

@@ -1,4 +1,4 @@
-"""What CLIP4Clip declares to the rest of crossreel. Importing it imports no torch."""
+"""Declaration of CLIP4Clip. Importing it imports no torch."""
 
 from __future__ import annotations
 

@@ -15,17 +15,17 @@ BETA = {"event": 1e-4, "dim": 0.07}  # published with either way of reducing the
 
 
 class GareConfig(ClipPairConfig):
-    """GARE's recipe. Names are those of the release; what it has no name for stands under "ours"."""
+    """GARE's recipe. Names are those of the release; settings that it does not have are under "ours"."""
 
     text_output: ClassVar[str] = "pooled"  # the vector of the whole caption
 
     agg_module: Literal["seqTransf", "seqLSTM", "None"] = "seqTransf"
-    num_hidden_layers: int = Field(4, ge=1)  # of seqTransf
+    num_hidden_layers: int = Field(4, ge=1)  # layers of seqTransf
     psi_dropout: float = Field(0.3, ge=0, lt=1)
 
     temp: Annotated[float, UNSEEN] = Field(
         3.0, gt=0
-    )  # of the pooling over frames; the command line's default is 5
+    )  # temperature of the pooling over frames; the default of the authors' command line is 5
     alpha: float = Field(2.0, gt=0)  # sharpness of the direction term
     kl_reduction: Literal["event", "dim"] = (
         "event"  # sum or mean over dimensions; releases before 2026-05: dim

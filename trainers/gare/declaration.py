@@ -1,4 +1,4 @@
-"""What GARE declares to the rest of crossreel. Importing it imports no torch."""
+"""Declaration of GARE. Importing it imports no torch."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Gare(Method):
             return self.pair_terms(self.network.head(text, frames, mask, keep))
 
     def pair_terms(self, pairs: Pairs) -> dict[str, Tensor]:
-        """The weighted terms of what the head makes of every caption and video."""
+        """Weighted loss terms of the head's outputs for every pair of a caption and a video."""
         c = self.config
         return {
             "contrastive": losses.contrastive(pairs.similarity, self.network.towers.scale),
@@ -92,7 +92,7 @@ class Gare(Method):
         return {"text": self._texts(batch)}
 
     def encode_items(self, batch: Batch) -> Encoded:
-        """What the head needs of each video, its first axis counting them; see `Head.prepare`."""
+        """Inputs of the head for each video, videos on the first axis; see `Head.prepare`."""
         frames = self._videos(batch)
         with torch.autocast(frames.device.type, enabled=False):
             return self.network.head.prepare(frames, batch["frame_mask"])
@@ -103,7 +103,7 @@ class Gare(Method):
             return self.network.head.score(texts["text"], items)
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """What carried each match: how far the caption was moved for the video, and which frames moved it.
+        """Explanation of each match: length of the caption's increment for the video, and each frame's part.
 
         increment (A, B): the length of the increment. text (A, B): that of the caption before it. frame_increments
         (A, B, F): the length of each frame's part; the increment is the sum of the parts and of what the biases add,

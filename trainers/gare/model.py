@@ -22,11 +22,11 @@ from trainers.layers.temporal import RecurrentFrames, TemporalTransformer
 
 INIT_STD = 0.02
 NORM_EPS = 1e-5
-PAIR_FLOATS = 2**22  # of one array over pairs and frames in `score`: 16 MB, which a cache can hold
+PAIR_FLOATS = 2**22  # size of one array over pairs and frames in `score`: 16 MB, which fits in a cache
 
 
 class Pairs(NamedTuple):
-    """What the head makes of every caption and video."""
+    """Outputs of the head for every pair of a caption and a video."""
 
     similarity: Tensor  # (A, B), cosine of the corrected caption and the pooled frames
     delta: Tensor  # (A, B, D), the increments

@@ -13,7 +13,7 @@ TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special one
 
 
 class H2arnConfig(MethodConfig):
-    """H2ARN's recipe. Names are those of the release; what it has no name for stands under "ours"."""
+    """H2ARN's recipe. Names are those of the release; settings that it does not have are under "ours"."""
 
     kind: ClassVar[str] = "pointcloud"
 
@@ -25,8 +25,8 @@ class H2arnConfig(MethodConfig):
     nhead: Annotated[int, UNSEEN] = Field(64, ge=1, validate_default=True)
     num_layers: int = Field(6, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    hyperbolic_c: float = Field(1.0, gt=0)  # c at the start; what is used stays in [0.1, 10]
-    loss_temp: float = Field(0.07, gt=0)  # of the contrastive loss, never learned
+    hyperbolic_c: float = Field(1.0, gt=0)  # initial value of c; the value in use is clamped to [0.1, 10]
+    loss_temp: float = Field(0.07, gt=0)  # temperature of the contrastive loss, not learned
     loss_lambda: float = Field(0.2, ge=0)  # weight of the entailment; 0: ablation without it
     K: float = Field(0.1, gt=0)  # a caption nearer to the origin than about 2K has a half space for a cone
     warmup_ratio: float = Field(0.1, ge=0, lt=1)  # share of all updates; the rate then falls in a line to 0
@@ -35,7 +35,7 @@ class H2arnConfig(MethodConfig):
     batch_size: int = Field(256, ge=1)  # captions a step, each with its cloud
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)  # on every parameter, scalars and norms too, as released
-    clip_norm: float | None = Field(1.0, gt=0)  # of all gradients together
+    clip_norm: float | None = Field(1.0, gt=0)  # limit of the norm of all gradients together
     patience: int = Field(100, ge=0)  # all epochs are trained, and the best one is kept
 
     # ours
@@ -50,7 +50,7 @@ class H2arnConfig(MethodConfig):
     )
     aggregation: Annotated[Literal["contribution", "mean"], UNSEEN] = "contribution"  # mean: ablation
     temperature: Annotated[Literal["learnable", "none"], UNSEEN] = (
-        "learnable"  # of the aggregation: released, or as the paper prints it
+        "learnable"  # temperature of the aggregation; learnable: as released, none: as the paper prints it
     )
     mask_padding: Annotated[bool, PACKS, UNSEEN] = (
         False  # released: the padding of a caption takes part in everything

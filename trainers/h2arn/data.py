@@ -1,6 +1,7 @@
-"""What H2ARN reads: token features of captions and of clouds, packed as they are stored, then batches.
+"""Inputs of H2ARN: token features of captions and of clouds, packed as they are stored, then batches.
 
-Packing knows no store: it is handed the splits and functions that give an output of a cloud or caption.
+Packing does not know the store: its caller passes the splits and functions that return an output of a cloud
+or caption.
 Axes: B pairs of a joint batch, b captions and u clouds of one process, L tokens of a caption, P of a cloud, W and W'
 their widths.
 

@@ -1,4 +1,4 @@
-"""What H2ARN declares to the rest of crossreel. Importing it imports no torch."""
+"""Declaration of H2ARN. Importing it imports no torch."""
 
 from __future__ import annotations
 

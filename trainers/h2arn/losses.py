@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainers.geometry import cone
 
-LEAST_NORM = 1e-8  # of the space components of a caption
+LEAST_NORM = 1e-8  # lower bound of the norm of a caption's space components
 
 
 def contrastive(scores: Tensor, positive: Tensor, temperature: float) -> Tensor:

@@ -89,7 +89,7 @@ class H2arn(Method):
         return self.network.similarity(self.network.inner(texts["point"], items["point"]))
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """What carried each match: where the cloud stands to the caption's cone, and how much each token weighs.
+        """Explanation of each match: angle of the cloud to the caption's cone, and the weight of each token.
 
         angle, aperture (Q, V), in radians: the cloud's exterior angle and half the opening of the caption's cone; a
         cloud is inside where the angle is the smaller. text_weights (Q, V, L), cloud_weights (Q, V, P): each sums to 1.

@@ -1,8 +1,8 @@
 """H2ARN's checkpoints in the format of its authors, both ways, read without executing anything in them.
 
 Their best files are bare state dicts; the checkpoints they write every 25 epochs hold one under `model_state_dict`
-beside the states of optimizer and schedule, which are not taken over. Our tensors have the same names. How many heads
-the attention has is in no tensor, and has to be told.
+beside the states of optimizer and schedule, which are not imported. Our tensors have the same names. The
+number of attention heads does not show in any tensor, so that the caller must pass it.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class HLFormerConfig(VideoMethodConfig):
     schedule: Literal["linear", "cosine"] = "linear"
     warmup: float = Field(0.01, ge=0, lt=1)  # share of all updates: one epoch of the published 100
     weight_decay: float = Field(0.01, ge=0)  # not on biases and LayerNorm.weight, but on norm1 and norm2
-    max_grad_norm: float = Field(1.0, ge=0)  # of each tensor by itself; 0: no clipping
+    max_grad_norm: float = Field(1.0, ge=0)  # limit of the gradient norm of each tensor; 0: no clipping
 
     @model_validator(mode="before")
     @classmethod

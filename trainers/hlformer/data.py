@@ -1,7 +1,7 @@
-"""What HLFormer reads: rows pooled to clips and frames, packed once into memory-mapped arrays, then batches.
+"""Inputs of HLFormer: rows pooled to clips and frames, packed once into memory-mapped arrays, then batches.
 
-Packing knows no store: it is handed the splits and, by input, a function that gives the rows of a video or
-caption. Axes: n rows of a video, T segments, L positions, Q captions, V videos.
+Packing does not know the store: its caller passes the splits and, for each input, a function that returns the
+rows of a video or caption. Axes: n rows of a video, T segments, L positions, Q captions, V videos.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What HLFormer declares to the rest of crossreel. Importing it imports no torch."""
+"""Declaration of HLFormer. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class HLFormerMethod(RetrievalMethod[HLFormerConfig]):
     """Partially relevant video retrieval in Euclidean and hyperbolic space (ICCV 2025).
 
-    Version 2: on several processes the losses are those of the joint batch. Trainings made before that change are made
-    again, those on one process too, because how many processes trained is no part of what a store knows of them.
+    Version 2: on several processes the losses are those of the joint batch. Earlier trainings are made again,
+    those on one process too, because the store does not record the number of processes of a training.
     """
 
     name, version, config = "hlformer", 2, HLFormerConfig

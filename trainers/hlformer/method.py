@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
 
 class TrainingOutputs(NamedTuple):
-    """What the losses read of one forward pass; space components are on the hyperboloid of curvature -c."""
+    """Inputs of the losses from one forward pass; space components are on the hyperboloid of curvature -c."""
 
     clip: Scores  # from the first encoding of the captions
     frame: Scores
@@ -43,9 +43,9 @@ class TrainingOutputs(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """Which of the gathered rows make the joint batch of all processes: each video once, with its captions.
+    """Gathered rows that form the joint batch of all processes: each video once, with its captions.
 
-    videos (V,), captions (Q,): rows of what is gathered; owner (Q,): the joint video of each caption.
+    videos (V,), captions (Q,): rows of the gathered tensors; owner (Q,): the joint video of each caption.
     """
 
     videos: Tensor
@@ -71,7 +71,7 @@ class Joint(NamedTuple):
 
 @contextmanager
 def shared_draws(shared: bool, device: torch.device) -> Iterator[None]:
-    """Inside, all processes draw the same numbers, if asked; outside, each goes on with its own."""
+    """Context in which all processes draw the same random numbers, if enabled; each then resumes its own."""
     if not shared:
         yield
         return
@@ -179,7 +179,7 @@ class HLFormer(Method):
         return clip, frame
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """What carried each match: how alike every moment of the video is, over time.
+        """Similarity of each caption to every moment of each video, which explains the match.
 
         clip_scores (Q, V, map_size), frame_scores (Q, V, max_ctx_l): cosines, whose greatest make the score.
         frame_count (Q, V) int64: positions that hold a frame; each behind them scores 0 and takes part, as published.

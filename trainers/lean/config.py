@@ -44,7 +44,7 @@ class LeanConfig(VideoMethodConfig):
 
     hypergraph: Annotated[bool, UNSEEN] = True  # ablations, table 3
     variational: Annotated[bool, UNSEEN] = True
-    without: Annotated[tuple[Edge, ...], UNSEEN] = ()  # kinds of hyperedges that are left out
+    without: Annotated[tuple[Edge, ...], UNSEEN] = ()  # kinds of hyperedges that are removed (ablation)
 
     v2t_weight: float = Field(0.5, ge=0)
     t2v_weight: float = Field(0.5, ge=0)
@@ -58,15 +58,15 @@ class LeanConfig(VideoMethodConfig):
     item_batch: Annotated[int, SPEED] = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
 
     def inputs(self) -> dict[str, tuple[str, str]]:
-        """Rows of frames and tokens; the top frames, the tokens' places and the triples' words where wanted."""
-        found = {"frame": (self.video_features, ""), "token": (self.text_features, "")}
+        """Rows of frames and tokens; under some settings also top frames, token places and triple spans."""
+        inputs_by_name = {"frame": (self.video_features, ""), "token": (self.text_features, "")}
         if self.keyframes:
-            found["top"] = (self.keyframes, "top")
+            inputs_by_name["top"] = (self.keyframes, "top")
         if not self.text_features.startswith(IMPORTED):
-            found["offset"] = (self.text_features, "offset")
+            inputs_by_name["offset"] = (self.text_features, "offset")
         if self.nodes != "sentence":
-            found["span"] = (self.triples, "span")
-        return found
+            inputs_by_name["span"] = (self.triples, "span")
+        return inputs_by_name
 
     @classmethod
     def reading(cls, items: str, captions: str, ragged: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What LEAN reads: node vectors of captions and key frames of videos, packed once into memory-mapped arrays.
+"""Inputs of LEAN: node vectors of captions and key frames of videos, packed once into memory-mapped arrays.
 
-Packing knows no store: it is handed the splits and, by input, a function that gives an output of a video or
-caption. Axes: Q captions, V videos, B pairs, m key frames, k top frames, M most triples, S runs of characters.
+Packing does not know the store: its caller passes the splits and, for each input, a function that returns an
+output of a video or caption. Axes: Q captions, V videos, B pairs, m key frames, k top frames, M most triples,
+S runs of characters.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from trainers.lean import nodes
 from trainers.lean.config import LeanConfig
 from trainers.method import Batch
 
-MOST_RUNS = 6  # of characters, kept of a triple for showing it; its vector counts all
+MOST_RUNS = 6  # runs of characters kept of a triple for display; its vector uses all of them
 
 
 class Caption(NamedTuple):

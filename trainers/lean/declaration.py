@@ -1,4 +1,4 @@
-"""What LEAN declares to the rest of crossreel. Importing it imports no torch."""
+"""Declaration of LEAN. Importing it imports no torch."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from trainers.lean.hypergraph import Hypergraphs
 
-SLOPE = 0.2  # of every LeakyReLU
+SLOPE = 0.2  # negative slope of every LeakyReLU
 MOST_REFINEMENT = 10.0  # bound of the exponent of eq. 13
 ATTENTION_FLOATS = 2**19  # 2 MB of node pairs at a time: 7 times faster than in main memory
 
@@ -130,7 +130,7 @@ class LeanLayer(nn.Module):
 
 
 def messages(edges: Tensor, logits: Tensor, graphs: Hypergraphs) -> Tensor:
-    """What nodes of each kind (V, Q, R, D) get from their hyperedges (V, Q, K, D), eq. 12.
+    """Messages to the nodes of each kind (V, Q, R, D) from their hyperedges (V, Q, K, D), eq. 12.
 
     The mean weighted by attention, renormalised over the hyperedges of a node: a softmax over these alone, which
     cannot divide by an attention that has rounded to zero.

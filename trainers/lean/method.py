@@ -22,11 +22,11 @@ from trainers.measure.scoring import tiles
 from trainers.method import Batch, Encoded, Method
 
 CPU_BYTES = 2**26  # pairs held at once, 64 MB: more gain nothing
-LEAST_DEVIATION = 1e-6  # of a dimension's mean; less is what rounding leaves of a constant
+LEAST_DEVIATION = 1e-6  # relative to a dimension's mean; a smaller deviation is the rounding of a constant
 
 
 class Pairs(NamedTuple):
-    """What the losses read of captions (b) with all videos (B): scores and divergences, both (b, B)."""
+    """Inputs of the losses: scores and divergences of captions (b) with all videos (B), both (b, B)."""
 
     scores: Tensor
     divergence: Tensor
@@ -80,7 +80,7 @@ class Lean(Method):
         return self.standard[name](batch[name]) if self.config.standardise else batch[name]
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Eq. 17-20 of the joint batch of all processes; each works on its own captions with all videos."""
+        """Losses (eq. 17-20) of the joint batch; each process scores its captions with all videos."""
         texts, items = self.encode_texts(batch), self.encode_items(batch)
         order = _order(batch["place"])
         joint = {name: distributed.gather_with_grad(values)[order] for name, values in items.items()}
@@ -143,12 +143,12 @@ class Lean(Method):
     def blocks(
         self, texts: int, videos: int, triples: int, device: torch.device
     ) -> Iterator[tuple[slice, slice]]:
-        """Captions with so many triples and videos whose pairs are scored at once."""
+        """Numbers of captions with `triples` triples and of videos whose pairs are scored at once."""
         memory = min(CPU_BYTES, self.work_bytes) if device.type == "cpu" else self.work_bytes
         return tiles(texts, videos, max(1, memory // self.pair_bytes(triples)))
 
     def pair_bytes(self, triples: int) -> int:
-        """What a pair with so many triples takes at most while it is scored."""
+        """Upper bound of the memory for scoring a pair with that number of triples."""
         c = self.config
         nodes, edges = 1 + c.frames + triples, 3 + triples
         floats = 5 * c.hidden * (nodes + edges)
@@ -164,7 +164,7 @@ class Lean(Method):
         return F.normalize(means, dim=-1) @ F.normalize(items["nodes"][:, 0], dim=-1).T
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """What carried each match, zero beyond a caption's triples.
+        """Weights that explain each match, zero beyond a caption's triples.
 
         edge_weights (Q, V, 3 + M): attention of the last layer to the hyperedges global, visual, text and each
         triple's; it sums to 1. node_weights (Q, V, 1 + m + M): shares of V, the frames and the triples in the
@@ -206,7 +206,7 @@ def by_count(texts: Encoded) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _order(place: Tensor) -> Tensor:
-    """Where the pairs of the joint batch are in what is gathered: each `place` once, in order."""
+    """Positions of the joint batch's pairs in the gathered tensors: each `place` once, in order."""
     places = torch.cat(distributed.gather(place))
     order = places.argsort(stable=True)
     first = torch.ones_like(order, dtype=torch.bool)
@@ -217,7 +217,7 @@ def _order(place: Tensor) -> Tensor:
 def build(config: LeanConfig, data: LeanData) -> Lean:
     """A freshly initialised LEAN for the feature sizes of the packed data.
 
-    Where there is no training split, weights that were trained are to come, and bring what standardises with them.
+    Without a training split the standardisation is not computed: it is loaded later with trained weights.
     """
     method = Lean(config, data.visual_dim, data.text_dim)
     if config.standardise and "train" in data.splits:

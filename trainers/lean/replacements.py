@@ -22,7 +22,11 @@ class Replacement(nn.Module):
 
     def __init__(self, kind: str, hidden: int) -> None:
         super().__init__()
-        from torch_geometric.nn import GATConv, GCNConv, HypergraphConv  # slow to import: only who asks pays
+        from torch_geometric.nn import (
+            GATConv,
+            GCNConv,
+            HypergraphConv,
+        )  # slow to import, so only these layers import it
 
         self.kind = kind
         self.network: Any = {"hgnn": HypergraphConv, "gcn": GCNConv, "gat": GATConv}[kind](hidden, hidden)

@@ -46,15 +46,15 @@ class NeighborRetrConfig(ClipPairConfig):
     cluster_heads: Annotated[int, UNSEEN] = Field(8, ge=1)
     density_noise: bool = True  # U(0, 1e-6), which alone orders the clusters of two equally dense tokens
     mask_mode: Annotated[Literal["zero", "neg_inf"], UNSEEN] = (
-        "zero"  # what padding counts in the maxima; published: zero
+        "zero"  # score of padding in the maxima; published: zero
     )
     global_similarity: Literal["dot", "cosine"] = "dot"  # published: dot, which lets U dominate at the start
     unused_nets: bool = False  # carry the nets that the release creates and that change no score
 
     centrality_scale: float = 0.3
     beta: float = Field(0.7, ge=0, le=1)  # share of the transport plan in the targets of U
-    ot_scale: float = Field(3.0, gt=0)  # of U; the release takes `temperature` here
-    temperature: float = Field(3.0, gt=0)  # of the neighbours' weights
+    ot_scale: float = Field(3.0, gt=0)  # temperature of U; the release uses `temperature` here
+    temperature: float = Field(3.0, gt=0)  # temperature of the neighbours' weights
     num_neighbors: int = Field(20, ge=1, validate_default=True)
     sinkhorn_iters: int = Field(50, ge=1)
     centrality_weight: float = Field(1.0, ge=0)

@@ -1,4 +1,4 @@
-"""What NeighborRetr reads: pairs of a caption and a video, in slots whose number never changes."""
+"""Inputs of NeighborRetr: pairs of a caption and a video, padded to a fixed number of slots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What NeighborRetr declares to the rest of crossreel. Importing it imports no torch."""
+"""Declaration of NeighborRetr. Importing it imports no torch."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class Neighbors(NamedTuple):
-    """The neighbour loss of the rows of a score matrix, and what it comes from.
+    """The neighbour loss of the rows of a score matrix, with its intermediate values.
 
     mask: (B, B) bool, the nearest columns without the diagonal; scaled_scores, scaled_centrality: (B, B), 0 to 1
     outside neighbours and diagonal; weights: (B, B), 1 on the diagonal.
@@ -89,8 +89,8 @@ def neighbors(scores: Tensor, column_centrality: Tensor, count: int, temperature
 def _scaled(values: Tensor, left_out: Tensor) -> Tensor:
     """Each row by the least and the greatest of the values that are not left out; where these are equal, by 1.
 
-    They may well be: with padding that counts 0 in the maxima, all that a caption does not match scores 0. The
-    release then divides by zero.
+    Equal values do occur: where padding counts 0 in the maxima, every item that a caption does not match
+    scores 0. The release then divides by zero.
     """
     least = values.masked_fill(left_out, torch.inf).min(1, keepdim=True).values
     greatest = values.masked_fill(left_out, -torch.inf).max(1, keepdim=True).values

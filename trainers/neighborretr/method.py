@@ -116,10 +116,10 @@ class NeighborRetr(Method):
         return local_similarity(self._tokens(texts), self._tokens(items))
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """What weighs down hubs while this method learns: centrality (Q, V), each video's mean score with the bank.
+        """Centrality (Q, V), each video's mean score with the bank, by which training weighs down hubs.
 
-        That is r of the published neighbour term, with the captions that the bank held when training ended; the score
-        itself does not know it. Nothing where the bank is empty: the weights came from elsewhere.
+        It is r of the published neighbour term, with the captions in the bank at the end of training, and is
+        not part of the score. Empty if the bank is empty, because the weights were not trained here.
         """
         bank = self.bank.content()
         if bank is None:

@@ -23,7 +23,7 @@ SMALLEST_GROUP = 16
 
 
 class Tokens(NamedTuple):
-    """What the score needs of the tokens of one side, made once for each sample.
+    """Inputs of the score from the tokens of one side, computed once for each sample.
 
     unit: (N, L, D), of length 1, zero where padded. weights: (N, L), of sum 1. length: (N,) int64,
     the slots up to the last token. padding_counts: whether a padded slot is a partner of product 0.

@@ -1,6 +1,6 @@
-"""The annotation files of a public corpus: found in a folder, plain or gzipped, read row by row.
+"""Reader of the annotation files of a public corpus in a folder, plain or gzipped, row by row.
 
-A row that is wrong is left out and named by its file and line; a file that is wrong ends the import.
+An invalid row is left out and reported by file and line; an invalid file ends the import.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pipeline.corpus.manifest import LONGEST_SECONDS
 from pipeline.errors import UserError
 
 Row = tuple[str, Any]
-"""Where it stands ("train.csv, line 3"), and what stands there."""
+"""Location ("train.csv, line 3") and value of a row."""
 
 
 class Wrong(Exception):
-    """A row cannot be used, in one sentence."""
+    """A row cannot be used; the message is one sentence."""
 
 
 class Absent(Exception):
-    """A split cannot be read because its file is not in the folder, in one sentence."""
+    """A split cannot be read because its file is not in the folder; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One caption as an annotation file has it; `id` is the file's own name for it, if it has one."""
+    """One caption of an annotation file; `id` is its id in the file, "" if it has none."""
 
     video: str
     text: str
@@ -46,9 +46,9 @@ class Annotation:
 
 
 class Annotations:
-    """A folder of annotation files, and what was wrong or worth telling in those that were read.
+    """A folder of annotation files, with the rows left out (`left_out`) and other remarks (`notes`).
 
-    Patterns are those of a shell, so that files keep what their publishers put before the usual name.
+    File names are matched by shell patterns, because publishers put prefixes before the usual names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,11 +57,12 @@ class Annotations:
         self.folder = folder
         self.left_out: list[str] = []
         self.notes: list[str] = []
-        found = sorted((path for path in folder.iterdir() if path.is_file()), reverse=True)
-        self._files = {path.name.removesuffix(".gz"): path for path in found}  # the plain one of two counts
+        paths = sorted((path for path in folder.iterdir() if path.is_file()), reverse=True)
+        # in reverse order `a.csv` comes after `a.csv.gz`, so that the plain file replaces the gzipped one
+        self._files = {path.name.removesuffix(".gz"): path for path in paths}
 
     def find(self, *patterns: str) -> Path | None:
-        """The file of the first pattern that any has. Raises UserError where several fit."""
+        """File of the first pattern that matches any, or None. Raises UserError if it matches several."""
         for pattern in patterns:
             fitting = [path for name, path in self._files.items() if fnmatchcase(name, pattern)]
             if len(fitting) > 1:
@@ -72,7 +73,7 @@ class Annotations:
         return None
 
     def need(self, *patterns: str) -> Path:
-        """The same; raises Absent where there is none."""
+        """File of the first pattern that matches any. Raises Absent if there is none."""
         path = self.find(*patterns)
         if path is None:
             names = " or ".join(pattern.lstrip("*") for pattern in patterns)
@@ -82,7 +83,7 @@ class Annotations:
     def gather(
         self, rows: Iterable[Row], read: Callable[[str, Any], Iterable[Annotation]]
     ) -> list[Annotation]:
-        """The captions of all rows; a row that `read` calls wrong is left out and named."""
+        """Captions of all rows; a row for which `read` raises Wrong is left out and reported."""
         out: list[Annotation] = []
         for where, row in rows:
             try:
@@ -94,10 +95,10 @@ class Annotations:
     def choose(
         self, ids: Mapping[str, str], captions: Iterable[Annotation], whole: bool = False
     ) -> list[Annotation]:
-        """The captions of the videos of a list (id -> where it stands), in the order of the list.
+        """Captions of the listed videos (id -> location in the list), in the order of the list.
 
-        A listed video without captions is left out and named. `whole` says that the captions are of
-        the list's split alone, so that videos beside the list are worth telling.
+        A listed video without captions is left out and reported. With `whole`, all captions should belong to
+        the list's split, so that videos missing from the list are noted.
         """
         of: dict[str, list[Annotation]] = {name: [] for name in ids}
         beside: set[str] = set()
@@ -106,27 +107,27 @@ class Annotations:
                 of[caption.video].append(caption)
             else:
                 beside.add(caption.video)
-        self.left_out += [f"{ids[name]}: {name} has no captions" for name, found in of.items() if not found]
+        self.left_out += [f"{ids[name]}: {name} has no captions" for name, texts in of.items() if not texts]
         if whole and beside:
             named = next(iter(ids.values()), "the list").partition(",")[0]
             self.notes.append(f"{len(beside)} videos with captions are not in {named}, {min(beside)} is one")
-        return [caption for found in of.values() for caption in found]
+        return [caption for texts in of.values() for caption in texts]
 
     def lines(self, path: Path) -> list[Row]:
-        """The lines of a text file that are not blank, stripped."""
+        """Lines of a text file, stripped, without blank ones."""
         rows = enumerate(read_text(path).split("\n"), start=1)
         return [(f"{path.name}, line {number}", line.strip()) for number, line in rows if line.strip()]
 
     def names(self, path: Path) -> dict[str, str]:
-        """The video ids of a list, one a line, each with where it stands first."""
+        """Video ids of a list with one id a line, each with its first location."""
         return self._distinct(self.lines(path), name)
 
     def column(self, path: Path, column: str) -> dict[str, str]:
-        """The same of a CSV file's column."""
+        """Video ids of a column of a CSV file, each with its first location."""
         return self._distinct(self.table(path, column), lambda row: text(row, column))
 
     def entries(self, path: Path) -> dict[str, str]:
-        """The same of a JSON list of ids."""
+        """Video ids of a JSON list, each with its first location."""
         return self._distinct(self.items(path), name)
 
     def _distinct(self, rows: Iterable[Row], read: Callable[[Any], str]) -> dict[str, str]:
@@ -143,7 +144,7 @@ class Annotations:
         return out
 
     def table(self, path: Path, *columns: str) -> list[Row]:
-        """The rows of a CSV file with a header that has these columns; one that cannot be read is named."""
+        """Rows of a CSV file whose header has these columns; an unreadable row is left out and reported."""
 
         def known(names: Sequence[str]) -> int:
             return len({*names} & {*columns})
@@ -170,7 +171,7 @@ class Annotations:
         return rows
 
     def json_lines(self, path: Path) -> Iterator[Row]:
-        """The objects of a JSON Lines file; a line that holds none is left out and named."""
+        """Objects of a JSON Lines file; a line that is not an object is left out and reported."""
         for where, line in self.lines(path):
             try:
                 value = json.loads(line)
@@ -182,7 +183,7 @@ class Annotations:
                 self.left_out.append(f"{where}: not a JSON object")
 
     def items(self, path: Path, key: str | None = None) -> list[Row]:
-        """The entries of a JSON list, or of the list that stands under a key of a JSON object."""
+        """Entries of a JSON list, or of the list under a key of a JSON object."""
         value = self.json(path)
         if key is not None:
             value = value.get(key) if isinstance(value, dict) else None
@@ -191,14 +192,14 @@ class Annotations:
         return [(f"{path.name}, {key or 'entry'} {number}", row) for number, row in enumerate(value, start=1)]
 
     def members(self, path: Path) -> list[Row]:
-        """The members of a JSON object, each as (key, value)."""
+        """Members of a JSON object as (key, value)."""
         value = self.json(path)
         if not isinstance(value, dict):
             raise UserError(f"{path} holds no object of video ids")
         return [(f"{path.name}, {member}", (member, inside)) for member, inside in value.items()]
 
     def json(self, path: Path) -> Any:
-        """What a JSON file holds; keys that stand twice in one object are told, the last one counts."""
+        """Value of a JSON file; a repeated key of an object is reported, and its last value is used."""
 
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             out = dict(pairs)
@@ -220,7 +221,7 @@ class Annotations:
 
 
 def read_text(path: Path) -> str:
-    """A text file, gzipped where its name says so; without a byte order mark, with plain line ends."""
+    """Text of a file, unpacked if its name ends in .gz, without byte order mark and with plain line ends."""
     data = read_bytes(path)
     try:
         out = decode_text(data)
@@ -235,7 +236,7 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file, unpacked where its name ends in .gz."""
+    """Bytes of a file, unpacked if its name ends in .gz."""
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -247,7 +248,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def text(row: Any, key: str) -> str:
-    """A text of an object, stripped. Raises Wrong where there is none."""
+    """Text under a key of an object, stripped. Raises Wrong if there is none."""
     value = row.get(key) if isinstance(row, dict) else None
     if not isinstance(value, str):
         raise Wrong(f"it has no text {key!r}" if isinstance(row, dict) else "not an object")
@@ -257,14 +258,14 @@ def text(row: Any, key: str) -> str:
 
 
 def name(value: Any) -> str:
-    """An id, which JSON may have as a number."""
+    """Id as text; JSON may store it as a number. Raises Wrong for any other value."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise Wrong(f"{shown(value)} is not an id")
     return str(value).strip()
 
 
 def seconds(value: Any) -> float:
-    """A time. Raises Wrong for what is none."""
+    """Time in seconds. Raises Wrong for any other value."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -275,18 +276,18 @@ def seconds(value: Any) -> float:
 
 
 def window(value: Any) -> tuple[float, float]:
-    """Start and end of a moment from a list of two. Raises Wrong."""
+    """Start and end of a moment in seconds from a list of two. Raises Wrong for any other value."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise Wrong(f"{shown(value)} is not a start and an end")
     return seconds(value[0]), seconds(value[1])
 
 
 def paragraphs(captions: Iterable[Annotation], end: Mapping[str, float]) -> list[Annotation]:
-    """All sentences of a video joined by a space, in file order, as one caption from 0 to `end` of the video."""
+    """One caption for each video, from 0 to its `end`: its sentences in file order, joined by a space."""
     of: dict[str, list[Annotation]] = {}
     for caption in captions:
         of.setdefault(caption.video, []).append(caption)
     return [
-        Annotation(video, " ".join(caption.text for caption in found), found[0].where, 0.0, end[video])
-        for video, found in of.items()
+        Annotation(video, " ".join(one.text for one in sentences), sentences[0].where, 0.0, end[video])
+        for video, sentences in of.items()
     ]

@@ -16,21 +16,21 @@ NAMED = 3  # examples in a sentence
 
 @dataclass(frozen=True)
 class Earlier:
-    """The items of an earlier manifest, found again by their id or, where that is another, by their media file."""
+    """Items of an earlier manifest, matched by id or, if the id differs, by media file."""
 
     path: Path
     items: tuple[Item, ...]
 
     @classmethod
     def read(cls, path: Path) -> Earlier:
-        """The items of a manifest that is valid. Raises UserError."""
+        """Items of a valid manifest. Raises UserError for any other."""
         return cls(path, Corpus.read(path).items)
 
     @classmethod
     def at(cls, path: Path) -> Earlier | None:
-        """What stands where a manifest is about to be written: None for nothing, lines that are wrong left out.
+        """The manifest at the path of a new one, without its invalid lines; None if there is no file.
 
-        Raises UserError for a file that is no manifest, so that a mistyped --out destroys nothing.
+        Raises UserError for a file that is not a manifest, so that a mistyped --out destroys nothing.
         """
         if not path.exists() or (path.is_file() and path.stat().st_size == 0):
             return None
@@ -42,31 +42,31 @@ class Earlier:
         return cls(path, tuple(items))
 
     def find(self, items: Iterable[Item], folder: Path) -> dict[str, Item]:
-        """By the id of each of these items the earlier one; `folder` is what their media are relative to."""
+        """The earlier item for the id of each item that has one; media paths are relative to `folder`."""
         by_id = {item.id: item for item in self.items}
         by_media = {
             str((self.path.parent / item.media).absolute().resolve()): item
             for item in self.items
             if item.media
         }
-        found = {}
+        matches = {}
         for item in items:
             earlier = by_id.get(item.id)
             if earlier is None and item.media and by_media:
                 earlier = by_media.get(str((folder / item.media).absolute().resolve()))
             if earlier is not None:
-                found[item.id] = earlier
-        return found
+                matches[item.id] = earlier
+        return matches
 
 
-def keep_splits(found: Imported, earlier: Earlier, folder: Path) -> Imported:
-    """The same with each item, and each caption of an item, in the split that an earlier manifest has it in.
+def keep_splits(imported: Imported, earlier: Earlier, folder: Path) -> Imported:
+    """The import with each item and caption in its split of an earlier manifest.
 
-    Notes say how many were kept against the source, and how many items are new.
+    The notes count the items whose split differs from the source's, and the new items.
     """
-    before = earlier.find(found.items, folder)
-    items = [_kept(item, before[item.id]) if item.id in before else item for item in found.items]
-    changed = [old.id for old, new in zip(found.items, items, strict=True) if old != new]
+    before = earlier.find(imported.items, folder)
+    items = [_kept(item, before[item.id]) if item.id in before else item for item in imported.items]
+    changed = [old.id for old, new in zip(imported.items, items, strict=True) if old != new]
     new = len(items) - len(before)
     notes = [f"{len(before)} items keep their split of {earlier.path}, {new} are new"]
     if changed:
@@ -76,11 +76,11 @@ def keep_splits(found: Imported, earlier: Earlier, folder: Path) -> Imported:
     gone = len(earlier.items) - len({item.id for item in before.values()})
     if gone:
         notes.append(f"{gone} items of {earlier.path} are not in the source")
-    return replace(found, items=items, notes=notes + found.notes, dealt=min(found.dealt, new))
+    return replace(imported, items=items, notes=notes + imported.notes, dealt=min(imported.dealt, new))
 
 
 def _kept(item: Item, earlier: Item) -> Item:
-    """An item in its earlier split, its captions in theirs; a caption that is new is in the split of the item."""
+    """The item with its earlier split and those of its captions; a new caption takes the item's split."""
     splits = {_key(caption): caption.split for caption in earlier.captions}
     captions = tuple(replace(caption, split=splits.get(_key(caption))) for caption in item.captions)
     return replace(item, split=earlier.split, captions=captions)
@@ -91,7 +91,7 @@ def _key(caption: Caption) -> tuple[str, float | None, float | None]:
 
 
 def require_unmoved(items: Sequence[Item], earlier: Earlier, folder: Path) -> None:
-    """Raise UserError where items, or captions of theirs, would change their split against an earlier manifest."""
+    """Raise UserError if items or their captions would be in another split than in an earlier manifest."""
     before = earlier.find(items, folder)
     moves = [(item, move) for item in items if item.id in before and (move := _move(before[item.id], item))]
     if not moves:
@@ -106,7 +106,7 @@ def require_unmoved(items: Sequence[Item], earlier: Earlier, folder: Path) -> No
 
 
 def _move(before: Item, after: Item) -> tuple[str, str] | None:
-    """From which split to which an item moves, or else a caption that both have; None where nothing moves."""
+    """Old and new split of an item that moves, or of a caption of both that does; None if nothing moves."""
     if before.split != after.split:
         return before.split, after.split
     of: dict[tuple[str, float | None, float | None], set[str]] = {}

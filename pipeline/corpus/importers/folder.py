@@ -1,7 +1,7 @@
 """A folder of media with captions beside them: `clip.mp4` with `clip.txt` (a caption a line) or `clip.json`.
 
-Point clouds may be .txt files themselves; which text is which is told by `media_files`. Every file that is
-neither media nor the captions of some is named or counted.
+Point clouds may be .txt files themselves; `media_files` decides which .txt files are clouds. Every file that
+is neither media nor captions of a media file is reported or counted.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ CONTAINERS = """
     wmv asf wm wtv dvr-ms flv swf ogv ogm ogg ogx rm rmvb mxf gxf lxf dv dif nut nsv amv mtv
     gif apng y4m ivf obu fli flc roq smk bik
     h261 h263 h264 264 avc h265 265 hevc mjpg mjpeg vc1 cavs drc
-"""  # what ffmpeg reads frames from: containers, moving pictures, and streams without a container
+"""  # suffixes that ffmpeg reads frames from: containers, moving pictures, and streams without a container
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS.split())
 CAPTION_SUFFIXES = (".txt", ".json")
 SUFFIXES: dict[str, frozenset[str]] = {"video": VIDEO_SUFFIXES, "pointcloud": CLOUD_SUFFIXES}
 WORDS = {"video": "video", "pointcloud": "point cloud"}
-SPOKEN = ".captions.txt"  # ends the name of a text that is never a point cloud
+SPOKEN = ".captions.txt"  # ending of a caption file that is never taken for a point cloud
 PARTS = "Annotations"
-SHARED = "captions.json"  # captions of many clouds, in the folder that is imported
+SHARED = "captions.json"  # file with the captions of many clouds, in the imported folder
 NAMED = 3  # examples in a note
 
 Said = list[tuple[str, float | None, float | None]]
 
 
 def read_folder(folder: Path, relative_to: Path, kind: str = "video", shares: Shares = USUAL) -> Imported:
-    """The videos, or point clouds, in and below a folder; a first folder called train, val or test is the split.
+    """Items of the videos, or point clouds, in and below a folder, with their captions and splits.
 
-    So is one that is called validation, dev, testing and the like. Other items are dealt by the hash of their
-    path without suffix. A cloud's captions stand in `name.captions.txt`, `name.json`, `name.txt` where the
-    cloud itself is no .txt, or by its name or path without suffix in `captions.json` of the folder. One whose
-    captions are an empty list is an item of the gallery alone.
+    A first folder called train, val or test (or validation, dev, testing and the like) is the split. Other
+    items are dealt to splits by the hash of their path without suffix. The captions of a cloud are in
+    `name.captions.txt`, in `name.json`, in `name.txt` unless the cloud itself is a .txt file, or in the
+    folder's `captions.json` under the cloud's name or its path without suffix. A cloud whose captions are an
+    empty list is in the gallery alone.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
@@ -93,10 +94,10 @@ def _examples(names: list[str]) -> str:
 
 
 class _Others:
-    """The files of a folder that are neither media of the kind nor captions of some.
+    """The files of a folder that are neither media of the kind nor captions of a media file.
 
-    Those with captions of their own may be media that were missed: each is named in `with_captions`. The others
-    are counted by suffix.
+    A file with captions beside it may be media of an unknown suffix, and is listed in `with_captions`. The
+    others are counted by suffix.
     """
 
     def __init__(self, folder: Path, kind: str, media: Collection[Path]) -> None:
@@ -127,7 +128,7 @@ class _Others:
                 self._rest.setdefault(path.suffix.lower() or "no suffix", []).append(inside)
 
     def notes(self) -> Iterator[str]:
-        """What was passed over, in words."""
+        """One sentence for each group of files that were not imported."""
         if self._orphans:
             yield f"{len(self._orphans)} texts are not read as captions: {_examples(self._orphans)}"
         for suffix, names in sorted(self._rest.items()):
@@ -139,7 +140,7 @@ def _is_captions(path: Path) -> bool:
 
 
 def _caption_stem(path: Path) -> Path:
-    """The path of the media, without suffix, whose captions a text would be."""
+    """Path without suffix of the media file to which a caption file would belong."""
     spoken = path.name.lower().endswith(SPOKEN)
     return (
         path.with_name(path.name[: -len(SPOKEN)])
@@ -153,10 +154,11 @@ def _printable(path: Path) -> str:
 
 
 def media_files(folder: Path, kind: str = "video") -> Iterator[Path]:
-    """The files in and below a folder that are of a kind by their suffix, in the order of their names.
+    """Files in and below a folder whose suffix is that of a kind, in the order of their names.
 
-    A .txt is no point cloud where it is called `name.captions.txt`, or a cloud of another suffix has its name; nor
-    are the objects of a room of S3DIS, in the folder `Annotations` beside `room/room.txt`, which holds them all.
+    A .txt file is not a point cloud if it is called `name.captions.txt`, or if a cloud of another suffix has
+    its name. The objects of a room of S3DIS (folder `Annotations` beside `room/room.txt`) are skipped,
+    because the room's file contains them all.
     """
     for parent, folders, files in os.walk(folder):  # does not follow links to folders, so it cannot loop
         folders.sort()
@@ -171,7 +173,7 @@ def media_files(folder: Path, kind: str = "video") -> Iterator[Path]:
 
 
 def _beside(media: Path, kind: str) -> str:
-    """The files that would hold the captions of one, for a sentence."""
+    """Names of the files that could hold the captions of a media file, as part of a sentence."""
     if kind == "video":
         return f"{media.stem}.txt or {media.stem}.json"
     plain = "" if media.suffix.lower() == ".txt" else f", {media.stem}.txt"
@@ -179,7 +181,7 @@ def _beside(media: Path, kind: str) -> str:
 
 
 def _captions(media: Path) -> Said:
-    """Texts with start and end seconds of a video. Raises ValueError with the reason."""
+    """Captions of a video with start and end in seconds. Raises ValueError with the reason."""
     described, plain = media.with_suffix(".json"), media.with_suffix(".txt")
     if described.is_file():
         return _described(described)
@@ -187,7 +189,7 @@ def _captions(media: Path) -> Said:
 
 
 def _of_cloud(media: Path, name: str, shared: Mapping[str, Any]) -> Said | None:
-    """The captions of a point cloud; None where nothing says any. Raises ValueError with the reason."""
+    """Captions of a point cloud; None if no file has any. Raises ValueError with the reason."""
     described, spoken = media.with_suffix(".json"), media.with_name(media.stem + SPOKEN)
     plain = media.with_suffix(".txt")
     if described.is_file() and described.name != SHARED:
@@ -201,7 +203,7 @@ def _of_cloud(media: Path, name: str, shared: Mapping[str, Any]) -> Said | None:
 
 
 def _shared(path: Path) -> Mapping[str, Any]:
-    """Captions by the names of clouds, which may stand under `result` as in T3DR-HIT. Raises UserError."""
+    """Captions by name of the cloud; T3DR-HIT has them under `result`. Raises UserError for anything else."""
     if not path.is_file():
         return {}
     try:
@@ -216,7 +218,7 @@ def _shared(path: Path) -> Mapping[str, Any]:
 
 
 def _described(path: Path) -> Said:
-    """The captions of a .json file. Raises ValueError."""
+    """Captions of a .json file. Raises ValueError for an invalid file or entry."""
     raw = json.loads(_decoded(path))
     entries = raw.get("captions", []) if isinstance(raw, dict) else raw
     return [_entry(entry) for entry in _listed(entries, path.name)]
@@ -229,12 +231,12 @@ def _listed(entries: Any, where: str) -> list[Any]:
 
 
 def _lines(path: Path) -> Said:
-    """The lines of a text that are not blank, each a caption. Raises ValueError for what is no text."""
+    """One caption for each line that is not blank. Raises ValueError for a file that is not text."""
     return [(line.strip(), None, None) for line in _decoded(path).split("\n") if line.strip()]
 
 
 def _decoded(path: Path) -> str:
-    """The text of a file of captions. Raises ValueError that names the file."""
+    """Text of a caption file. Raises ValueError naming the file."""
     try:
         text = decode_text(path.read_bytes())
     except ValueError as error:
@@ -264,7 +266,7 @@ def _entry(entry: Any) -> tuple[str, float | None, float | None]:
 
 
 def _distinct(items: list[Item]) -> list[Item]:
-    """Files of one name and different kinds (a.mp4, a.mkv) keep their suffix in the id."""
+    """Items with distinct ids: files that differ only by suffix (a.mp4, a.mkv) keep it in their ids."""
     counts = Counter(item.id for item in items)
     return [item if counts[item.id] == 1 else _with_suffix(item) for item in items]
 

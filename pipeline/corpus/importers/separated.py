@@ -1,6 +1,7 @@
-"""Tables of separated values (CSV, TSV, semicolons), strictly: a row is read right or named by its line.
+"""Strict reader of separated values (CSV, TSV, semicolons): a row that cannot be read is reported by its
+line.
 
-Python's csv module takes a table in which a quote is not closed, and hands out rows that swallowed others.
+Python's csv module accepts a table with an unclosed quote, and returns rows that contain other rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.corpus.importers.texts import unreadable
 
 SEPARATORS = (",", "\t", ";", "|")
-EXCEL = re.compile(r"sep=(.)\n", re.IGNORECASE)  # the first line by which Excel names the separator
+EXCEL = re.compile(r"sep=(.)\n", re.IGNORECASE)  # first line of Excel's tables that names the separator
 OPENING = re.compile(r' *(?=")')
 QUOTED = re.compile(r'"(?:[^"]++|"")*+"')  # possessive: a doubled quote at the end closes nothing
 PADDING = re.compile(r" *")
@@ -20,16 +21,16 @@ PLAIN = {sign: re.compile(rf"[^\n{re.escape(sign)}]*") for sign in SEPARATORS}
 
 Cells = dict[str, str]
 Row = tuple[int, Cells | str]
-"""The number of the line on which a row begins, and its cells by column, or why it cannot be read."""
+"""Number of the line on which a row begins, and its cells by column or the reason why it cannot be read."""
 
 
 class Confused(ValueError):
-    """The rows of a table cannot be told apart, in one sentence."""
+    """The bounds of a table's rows are unclear; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The columns that a table names, in their order, its rows, and the sign between its cells."""
+    """A table: the names of its columns in order, its rows, and the separator between its cells."""
 
     columns: tuple[str, ...]
     rows: list[Row]
@@ -37,7 +38,7 @@ class Sheet:
 
 
 class _Stray(Exception):
-    """Text stands behind the closing quote of a cell, at `place`."""
+    """There is text after the closing quote of a cell, at `place`."""
 
     def __init__(self, place: int) -> None:
         super().__init__(place)
@@ -45,7 +46,7 @@ class _Stray(Exception):
 
 
 class _Unclosed(Exception):
-    """A quote is open at the end of the table."""
+    """A quote is still open at the end of the table."""
 
 
 def read_sheet(
@@ -53,9 +54,9 @@ def read_sheet(
 ) -> Sheet:
     """The table of a decoded text whose first line names the columns; it may have no columns and no rows.
 
-    The separator is the one by which `known(columns)` knows most columns. `is_row(columns, cells)` says
-    whether a line inside a quoted cell looks like a row of its own. Blank lines, and lines of empty cells,
-    mean nothing. Raises Confused, naming the line, where a quote swallowed rows.
+    The separator is that with the highest count `known(columns)` of known columns. `is_row(columns, cells)`
+    returns whether a line inside a quoted cell looks like a separate row. Blank lines and lines of empty
+    cells are skipped. Raises Confused, naming the line, if a quoted cell contains other rows.
     """
     start, number = 0, 1
     named = EXCEL.match(text)
@@ -84,14 +85,14 @@ def read_sheet(
 
 
 def _separator(text: str, start: int, known: Callable[[Sequence[str]], int]) -> str:
-    """The separator that makes most known columns of the header; of equals the one that makes most cells."""
+    """The separator that gives the most known columns in the header; among equals, the most cells."""
 
     found = {sign: _columns(text, start, sign) for sign in SEPARATORS}
     return max(SEPARATORS, key=lambda sign: (known(found[sign]), len(found[sign])))
 
 
 def _columns(text: str, start: int, separator: str) -> list[str]:
-    """The columns of the header with a separator; none where its quotes do not fit."""
+    """Columns of the header with a separator; an empty list if a quote is unclosed or followed by text."""
     try:
         return _record(text, start, separator)[0]
     except (_Stray, _Unclosed):
@@ -99,7 +100,7 @@ def _columns(text: str, start: int, separator: str) -> list[str]:
 
 
 def _header(text: str, start: int, number: int, separator: str) -> tuple[list[str], int, int]:
-    """The columns without unnamed ones at their end, where the rows begin, and on which line."""
+    """Columns without the unnamed last ones, and the offset and line number at which the rows begin."""
     try:
         cells, at = _record(text, start, separator)
     except (_Stray, _Unclosed):
@@ -114,7 +115,7 @@ def _header(text: str, start: int, number: int, separator: str) -> tuple[list[st
 
 
 def _record_or_reason(text: str, at: int, number: int, separator: str) -> tuple[list[str] | str, int]:
-    """The cells of the record at a place, or why they cannot be read, and where the next one begins."""
+    """Cells of the record at an offset, or the reason why it cannot be read, and the next record's offset."""
     try:
         return _record(text, at, separator)
     except _Unclosed:
@@ -135,7 +136,7 @@ def _record_or_reason(text: str, at: int, number: int, separator: str) -> tuple[
 
 
 def _record(text: str, at: int, separator: str) -> tuple[list[str], int]:
-    """The cells of the record at a place, and where the next one begins. Raises _Stray and _Unclosed."""
+    """Cells of the record at an offset, and the next record's offset. Raises _Stray and _Unclosed."""
     cells: list[str] = []
     while True:
         opening = OPENING.match(text, at)
@@ -158,13 +159,13 @@ def _record(text: str, at: int, separator: str) -> tuple[list[str], int]:
 
 
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where a pattern that fits everywhere ends."""
-    found = pattern.match(text, at)
-    return found.end() if found else at
+    """Offset of the end of a pattern's match at an offset; `at` if there is none."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
 
 
 def _named(cells: list[str], columns: Sequence[str]) -> Cells | str:
-    """The cells by their columns, of equal names the first; or why there are too many or too few."""
+    """Cells by column (the first of equal names), or the reason if there are too many or too few cells."""
     while len(cells) > len(columns) and not cells[-1].strip():
         cells.pop()
     if len(cells) > len(columns):
@@ -178,7 +179,7 @@ def _require_apart(
     record: str, first: int, columns: Sequence[str], separator: str,
     is_row: Callable[[Sequence[str], Sequence[str]], bool],
 ) -> None:  # fmt: skip
-    """Raise Confused where a line inside a quoted cell looks like a row that was swallowed."""
+    """Raise Confused if a line inside a quoted cell looks like a separate row."""
     for below, line in enumerate(record.removesuffix("\n").split("\n")[1:], start=first + 1):
         if is_row(columns, [cell.strip().strip('"') for cell in line.split(separator)]):
             raise Confused(

@@ -1,7 +1,8 @@
-"""Limits for files of somebody else: a file holds its own data, and unpacks to no more than it may.
+"""Limits for files from elsewhere: a file must hold its data itself, and its unpacked size is bounded.
 
-An HDF5 file can name other files (external storage, virtual datasets, external links), whose bytes would then be read
-as features. A compressed array of a few megabytes can announce gigabytes. Both are refused before any value is read.
+An HDF5 file can refer to other files (external storage, virtual datasets, external links), whose bytes would
+then be read as features. A compressed array of a few megabytes can announce gigabytes. Both are refused
+before any value is read.
 """
 
 from __future__ import annotations
@@ -19,25 +20,23 @@ from pipeline.errors import UserError
 
 LARGEST_BYTES = (
     2**31
-)  # of one array unpacked: 3 hours of frames at 3 a second, 4,096 float32 each, are 0.5 GB
+)  # limit of one unpacked array: 3 hours of frames at 3 a second, 4,096 float32 each, are 0.5 GB
 SMALL_BYTES = (
     2**26
-)  # arrays up to this size may be as compressible as they like: zeros behind a short caption
-SLACK_BYTES = (
-    2**16
-)  # of compressed chunks beyond twice their size; deflate makes nothing larger by more than 0.1 %
-LARGEST_RATIO = 100  # unpacked to stored bytes of larger ones; features with padding measured 2 to 30
+)  # the ratio is not checked up to this size: the zeros behind a short caption compress without limit
+SLACK_BYTES = 2**16  # compressed chunks may exceed twice their size by this; deflate adds at most 0.1 %
+LARGEST_RATIO = 100  # unpacked to stored bytes of larger arrays; measured on padded features: 2 to 30
 
 
 class Foreign(ValueError):
-    """A file, or an array of it, that is refused, with the reason in words."""
+    """A file or array is refused; the message is the reason."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """An HDF5 file, open for reading, all of whose arrays lie in itself.
+    """An HDF5 file, open for reading, that holds all its arrays itself.
 
-    Raises UserError naming the first link or dataset that leads elsewhere, in whatever group it stands; OSError
-    where the file is none of HDF5.
+    Raises UserError naming the first link or dataset in any group that refers to another file or name, and
+    OSError if the file is not HDF5.
     """
     file = h5py.File(path, "r")
     try:
@@ -50,11 +49,11 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def elsewhere(file: h5py.File) -> Iterator[tuple[str, str]]:
-    """Name and reason of every link or dataset of a file that does not hold its values itself.
+    """Name and reason of every link or dataset of a file whose values are not in the file itself.
 
-    Links are looked at one by one, because h5py's `visititems` steps over those that are not hard.
+    Each link is checked, because h5py's `visititems` skips all but hard links.
     """
-    seen: set[Any] = set()  # addresses of groups: hard links can go round in a circle
+    seen: set[Any] = set()  # addresses of visited groups, because hard links can form a cycle
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
     while waiting:
         prefix, group = waiting.pop()
@@ -79,7 +78,7 @@ def elsewhere(file: h5py.File) -> Iterator[tuple[str, str]]:
 
 
 def _elsewhere(dataset: h5py.h5d.DatasetID) -> str:
-    """Why a dataset does not hold its values itself; "" where it does."""
+    """Reason why a dataset's values are not in the file itself; "" if they are."""
     created = dataset.get_create_plist()
     if created.get_layout() == h5py.h5d.VIRTUAL:
         return "is a virtual dataset, whose values lie in other files"
@@ -89,10 +88,10 @@ def _elsewhere(dataset: h5py.h5d.DatasetID) -> str:
 
 
 def require_dataset(dataset: h5py.Dataset) -> None:
-    """Raise Foreign for a dataset that was never written, or that unpacks to more than it may.
+    """Raise Foreign for a dataset that was never written, or whose unpacked size is over the limits.
 
-    A chunk is unpacked whole however few of its rows are asked for, and deflate unpacks to whatever its bytes say,
-    not to the size of the chunk: the stored bytes are held against the chunks' own size too.
+    HDF5 unpacks a whole chunk even to read one row, and deflate's output depends on the stored bytes, not on
+    the size of the chunk. Therefore the stored bytes are also compared with the size of the chunks.
     """
     stored = dataset.id.get_storage_size()
     if dataset.size and not stored:
@@ -106,7 +105,7 @@ def require_dataset(dataset: h5py.Dataset) -> None:
 
 
 def require_size(shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> None:
-    """Raise Foreign for an array of more than LARGEST_BYTES, or a large one of far more than its stored bytes."""
+    """Raise Foreign for an array over LARGEST_BYTES, or a large one over LARGEST_RATIO times `stored`."""
     unpacked = math.prod(shape) * dtype.itemsize
     if unpacked > LARGEST_BYTES:
         raise Foreign(
@@ -122,9 +121,10 @@ def require_size(shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> N
 def require_member(
     member: zipfile.ZipInfo, header: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> None:
-    """Raise Foreign for an array of an archive that unpacks to more than it may, or not to what its shape says.
+    """Raise Foreign for an array of an archive whose unpacked size is over the limits or not its shape's.
 
-    header: bytes of the member before its values. Object arrays, which are never unpickled, are left to the reader.
+    header: bytes of the member before its values. Object arrays are not checked: the reader refuses them
+    without unpickling.
     """
     if dtype.hasobject:
         return

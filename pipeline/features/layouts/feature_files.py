@@ -1,7 +1,7 @@
-"""Arrays that somebody else extracted, by name: an HDF5 file, or .npy, .npz, .pt and .safetensors files.
+"""Reader of features from elsewhere, by name: an HDF5 file, or .npy, .npz, .pt and .safetensors files.
 
-Nothing is unpickled: object arrays are refused, and whoever opens .pt files passes a function that
-reads tensors alone, as this floor knows no torch. Axes: T rows (frames or tokens) of D numbers.
+Nothing is unpickled: object arrays are refused, and the caller passes a function that reads only tensors
+from .pt files, because this floor does not import torch. Axes: T rows (frames or tokens) of D numbers.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ SUFFIXES = {
     "hdf5": (".hdf5", ".h5"), "npy": (".npy",), "npz": (".npz",), "pt": (".pt", ".pth"),
     "safetensors": (".safetensors",),
 }  # fmt: skip
-MAPS = ("npz", "pt", "safetensors")  # a single file of these holds an array an item
-LONGEST_HEADER = 2**16  # bytes of a .npy file; numpy refuses texts of more than 10,000
-INDEX = "index.json"  # of a folder that `crossreel export features` wrote: its files are named by digests
+MAPS = ("npz", "pt", "safetensors")  # layouts whose single file holds one array for each item
+LONGEST_HEADER = 2**16  # bytes of a .npy file; numpy refuses headers of more than 10,000 characters
+INDEX = "index.json"  # index that `crossreel export features` writes, as its files are named by digests
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
     zlib.error, SafetensorError,
 )  # fmt: skip
-"""What the readers raise of a file that is cut short, overwritten, or something else than its name says."""
+"""Exceptions of the readers for a file that is cut short, overwritten or not of its suffix's kind."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An array that is still to be read: shape and dtype, as the head of its file says, and its values."""
+    """An array before it is read: shape and dtype from the file's header, and a function that reads it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -52,16 +52,16 @@ class Entry:
 
 
 def no_numbers(shape: tuple[int, ...]) -> Entry:
-    """Stands for an array that numpy has no numbers for, and fails when it is read."""
+    """Placeholder for an array whose type numpy does not have; `as_rows` refuses it."""
     return Entry(shape, np.dtype(object), lambda: np.empty(0, object))
 
 
 OpenFile = Callable[[Path, ExitStack], Mapping[str, Entry]]
-"""Opens a file for as long as the stack is: its arrays by name; one that has none is called ""."""
+"""Opens a file until the stack closes, and returns its arrays by name ("" for an array without one)."""
 
 
 class FeatureFiles:
-    """The arrays of a file or folder by name, read one at a time. What cannot be opened has a reason instead."""
+    """Arrays of a file or folder by name, read one at a time; `failed` has the reasons of unreadable ones."""
 
     def __init__(
         self, path: Path, entries: Mapping[str, Entry], failed: Mapping[str, str], stack: ExitStack
@@ -75,7 +75,7 @@ class FeatureFiles:
     ) -> FeatureFiles:
         """Open a source; `array` names the array of each item where there are several (HDF5: in each group).
 
-        Raises UserError where the path is nothing of this layout.
+        Raises UserError if the path does not have this layout.
         """
         openers: dict[str, OpenFile] = {"npy": _open_npy, "npz": _open_npz, "safetensors": _open_safetensors}
         if open_tensors is not None:
@@ -96,7 +96,7 @@ class FeatureFiles:
 
     @property
     def names(self) -> Collection[str]:
-        """The name of every array, those that cannot be opened included."""
+        """Names of all arrays, including those that cannot be opened."""
         return [*self._entries, *self.failed]
 
     def dims(self, names: Iterable[str]) -> int:
@@ -114,7 +114,7 @@ class FeatureFiles:
         return kinds == {np.dtype(np.float16)}
 
     def rows(self, name: str) -> Array:
-        """The rows (T, D) of an array. Raises ItemError where it cannot be read or is nothing of the kind."""
+        """Rows (T, D) of an array. Raises ItemError if it cannot be read or has another shape."""
         if name in self.failed:
             raise ItemError(name, self.failed[name])
         try:
@@ -127,7 +127,7 @@ class FeatureFiles:
 def as_rows(name: str, array: Array) -> Array:
     """An array as rows (T, D): a vector (D,) is one row, and (1, T, D) loses its first axis.
 
-    Raises ItemError for any other shape, for nothing at all, and for what are not finite numbers.
+    Raises ItemError for any other shape, an empty array, and values that are not finite numbers.
     """
     if array.dtype.kind not in "fiu":
         raise ItemError(name, f"it holds {array.dtype}, numbers are needed")
@@ -154,7 +154,7 @@ def _rows_shape(entry: Entry) -> tuple[int, int] | None:
 
 
 def match(ids: Iterable[str], names: Iterable[str]) -> dict[str, str]:
-    """Which name belongs to an id: the equal one, else the one of the same stem if both have it alone.
+    """Name of the array for each id: the equal name, else that of the same stem if both have it once.
 
     The stem is the last part of a path without the suffix of a file: `videos/a.mp4` and `clip/a` are both `a`.
     """
@@ -173,28 +173,28 @@ def match(ids: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 
 
 def _stem(name: str) -> str:
-    """Only what looks like the suffix of a file goes: `take_0.5` and `take_0.7` are not the same."""
+    """Last part of a path without a file suffix. A suffix begins with a letter: `take_0.5` stays whole."""
     return re.sub(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", "", PurePosixPath(name).name)
 
 
 def layout_of(path: Path) -> str:
-    """The layout that a file or folder has, by the suffixes found there. Raises UserError where it has none."""
+    """Layout of a file or folder by its files' suffixes. Raises UserError unless there is exactly one."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if not p.name.startswith(".")]
-    found = {
+    layouts = {
         layout for layout, suffixes in SUFFIXES.items() if any(file.suffix in suffixes for file in files)
     }
-    if len(found) != 1:
+    if len(layouts) != 1:
         raise UserError(
-            f"{path} holds {' and '.join(sorted(found)) or 'no'} features; "
+            f"{path} holds {' and '.join(sorted(layouts)) or 'no'} features; "
             f"files of one kind are needed: {', '.join(suffix for all_ in SUFFIXES.values() for suffix in all_)}"
         )
-    return found.pop()
+    return layouts.pop()
 
 
 def _one_file(
     path: Path, layout: str, open_file: OpenFile, array: str
 ) -> tuple[dict[str, Entry], dict[str, str], ExitStack]:
-    """A single file: an array an item, or one array, which is the item the file is named after."""
+    """Entries and failures of a single file: one array for each item, or one array named after the file."""
     if not path.is_file():
         raise UserError(f"{path} is a folder; the layout {layout} is one file")
     if array and layout in MAPS:
@@ -240,7 +240,7 @@ def _one_an_item(
 
 
 def _named(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder by name: the names of an export's index, else their paths without suffix."""
+    """Files of a folder by name: the names in an export's index, else the paths without suffix."""
     if (folder / INDEX).is_file():
         try:
             files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"]
@@ -261,7 +261,7 @@ def _named(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _choose(name: str, entries: Mapping[str, Entry], array: str) -> Entry:
-    """The named array, or the only one, or the only one with rows (`time` stands beside `frame` in exports)."""
+    """The named array, or the only one, or the only one with two axes (exports have `time` and `frame`)."""
     if array:
         if array not in entries:
             raise ItemError(name, f"it has no array {array!r}; {nearest(array, entries)}")
@@ -273,12 +273,12 @@ def _choose(name: str, entries: Mapping[str, Entry], array: str) -> Entry:
 
 
 def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Entry]:
-    """Every dataset by its path, or by that of its group where it is the group's dataset of a given name.
+    """Every dataset by its path; with `dataset`, only the datasets of that name, by the path of their group.
 
-    Raises UserError where any of the file's links or datasets reads another file.
+    Raises UserError if any link or dataset of the file refers to another file.
     """
     file = stack.enter_context(open_hdf5(path))
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
 
     def read(name: str) -> Array:
         require_dataset(file[name])
@@ -289,12 +289,12 @@ def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Ent
         if not isinstance(thing, h5py.Dataset) or thing.shape is None or not name.endswith(end):
             return
         try:
-            found[name.removesuffix(end)] = Entry(thing.shape, thing.dtype, partial(read, name))
-        except TypeError:  # bit fields and the like
-            found[name.removesuffix(end)] = no_numbers(thing.shape)
+            entries[name.removesuffix(end)] = Entry(thing.shape, thing.dtype, partial(read, name))
+        except TypeError:  # a type that numpy does not have, such as a bit field
+            entries[name.removesuffix(end)] = no_numbers(thing.shape)
 
     file.visititems(visit)
-    return found
+    return entries
 
 
 def _open_npy(path: Path, stack: ExitStack) -> dict[str, Entry]:
@@ -304,7 +304,7 @@ def _open_npy(path: Path, stack: ExitStack) -> dict[str, Entry]:
     def read() -> Array:
         if (
             not dtype.hasobject
-        ):  # a header may announce more than there is: numpy would take that memory first
+        ):  # a header may announce more than the file holds: numpy would allocate that memory first
             require_size(shape, dtype, path.stat().st_size - header)
         return np.asarray(np.load(path, allow_pickle=False))
 
@@ -317,27 +317,27 @@ def _open_npz(path: Path, stack: ExitStack) -> dict[str, Entry]:
         raise ValueError("one array, not an archive of arrays")
     stack.enter_context(archive)
     assert archive.zip is not None  # it is open
-    found = {}
+    entries = {}
     for key in archive.files:
         member = key if key in archive.zip.NameToInfo else f"{key}.npy"
         with archive.zip.open(member) as file:
             shape, dtype, header = _npy_head(file)
         read = partial(_read_member, archive, key, archive.zip.getinfo(member), header, shape, dtype)
-        found[key] = Entry(shape, dtype, read)
-    return found
+        entries[key] = Entry(shape, dtype, read)
+    return entries
 
 
 def _read_member(
     archive: np.lib.npyio.NpzFile, key: str, member: zipfile.ZipInfo, header: int, shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> Array:  # fmt: skip
-    """An array of an archive, unpacked only where it is as large as its shape says and no larger than it may be."""
+    """An array of an archive; refused before unpacking if its size is over the limit or not its shape's."""
     require_member(member, header, shape, dtype)
     return np.asarray(archive[key])
 
 
 def _npy_head(file: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and length of the header; no more is read than a header may take, whatever it announces."""
+    """Shape, dtype and header length of a .npy file, of which at most LONGEST_HEADER bytes are read."""
     head = io.BytesIO(file.read(LONGEST_HEADER))
     major, _ = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
@@ -348,12 +348,12 @@ def _npy_head(file: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any], int
 def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
     file = stack.enter_context(safe_open(path, framework="numpy"))
     kinds = {"F16": np.float16, "F64": np.float64}
-    found = {}
+    entries = {}
     for key in file.keys():  # noqa: SIM118  # it is no mapping
         part = file.get_slice(key)
         dtype = np.dtype(kinds.get(part.get_dtype(), np.float32))
-        found[key] = Entry(tuple(part.get_shape()), dtype, partial(file.get_tensor, key))
-    return found
+        entries[key] = Entry(tuple(part.get_shape()), dtype, partial(file.get_tensor, key))
+    return entries
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,12 @@
-"""H2ARN's published feature files (its page, section 5): tokens of texts and clouds by row, and which belong together.
+"""H2ARN's published feature files (its page, section 5): tokens of texts and clouds by row, and their links.
 
 <folder>/feature/<subset>/<split>/txt_features_<CLIP|BERT>.pt           (texts, 77, D) float32
 <folder>/feature/<subset>/<split>/pc_features_<DGCNN|pointnet|...>.pt   (clouds, 100, D) float32
 <folder>/save/<subset>_link_<split>.json       [[[text file, text row], [cloud file, cloud row]], ...]
 
-A subset is a data set of its own (Elephant, S3DIS). Neither texts nor names of objects are stored: a row is known by
-its split and number. This floor knows no torch, so whoever reads or writes passes the function that does.
+A subset is a separate data set (Elephant, S3DIS). The files hold neither the words of the texts nor the names
+of the clouds, so a row is identified by its split and number. This floor does not import torch: the caller
+passes the functions that read and write tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.store.store import write_json
 
 TEXTS, CLOUDS = "txt_features_", "pc_features_"
 PUBLISHED = {"bert": "BERT", "clip": "CLIP", "clip_text": "CLIP", "dgcnn": "DGCNN", "pointnet2": "pointnet++"}
-"""What the layout calls the features of a stage, where that is another word."""
+"""Names that the layout has for the features of our stages, where they differ from the stage's name."""
 
 Link = tuple[int, int]
 """Text row, cloud row."""
@@ -41,14 +42,14 @@ SaveTensor = Callable[[Path, Array], None]
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """One split: tokens of its texts (n, L, D) and clouds (m, L, D), and its links in file order, each once."""
+    """One split: tokens of its texts (n, L, D) and clouds (m, L, D), and its distinct links in file order."""
 
     texts: Array
     clouds: Array
     links: tuple[Link, ...]
 
     def clouds_of(self) -> dict[int, list[int]]:
-        """The clouds of each text that has any, by rows, in the order of the links."""
+        """Rows of the linked clouds by row of the text, in link order; texts without links are absent."""
         found: dict[int, list[int]] = {}
         for text, cloud in self.links:
             found.setdefault(text, []).append(cloud)
@@ -57,7 +58,7 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class H2arnFiles:
-    """The chosen features of a subset: their names, their splits, and the files they were read from."""
+    """The chosen features of a subset: their names, their splits, and the paths of their files."""
 
     folder: Path
     subset: str
@@ -72,9 +73,9 @@ class H2arnFiles:
         cls, folder: Path, open_tensors: OpenFile, subset: str | None = None, texts: str | None = None,
         clouds: str | None = None,
     ) -> H2arnFiles:  # fmt: skip
-        """Open a folder that holds feature/ and save/; subset and features are named where there are several.
+        """Open a folder with feature/ and save/; subset and features must be named if there are several.
 
-        The tensors are mapped, not read. Raises UserError naming the file, and of links the entry.
+        The tensors are memory-mapped, not read. Raises UserError naming the file, and a wrong link's entry.
         """
         links = _links_of(folder, subset)
         subset = next(iter(links.values())).name.partition("_link_")[0]
@@ -95,23 +96,23 @@ class H2arnFiles:
 
 
 def _links_of(folder: Path, subset: str | None) -> dict[str, Path]:
-    """The link list of every split of a subset, which must be named if there are several."""
-    found: dict[str, dict[str, Path]] = {}
+    """Path of the link list of every split of a subset, which must be named if there are several."""
+    links: dict[str, dict[str, Path]] = {}
     for path in sorted((folder / "save").glob("*_link_*.json")):
         name, _, split = path.stem.partition("_link_")
-        found.setdefault(name, {})[split] = path
-    if not found:
+        links.setdefault(name, {})[split] = path
+    if not links:
         raise UserError(
             f"{folder} is no folder of H2ARN's: it holds no save/<subset>_link_<split>.json "
             "beside feature/<subset>/<split>"
         )
-    name = _one_of(found, subset, folder, "subset", "--subset")
-    usual = [split for split in SPLITS if split in found[name]]
-    return {split: found[name][split] for split in (*usual, *sorted(set(found[name]) - set(usual)))}
+    name = _one_of(links, subset, folder, "subset", "--subset")
+    usual = [split for split in SPLITS if split in links[name]]
+    return {split: links[name][split] for split in (*usual, *sorted(set(links[name]) - set(usual)))}
 
 
 def _place(folder: Path, subset: str, split: str) -> Path:
-    """The folder of a split's features; upper and lower case of the subset may differ from the link list's."""
+    """Folder of a split's features; the subset's name is compared with the link list's ignoring case."""
     for path in sorted((folder / "feature").glob(f"*/{split}")):
         if path.parent.name.lower() == subset.lower():
             return path
@@ -121,26 +122,26 @@ def _place(folder: Path, subset: str, split: str) -> Path:
 
 
 def _chosen(places: Mapping[str, Path], kind: str, name: str | None, option: str) -> str:
-    """Which features of a kind, NAME of `<kind>NAME.pt`; every split must have them."""
+    """NAME of the chosen features `<kind>NAME.pt`, which every split must have."""
     for place in places.values():
-        found = {path.stem.removeprefix(kind): path for path in sorted(place.glob(f"{kind}*.pt"))}
-        if not found:
+        files = {path.stem.removeprefix(kind): path for path in sorted(place.glob(f"{kind}*.pt"))}
+        if not files:
             raise UserError(f"there is no {place / kind}<name>.pt")
-        name = _one_of(found, name, place, f"{kind}NAME.pt", option)
+        name = _one_of(files, name, place, f"{kind}NAME.pt", option)
     assert name is not None  # there is a split
     return name
 
 
-def _one_of(found: Mapping[str, object], name: str | None, place: Path, what: str, option: str) -> str:
-    """The one of some names that is wished for, in whatever case; it may be left open where there is one."""
-    if name is None and len(found) == 1:
-        return next(iter(found))
+def _one_of(candidates: Mapping[str, object], name: str | None, folder: Path, what: str, option: str) -> str:
+    """Look up a name, ignoring case; may be omitted if there is only one."""
+    if name is None and len(candidates) == 1:
+        return next(iter(candidates))
     if name is None:
-        raise UserError(f"{place} has several of {what}, {' and '.join(found)}; name one with {option}")
-    same = [known for known in found if known.lower() == name.lower()]
-    if name not in found and len(same) != 1:
-        raise UserError(f"{place} has no {what} called {name!r}; {nearest(name, found)}")
-    return name if name in found else same[0]
+        raise UserError(f"{folder} has several of {what}, {' and '.join(candidates)}; name one with {option}")
+    same = [known for known in candidates if known.lower() == name.lower()]
+    if name not in candidates and len(same) != 1:
+        raise UserError(f"{folder} has no {what} called {name!r}; {nearest(name, candidates)}")
+    return name if name in candidates else same[0]
 
 
 def _tensor(path: Path, open_tensors: OpenFile) -> Array:
@@ -172,7 +173,7 @@ def _require_one_width(arrays: Mapping[Path, Array]) -> None:
 
 
 def _read_links(path: Path, texts: int, clouds: int) -> tuple[Link, ...]:
-    """The links of a split, each once, in file order. Raises UserError naming the first wrong entry."""
+    """Distinct links of a split in file order. Raises UserError naming the first wrong entry."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -203,12 +204,12 @@ def _wrong(path: Path, number: int, entry: Any, why: str) -> UserError:
 def export_h2arn(
     target: Path, contents: Contents, subset: str, clouds: Output, texts: Output, save: SaveTensor
 ) -> Exported:
-    """Write a corpus with the tokens of its items and captions as a subset.
+    """Write a corpus with the tokens of its items and captions as a subset, and return counts.
 
-    Rows stand in the manifest's order; items without features are left out, and so are captions without any, or
-    of such items alone. An item without captions keeps its row, as in the authors' files. A split that only
-    borrows items, as one that validates on test, is not written again. Raises UserError where items or captions
-    have different numbers of tokens.
+    Rows are in the manifest's order. Items without features are left out, and so are captions without
+    features or whose items have none. An item without captions keeps its row, as in the authors' files. A
+    split that only borrows items, such as a validation on the test items, is not written. Raises UserError if
+    items or captions differ in their number of tokens.
     """
     report = Exported(left_out=dict(contents.unreadable))
     for split in dict.fromkeys(item.split for item in contents.corpus.items):
@@ -256,7 +257,7 @@ def _export_split(
 
 
 def _write_rows(path: Path, keys: Mapping[str, str], output: Output, save: SaveTensor) -> int:
-    """Write the tokens of all (n, L, D) through a file beside it, so that memory stays flat; returns n L."""
+    """Write the tokens (n, L, D) through a memory-mapped file, so that memory stays flat; returns n L."""
     first = _tokens(output, *next(iter(keys.items())), None)
     spool = path.with_name(f".{path.name}.tmp")
     try:
@@ -281,13 +282,13 @@ def _tokens(output: Output, name: str, key: str, shape: tuple[int, ...] | None) 
 
 
 def published_name(stage: str, subset: str) -> str:
-    """What the layout calls a stage's features: imported ones as they were called, ours by their network."""
+    """Name of a stage's features in the layout: imported ones keep their name, ours get their network's."""
     name = stage.removeprefix(PREFIX).removeprefix(f"{_word(subset)}-")
     return PUBLISHED.get(name, name)
 
 
 def stage_words(subset: str, name: str) -> str:
-    """NAME of the stage import-NAME that features of a subset become."""
+    """NAME of the stage import-NAME that holds the imported features of a subset."""
     return f"{_word(subset)}-{_word(name.replace('++', '2'))}"
 
 

@@ -19,7 +19,7 @@ from pipeline.errors import ItemError, UserError, nearest
 from pipeline.features.layouts.bounds import Foreign, open_hdf5, require_dataset
 
 SPLITS = ("train", "val", "test")
-ENCODING = "ISO-8859-1"  # as the sets are written; captions alone are UTF-8 in some of them
+ENCODING = "ISO-8859-1"  # the sets' encoding; in some of them the caption files alone are UTF-8
 
 Caption = tuple[str, str, str]
 """Caption id, text, video id."""
@@ -88,28 +88,28 @@ class MsSl:
         """The token rows (t, Dq) of a caption, in the precision they are stored in."""
         if caption_id not in self._text:
             raise UserError(f"caption {caption_id!r} has no features in {self._text_file}")
-        found = self._text[caption_id]
-        if not isinstance(found, h5py.Dataset):
+        dataset = self._text[caption_id]
+        if not isinstance(dataset, h5py.Dataset):
             raise ItemError(caption_id, "it is a group of HDF5, not an array")
         try:
-            require_dataset(found)
+            require_dataset(dataset)
         except Foreign as error:
             raise ItemError(caption_id, str(error)) from None
-        return np.asarray(found)
+        return np.asarray(dataset)
 
 
 def _only(folder: Path, name: str | None, what: str, fits: Callable[[Path], bool]) -> Path:
-    """The named entry of a folder, or the only one that fits."""
+    """Path of the named entry of a folder, or of the only entry for which `fits` is true."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; the MS-SL layout has FeatureData and TextData")
-    found = {path.name: path for path in sorted(folder.iterdir()) if fits(path)}
-    if name is not None and name in found:
-        return found[name]
+    entries = {path.name: path for path in sorted(folder.iterdir()) if fits(path)}
+    if name is not None and name in entries:
+        return entries[name]
     if name is not None:
-        raise UserError(f"{folder} has no {what} {name!r}; {nearest(name, found)}")
-    if len(found) != 1:
-        raise UserError(f"{folder} has {len(found)} of the kind {what}, name one; {nearest('', found)}")
-    return next(iter(found.values()))
+        raise UserError(f"{folder} has no {what} {name!r}; {nearest(name, entries)}")
+    if len(entries) != 1:
+        raise UserError(f"{folder} has {len(entries)} of the kind {what}, name one; {nearest('', entries)}")
+    return next(iter(entries.values()))
 
 
 def _is_hdf5(path: Path) -> bool:
@@ -117,7 +117,7 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _open_rows(folder: Path) -> tuple[NDArray[np.float32], dict[str, int]]:
-    """feature.bin mapped as (n, Dv), and the row of each name."""
+    """The memory-mapped feature.bin (n, Dv), and the row number of each name."""
     count, width = _read_shape(folder / "shape.txt")
     names = _read(folder / "id.txt").split()
     if len(names) != count:
@@ -148,7 +148,7 @@ def _twice(names: Sequence[str]) -> str:
 
 
 def _read_videos(path: Path) -> dict[str, list[str]]:
-    """The row names of each video. The file is a Python literal; nothing in it is ever evaluated."""
+    """Row names of each video. The file is a Python literal, which is parsed and never executed."""
     try:
         videos = ast.literal_eval(_read(path).strip())
     except (
@@ -157,7 +157,7 @@ def _read_videos(path: Path) -> dict[str, list[str]]:
         TypeError,
         MemoryError,
         RecursionError,
-    ) as error:  # the last two: brackets in brackets
+    ) as error:  # the last two come from deeply nested brackets
         raise UserError(
             f"{path} is not the literal of a dict: {str(error) or type(error).__name__}"
         ) from None
@@ -201,7 +201,7 @@ def _read_captions(path: Path) -> Iterator[Caption]:
 
 
 def _decoded(path: Path) -> str:
-    """A caption file's text: UTF-8 if it is that, else ISO-8859-1."""
+    """Text of a caption file, decoded as UTF-8 if that is possible, else as ISO-8859-1."""
     data = path.read_bytes()
     try:
         return data.decode("utf-8")
@@ -217,7 +217,7 @@ def _read(path: Path) -> str:
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(place, first row, count) of each stretch of rows that follow each other."""
+    """(place, first row, count) of each run of consecutive rows, so that each run is read at once."""
     start = 0
     for place in range(1, len(rows) + 1):
         if place == len(rows) or rows[place] != rows[place - 1] + 1:
