@@ -161,7 +161,7 @@ class Lab:
             process.kill()
         return Ended(process.returncode, out, err)
 
-    def killed(self, when: Callable[[], bool], *arguments: object, seconds: float = 60) -> bool:
+    def killed(self, when: Callable[[], bool], *arguments: object, seconds: float = 180) -> bool:
         """Start a command, kill it with -9 when the condition holds; False if it ended before."""
         process = self.start(*arguments)
         deadline = time.monotonic() + seconds
