@@ -245,13 +245,14 @@ def test_an_item_has_its_captions_and_pictures(site: Site) -> None:
     assert site.get(f"/view/{site.key}/0").status_code == 404, "a video has no views"
 
 
-def test_a_video_that_cannot_be_decoded_is_told_without_its_path(site: Site) -> None:
+def test_a_video_that_is_not_what_was_stored_is_named_without_its_path(site: Site) -> None:
     key = site.told.keys[2]
     path = Gallery(site.project, site.project.survey()).video(key)
     assert path is not None
     path.write_bytes(bytes(path.stat().st_size))
     found = site.get(f"/api/item/{key}").json()
-    assert (found["reason"], found["pictures"]) == ("it cannot be decoded", [])
+    reason = "it is damaged in the store; crossreel store verify --repair drops it"
+    assert (found["reason"], found["pictures"]) == (reason, []) and str(path) not in str(found)
 
 
 def test_a_cloud_is_sent_as_the_stage_made_it(clouds: Site) -> None:
