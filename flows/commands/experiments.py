@@ -290,7 +290,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
             }
             for n, s in states.items()
         })  # fmt: skip
-        _refuse(problems)
+        _refuse(problems, project.experiment.run.anyway)
         return
     rows = [
         [name, str(len(s.keys)), str(s.done), str(len(s.missing)), str(len(s.failed) + len(s.blocked)),
@@ -313,13 +313,16 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     out.print(
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
     )
-    _refuse(problems)
+    _refuse(problems, project.experiment.run.anyway)
 
 
-def _refuse(problems: Sequence[Problem]) -> None:
-    """Raise UserError with the problems of a plan, if there are any: a run would be refused alike."""
-    if problems:
+def _refuse(problems: Sequence[Problem], anyway: bool) -> None:
+    """Raise UserError with the problems of a plan, as a run would; with `run.anyway` only print them."""
+    if not problems:
+        return
+    if not anyway:
         raise UserError(as_text(problems))
+    typer.echo(as_text(problems), err=True)
 
 
 def _expected(expected: Expected) -> tuple[str, str]:
