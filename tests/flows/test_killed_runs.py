@@ -78,10 +78,10 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(lab, untouched):
     ]
     kills = 0
     for moment in moments:
-        kills += lab.killed(moment, "stage", "evaluate", lab.toml, "--set", "run.workers=2")
+        kills += lab.killed(moment, "stage", "evaluate", lab.toml)
         assert lab.gone_within(5) == []
     assert kills >= 5
-    ended = lab.run("stage", "evaluate", lab.toml, "--set", "run.workers=2")
+    ended = lab.run("stage", "evaluate", lab.toml)
     assert ended.code == 0, ended.err
     assert content(lab.toml) == untouched
     assert lab.run("store", "verify", lab.store).code == 0
