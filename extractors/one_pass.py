@@ -11,6 +11,7 @@ from extractors.base import FrameReader, Result, Unit, WorkOptions
 from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_with
 from pipeline.child import Child
 from pipeline.errors import ItemError, ItemKilled
+from pipeline.store.segments import Damaged
 
 
 @dataclass
@@ -37,7 +38,14 @@ def read_together(
 
     `began` is called for each decode that is begun: one a unit, two where the first decoder failed.
     """
-    sources = [source_of(unit) for unit in units]
+    sources = []
+    for unit in units:
+        try:
+            sources.append(source_of(unit))
+        except Damaged as error:  # one broken file costs its item, not the run
+            for reading in readings:
+                if reading.lacks(unit):
+                    yield reading.reader, (unit, ItemError(unit.name, str(error)))
     decoders = _decoders(options.decoder_bytes, options.decoders)
     for event in decode_with(decoders, sources, options.item_seconds):
         if isinstance(event, Begin):
