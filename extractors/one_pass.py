@@ -60,8 +60,8 @@ def read_together(
         elif isinstance(event, Failed):
             for reading in readings:
                 if reading.lacks(event.unit):
-                    error = ItemKilled if event.killed else ItemError
-                    yield reading.reader, (event.unit, error(event.unit.name, event.reason))
+                    kind = ItemKilled if event.killed else ItemError
+                    yield reading.reader, (event.unit, kind(event.unit.name, event.reason))
         else:
             for reading in readings:
                 if reading.wants:
