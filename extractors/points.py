@@ -62,5 +62,5 @@ class Points(Extractor[PointsParams]):
             rows = rows[farthest_points(cloud.xyz, p.sample)]
         note = {"points": cloud.points, "dropped": cloud.dropped, "coloured": cloud.rgb is not None}
         return Output(
-            {"points": nine_columns(rows)}, note | ({"said": list(cloud.said)} if cloud.said else {})
+            {"points": nine_columns(rows)}, note | ({"said": list(cloud.remarks)} if cloud.remarks else {})
         )
