@@ -47,9 +47,9 @@ def search(
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """The items that match a sentence best; with --media, the captions that match a file best.
+    """List the items that match a sentence best; with --media, the captions that match a file best.
 
-    The first search of a split encodes all of it, which is kept.
+    The first search of a split encodes and stores all of it.
     """
     text, experiment = _asked(words, caption, media)
     require_top(top)

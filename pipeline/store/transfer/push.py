@@ -15,9 +15,8 @@ from pipeline.store.segments import Damaged, Segment
 from pipeline.store.store import RECORD, Store
 from pipeline.store.transfer.entry import Blob, Entry, Untrusted, Where, read_record
 from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
-from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, together
+from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, Selection, together
 
-Wanted = Mapping[str, Collection[str]]  # fingerprint -> keys of items; a stage over the corpus has one key
 BLOCK_BYTES = 4 << 20
 
 
@@ -49,7 +48,7 @@ def push(
     store: Store,
     remote: Remote,
     stages: Collection[str] = (),
-    wanted: Wanted | None = None,
+    selection: Selection | None = None,
     how: How = How(),  # noqa: B008  # frozen
     on_moved: OnMoved = lambda moved, total: None,
 ) -> Outcome:
@@ -63,7 +62,7 @@ def push(
     there = remote.entries()
     folders = {where[:2] for where in there if where.kind == "folder"}  # one copy per fingerprint is enough
     todo: list[Where] = []
-    for where, size in _here(store, stages, wanted):
+    for where, size in _here(store, stages, selection):
         published = where in there or (where.kind == "folder" and where[:2] in folders)
         if published and not how.again:
             outcome.already += 1
@@ -80,15 +79,15 @@ def push(
     return outcome
 
 
-def _here(store: Store, stages: Collection[str], wanted: Wanted | None) -> Iterator[tuple[Where, int]]:
+def _here(store: Store, stages: Collection[str], selection: Selection | None) -> Iterator[tuple[Where, int]]:
     """Yield the requested segments and finished folders of a store, with the bytes of each."""
     for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
-        if (stages and stage not in stages) or (wanted is not None and fp not in wanted):
+        if (stages and stage not in stages) or (selection is not None and fp not in selection):
             continue
         places, sizes = store.places(stage, fp), Counter(store.index.segments(fp))
         for place in places.values():
             sizes[place.segment] += place.file_bytes or 0
-        requested = places if wanted is None else [item for item in wanted[fp] if item in places]
+        requested = places if selection is None else [item for item in selection[fp] if item in places]
         for segment in sorted({places[item].segment for item in requested}):
             yield Where(stage, fp, "segment", segment), sizes[segment]
         if store.has_run(stage, fp):
