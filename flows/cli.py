@@ -45,7 +45,7 @@ VERBS = {
     ),
     "why": Verb(
         "flows.commands.experiments:why",
-        "Explain why a stage's artifact of an item exists or is missing: the component of its fingerprint that differs.",
+        "Explain why a stage's artifact of an item exists or is missing: which component of its fingerprint differs.",
         dashed=True,
     ),
     "report": Verb(

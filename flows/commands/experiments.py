@@ -388,7 +388,7 @@ def why(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Explain why a stage's artifact of an item exists or is missing: the component of its fingerprint that differs."""
+    """Explain why a stage's artifact of an item exists or is missing: which component of its fingerprint differs."""
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
     for name in planning.choose(project.stages, stage):
