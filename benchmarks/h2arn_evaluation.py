@@ -63,11 +63,11 @@ def encoded(encode: Callable[[Batch], Encoded], name: str, values: Tensor) -> Te
     return encode({name: values})["point"]
 
 
-def places(items: int, wanted: int) -> list[tuple[int, int]]:
+def places(items: int, blocks: int) -> list[tuple[int, int]]:
     """So many blocks, spread over the matrix."""
     side = items // BLOCK
     every = [(BLOCK * row, BLOCK * column) for row in range(side) for column in range(side)]
-    return every[:: max(1, len(every) // wanted)][:wanted]
+    return every[:: max(1, len(every) // blocks)][:blocks]
 
 
 def parts(items: int, runs: int) -> Iterator[slice]:

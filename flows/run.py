@@ -79,10 +79,10 @@ def run_stages(
 ) -> RunResult:
     """Bring stages, and everything they need, up to date in order; record the run in the store.
 
-    `redo` names stages that are made again, `states` is a survey of the project to go on with, if there is
-    one already. A stage that ends with an error leaves out those that need it, and the others are made; the report is
-    then one of the methods that were evaluated. Raises the first stage's error where it leaves nothing of what was
-    asked for, and any error that would meet every other stage too (a full disk); what was finished by then is kept.
+    `redo` names stages that are made again, `states` is an earlier survey of the project, if there is one. If a stage
+    ends with an error, the stages that need it are left out and the others are made; the report then covers the methods
+    that were evaluated. Raises the first stage's error if it leaves out all requested stages, and any error that would
+    stop every other stage too (a full disk); stages that were finished by then are kept.
     """
 
     def show(progress: Progress) -> None:
@@ -142,8 +142,8 @@ def run_stages(
 def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Exception]) -> list[Stopped]:
     """The stages that ended with an error, each with the stages that were left out because of it.
 
-    Raises the first error where nothing is left of what the run was asked for by `names`. An error of our own is
-    logged with its traceback.
+    Raises the first error if all requested stages (`names`) were left out. An error that is no UserError is logged with
+    its traceback.
     """
     needed = plan.ancestors(project.stages, names)
     stages = {name: project.stages[name] for name in plan.order(project.stages) if name in needed}

@@ -256,9 +256,9 @@ class Train(Stage[MethodConfig]):
                 f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"
             )
         if self.params.epochs == 0:
-            for name, (trained, wanted) in self._differences().items():
+            for name, (trained, configured) in self._differences().items():
                 raise UserError(
-                    f"trainers.{self.method}.{name} = {wanted!r}, and {self.params.weights} was trained with "
+                    f"trainers.{self.method}.{name} = {configured!r}, and {self.params.weights} was trained with "
                     f"{trained!r}: no weight shows it, and every score would be of another network"
                 )
         return own | {"start": known.file(path)}
@@ -311,10 +311,10 @@ class Evaluate(Stage[EvaluateParams]):
         They are not part of the fingerprint, which has the content of the splits.
         """
         corpus, split = briefing.contents.corpus, self.params.split
-        told = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
+        facts = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
         protocol = corpus.protocol(split)
         kept = list(briefing.about.get("kept", ()))
-        return told | ({"corpus": protocol} if protocol else {}) | ({"kept": kept} if kept else {})
+        return facts | ({"corpus": protocol} if protocol else {}) | ({"kept": kept} if kept else {})
 
 
 def _version(method: Declared) -> dict[str, int]:

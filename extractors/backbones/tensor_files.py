@@ -40,7 +40,7 @@ def read(path: Path, mapped: bool = False) -> Any:
     import torch
 
     with path.open("rb"):
-        pass  # a missing or forbidden file is told as such, not as one that holds something else
+        pass  # the caller reports a missing or unreadable file as such, not as a file of another kind
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -105,8 +105,8 @@ def _load(network: nn.Module, path: Path, model: str, known: set[str]) -> None:
             state = {name: torch.from_numpy(values) for name, values in caffe_vgg16.read(path).items()}
         else:
             state = weight_files.read_state(path)
-        wanted = network.state_dict()
-        network.load_state_dict({key: state[key] for key in state if key in wanted or key not in known})
-    broken = [key for key in wanted if not state[key].isfinite().all()]
+        own = network.state_dict()
+        network.load_state_dict({key: state[key] for key in state if key in own or key not in known})
+    broken = [key for key in own if not state[key].isfinite().all()]
     if broken:  # torchvision's file of the convolutions alone fills the rest with NaN
         raise UserError(f"the weights in {path} do not fit {model}: {broken[0]} is not finite")

@@ -18,7 +18,7 @@ from trainers.measure.evaluated import EvaluatedFolder
 
 @dataclass(frozen=True)
 class MethodResults:
-    """A method with what its training and its evaluation left. Files are read when they are asked for."""
+    """A method with the folders of its training and its evaluation. Files are read at first use."""
 
     project: Project
     method: str

@@ -59,10 +59,10 @@ def select(candidates: Positions, count: int, how: str) -> Positions:
     raise ValueError(f"no way of selecting frames is called {how!r}")
 
 
-def uniform_positions(total: int, wanted: int) -> Positions:
-    """Return positions (wanted,) of frames in the middles of equal parts of `total`; they repeat if `total` is less."""
+def uniform_positions(total: int, count: int) -> Positions:
+    """Return positions (count,) of frames in the middles of equal parts of `total`; they repeat if `total` is less."""
     _require_frames(total)
-    return np.minimum(((np.arange(wanted) + 0.5) * total / wanted).astype(np.int64), total - 1)
+    return np.minimum(((np.arange(count) + 0.5) * total / count).astype(np.int64), total - 1)
 
 
 def _require_frames(total: int) -> None:

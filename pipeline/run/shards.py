@@ -16,8 +16,8 @@ def shard_size(total: int, most: int) -> int:
     return max(1, min(most, -(-total // SHARDS_WANTED)))
 
 
-def cut(keys: Sequence[str], most: int, wanted: Container[str]) -> list[list[str]]:
-    """Cut all keys into shards; return the keys of each shard that are in `wanted`, without empty shards."""
+def cut(keys: Sequence[str], most: int, missing: Container[str]) -> list[list[str]]:
+    """Cut all keys into shards; return the keys of each shard that are in `missing`, without empty shards."""
     size = shard_size(len(keys), most)
-    shards = ([key for key in keys[i : i + size] if key in wanted] for i in range(0, len(keys), size))
+    shards = ([key for key in keys[i : i + size] if key in missing] for i in range(0, len(keys), size))
     return [shard for shard in shards if shard]

@@ -107,8 +107,8 @@ def _states(rows: NDArray, real: int, most: int) -> NDArray:
 
 def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
     if rows.ndim != axes or 0 in rows.shape:
-        wanted = "pictures" if axes == PICTURE else "rows of numbers"
-        raise ItemError(name, f"its features have the shape {rows.shape}, {wanted} are needed")
+        needed = "pictures" if axes == PICTURE else "rows of numbers"
+        raise ItemError(name, f"its features have the shape {rows.shape}, {needed} are needed")
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         raise ItemError(name, "its features are not all finite")
     return rows

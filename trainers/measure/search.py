@@ -47,7 +47,7 @@ Score = Callable[[Encoded], Tensor]
 
 
 class Encodings:
-    """The encodings of a split's items or captions in a file: memory-mapped, so that only what is asked for is read."""
+    """The encodings of a split's items or captions in a file: memory-mapped, so that only used parts are read."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
@@ -118,11 +118,13 @@ def _room(path: Path, like: Encoded, count: int) -> Encoded:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.flush()
-        os.posix_fallocate(file.fileno(), 0, file.tell() + end)  # a full disk is told here, not by a SIGBUS
+        os.posix_fallocate(
+            file.fileno(), 0, file.tell() + end
+        )  # a full disk raises here; in the map it is a SIGBUS
     raw = torch.from_numpy(np.memmap(path, np.uint8, "r+", offset=8 + len(text)))
     return {
-        name: raw[slice(*told["data_offsets"])].view(like[name].dtype).reshape(told["shape"])
-        for name, told in header.items()
+        name: raw[slice(*entry["data_offsets"])].view(like[name].dtype).reshape(entry["shape"])
+        for name, entry in header.items()
     }
 
 
@@ -185,14 +187,14 @@ class Trained:
             return encode({name: values.to(self.device) for name, values in batch.items()})
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, NDArray[Any]]:
-        """What the method says of one caption and each of K items, arrays (K, ...); nothing if it cannot tell."""
+        """The method's explanation of one caption and each of K items, arrays (K, ...); {} if it gives none."""
         with torch.inference_mode():
-            said = self.method.explain(texts, items)
-        return {name: np.ascontiguousarray(values[0].cpu().numpy()) for name, values in said.items()}
+            explained = self.method.explain(texts, items)
+        return {name: np.ascontiguousarray(values[0].cpu().numpy()) for name, values in explained.items()}
 
 
 def best_stretches(clip_scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Where on each item its best clip lies, (K, 2), as shares of its length.
+    """Start and end of the best clip of each item, (K, 2), as shares of its length.
 
     clip_scores: (K, T), of T stretches of equal length; of equal scores the first counts.
     """

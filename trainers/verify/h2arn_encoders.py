@@ -1,7 +1,7 @@
 """Runs the recorded cases of the encoders of point clouds, and of the sampling before them.
 
 Sizes come from the case and its weights. A tensor that is not understood is a failure; a weights file that is not
-on this machine is told and not compared.
+on this machine is reported and not compared.
 """
 
 from __future__ import annotations

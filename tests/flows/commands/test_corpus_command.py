@@ -342,4 +342,4 @@ def test_a_manifest_of_two_kinds_is_one_sentence(tmp_path, crossreel):
     items = [Item("a", "train", (), "a.mp4"), Item("b", "train", (), "b.ply", "pointcloud")]
     write_manifest(tmp_path / "c.jsonl", items)
     ended = crossreel("corpus", "check", tmp_path / "c.jsonl")
-    assert ended.code == 2 and "make one manifest a kind" in ended.err
+    assert ended.code == 2 and "make one manifest for each kind" in ended.err

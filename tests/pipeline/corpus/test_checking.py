@@ -160,7 +160,7 @@ def test_two_kinds_in_one_manifest_are_one_sentence(findings, cloud):
     with pytest.raises(UserError) as raised:
         findings(cloud("a", BYTES), item("b"), item("c"))
     assert (
-        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest a kind"
+        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest for each kind"
         in str(raised.value)
     )
 
