@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractors.backbones import archives, clip_configs
+from extractors.backbones import archives, clip_configs, tensor_files
 from extractors.backbones.archives import Archive, Unreadable
 from pipeline.errors import UserError
 
@@ -31,18 +31,15 @@ Shapes = dict[str, tuple[int, ...]]
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file under OpenAI's and open_clip's names, in their stored dtypes.
 
-    Raises Unreadable for a damaged file or one of another kind, and pickle.UnpicklingError for a state dict that holds
-    more than tensors.
+    Raises Unreadable or NotTensors for a damaged file, one of another kind, or one that holds more than tensors.
     """
     import torch
-    from safetensors.torch import load_file
 
-    if path.suffix == ".safetensors":
-        return _named(load_file(path))
-    archives.require_torch_file(path)
-    if archives.is_zip(path) and (archive := Archive(path)).scripted:
-        return _named(archive.tensors())
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if path.suffix != ".safetensors":
+        archives.require_torch_file(path)
+        if archives.is_zip(path) and (archive := Archive(path)).scripted:
+            return _named(archive.tensors())
+    state = tensor_files.read(path)
     if isinstance(state, Mapping) and isinstance(state.get(NESTED), Mapping):
         state = state[NESTED]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
