@@ -35,7 +35,7 @@ from pipeline.store.transfer.entry import (
     sizes_of,
 )
 from pipeline.store.transfer.remote import PART_BYTES, Remote, RemoteTrouble
-from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, Say, Selection, together
+from pipeline.store.transfer.work import How, Meter, Moved, OnMoved, Outcome, Say, Selection, together
 
 PULLED = "pulled"  # the folder in work/ where finished folders are assembled from their files
 SEGMENT_DATASETS = {"items", "names", "notes", "file_bytes", "checksums"}
@@ -59,18 +59,9 @@ class _Coming:
     entry: Entry
     lacking: Mapping[str, Blob]
     come: dict[str, Path] = field(default_factory=dict)
-    ended: int = 0
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    """The result for one file: the path of the checked file, or the reason why it was not fetched."""
-
-    of: _Coming
-    name: str
-    path: Path | None = None
-    bytes: int = 0
-    trouble: str = ""
+_Fetched = Moved[_Coming, Path]
 
 
 def pull(
@@ -221,14 +212,13 @@ def _fetch_group(
     )
     for fetched in together(jobs, tasks, meter):
         coming = fetched.of
-        coming.ended += 1
         outcome.bytes += fetched.bytes
-        if fetched.path is None:
+        if fetched.content is None:
             outcome.failed.append((fetched.name, fetched.trouble))
-        else:
-            coming.come[fetched.name] = fetched.path
-            outcome.files += 1
-        if coming.ended == len(coming.lacking) == len(coming.come):
+            continue
+        coming.come[fetched.name] = fetched.content
+        outcome.files += 1
+        if len(coming.come) == len(coming.lacking):
             _place(store, coming, outcome)
 
 

@@ -15,7 +15,7 @@ from pipeline.store.segments import Damaged, Segment
 from pipeline.store.store import RECORD, Store
 from pipeline.store.transfer.entry import Blob, Entry, Untrusted, Where, read_record
 from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
-from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, Selection, together
+from pipeline.store.transfer.work import How, Meter, Moved, OnMoved, Outcome, Selection, together
 
 BLOCK_BYTES = 4 << 20
 
@@ -30,18 +30,9 @@ class _Leaving:
     ]  # name in the store -> BLAKE2b digest; None if the file contains its own checksums
     items: list[str] = field(default_factory=list)
     blobs: dict[str, Blob] = field(default_factory=dict)
-    ended: int = 0
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """The result for one file: its content as published, or the reason why it was not."""
-
-    of: _Leaving
-    name: str
-    blob: Blob | None = None
-    bytes: int = 0
-    trouble: str = ""
+_Sent = Moved[_Leaving, Blob]
 
 
 def push(
@@ -176,16 +167,15 @@ def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
 
 
 def _count(remote: Remote, sent: _Sent, outcome: Outcome) -> None:
-    """Count a file; after the last file of a segment or folder, publish the entry that names its files."""
+    """Count a file; once all files of a segment or folder are there, publish the entry that names them."""
     leaving = sent.of
-    leaving.ended += 1
-    if sent.blob is None:
+    if sent.content is None:
         outcome.failed.append((sent.name, sent.trouble))
-    else:
-        leaving.blobs[sent.name] = sent.blob
-        outcome.files += sent.bytes > 0
-        outcome.bytes += sent.bytes
-    if leaving.ended < len(leaving.files) or len(leaving.blobs) < len(leaving.files):
+        return
+    leaving.blobs[sent.name] = sent.content
+    outcome.files += sent.bytes > 0
+    outcome.bytes += sent.bytes
+    if len(leaving.blobs) < len(leaving.files):
         return
     where = leaving.where
     try:

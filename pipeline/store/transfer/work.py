@@ -6,9 +6,11 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
+Whole = TypeVar("Whole")
+Content = TypeVar("Content")
 OnMoved = Callable[[int, int], None]  # is called with the bytes transferred so far and the total known so far
 Say = Callable[[str], None]
 Selection = Mapping[str, Collection[str]]  # fingerprint -> keys of items; a stage over the corpus has one key
@@ -46,6 +48,17 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
         return asdict(self) | {"failed": [{"name": name, "reason": reason} for name, reason in self.failed]}
+
+
+@dataclass(frozen=True)
+class Moved(Generic[Whole, Content]):
+    """The result for one file: its content on the other side, or the reason why it was not transferred."""
+
+    of: Whole  # the segment or folder that the file belongs to
+    name: str
+    content: Content | None = None
+    bytes: int = 0
+    trouble: str = ""
 
 
 class Stopped(Exception):
