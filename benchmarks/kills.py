@@ -34,25 +34,8 @@ from pipeline.media.video import find_ffmpeg
 CLIPS = 12
 SPLITS = ("train", "train", "val", "test")
 ROWS = ("compress", "clip", "clip_text")
-EXPERIMENT = """
-corpus = "corpus.jsonl"
-methods = ["hlformer"]
-[extractors.clip]
-model = "crossreel-demo"
-weights = "seed:0"
-[trainers.hlformer]
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 2
-map_size = 4
-max_ctx_l = 8
-batch_size = 3
-epochs = 2
-[run]
-workers = 2
-stall_seconds = {stall}
-"""
+SMALL = Path(__file__).parents[1] / "tests/fixtures/experiments/hlformer.toml"
+RUN = "\n[run]\nworkers = 2\nstall_seconds = {stall}\n"
 FILE = "experiment.toml"
 MOST_TRIES = 4  # of the command after a kill
 
@@ -92,7 +75,8 @@ def make_lab(folder: Path, stall_seconds: int) -> None:
         captions = tuple(Caption(f"{n}#{k}", f"clip {n} seen {k} times") for k in range(2))
         items.append(Item(f"clip{n:02}", SPLITS[n % 4], captions, f"clip{n:02}.mp4"))
     write_manifest(folder / "corpus.jsonl", items)
-    (folder / FILE).write_text(EXPERIMENT.format(stall=stall_seconds), encoding="utf-8")
+    text = SMALL.read_text(encoding="utf-8") + RUN.format(stall=stall_seconds)
+    (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def content(folder: Path) -> dict[str, object]:
