@@ -178,7 +178,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     field.focus();
     field.select();
-  } else if ((!typing || (event.target === field && event.key === "ArrowDown")) && results.moved(event, columns)) {
+  } else if ((!typing || (event.target === field && event.key === "ArrowDown")) && results.moveFocus(event, columns)) {
     event.preventDefault();
   }
 });
