@@ -111,7 +111,7 @@ def decode_ahead(
     finally:
         stop.set()
         if not ended:
-            decoder.kill()  # it may be stuck on a file, and the thread with it
+            decoder.kill()  # its process may hang on a file, and the thread with it
         thread.join()
 
 

@@ -18,7 +18,7 @@ from extractors.base import Array, FrameReader, Output, Result, Unit
 from pipeline.settings import Params
 from pipeline.store.fields import Field
 
-BINS = 32  # of the histogram of each channel
+BINS = 32  # bins of the histogram of each channel
 
 
 class KeyframesParams(Params):

@@ -25,7 +25,7 @@ class TriplesParams(Params):
         "default"  # stanza package: its name, a resources folder, or crossreel-small
     )
     server: Annotated[str, SPEED] = "http://localhost:9000"  # address of CoreNLP
-    timeout_seconds: Annotated[float, SPEED] = 60.0  # that the server may take over a caption
+    timeout_seconds: Annotated[float, SPEED] = 60.0  # time limit of the server for one caption
     download: Annotated[bool, SPEED] = False  # fetch a stanza package that is not on this machine
 
 

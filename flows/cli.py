@@ -162,7 +162,7 @@ def main() -> None:
             raise
         _say(trouble)
         sys.exit(USERS_MISTAKE)
-    except SystemExit as end:  # which Typer makes of Ctrl-C
+    except SystemExit as end:  # raised by Typer for Ctrl-C
         if end.code == INTERRUPTED:
             print(
                 "crossreel: interrupted; what was finished is kept, the same command goes on", file=sys.stderr
@@ -171,12 +171,12 @@ def main() -> None:
 
 
 def _say(sentence: str) -> None:
-    """What went wrong, on standard error; names in it may come from anybody's files."""
+    """Print an error on standard error; names in it may come from other people's files, so they are escaped."""
     print(f"crossreel: {escaped(sentence)}", file=sys.stderr)
 
 
 def _disk_trouble(error: Exception) -> str | None:
-    """What is wrong with a disk or folder that the user chose, in one sentence; None for any other error."""
+    """The sentence for a fault of a disk or folder that the user chose; None for any other error."""
     if is_full(error):
         return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):

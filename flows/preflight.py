@@ -1,4 +1,4 @@
-"""What would stop a run, found before any work is done: weights, settings against the corpus, devices, disk.
+"""Problems that would stop a run, found before any work is done: weights, settings, devices, disk.
 
 Only stages that would run are looked at, and no network is loaded.
 """
@@ -43,7 +43,7 @@ def find_problems(
     project: Project, states: plan.Survey, names: Collection[str], redo: Collection[str] = (),
     retry_failed: bool = False,
 ) -> list[Problem]:  # fmt: skip
-    """Everything that would stop a run of the named stages and of what they need, in the order of the stages.
+    """Problems that would stop a run of the named stages and of those they need, in the order of the stages.
 
     The states of stages that have no fatal problem upstream are read into `states`. Nothing is made or loaded.
     """
@@ -101,7 +101,7 @@ def _unidentified(project: Project, stage: Stage[Params]) -> Iterator[Problem]:
 
 
 def _missing(project: Project, stage: Stage[Params], begun: bool) -> Iterator[Problem]:
-    """What a stage needs on this machine and does not find.
+    """Requirements of a stage that this machine lacks.
 
     Weights of a stage that has begun before under the same fingerprint were checked then: looking at a tag's weights
     again imports torch, which takes seconds.
@@ -172,7 +172,7 @@ def _gpus(project: Project) -> list[int]:
 
 
 def _device(project: Project, running: Sequence[Stage[Params]]) -> Iterator[Problem]:
-    """A GPU that is asked for and not there, or more processes than GPUs."""
+    """A configured GPU that does not exist, or more processes than GPUs."""
     run = project.experiment.run
     for stage in running:
         if stage.worker_kind != "model":

@@ -25,7 +25,7 @@ OnHashed = Callable[[int, int], None]
 
 @dataclass
 class Project:
-    """Everything a verb needs of an experiment."""
+    """An opened experiment: settings, corpus, stages and store."""
 
     experiment: Experiment
     store: Store

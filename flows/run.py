@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did, stage by stage, and what it could not do."""
+    """The outcome of a run: the report of each stage, and the stages that stopped."""
 
     run: str
     reports: list[Report]
@@ -160,7 +160,7 @@ def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Except
 
 
 def reason(error: Exception) -> str:
-    """One line that says why a stage stopped: of a traceback the last."""
+    """The reason why a stage stopped, as one line: the last line of a traceback."""
     if isinstance(error, ItemError):
         return f"{error.item}: {error.reason}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -195,7 +195,7 @@ def nothing_to_do(states: plan.Survey, names: Sequence[str], retry_failed: bool)
 
 
 def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:
-    """Where the report is, if it was made."""
+    """The path of the report, if it was made."""
     state = states.get(REPORT)
     if state is None or not state.complete:
         return None

@@ -38,22 +38,22 @@ PostProcessing = Literal["dual_softmax", "qb_norm", "sinkhorn"]
 
 
 class DualSoftmaxParams(Params):
-    """Of the prior that scores are multiplied by."""
+    """Settings of dual softmax: the prior by which scores are multiplied."""
 
     beta: float = Field(100.0, gt=0)  # CLIP's logit scale, on cosines; other scores may need another
 
 
 class QbNormParams(Params):
-    """Of the dynamic inverted softmax."""
+    """Settings of QB-norm, the dynamic inverted softmax."""
 
     beta: float = Field(20.0, gt=0)  # inverse temperature (Bogolin et al., for all models but one)
     k: int = Field(1, ge=1)  # first places of a bank query whose members are active (Bogolin et al.)
 
 
 class SinkhornParams(Params):
-    """Of the row and column normalisations."""
+    """Settings of the row and column normalisations of Sinkhorn."""
 
-    beta: float = Field(100.0, gt=0)  # as for the dual softmax
+    beta: float = Field(100.0, gt=0)  # the default of the dual softmax
     iterations: int = Field(10, ge=1)  # iterations of both normalisations, each a pass over all scores
 
 

@@ -88,7 +88,9 @@ def train(request: dict[str, Any], send: Send) -> None:
     declared = METHODS.find(request["method"])
     config = declared.config.model_validate_json(request["params"])
     folder = Path(request["folder"])
-    if TrainedFolder(folder).finished:  # it was killed between its last line and its publication
+    if TrainedFolder(
+        folder
+    ).finished:  # an earlier process was killed between its last line and its publication
         _close(folder, send)
         return
     (packed,) = (Path(path) for path in request["needs"].values())

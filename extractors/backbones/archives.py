@@ -54,7 +54,7 @@ class Storage(NamedTuple):
     key: str
     dtype: str
     bytes_each: int
-    length: int  # in elements
+    length: int  # number of elements
 
 
 class TensorView(NamedTuple):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 AREA = "{area}"
 SUFFIXES = (*weight_files.SUFFIXES, ".t7")
-NESTED = ("state_dict", "model_state_dict")  # where a checkpoint keeps its weights
+NESTED = ("state_dict", "model_state_dict")  # keys under which a checkpoint holds its weights
 COUNTERS = "num_batches_tracked"  # batch norms count training steps; a frozen network does not use them
 
 

@@ -203,7 +203,7 @@ def print_result(result: RunResult) -> None:
 
 
 def decoded(reports: Sequence[Report]) -> str:
-    """How often media files were decoded, and by which stages: "24 decodes (12 compress, 12 clip + frames)"."""
+    """The numbers of decoded media files by stage: "24 decodes (12 compress, 12 clip + frames)"."""
     total = sum(report.decodes for report in reports)
     parts = []
     for report in reports:

@@ -83,7 +83,7 @@ def run_opened(
 
     opened = copy.copy(flow)
     opened.fn = body
-    opened.should_validate_parameters = False  # it would look for the types' names in this module
+    opened.should_validate_parameters = False  # Prefect would look up the types' names in this module
     try:
         state = opened(**asdict(request), return_state=True)
     except Exception as error:
@@ -187,7 +187,7 @@ class RunLog(StageDisplay):
         self.logger = get_run_logger()
 
     def say(self, sentence: str) -> None:
-        """One line of the log."""
+        """Write a line to the log."""
         self.logger.info(sentence)
 
     def report(self, report: Report) -> None:

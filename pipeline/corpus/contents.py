@@ -1,4 +1,4 @@
-"""What a corpus contains: the digest of every item, remembered by path, size and time of its file."""
+"""The content of a corpus: the digest of every item, remembered by path, size and time of its file."""
 
 from __future__ import annotations
 

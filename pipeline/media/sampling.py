@@ -35,7 +35,7 @@ def gare_candidates(total: int, fps: float, rate: float = 1.0) -> Positions:
 def neighborretr_candidates(total: int, fps: float, rate: int = 1) -> Positions:
     """Return up to `rate` positions per second, at steps of floor(fps) // rate (NeighborRetr page, section 2.3)."""
     _require_frames(total)
-    each = math.floor(fps) or 30  # as the public loader: a rate under 1 counts as 30
+    each = math.floor(fps) or 30  # the public loader takes a rate under 1 for 30
     step = max(1, each // rate)
     seconds = max(1, math.ceil(total / each))
     offsets = np.arange(0, each, step)[:rate]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-SHARDS_WANTED = 16  # at least, so that a small corpus occupies several workers and shows progress
+LEAST_SHARDS = 16  # so that a small corpus occupies several workers and shows progress
 
 
 def shard_size(total: int, most: int) -> int:
     """Return the number of items in a shard, for a corpus of `total` items; at most `most`."""
-    return max(1, min(most, -(-total // SHARDS_WANTED)))
+    return max(1, min(most, -(-total // LEAST_SHARDS)))
 
 
 def cut(keys: Sequence[str], most: int, missing: Container[str]) -> list[list[str]]:

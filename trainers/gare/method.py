@@ -21,7 +21,7 @@ from trainers.loop.optim import BertAdam, tower_groups
 from trainers.method import Batch, Encoded, Method
 
 BETAS = (0.9, 0.98)
-STORED_POSITIONS = 77  # of frames at least, where no CLIP network says how many it has
+STORED_POSITIONS = 77  # positions of frames without a CLIP network that defines their number
 
 
 class Gare(Method):

@@ -101,7 +101,7 @@ def pack(folder: Path, config: LeanConfig, splits: Mapping[str, Split], read: Ma
 
     write_ragged(folder, "frames", frames(), [config.frames] * len(videos))
     write_ragged(folder, "top", tops, [len(top) for top in tops], np.int64)
-    texts = [caption_nodes(name, config, read) for name in captions]  # at most max_triples rows each
+    texts = [caption_nodes(name, config, read) for name in captions]  # each with at most max_triples rows
     write_ragged(folder, "triples", (t.vectors for t in texts), [len(t.vectors) for t in texts])
     write_ragged(folder, "words", (t.words for t in texts), [len(t.words) for t in texts], np.int32)
     write_splits(folder, splits)

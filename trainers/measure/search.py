@@ -1,4 +1,4 @@
-"""What a search needs of a trained method: a split's encodings on disk, a new query encoded, the best of all.
+"""Search with a trained method: a split's encodings on disk, the encoding of a new query, and its best matches.
 
 Axes: V entries of an index (items, or captions), K places.
 """
@@ -37,10 +37,10 @@ DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
-}  # as safetensors calls them
+}  # names of safetensors
 
 Read = Callable[[str, str, str], NDArray[Any]]
-"""What a stage (its name) has in an output ("": the first) of an item or caption (its key)."""
+"""Function from stage, output ("" for the first) and key of an item or caption to the stored array."""
 
 Score = Callable[[Encoded], Tensor]
 """Scores (V,) of one query with a block of encodings."""
@@ -58,7 +58,7 @@ class Encodings:
 
     @property
     def bytes_each(self) -> int:
-        """What one entry takes."""
+        """Size of one entry in bytes."""
         return max(1, sum(values[:1].nbytes for values in self._tensors.values()))
 
     def block(self, first: int, last: int, device: str | torch.device = "cpu") -> Encoded:
@@ -159,7 +159,7 @@ class Trained:
         self.method.work_bytes = memory_mb * 2**20 // 2
 
     def encode_text(self, text: str, caption: str, item: str, read: Read, work: Path) -> Encoded:
-        """What is kept of one caption.
+        """The encoding of one caption.
 
         It is packed as the only caption of a split with one item, any that has features, because a method packs both;
         `caption` and `item` are the keys `read` knows them by, `work` is a folder that is not there yet.
@@ -168,7 +168,7 @@ class Trained:
             return self._encoded(self.method.encode_texts, data.text_batches(QUERY))
 
     def encode_item(self, item: str, text: str, caption: str, read: Read, work: Path) -> Encoded:
-        """What is kept of one item, packed beside any caption that has features."""
+        """The encoding of one item, packed with any caption that has features."""
         with self._packed(text, caption, item, read, work) as data:
             return self._encoded(self.method.encode_items, data.item_batches(QUERY))
 
