@@ -37,12 +37,12 @@ ROWS = ("compress", "clip", "clip_text")
 SMALL = Path(__file__).parents[1] / "tests/fixtures/experiments/hlformer.toml"
 RUN = "\n[run]\nworkers = 2\nstall_seconds = {stall}\n"
 FILE = "experiment.toml"
-MOST_TRIES = 4  # of the command after a kill
+MOST_TRIES = 4  # attempts of the command after a kill
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What is hit, by which signal, while which command runs. `entry` is a word of the process's command line."""
+    """The process that is hit, the signal, and the running command; `entry` is a word of the process's command line."""
 
     name: str
     signal: int
@@ -80,7 +80,7 @@ def make_lab(folder: Path, stall_seconds: int) -> None:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Everything a store holds that must not depend on how it came about: rows by item, files, weights."""
+    """The content of a store that must be the same after kills: rows by item, files, weights."""
     project = open_project(folder / FILE)
     out: dict[str, object] = {}
     for name, state in project.survey().items():
