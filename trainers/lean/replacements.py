@@ -53,7 +53,7 @@ def hyperedge_index(incidence: Tensor) -> Tensor:
 
 
 def clique_expansion(incidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Ordered pairs (2, E) of different nodes that share hyperedges, and numbers of these (E,), of P graphs (P, N, K)."""
+    """Ordered pairs (2, E) of different nodes that share hyperedges, and their numbers (E,), of P graphs (P, N, K)."""
     shared = incidence @ incidence.transpose(1, 2)
     shared = shared - torch.diag_embed(shared.diagonal(dim1=1, dim2=2))
     graph, one, other = shared.nonzero(as_tuple=True)
