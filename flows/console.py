@@ -50,7 +50,7 @@ class StageDisplay:
         self.console.print(sentence, highlight=False, markup=False)
 
     def progress(self, progress: Progress) -> None:
-        """Move the bar, or print a line when it is time for one."""
+        """Update the bar, or without a terminal print a line now and then."""
         if progress.stage != self._stage:
             self._end_bar()
             self._stage, self._line_at = progress.stage, time.monotonic()
@@ -86,7 +86,7 @@ class StageDisplay:
 
 
 def position(progress: Progress) -> tuple[int, int]:
-    """Done and total; of a training, in steps."""
+    """Numbers of units done and in total; of steps for a training."""
     d = progress.detail
     if d.get("steps"):
         return (d["epoch"] - 1) * d["steps"] + d["step"], d["epochs"] * d["steps"]

@@ -1,4 +1,4 @@
-"""Artifacts that another ffmpeg or decoder made: which stages a change of the program makes stale, or are kept."""
+"""Artifacts that another ffmpeg or decoder made: the stages that a change of the program makes stale, or keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.store.store import Store
 
 @dataclass(frozen=True)
 class ChangedProgram:
-    """A stage whose artifacts another version of a program made than this machine has."""
+    """A stage whose artifacts were made by a version of a program that this machine does not have."""
 
     stage: str
     program: str  # its name in the fingerprint: ffmpeg, or decoder
