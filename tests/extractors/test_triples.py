@@ -149,7 +149,7 @@ def test_rows_go_by_triple_part_and_place() -> None:
 # ---- the check against triples written by hand
 
 
-def test_agreement_counts_what_is_right_of_what_is_found_and_wanted() -> None:
+def test_agreement_counts_correct_predicted_and_golden_triples() -> None:
     dog, cat, cats = ("a", "sees", "dog"), ("a", "sees", "cat"), ("the a", "sees", "black cat")
     sentences = [
         Sentence("one", frozenset({dog, cat}), frozenset({dog, cats})),

@@ -406,7 +406,7 @@ def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_giv
     assert metrics["both"]["RSUM"].value in shown and metrics["v2t"]["MRR"].value in shown
 
 
-def test_dropped_captions_are_told_where_there_are_some(tmp_path: Path) -> None:
+def test_dropped_captions_are_reported_where_there_are_some(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
     assert "3 captions without a right item" in make_page(tmp_path, make_inputs(tmp_path, [entry], None))
     path = Path(entry["evaluate"]) / "metrics.json"

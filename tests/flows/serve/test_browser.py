@@ -235,7 +235,7 @@ def test_everything_is_done_by_keys_alone(videos: str, new_page: Callable[..., A
     assert page.evaluate("document.activeElement.dataset.key") == key
 
 
-def test_waiting_is_shown_and_an_error_is_told_and_can_be_tried_again(
+def test_waiting_is_shown_and_an_error_is_reported_and_can_be_tried_again(
     videos: str, new_page: Callable[..., Any]
 ) -> None:
     page = new_page(expect_errors=True)

@@ -9,7 +9,7 @@ from pipeline.run.shards import LEAST_SHARDS, cut, shard_size
 
 
 @given(total=st.integers(0, 500), most=st.integers(1, 64), data=st.data())
-def test_shards_hold_what_is_wanted_once_in_order_and_never_change_company(
+def test_shards_hold_missing_keys_once_in_order_and_never_change_company(
     total: int, most: int, data: st.DataObject
 ) -> None:
     keys = [str(n) for n in range(total)]

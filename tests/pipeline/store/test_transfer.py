@@ -619,7 +619,7 @@ def test_places_that_cannot_be_are_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(("url", "extra"), [("s3://b/x", "s3"), ("gs://b/x", "gcs")])
-def test_a_missing_package_is_told_with_what_brings_it(monkeypatch, url, extra):
+def test_a_missing_package_is_reported_with_what_brings_it(monkeypatch, url, extra):
     for module in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, module, None)
     import fsspec  # noqa: F401  # loads the registry that is emptied
