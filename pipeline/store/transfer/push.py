@@ -16,9 +16,8 @@ from pipeline.store.segments import Damaged, Segment
 from pipeline.store.store import RECORD, Store
 from pipeline.store.transfer.entry import Blob, Entry, Untrusted, Where, read_record
 from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
-from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, together
+from pipeline.store.transfer.work import How, Meter, Moved, OnMoved, Outcome, Selection, together
 
-Wanted = Mapping[str, Collection[str]]  # fingerprint -> keys of items; a stage over the corpus has one key
 BLOCK_BYTES = 4 << 20
 ARRIVAL_SECONDS = (0.0, 0.05, 0.5, 2.0)  # waits before each look at an object that was uploaded
 
@@ -33,25 +32,16 @@ class _Leaving:
     ]  # name in the store -> BLAKE2b digest; None if the file contains its own checksums
     items: list[str] = field(default_factory=list)
     blobs: dict[str, Blob] = field(default_factory=dict)
-    ended: int = 0
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """The result for one file: its content as published, or the reason why it was not."""
-
-    of: _Leaving
-    name: str
-    blob: Blob | None = None
-    bytes: int = 0
-    trouble: str = ""
+_Sent = Moved[_Leaving, Blob]
 
 
 def push(
     store: Store,
     remote: Remote,
     stages: Collection[str] = (),
-    wanted: Wanted | None = None,
+    selection: Selection | None = None,
     how: How = How(),  # noqa: B008  # frozen
     on_moved: OnMoved = lambda moved, total: None,
 ) -> Outcome:
@@ -65,7 +55,7 @@ def push(
     there = remote.entries()
     folders = {where[:2] for where in there if where.kind == "folder"}  # one copy per fingerprint is enough
     todo: list[Where] = []
-    for where, size in _here(store, stages, wanted):
+    for where, size in _here(store, stages, selection):
         published = where in there or (where.kind == "folder" and where[:2] in folders)
         if published and not how.again:
             outcome.already += 1
@@ -82,15 +72,15 @@ def push(
     return outcome
 
 
-def _here(store: Store, stages: Collection[str], wanted: Wanted | None) -> Iterator[tuple[Where, int]]:
+def _here(store: Store, stages: Collection[str], selection: Selection | None) -> Iterator[tuple[Where, int]]:
     """Yield the requested segments and finished folders of a store, with the bytes of each."""
     for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
-        if (stages and stage not in stages) or (wanted is not None and fp not in wanted):
+        if (stages and stage not in stages) or (selection is not None and fp not in selection):
             continue
         places, sizes = store.places(stage, fp), Counter(store.index.segments(fp))
         for place in places.values():
             sizes[place.segment] += place.file_bytes or 0
-        requested = places if wanted is None else [item for item in wanted[fp] if item in places]
+        requested = places if selection is None else [item for item in selection[fp] if item in places]
         for segment in sorted({places[item].segment for item in requested}):
             yield Where(stage, fp, "segment", segment), sizes[segment]
         if store.has_run(stage, fp):
@@ -192,16 +182,15 @@ def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
 
 
 def _count(remote: Remote, sent: _Sent, outcome: Outcome) -> None:
-    """Count a file; after the last file of a segment or folder, publish the entry that names its files."""
+    """Count a file; once all files of a segment or folder are there, publish the entry that names them."""
     leaving = sent.of
-    leaving.ended += 1
-    if sent.blob is None:
+    if sent.content is None:
         outcome.failed.append((sent.name, sent.trouble))
-    else:
-        leaving.blobs[sent.name] = sent.blob
-        outcome.files += sent.bytes > 0
-        outcome.bytes += sent.bytes
-    if leaving.ended < len(leaving.files) or len(leaving.blobs) < len(leaving.files):
+        return
+    leaving.blobs[sent.name] = sent.content
+    outcome.files += sent.bytes > 0
+    outcome.bytes += sent.bytes
+    if len(leaving.blobs) < len(leaving.files):
         return
     where = leaving.where
     try:
