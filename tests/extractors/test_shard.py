@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.media import video
 from pipeline.store.fields import Field
 from pipeline.store.fingerprint import digest_file
-from pipeline.store.segments import Damaged, Segment, SegmentWriter
+from pipeline.store.segments import Segment, SegmentWriter
 
 TOYS = '''
 """Extractors without a network."""
