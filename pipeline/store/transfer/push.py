@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
 from pipeline.store.transfer.work import How, Meter, Moved, OnMoved, Outcome, Selection, together
 
 BLOCK_BYTES = 4 << 20
+ARRIVAL_SECONDS = (0.0, 0.05, 0.5, 2.0)  # waits before each look at an object that was uploaded
 
 
 @dataclass
@@ -134,7 +136,7 @@ def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: boo
             meter.add(blob.size)
             return _Sent(leaving, name, blob)
         remote.put(path, blob.path, meter.add)
-        if remote.size(blob.path) != blob.size:
+        if not _arrived(remote, blob):
             raise RemoteTrouble(f"{remote.url}/{blob.path} did not arrive whole")
         after = path.stat()
         if (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
@@ -145,6 +147,19 @@ def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: boo
     except FileNotFoundError:
         return _Sent(leaving, name, trouble=f"{path} is gone")
     return _Sent(leaving, name, blob, blob.size)
+
+
+def _arrived(remote: Remote, blob: Blob) -> bool:
+    """Whether the remote side has an object whole.
+
+    It is looked at several times: somebody who pushes the same content at this moment may have just begun to replace
+    the object with its equal, which not every file system does at one stroke.
+    """
+    for seconds in ARRIVAL_SECONDS:
+        time.sleep(seconds)
+        if remote.size(blob.path) == blob.size:
+            return True
+    return False
 
 
 def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
