@@ -102,7 +102,7 @@ def test_the_published_network_is_torchvision_s_to_the_last_shape():
     assert str(module._build(1)) == str(theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_network_gives_4096_numbers_that_tell_pictures_apart():
     found = Vgg16Backbone("vgg16", "seed:0").features(seeded.pictures(3, 64, seed=1))
     assert found.shape == (3, 4096)
