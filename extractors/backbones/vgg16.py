@@ -52,12 +52,16 @@ class Vgg16Backbone:
         if seed is None:
             _load(network, hub.vgg16_file(model, weights, convention), model, unused)
         else:
-            seeded.initialise(network, seed)
-            pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
-            seeded.standardise(_layers(network), self._normalised(pictures))
+            seeded.draw_once(network, ("vgg16", model, convention, seed), lambda: self._draw(network, seed))
             network.classifier = network.classifier[: AFTER_RELU[layer]]
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         self.network: Any = network.to(self.device).requires_grad_(False)
+
+    def _draw(self, network: Any, seed: int) -> None:
+        """Fill a network with weights that depend on the seed alone."""
+        seeded.initialise(network, seed)
+        pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
+        seeded.standardise(_layers(network), self._normalised(pictures))
 
     @torch.inference_mode()
     def features(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
