@@ -40,6 +40,10 @@ class TrainingSizes:
     words: int = 0
 
 
+Selection = Literal["SumR", "R@1", "R@5", "R@10", "R@1+5+10", "MRR", "RSUM"]
+"""The figure of the validation split that chooses the epoch; RSUM is of both directions, the others of one."""
+
+
 class Recipe(Params):
     """How a method is trained; a method's own config narrows the defaults to its published ones."""
 
@@ -53,12 +57,31 @@ class Recipe(Params):
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, master weights stay float32
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
+    select_by: Selection = "SumR"  # validation figure whose best epoch is kept, and that `patience` watches
+    select_direction: Literal["t2v", "v2t"] = "t2v"  # the direction of that figure; RSUM is of both
+
+    @property
+    def figure(self) -> str:
+        """What the validation figure is called in histories and curves: "SumR", "v2t R@1", "RSUM"."""
+        one_direction = self.select_direction == "v2t" and self.select_by != "RSUM"
+        return f"v2t {self.select_by}" if one_direction else self.select_by
+
+    def decisive(self) -> dict[str, Any]:
+        """Also, where they are not the usual ones, the figure that chooses the epoch and its direction.
+
+        A usual one adds nothing, so that trainings from the time before these settings keep their fingerprint.
+        """
+        usual = {name: Recipe.model_fields[name].default for name in ("select_by", "select_direction")}
+        if self.select_by == "RSUM":
+            usual["select_direction"] = self.select_direction
+        return {name: v for name, v in super().decisive().items() if name not in usual or usual[name] != v}
 
 
 class MethodConfig(Recipe):
     """Base of every method's config: the stages it reads, and the settings of its inputs.
 
-    `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that
+    `kind` is that of the items it ranks; `directions` are the rankings that its task measures; `v2t_rank` is the
+    convention of its published item-to-text figures (`trainers.measure.group_ranks`). A setting that
     shapes the packed inputs is marked PACKS in its annotation, and one that changes only speed is marked
     SPEED (`pipeline.settings.Role`). A setting that changes the scores of trained weights but does not show
     in the weights is marked UNSEEN.
@@ -72,6 +95,7 @@ class MethodConfig(Recipe):
 
     kind: ClassVar[str] = "video"
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
+    v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "all_captions"
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Extraction stage and output ("": the stage's first) of each input, by the method's name for it."""

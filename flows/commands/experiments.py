@@ -237,6 +237,9 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     ranked = f"{member(kind)}s" if first["direction"] == "t2v" else "captions"
     title = f"\n{first['split']}: {first['queries']} queries, {first['gallery']} {ranked}"
     print_table(title, ["", *names], lines)
+    for ranked in dict.fromkeys(row["ranked"] for row in rows if "ranked" in row):
+        names_of = [row["method"] for row in rows if row.get("ranked") == ranked]
+        out.print(f"{short_title('v2t', kind)} of {', '.join(names_of)}: {ranked}", markup=False)
     for row in sums:
         for name, f in row["metrics"].items():
             facts = metric(name)

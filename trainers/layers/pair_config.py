@@ -34,6 +34,7 @@ class ClipPairConfig(VideoMethodConfig):
     behind them on the stored features of `clip` and `clip_text`: minutes on a CPU instead of hours on GPUs.
     """
 
+    v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "caption_groups"
     text_output: ClassVar[str]  # of `clip_text`, that mode frozen reads
 
     mode: Annotated[Literal["finetune", "frozen"], PACKS] = "finetune"

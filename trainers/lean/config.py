@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -17,6 +17,8 @@ IMPORTED = "import-"  # how the stages of imported features are called
 
 class LeanConfig(VideoMethodConfig):
     """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
+
+    v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "caption_groups"
 
     video_features: str = Field("vgg16", validate_default=True)  # one row a key frame
     text_features: str = Field("bert", validate_default=True)  # one row a token, and the tokens' places
