@@ -42,10 +42,11 @@ def read_together(
     for unit in units:
         try:
             sources.append(source_of(unit))
-        except Damaged as error:  # one broken file costs its item, not the run
+        except (Damaged, ItemError) as error:  # one broken file costs its item, not the run
+            reason = error.reason if isinstance(error, ItemError) else str(error)
             for reading in readings:
                 if reading.lacks(unit):
-                    yield reading.reader, (unit, ItemError(unit.name, str(error)))
+                    yield reading.reader, (unit, ItemError(unit.name, reason))
     decoders = _decoders(options.decoder_bytes, options.decoders)
     for event in decode_with(decoders, sources, options.item_seconds):
         if isinstance(event, Begin):
@@ -62,7 +63,7 @@ def read_together(
                 if reading.lacks(event.unit):
                     kind = ItemKilled if event.killed else ItemError
                     yield reading.reader, (event.unit, kind(event.unit.name, event.reason))
-        else:
+        elif (event := _in_window(unit, event)) is not None:
             for reading in readings:
                 if reading.wants:
                     yield from _fed(reading, unit, functools.partial(_given, reading.reader, event))
@@ -72,10 +73,28 @@ def read_together(
 
 
 def source_of(unit: Unit) -> Source[Unit]:
-    """The compressed file of a unit, with the number of its frames where that is known."""
+    """The compressed file of a unit, with the number of its frames where that is known.
+
+    Raises ItemError if none of its frames lies in the unit's window.
+    """
     if "compress" not in unit.rows:  # a file of no store
         return Source(unit, unit.files["compress"], None)
-    return Source(unit, unit.file("compress"), len(unit.inputs("compress")["time"]))
+    times = unit.inputs("compress")["time"]
+    if unit.window and not unit.inside(times).any():
+        start, end = unit.window
+        raise ItemError(
+            unit.name,
+            f"none of its frames lies in its window, {start:g} s to {end:g} s; it ends at {times[-1]:.1f} s",
+        )
+    return Source(unit, unit.file("compress"), len(times))
+
+
+def _in_window(unit: Unit, event: Chunk | End[Unit]) -> Chunk | End[Unit] | None:
+    """The event with only the frames in the unit's window; None for a chunk without any."""
+    if unit.window is None or isinstance(event, End):
+        return event
+    inside = unit.inside(event.times)
+    return Chunk(event.frames[inside], event.times[inside]) if inside.any() else None
 
 
 def _begin(reader: FrameReader[Any], unit: Unit, decoder: str) -> Iterator[Result | None]:

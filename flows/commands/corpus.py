@@ -24,6 +24,7 @@ from pipeline.corpus.importers.didemo import DIDEMO
 from pipeline.corpus.importers.earlier import Earlier, require_unmoved
 from pipeline.corpus.importers.earlier import keep_splits as keep
 from pipeline.corpus.importers.folder import read_folder
+from pipeline.corpus.importers.lsmdc import LSMDC
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
 from pipeline.corpus.importers.published import Choice, read_published
@@ -53,6 +54,7 @@ T3DR_HIT = "t3dr-hit"  # the one public corpus that is not made of videos
 VIDEOS = {
     "msrvtt": MSRVTT,
     "msvd": MSVD,
+    "lsmdc": LSMDC,
     "activitynet": ACTIVITYNET,
     "didemo": DIDEMO,
     "charades": CHARADES,
@@ -98,8 +100,8 @@ def import_(
         str,
         typer.Option(
             metavar="N|papers",
-            help="Where the protocol has no validation split: how many training videos to hold out, or "
-            "`papers` to validate on the test split as papers do.",
+            help="`papers`: validate on the test split, as most papers do. Where the protocol has no validation split: "
+            "how many training videos to hold out.",
         ),
     ] = "",
     split: Annotated[list[str], typer.Option(help="Import this split alone; may be repeated.")] = [],  # noqa: B006

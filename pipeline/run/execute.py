@@ -330,6 +330,8 @@ class Runner:
                     "name the imported stage where trainers.<method> says which features it reads"
                 )
             out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
+            if window := items[key].window:
+                out[key]["window"] = list(window)
             out[key] |= self._upstream(key, state.stage)
         return out
 
