@@ -47,10 +47,10 @@ Selection = Literal["SumR", "R@1", "R@5", "R@10", "R@1+5+10", "MRR", "RSUM"]
 class Recipe(Params):
     """How a method is trained; a method's own config narrows the defaults to its published ones."""
 
-    epochs: int = Field(100, ge=0)  # 0: keep the weights it starts from
+    epochs: int = Field(100, ge=0)  # passes over the training captions; 0: keep the weights it starts from
     batch_size: int = Field(128, ge=1)  # items a step, over all processes
     accumulate: int = Field(1, ge=1)  # steps whose gradients are added before an update
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0)  # learning rate; of CLIP, where it is trained, lr x coef_lr
     clip_norm: float | None = Field(
         None, gt=0
     )  # limit of the norm of all gradients together; None: no such clipping

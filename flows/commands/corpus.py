@@ -171,7 +171,7 @@ def import_(
     if not move_splits and (earlier := Earlier.at(target)):
         require_unmoved(imported.items, earlier, target.parent)
     write_manifest(target, imported.items, imported.protocol)
-    _print_summary(Corpus.read(target), imported)
+    print_summary(Corpus.read(target), imported)
     if imported.left_out:
         raise typer.Exit(FAILED_ITEMS)
 
@@ -193,7 +193,7 @@ def _refuse(layout: str, given: Mapping[str, object], having: str) -> None:
             raise UserError(f"{option} is for {having}, not for {layout}")
 
 
-def _print_summary(corpus: Corpus, imported: Imported) -> None:
+def print_summary(corpus: Corpus, imported: Imported) -> None:
     """Print the counts of the manifest, its protocol, and what was left out."""
     splits = ", ".join(f"{split} {len(corpus.gallery(split))}" for split in corpus.splits)
     captions = sum(len(item.captions) for item in corpus.items)

@@ -31,7 +31,7 @@ class Clip4ClipConfig(ClipPairConfig):
 
     epochs: int = Field(5, ge=0)
     lr: float = Field(1e-4, gt=0)
-    warmup_proportion: float = Field(0.1, ge=0, lt=1)
+    warmup_proportion: float = Field(0.1, ge=0, lt=1)  # share of all updates in which the rate rises
 
     # ours
     normalise_frames: Annotated[bool, UNSEEN] = (

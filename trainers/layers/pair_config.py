@@ -37,7 +37,9 @@ class ClipPairConfig(VideoMethodConfig):
     v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "caption_groups"
     text_output: ClassVar[str]  # of `clip_text`, that mode frozen reads
 
-    mode: Annotated[Literal["finetune", "frozen"], PACKS] = "finetune"
+    mode: Annotated[Literal["finetune", "frozen"], PACKS] = (
+        "finetune"  # finetune: CLIP is trained from pictures; frozen: a head on stored features of `clip`, `clip_text`
+    )
 
     base_encoder: Annotated[str, PATH] = (
         "ViT-B/32"  # OpenAI's name, or any model of open_clip with its own activation
@@ -46,14 +48,14 @@ class ClipPairConfig(VideoMethodConfig):
         "openai"  # a tag, a file, or seed:N; published: openai. Its digest counts
     )
     backbone_download: Annotated[bool, SPEED] = False  # whether a tag's file may be fetched
-    precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # one more than usual
+    precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # bf16: autocast; fp16-legacy: CLIP in float16, as released
 
     max_words: Annotated[int, PACKS] = Field(32, ge=3)  # tokens with start and end; more are cut
-    max_frames: Annotated[int, PACKS] = Field(12, ge=1)
+    max_frames: Annotated[int, PACKS] = Field(12, ge=1)  # of a video; a short one has fewer
     video_framerate: Annotated[int, PACKS] = Field(
         1, ge=1
     )  # candidates a second, before max_frames of them are taken
-    frame_select: Annotated[Literal["uniform", "head"], PACKS] = "uniform"
+    frame_select: Annotated[Literal["uniform", "head"], PACKS] = "uniform"  # head: the first ones
     augment: bool = True  # RandAugment m7-n4-mstd0.5-inc1 of the training frames, in mode finetune
 
     batch_size: int = Field(128, ge=2)  # pairs

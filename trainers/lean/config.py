@@ -45,17 +45,17 @@ class LeanConfig(VideoMethodConfig):
     gamma: float = 0.1  # at the start
 
     hypergraph: Annotated[bool, UNSEEN] = True  # ablations, table 3
-    variational: Annotated[bool, UNSEEN] = True
+    variational: Annotated[bool, UNSEEN] = True  # false: nodes are points, not distributions (ablation)
     without: Annotated[tuple[Edge, ...], UNSEEN] = ()  # kinds of hyperedges that are removed (ablation)
 
-    v2t_weight: float = Field(0.5, ge=0)
-    t2v_weight: float = Field(0.5, ge=0)
-    kl_weight: float = Field(0.6, ge=0)
+    v2t_weight: float = Field(0.5, ge=0)  # of the loss in which videos choose captions
+    t2v_weight: float = Field(0.5, ge=0)  # of that in which captions choose videos
+    kl_weight: float = Field(0.6, ge=0)  # of the divergence of the nodes from a normal distribution
 
     epochs: int = Field(30, ge=0)
     batch_size: int = Field(16, ge=1)  # pairs a step; every caption of the batch meets every video
     lr: float = Field(3e-5, gt=0)  # searched 1e-5 to 6e-5
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0)  # of AdamW
     patience: int = Field(30, ge=0)  # all epochs are trained, and the best one is tested
     item_batch: Annotated[int, SPEED] = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
 
