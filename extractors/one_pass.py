@@ -63,10 +63,10 @@ def read_together(
                 if reading.lacks(event.unit):
                     kind = ItemKilled if event.killed else ItemError
                     yield reading.reader, (event.unit, kind(event.unit.name, event.reason))
-        elif (event := _in_window(unit, event)) is not None:
+        elif (given := _in_window(unit, event)) is not None:
             for reading in readings:
                 if reading.wants:
-                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, event))
+                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, given))
     for reading in readings:
         for result in reading.reader.flush():
             yield reading.reader, result

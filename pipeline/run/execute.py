@@ -321,7 +321,7 @@ class Runner:
                 for key in state.missing
             }
         items = self.contents.items()
-        out = {}
+        out: dict[str, dict[str, Any]] = {}
         for key in state.missing:
             media = self.contents.corpus.media_path(items[key])
             if media is None and not state.stage.needs:

@@ -373,6 +373,8 @@ def test_activitynet_joins_sentences_over_the_whole_video_or_takes_them_one_by_o
     (_, caption), _ = corpus.captions("test")
     assert (caption.text, caption.start, caption.end) == ("Sentence 0 said. Sentence 1 said.", 0.0, 30.0)
     _, corpus = take(ACTIVITYNET, folder, captions="moments")
+    assert {caption.id for _, caption in corpus.captions("test")} == {"v_x#0", "v_x#1", "v_y#0"}, "val_1"
+    _, corpus = take(ACTIVITYNET, folder, captions="moments", protocol="val_2")
     shared = next(item for item in corpus.items if item.id == "v_y")
     assert [(c.id, c.split, c.start, c.end) for c in shared.captions if not c.split] == [
         ("v_y#1", None, 0.0, 1.5), ("v_y#2", None, 1.0, 2.5), ("v_y#3", None, 2.0, 3.5),
