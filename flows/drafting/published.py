@@ -105,7 +105,7 @@ def written(draft: Draft) -> str:
     for each in rows:
         tables.append(_method(each, draft))
     tables.append(evaluation())
-    return text(_head(draft), tables)
+    return text(list(_head(draft)), tables)
 
 
 def _head(draft: Draft) -> Iterator[str]:
