@@ -1,63 +1,21 @@
-"""Settings of HLFormer, with the values published for its three corpora. Importing it imports no torch."""
+"""Settings of HLFormer. Importing it imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.settings import PACKS, SPEED, UNSEEN
 from trainers.config import VideoMethodConfig
-
-Preset = Literal["tvr", "act", "cha"]
-
-PRESETS: dict[str, dict[str, float]] = {
-    "tvr": {
-        "clip_nce_weight": 0.05,
-        "frame_nce_weight": 0.04,
-        "diversity_weight": 8e-5,
-        "partial_order_weight": 1e-3,
-        "margin": 0.1,
-        "mu": 0.15,
-        "tau": 0.09,
-        "input_dropout": 0.20,
-        "dropout": 0.20,
-        "lr": 3e-4,
-    },
-    "act": {
-        "clip_nce_weight": 0.02,
-        "frame_nce_weight": 0.04,
-        "diversity_weight": 3e-3,
-        "partial_order_weight": 1e-3,
-        "margin": 0.2,
-        "mu": 0.20,
-        "tau": 0.6,
-        "input_dropout": 0.31,
-        "dropout": 0.31,
-        "lr": 2.5e-4,
-    },
-    "cha": {
-        "clip_nce_weight": 0.02,
-        "frame_nce_weight": 0.04,
-        "diversity_weight": 3e-3,  # the authors' later run had 0 here
-        "partial_order_weight": 1e-3,
-        "margin": 0.2,
-        "mu": 0.20,
-        "tau": 0.6,
-        "input_dropout": 0.25,
-        "dropout": 0.25,
-        "lr": 2e-4,
-    },
-}
+from trainers.recipes import from_preset
 
 
 class HLFormerConfig(VideoMethodConfig):
-    """HLFormer's recipe; a preset fills every published value of its corpus that is not set explicitly."""
+    """HLFormer's settings, with the defaults of TVR; recipes.toml has those of each published data set."""
 
     directions: ClassVar[tuple[str, ...]] = ("t2v",)  # the task asks which video holds a moment
-
-    preset: Preset = "tvr"
+    batch_of: ClassVar[Literal["captions", "items"]] = "items"  # a video with all its captions
 
     map_size: Annotated[int, PACKS] = Field(32, ge=2)  # clips a video is pooled to
     max_ctx_l: Annotated[int, PACKS] = Field(
@@ -74,21 +32,19 @@ class HLFormerConfig(VideoMethodConfig):
     window: Annotated[Literal["multiply", "additive"], UNSEEN] = (
         "multiply"  # additive: log-window added, which is local
     )
-    tau: Annotated[float, UNSEEN] = Field(
-        PRESETS["tvr"]["tau"], gt=0
-    )  # temperature of the aggregation of blocks
-    input_dropout: float = Field(PRESETS["tvr"]["input_dropout"], ge=0, lt=1)
-    dropout: float = Field(PRESETS["tvr"]["dropout"], ge=0, lt=1)
+    tau: Annotated[float, UNSEEN] = Field(0.09, gt=0)  # temperature of the aggregation of blocks
+    input_dropout: float = Field(0.20, ge=0, lt=1)
+    dropout: float = Field(0.20, ge=0, lt=1)
     init_std: float = Field(0.02, gt=0)
     curvature: float = Field(1.0, gt=0)  # c of the partial-order loss at the start; kept within 10x of it
     learn_curvature: bool = True
 
-    clip_nce_weight: float = Field(PRESETS["tvr"]["clip_nce_weight"], ge=0)
-    frame_nce_weight: float = Field(PRESETS["tvr"]["frame_nce_weight"], ge=0)
-    diversity_weight: float = Field(PRESETS["tvr"]["diversity_weight"], ge=0)
-    partial_order_weight: float = Field(PRESETS["tvr"]["partial_order_weight"], ge=0)
-    margin: float = Field(PRESETS["tvr"]["margin"], ge=0)
-    mu: float = PRESETS["tvr"]["mu"]  # captions of one video are pushed apart above a cosine of -mu
+    clip_nce_weight: float = Field(0.05, ge=0)
+    frame_nce_weight: float = Field(0.04, ge=0)
+    diversity_weight: float = Field(8e-5, ge=0)
+    partial_order_weight: float = Field(1e-3, ge=0)
+    margin: float = Field(0.1, ge=0)
+    mu: float = 0.15  # captions of one video are pushed apart above a cosine of -mu
     diversity_scale: float = Field(32.0, gt=0)
     diversity_power: float = Field(1.0, ge=0)
     hard_from_epoch: int = Field(20, ge=0)
@@ -101,7 +57,7 @@ class HLFormerConfig(VideoMethodConfig):
     )  # videos and captions encoded at a time in evaluation
     text_batch: Annotated[int, SPEED] = Field(50, ge=1)
 
-    lr: float = Field(PRESETS["tvr"]["lr"], gt=0)
+    lr: float = Field(3e-4, gt=0)
     schedule: Literal["linear", "cosine"] = "linear"
     warmup: float = Field(0.01, ge=0, lt=1)  # share of all updates: one epoch of the published 100
     weight_decay: float = Field(0.01, ge=0)  # not on biases and LayerNorm.weight, but on norm1 and norm2
@@ -109,12 +65,12 @@ class HLFormerConfig(VideoMethodConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        preset = data.get("preset", "tvr")
-        published = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        return {**published, **data}
+    def _read_preset(cls, data: Any) -> Any:
+        return from_preset("hlformer", data)
+
+    def decisive(self) -> dict[str, Any]:
+        """With the preset that every fingerprint had once, so that what was trained by it need not be trained again."""
+        return super().decisive() | {"preset": "tvr"}
 
     @field_validator("max_ctx_l")
     @classmethod
