@@ -31,13 +31,15 @@ class Role(Enum):
     DIGESTED = "digested"  # it says where something is whose digest enters the fingerprint in its place
     UNSEEN = "unseen"  # it changes the scores of trained weights and shows in no name or shape of them
     PATH = "path"  # it may name a file, relative to the folder of the experiment's file
+    FILLS = "fills"  # it gives values to other settings, which enter the fingerprint in its place
 
 
 PACKS, SPEED, DIGESTED, UNSEEN, PATH = Role.PACKS, Role.SPEED, Role.DIGESTED, Role.UNSEEN, Role.PATH
+FILLS = Role.FILLS
 
 
 class Params(BaseModel):
-    """What can change a number. Every field enters the fingerprint of its stage, but those marked SPEED or DIGESTED."""
+    """What can change a number. Fields marked SPEED, DIGESTED or FILLS do not enter the fingerprint of their stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -51,7 +53,7 @@ class Params(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that can change a number, as plain data."""
-        return self.model_dump(mode="json", exclude=set(self.marked(SPEED, DIGESTED)))
+        return self.model_dump(mode="json", exclude=set(self.marked(SPEED, DIGESTED, FILLS)))
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.run.stage import Digests
-from pipeline.settings import DIGESTED, PACKS, PATH, UNSEEN, Params
+from pipeline.settings import DIGESTED, FILLS, PACKS, PATH, UNSEEN, Params
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ Selection = Literal["SumR", "R@1", "R@5", "R@10", "R@1+5+10", "MRR", "RSUM"]
 
 
 class Recipe(Params):
-    """How a method is trained; a method's own config narrows the defaults to its published ones."""
+    """How a method is trained; a method's own config has its own defaults."""
 
     epochs: int = Field(100, ge=0)  # passes over the training captions; 0: keep the weights it starts from
     batch_size: int = Field(128, ge=1)  # items a step, over all processes
@@ -87,6 +87,13 @@ class MethodConfig(Recipe):
     in the weights is marked UNSEEN.
     """
 
+    recipe: Annotated[str, FILLS] = (
+        ""  # the published experiment that gives all settings which are not set; "": that of the corpus; "none"
+    )
+    trajectory: Annotated[Literal["release", "stable"], FILLS] = (
+        "release"  # which settings of a recipe: the authors' (float16 towers), or those that we recommend instead
+    )
+
     text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
 
     weights: Annotated[str, PATH, DIGESTED] = (
@@ -96,6 +103,7 @@ class MethodConfig(Recipe):
     kind: ClassVar[str] = "video"
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
     v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "all_captions"
+    batch_of: ClassVar[Literal["captions", "items"]] = "captions"  # what batch_size counts
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Extraction stage and output ("": the stage's first) of each input, by the method's name for it."""
@@ -104,6 +112,11 @@ class MethodConfig(Recipe):
     def shapes(self) -> dict[str, InputShape]:
         """Required shapes of inputs, by the names of `inputs`; an input without one may have any shape."""
         return {}
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The `given` settings with a recipe's for all others. A method leaves out those that do not go with them."""
+        return {**recipe, **given}
 
     def packed_by(self) -> dict[str, Any]:
         """Additions to the fingerprint of packed inputs, for a change in how features are packed."""

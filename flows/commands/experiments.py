@@ -33,6 +33,7 @@ from flows.estimate import Expected, estimate
 from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import Project, open_project
 from flows.reporting import Stopped, report_of
+from flows.results.repetition import in_lines
 from flows.results.report.wording import member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain
@@ -290,7 +291,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
             n: _state(s) | {
                 "expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n]),
                 "problems": [problem.sentence for problem in problems if problem.stage == n],
-            }
+            } | _recipe(project, n)
             for n, s in states.items()
         })  # fmt: skip
         _refuse(problems, project.experiment.run.anyway)
@@ -308,6 +309,9 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         out.print(
             f"one pass over {units} {states[group[0]].stage.over}, each decoded once: {', '.join(group)}"
         )
+    beside = [project.beside_published(method) for method in project.recipes]
+    for line in [*project.recipe_lines(states), *in_lines(beside)]:
+        out.print(line, markup=False)
     for change in project.changed:
         stale = planning.descendants(project.stages, [change.stage])
         seconds = sum(expected[name].seconds or 0 for name in stale)
@@ -317,6 +321,17 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
     )
     _refuse(problems, project.experiment.run.anyway)
+
+
+def _recipe(project: Project, stage: str) -> dict[str, Any]:
+    """Of a training, the recipe that gives its settings and how it differs from the published experiment."""
+    method = stage.removeprefix("train-")
+    if stage == method or method not in project.recipes:
+        return {}
+    return {
+        "recipe": project.recipes[method].sentence,
+        "published": project.beside_published(method).as_json(),
+    }
 
 
 def _refuse(problems: Sequence[Problem], anyway: bool) -> None:

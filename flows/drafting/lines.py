@@ -52,13 +52,10 @@ def toml(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as people write it: 1e-4, 0.05, 100.0."""
-    shown = repr(value)
-    if "e" in shown:
-        base, _, power = shown.partition("e")
-        return f"{base}e{int(power)}"
-    return (
-        f"{value:.0e}".replace("e-0", "e-")
-        if value and abs(value) < 1e-2 and float(f"{value:.0e}") == value
-        else shown
-    )
+    """A number as people write it: 2.5e-4, 0.05, 100.0."""
+    if 0 < abs(value) < 1e-2:
+        base, _, power = f"{value:e}".partition("e")
+        short = f"{float(base):g}e{int(power)}"
+        if float(short) == value:
+            return short
+    return repr(value)

@@ -42,9 +42,9 @@ class GareMethod(RetrievalMethod[GareConfig]):
 
     def build(self, config: GareConfig, data: PairData) -> Gare:
         """The network with its initial weights."""
-        from trainers.gare.method import build
+        from trainers.gare import method, video_side
 
-        return build(config, data)
+        return (video_side if config.increment == "video" else method).build(config, data)
 
     def optimizer(self, config: GareConfig, method: Gare, total_steps: int) -> Optimizer:
         """BertAdam with the published schedule."""

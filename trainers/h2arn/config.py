@@ -1,4 +1,4 @@
-"""Settings of H2ARN, with the published values. Importing it imports no torch."""
+"""Settings of H2ARN. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special one
 
 
 class H2arnConfig(MethodConfig):
-    """H2ARN's recipe. Names are those of the release; settings that it does not have are under "ours"."""
+    """H2ARN's settings; recipes.toml has the published ones.
+
+    Names are those of the release; settings that it does not have are under "ours".
+    """
 
     kind: ClassVar[str] = "pointcloud"
 

@@ -85,8 +85,12 @@ class ClipPairConfig(VideoMethodConfig):
         if self.mode == "finetune":
             return {"video": ("frames", "rgb")}
         times = {"time": (self.video_features, "time")} if self.video_features == "clip" else {}
-        text = self.text_output if self.text_features == CLIP_TEXT else ""
+        text = self.read_output() if self.text_features == CLIP_TEXT else ""
         return {"video": (self.video_features, ""), "text": (self.text_features, text), **times}
+
+    def read_output(self) -> str:
+        """The output of `clip_text` that mode frozen reads."""
+        return self.text_output
 
     def shapes(self) -> dict[str, InputShape]:
         """Frames and words of one width, since both lie in the space of one CLIP network.
@@ -95,13 +99,13 @@ class ClipPairConfig(VideoMethodConfig):
         """
         if self.mode == "finetune":
             return {}
-        if self.text_output == "pooled":
+        if self.read_output() == "pooled":
             return {"text": InputShape("one", "(1, D), one vector a caption", same_width_as="video")}
         return {"text": InputShape("any", "(L, D), a row a token", same_width_as="video")}
 
     def packed_by(self) -> dict[str, Any]:
         """In mode frozen, that the rows of a caption's array are its words; one pooled row never was more."""
-        if self.mode == "finetune" or (self.text_features == CLIP_TEXT and self.text_output == "pooled"):
+        if self.mode == "finetune" or (self.text_features == CLIP_TEXT and self.read_output() == "pooled"):
             return {}
         return {"words": "rows of the array"}
 

@@ -1,4 +1,4 @@
-"""Settings of LEAN, with the published values where the paper has any. Importing it imports no torch."""
+"""Settings of LEAN. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMPORTED = "import-"  # how the stages of imported features are called
 
 
 class LeanConfig(VideoMethodConfig):
-    """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
+    """LEAN's settings. The defaults are the paper's, or chosen where it is silent: docs/methods/lean.md."""
 
     v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "caption_groups"
 

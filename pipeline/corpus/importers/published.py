@@ -17,6 +17,8 @@ from pipeline.store.fingerprint import digest_of, digest_text
 
 HELD_OUT = 500  # most training videos held out for validation, and at most a tenth of them
 PAPERS = "papers"
+MISSING = "videos are missing"  # how the sentence of a corpus tells that videos were not there
+VALIDATED_ON_TEST = "validated on the test split"
 UNITS = {
     "paragraph": "all sentences of a video are one caption",
     "moments": "every sentence is a caption",
@@ -97,7 +99,7 @@ def read_published(corpus: Published, source: Path, relative_to: Path, choice: C
     if len(captions) < len(SPLITS):
         words.append(f"imported: {', '.join(captions)} alone")
     if missing := len(items) - len(kept):
-        words.append(f"{missing} of {len(items)} videos are missing")
+        words.append(f"{missing} of {len(items)} {MISSING}")
     return Imported(
         kept, annotations.left_out, annotations.notes,
         Protocol(f"{corpus.name} {protocol}", "; ".join(word for word in words if word)),
@@ -124,7 +126,7 @@ def _validated(captions: dict[str, list[Annotation]], val: str) -> tuple[dict[st
         return captions, ""
     if val == PAPERS:
         again = [replace(caption, id=f"{caption.id}@val") for caption in captions["test"]]
-        return captions | {"val": again}, "validated on the test split, as the papers do"
+        return captions | {"val": again}, f"{VALIDATED_ON_TEST}, as the papers do"
     train = captions.get("train", [])
     held = held_out({caption.video for caption in train}, val, HELD_OUT, "videos")
     if not held:
