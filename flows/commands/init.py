@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from trainers.recipes import TRAJECTORIES, PublishedRecipe, every_recipe, of_corpus, protocol_name
 
 from flows.commands.corpus import T3DR_HIT, VIDEOS, print_summary
 from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
@@ -31,6 +30,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.features.importing import import_ms_sl
 from pipeline.run.execute import Progress
 from pipeline.store.store import Store
+from trainers.recipes import TRAJECTORIES, PublishedRecipe, every_recipe, of_corpus, protocol_name
 
 STORE = "store"  # beside the experiment file
 

@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainers.recipes import PublishedRecipe, Trajectory, dataset_name, every_recipe, protocol_name
-
 from flows.drafting.explanations import explanations
 from flows.drafting.lines import Line, Table, text
 from flows.graph import EVERY_EXTRACTOR
 from pipeline.corpus.importers.published import PAPERS
 from pipeline.errors import UserError, nearest
 from pipeline.settings import Tree
+from trainers.recipes import PublishedRecipe, Trajectory, dataset_name, every_recipe, protocol_name
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
 
@@ -31,7 +30,7 @@ RELEASE: Trajectory = "release"
 STABLE: Trajectory = "stable"
 OF_TRAINING = {  # settings that decide nothing where nothing is trained
     "base_encoder", "batch_size", "lr", "coef_lr", "warmup_proportion", "weight_decay", "max_grad_norm", "clip_norm",
-    "encoder_grad_scale", "freeze_layer_num", "mask_same_video",
+    "encoder_grad_scale", "freeze_layer_num", "mask_same_video", "select_by",
 }  # fmt: skip
 COLLECTIONS = {  # of MS-SL: the names of its features of videos and of captions
     "tvr": ("i3d_resnet", "roberta_tvr_query_feat"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainers.recipes import every_recipe
 
 from flows.drafting.explanations import explanations
 from flows.drafting.published import (
@@ -25,6 +24,7 @@ from flows.drafting.published import (
 from flows.experiment import load
 from flows.graph import EVERY_EXTRACTOR
 from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
+from trainers.recipes import every_recipe
 from trainers.registry import METHODS
 
 ROOT = Path(__file__).parents[3]
