@@ -181,7 +181,7 @@ def test_a_published_experiment_is_written_imported_and_planned(
     methods = tomllib.loads(file.read_text())["methods"]
     own = [s for s in sets if not s.startswith("trainers.") or s.split(".")[1] in methods]
     if row.imported:
-        own += [f"trainers.{row.method}.batch_size=4"]  # the tiny collection has no whole batch
+        own += [f"trainers.{row.method}.batch_size=2"]  # the tiny collection has no whole batch
     ended = crossreel("plan", file, *(word for s in own for word in ("--set", s)))
     assert ended.code == 0, ended.out + ended.err
     assert f"evaluate-{row.method}" in ended.out
