@@ -69,7 +69,7 @@ def find_row(name: str) -> PublishedRecipe:
         rows |= {f"{row.method}/{alias}": row for alias in row.aliases}
     if name not in rows:
         raise UserError(
-            f"there is no experiment {name!r}; {nearest(name, rows)}; `crossreel init --list` shows all"
+            f"there is no experiment {name!r} (`crossreel init --list` shows all); {nearest(name, rows)}"
         )
     return rows[name]
 
@@ -121,6 +121,8 @@ def _head(draft: Draft) -> Iterator[str]:
     for choice in row.free:
         yield f"Left open by the source: {choice}."
     yield from _sizes(row)
+    if row.imported and not draft.features:
+        yield f"Not the published features ({row.backbone}), which --features takes: here CLIP's are extracted."
     yield ""
     if draft.features:
         yield f"  crossreel init {row.method}/{row.name} --features path/to/{row.dataset}   wrote this file"

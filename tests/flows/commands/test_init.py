@@ -303,7 +303,7 @@ def test_ones_own_corpus_gets_settings_that_fit_it_and_are_planned(
     ("words", "sentence"),
     [
         ((), "name a published experiment (METHOD/RECIPE; --list shows all), or --methods and --corpus"),
-        (("gare/msrvt",), "there is no experiment 'gare/msrvt'; did you mean 'gare/msrvtt'?"),
+        (("gare/msrvt",), "there is no experiment 'gare/msrvt' (`crossreel init --list` shows all); did you mean"),
         (("gare/msrvtt",), "gare/msrvtt needs one of --annotations, --features, --corpus"),
         (("gare/msrvtt", "--methods", "gare"), "name a published experiment"),
         (("gare/msrvtt", "--annotations", "nowhere"), "nowhere is not a folder"),
