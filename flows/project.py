@@ -11,7 +11,7 @@ from typing import Any
 from flows import graph
 from flows.experiment import Experiment, load
 from flows.programs import ChangedProgram, find_changed
-from flows.results.repetition import Repetition, compare
+from flows.repetition import Repetition, compare
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from flows.results.repetition import compare
+from flows.repetition import compare
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
 from pipeline.settings import Params

@@ -32,8 +32,8 @@ from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
 from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import Project, open_project
+from flows.repetition import in_lines
 from flows.reporting import Stopped, report_of
-from flows.results.repetition import in_lines
 from flows.results.report.wording import member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.why import explain

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flows.repetition import Repetition
 from flows.results.board.published import Protocol, Published, fitting
-from flows.results.repetition import Repetition
 from flows.results.report.wording import counted
 from pipeline.corpus.importers.published import MISSING
 from trainers.measure.evaluated import Metrics

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from extractors.backbones import clip_configs, weights
-from flows.results.report.wording import counted, plain
 from pipeline.corpus.importers.published import MISSING, VALIDATED_ON_TEST
 from pipeline.corpus.manifest import Corpus
 from pipeline.run.plan import Stages, ancestors
@@ -16,16 +16,22 @@ from pipeline.store.imports import PREFIX
 from trainers.config import MethodConfig, Recipe
 from trainers.layers.pair_config import ClipPairConfig
 from trainers.measure.evaluated import Protocol
-from trainers.recipes import PublishedRecipe, Size, find, fitting, of_corpus, recipes
+from trainers.recipes import NONE, PublishedRecipe, Size, find, fitting, of_corpus, recipes
 from trainers.registry import METHODS
 
 SEED = "seed"  # another one is a repetition too
-NOTABLE = (
-    "skipped",
-    "dropped",
-    "imported: ",
-)  # beginnings or ends of what an importer says of what it left out
+# Parts of what an importer says of videos, objects and splits that it left out.
+NOTABLE = (MISSING, "skipped", "dropped", "imported: ")
 MODES = {"frozen": "CLIP is frozen", "finetune": "CLIP is fine-tuned"}
+
+
+def toml(value: Any) -> str:
+    """A setting as an experiment file spells it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,9 @@ class Difference:
 
     def __str__(self) -> str:
         if self.setting == "mode":
-            return f"{MODES.get(self.here, self.here)} (published: {self.published})"
+            return f"{MODES.get(self.here, self.here)} (published: {toml(self.published)})"
         word = "published" if self.stated else "usual"
-        return f"{self.setting} is {plain(self.here)} ({word}: {plain(self.published)})"
+        return f"{self.setting} is {toml(self.here)} ({word}: {toml(self.published)})"
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Repetition:
         name = f"the published experiment {self.method}/{self.row.name} ({self.row.source})"
         if self.exact:
             return f"{self.method} is a repetition of {name}: nothing is known in which it differs"
-        return f"{self.method} is not {name}: {counted(len(self.every_reason), 'difference')}"
+        return f"{self.method} is not {name}: {_number(len(self.every_reason), 'difference')}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, as the report's brief and `--json` have it."""
@@ -107,6 +113,7 @@ def compare(
     row = _row(method, config, protocol)
     reasons: list[str] = []
     if row is not None and protocol is not None:
+        reasons += _of_recipe(row, config)
         reasons += _of_corpus(row, corpus, str(protocol.get("sentence", "")), config)
         reasons += _of_networks(method, row, stages, config)
         reasons += _of_evaluation(measured)
@@ -145,13 +152,21 @@ def _alike(name: str, here: Any, published: Any) -> bool:
     return bool(here == published)
 
 
+def _of_recipe(row: PublishedRecipe, config: MethodConfig) -> Iterator[str]:
+    """A recipe of another experiment, and settings that we recommend instead of the authors'."""
+    if config.recipe not in ("", NONE, row.name):
+        yield f"its settings are those of the recipe {config.recipe}"
+    elif config.recipe == row.name and config.trajectory == "stable" and row.release != row.stable:
+        yield "trained on the trajectory stable, which we recommend, not as the authors ran it"
+
+
 def _of_corpus(row: PublishedRecipe, corpus: Corpus, sentence: str, config: MethodConfig) -> Iterator[str]:
     """Videos held out or missing, and another split or figure that the epoch is chosen by."""
     parts = sentence.split("; ")
     held = next((part for part in parts if "held out" in part), "")
     if held and config.epochs:
         yield held
-    yield from (part for part in parts if MISSING in part or any(word in part for word in NOTABLE))
+    yield from (part for part in parts if any(word in part for word in NOTABLE))
     kept = sum(int(word) for word in held.split()[:3] if word.isdecimal())
     for split, size in (("train", row.train), ("val", row.val), ("test", row.test)):
         if split == "train" and not row.trained:
@@ -173,9 +188,9 @@ def _sizes(split: str, size: Size, corpus: Corpus, held: int) -> Iterator[str]:
     """Fewer or more items or captions than published; `held` of the items are said to be held out already."""
     items, captions = len(corpus.gallery(split)), sum(1 for _ in corpus.captions(split))
     if size.items is not None and items + held != size.items:
-        yield f"{counted(items, 'item')} of {split}; published: {size.items:,}"
+        yield f"{_number(items, 'item')} of {split}; published: {size.items:,}"
     if size.captions is not None and not held and captions != size.captions:
-        yield f"{counted(captions, 'caption')} of {split}; published: {size.captions:,}"
+        yield f"{_number(captions, 'caption')} of {split}; published: {size.captions:,}"
 
 
 def _of_networks(method: str, row: PublishedRecipe, stages: Stages, config: MethodConfig) -> Iterator[str]:
@@ -203,7 +218,7 @@ def _of_networks(method: str, row: PublishedRecipe, stages: Stages, config: Meth
             if key == "weights" and weights.is_path(str(here)):
                 yield f"whether the weights of {stage} in the file {here} are {published!r} is not checked"
             else:
-                yield f"{stage} has {key} = {plain(here)} (published: {plain(published)})"
+                yield f"{stage} has {key} = {toml(here)} (published: {toml(published)})"
 
 
 def _of_evaluation(measured: Protocol | None) -> Iterator[str]:
@@ -212,7 +227,7 @@ def _of_evaluation(measured: Protocol | None) -> Iterator[str]:
     if measured.split != "test":
         yield f"measured on the split {measured.split}"
     if measured.dropped:
-        yield f"{counted(measured.dropped, 'caption')} dropped, because items or captions failed"
+        yield f"{_number(measured.dropped, 'caption')} dropped, because items or captions failed"
     if measured.rerank:
         yield measured.rerank
 

@@ -11,7 +11,7 @@ import pytest
 
 from flows import graph
 from flows.experiment import Experiment
-from flows.results.repetition import Repetition, compare
+from flows.repetition import Repetition, compare
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
@@ -84,6 +84,7 @@ def test_msrvtt_settings_on_activitynet_are_told_and_its_own_are_no_difference(i
     assert own.row is not None and own.row.name == "activitynet" and not own.settings
     foreign = beside(corpus, "gare", recipe="msrvtt")
     assert foreign.row == own.row
+    assert "its settings are those of the recipe msrvtt" in foreign.reasons
     assert {"epochs", "max_words", "max_frames"} <= changed(foreign) and not foreign.exact
     (words,) = [d for d in foreign.settings if d.setting == "max_words"]
     assert (words.here, words.published, str(words)) == (32, 64, "max_words is 32 (published: 64)")
@@ -107,6 +108,8 @@ def test_what_the_authors_do_is_no_difference_and_what_we_recommend_is(
     released, stable = beside(corpus, method), beside(corpus, method, trajectory="stable")
     assert not released.settings
     assert {"precision", "coef_lr"} <= changed(stable)
+    assert any("trajectory stable" in reason for reason in stable.reasons)
+    assert not any("trajectory" in reason for reason in released.reasons)
     (precision,) = [d for d in stable.settings if d.setting == "precision"]
     assert (precision.here, precision.published) == ("fp32", "fp16-legacy")
 
@@ -128,11 +131,11 @@ def test_validation_on_the_test_split_is_the_published_selection(imported: Impor
 def test_frozen_towers_random_weights_and_another_network_are_told(imported: Imported) -> None:
     corpus = imported(MSRVTT)
     frozen = beside(corpus, "gare", {"clip": {"model": "crossreel-demo", "weights": "seed:0"}}, mode="frozen")
-    assert "CLIP is frozen (published: finetune)" in frozen.every_reason
+    assert 'CLIP is frozen (published: "finetune")' in frozen.every_reason
     assert "random weights of clip (seed:0)" in frozen.reasons
     other = beside(corpus, "gare", base_encoder="ViT-B/16", backbone_weights="laion2b")
-    assert "base_encoder is ViT-B/16 (published: ViT-B/32)" in other.every_reason
-    assert "clip has weights = laion2b (published: openai)" in other.reasons
+    assert 'base_encoder is "ViT-B/16" (published: "ViT-B/32")' in other.every_reason
+    assert 'clip has weights = "laion2b" (published: "openai")' in other.reasons
     same = beside(
         corpus, "gare", base_encoder="ViT-B-32-quickgelu"
     )  # open_clip's name of the published network
