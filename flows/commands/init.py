@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -30,7 +30,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.features.importing import import_ms_sl
 from pipeline.run.execute import Progress
 from pipeline.store.store import Store
-from trainers.recipes import TRAJECTORIES, PublishedRecipe, every_recipe, of_corpus, protocol_name
+from trainers.recipes import TRAJECTORIES, PublishedRecipe, Trajectory, every_recipe, of_corpus, protocol_name
 
 STORE = "store"  # beside the experiment file
 
@@ -116,24 +116,27 @@ def init(
             "name a published experiment (METHOD/RECIPE; --list shows all), or --methods and --corpus for your own data"
         )
     if methods:
-        _refuse({"--annotations": annotations, "--media": media, "--features": features, "--val": val})
+        given = {"--annotations": annotations, "--media": media, "--features": features, "--val": val}
+        _refuse(given, "a published experiment, not for --methods")
         _own(corpus, [part for part in methods.replace(",", " ").split() if part], target, force)
         return
-    row = find_row(name)
-    val = {"": usual_val(row), "own": ""}.get(val, val)
+    row, way = find_row(name), cast(Trajectory, trajectory)
+    given_val, val = val, {"": usual_val(row), "own": ""}.get(val, val)
     sources = {"--annotations": annotations, "--features": features, "--corpus": corpus}
     if sum(source is not None for source in sources.values()) != 1:
         raise UserError(f"{name} needs one of {', '.join(sources)}: where its corpus comes from")
+    if annotations is None:
+        _refuse({"--media": media, "--val": given_val}, "--annotations, whose corpus is imported")
     target = target or Path(experiment_name(row))
     if features is not None:
-        _on_features(row, features, target, trajectory, force)
+        _on_features(row, features, target, way, force)
     elif corpus is not None:
         _require_protocol(row, corpus)
         _require_free([target], force)
-        _write(row, target, Draft(row, _beside(corpus, target), STORE, _validated(corpus), trajectory))
+        _write(row, target, Draft(row, _beside(corpus, target), STORE, _validated(corpus), way))
     else:
         assert annotations is not None
-        _imported(row, annotations, media, val, target, trajectory, force)
+        _imported(row, annotations, media, val, target, way, force)
 
 
 def _imported(
@@ -142,7 +145,7 @@ def _imported(
     media: Path | None,
     val: str,
     target: Path,
-    trajectory: str,
+    trajectory: Trajectory,
     force: bool,
 ) -> None:
     """Import the corpus under the protocol of the row, and write its experiment file."""
@@ -175,7 +178,9 @@ def _read(row: PublishedRecipe, annotations: Path, media: Path | None, val: str,
     return read_published(VIDEOS[row.dataset], annotations, manifest.parent, choice)
 
 
-def _on_features(row: PublishedRecipe, source: Path, target: Path, trajectory: str, force: bool) -> None:
+def _on_features(
+    row: PublishedRecipe, source: Path, target: Path, trajectory: Trajectory, force: bool
+) -> None:
     """Import the published features of a row, which bring their corpus, and write its experiment file."""
     if not row.imported:
         raise UserError(
@@ -261,10 +266,11 @@ def _beside(path: Path, target: Path) -> str:
     return os.path.relpath(path, target.parent)
 
 
-def _refuse(given: dict[str, object]) -> None:
+def _refuse(given: dict[str, object], having: str) -> None:
+    """Raise UserError for an option that has no meaning here; `having` says what has it."""
     for option, value in given.items():
         if value:
-            raise UserError(f"{option} is for a published experiment, not for --methods")
+            raise UserError(f"{option} is for {having}")
 
 
 def _list(as_json: bool) -> None:

@@ -316,6 +316,8 @@ def test_ones_own_corpus_gets_settings_that_fit_it_and_are_planned(
         (("--methods", "gare", "--corpus", "trained.jsonl"), "the split 'val' has no captions"),
         (("--methods", "gare", "--corpus", "videos.jsonl", "--val", "3"), "--val is for a published experiment"),
         (("gare/msrvtt", "--json"), "--json is for --list"),
+        (("gare/msrvtt", "--corpus", "videos.jsonl", "--val", "3"), "--val is for --annotations, whose corpus"),
+        (("gare/msrvtt", "--corpus", "videos.jsonl"), "and videos.jsonl is of no published protocol"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_one_sentence(
