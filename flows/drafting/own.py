@@ -27,7 +27,7 @@ NEAREST = {  # the published row whose settings a method begins with on data of 
     "h2arn": "t3dr-hit-elephant",
 }
 NEEDED = ("train", "val", "test")
-OF_A_PAPER = {"patience"}  # settings that a published run needs to be repeated, and no other run
+OF_A_PAPER = {"patience", "select_by"}  # how a published run chose its epoch, of which no other run need know
 
 
 def written(corpus: Corpus, methods: Sequence[str], target: Path, manifest: str, store: str = "store") -> str:
@@ -93,6 +93,6 @@ def _table(method: str, row: PublishedRecipe | None, pairs: int) -> Table:
     if row is not None and row.trained:
         table.lines += [
             Line("patience", usual.patience, words["patience"]),
-            Line("select_by", "SumR", words["select_by"]),
+            Line("select_by", usual.select_by, words["select_by"]),
         ]
     return table
