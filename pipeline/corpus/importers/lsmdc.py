@@ -37,14 +37,17 @@ def _captions(annotations: Annotations, split: str) -> list[Annotation]:
 
 
 def _clip(where: str, line: str) -> list[Annotation]:
-    key, *times, sentence = (cell.strip() for cell in line.split("\t"))
-    if len(times) + 2 < LEAST_CELLS:
+    cells = [cell.strip() for cell in line.split("\t")]
+    if len(cells) < LEAST_CELLS:
         raise Wrong(
-            f"{shown(line)} has {len(times) + 2} cells between tabs; a key, times and a sentence are needed"
+            f"{shown(line)} has {len(cells)} cells between tabs; a key, times and a sentence are needed"
         )
+    key, *times, sentence = cells
     if wrong := next((time for time in times if not TIME.fullmatch(time)), None):
         raise Wrong(f"{wrong!r} is not a time")
-    if not sentence:
+    if TIME.fullmatch(
+        sentence
+    ):  # the end of a line is stripped, so that an empty sentence leaves a time there
         raise Wrong("the sentence is empty")
     return [Annotation(name(key), sentence, where)]
 
