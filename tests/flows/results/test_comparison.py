@@ -208,7 +208,7 @@ def simulated(random: np.random.Generator, gain: float, items: int = 60, each: i
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_and_equal_runs_are_seldom_told_apart():
+def test_intervals_cover_the_truth_and_equal_runs_are_seldom_distinguished():
     """200 pairs of runs that are equal in truth, each caption sharing its item's luck."""
     random = np.random.default_rng(0)
     covered = wrong = naive = 0
@@ -298,7 +298,7 @@ def test_how_items_rank_counts_only_where_items_are_compared():
     assert matched([a, b], direction="t2v").directions == ("t2v",)
 
 
-def test_all_differences_are_told_at_once_and_published_protocols_count():
+def test_all_differences_are_reported_at_once_and_published_protocols_count():
     a, b = (
         under(one, split=name, corpus=PublishedProtocol(name=name))
         for one, name in zip(drawn(8), ("1k-A", "full"), strict=True)
