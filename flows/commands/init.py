@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -266,7 +266,7 @@ def _beside(path: Path, target: Path) -> str:
     return os.path.relpath(path, target.parent)
 
 
-def _refuse(given: dict[str, object], having: str) -> None:
+def _refuse(given: Mapping[str, object], having: str) -> None:
     """Raise UserError for an option that has no meaning here; `having` says what has it."""
     for option, value in given.items():
         if value:
