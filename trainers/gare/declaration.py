@@ -42,9 +42,13 @@ class GareMethod(RetrievalMethod[GareConfig]):
 
     def build(self, config: GareConfig, data: PairData) -> Gare:
         """The network with its initial weights."""
-        from trainers.gare import method, video_side
+        if config.increment == "video":
+            from trainers.gare.video_side import build as build_video_side
 
-        return (video_side if config.increment == "video" else method).build(config, data)
+            return build_video_side(config, data)
+        from trainers.gare.method import build
+
+        return build(config, data)
 
     def optimizer(self, config: GareConfig, method: Gare, total_steps: int) -> Optimizer:
         """BertAdam with the published schedule."""
