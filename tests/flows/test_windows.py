@@ -54,10 +54,10 @@ def test_a_window_reaches_every_stage_that_reads_frames_and_changes_no_item_with
         n: s["fingerprint"] for n, s in before.items()
     }
 
-    ended = small.run_apart("run", small.toml, "--json")
-    assert ended.code == 3, ended.err
-    reports = {report["stage"]: report for report in json.loads(ended.out)["stages"]}
     for stage in ("clip", "frames", "keyframes"):
+        ended = small.run("stage", stage, small.toml, "--json")
+        assert ended.code == 3, ended.err
+        reports = {report["stage"]: report for report in json.loads(ended.out)["stages"]}
         (failure,) = reports[stage]["failures"]
         assert failure["name"] == "later" and failure["reason"] == (
             "none of its frames lies in its window, 50 s to 60 s; it ends at 1.7 s"
