@@ -60,8 +60,10 @@ class VideoHead(Head):
         """Similarities (A, B) of encoded captions and videos, a few captions at a time; nothing is dropped."""
         frames, mask = items["frames"], items["mask"]
         rows = max(1, PAIR_FLOATS // (len(frames) * frames.shape[-1]))
-        parts = zip(*(texts[name].split(rows) for name in ("text", "words", "word_mask")), strict=True)
-        return torch.cat([self.pairs(*part, frames, mask).similarity for part in parts])
+        blocks = zip(*(texts[name].split(rows) for name in ("text", "words", "word_mask")), strict=True)
+        return torch.cat(
+            [self.pairs(text, words, real, frames, mask).similarity for text, words, real in blocks]
+        )
 
 
 class VideoGare(Gare):
