@@ -34,6 +34,7 @@ CARRIERS = (  # not followed: what they do is checked by checksums, formats and 
     "pipeline.store",  # segments are checked against their checksums when they are read
     "pipeline.corpus",  # what a corpus holds enters fingerprints by digest
     "trainers.contract", "trainers.registry",
+    "trainers.recipes",  # what it fills enters fingerprints as settings
     "trainers.loop.progress", "trainers.loop.curves", "trainers.loop.interrupts", "trainers.loop.torchrun",
 )  # fmt: skip
 SETTINGS = ("pipeline.settings:Params", "pipeline.settings:Options")  # whose fields' defaults are not hashed

@@ -18,6 +18,7 @@ from pipeline.settings import Options, Params
 from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
+WINDOW_SLACK = 1e-3  # seconds; decoders round the same time differently
 P = TypeVar("P", bound=Params)
 Encoded = TypeVar("Encoded")
 
@@ -48,6 +49,14 @@ class Unit:
     text: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)  # upstream stage -> its file of this item
     rows: Mapping[str, tuple[Path, int]] = field(default_factory=dict)  # upstream stage -> segment, row
+    window: tuple[float, float] | None = None  # seconds of a video whose frames are read; None: all
+
+    def inside(self, times: Array) -> NDArray[np.bool_]:
+        """Which of some presentation times (T,) lie in the window, both ends included."""
+        if self.window is None:
+            return np.ones(len(times), bool)
+        start, end = self.window
+        return (times >= start - WINDOW_SLACK) & (times <= end + WINDOW_SLACK)
 
     def inputs(self, stage: str) -> dict[str, Array]:
         """The outputs of an upstream stage for this item. Raises Damaged where they are not what was written."""

@@ -28,6 +28,7 @@ class FramesParams(Params):
 class Frames(FrameReader[FramesParams]):
     """Up to `count` frames as pictures (F, size, size, 3) uint8 RGB, their positions (F,) and times (F,) in seconds.
 
+    Of an item with a window, only the frames in it exist: positions count them from 0.
     The short side is resized (bicubic) and the centre kept, as CLIP's own transform does.
     """
 
@@ -53,7 +54,8 @@ class Frames(FrameReader[FramesParams]):
     def begin(self, unit: Unit, decoder: str) -> None:
         """Select frames by the times that `compress` wrote, so that no other frame is kept in memory."""
         self._unit, self._decoder, self._seen = unit, decoder, 0
-        self._selected = self.positions(unit.inputs("compress")["time"])
+        times = unit.inputs("compress")["time"]
+        self._selected = self.positions(times[unit.inside(times)])
         self._kept: list[tuple[Array, Array]] = []
 
     def take(self, frames: Array, times: Array) -> Iterator[Result | None]:

@@ -44,6 +44,8 @@ def read_together(
     for unit in units:
         try:
             sources.append(source_of(unit))
+        except ItemError as error:
+            yield from _failed(readings, unit, error)
         except Damaged as error:  # one broken file costs its item, not the run
             yield from _failed(readings, unit, ItemError(unit.name, str(error)))
     decoders = _decoders(options.decoder_bytes, options.decoders)
@@ -60,20 +62,38 @@ def read_together(
         elif isinstance(event, Failed):
             kind = ItemKilled if event.killed else ItemError
             yield from _failed(readings, event.unit, kind(event.unit.name, event.reason))
-        else:
+        elif (given := _in_window(unit, event)) is not None:
             for reading in readings:
                 if reading.active:
-                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, event))
+                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, given))
     for reading in readings:
         for result in reading.reader.flush():
             yield reading.reader, result
 
 
 def source_of(unit: Unit) -> Source[Unit]:
-    """The compressed file of a unit, with the number of its frames if that is known."""
+    """The compressed file of a unit, with the number of its frames if that is known.
+
+    Raises ItemError if none of its frames lies in the unit's window.
+    """
     if "compress" not in unit.rows:  # a file outside a store, such as a video that is a query
         return Source(unit, unit.files["compress"], None)
-    return Source(unit, unit.file("compress"), len(unit.inputs("compress")["time"]))
+    times = unit.inputs("compress")["time"]
+    if unit.window and not unit.inside(times).any():
+        start, end = unit.window
+        raise ItemError(
+            unit.name,
+            f"none of its frames lies in its window, {start:g} s to {end:g} s; it ends at {times[-1]:.1f} s",
+        )
+    return Source(unit, unit.file("compress"), len(times))
+
+
+def _in_window(unit: Unit, event: Chunk | End[Unit]) -> Chunk | End[Unit] | None:
+    """The event with only the frames in the unit's window; None for a chunk without any."""
+    if unit.window is None or isinstance(event, End):
+        return event
+    inside = unit.inside(event.times)
+    return Chunk(event.frames[inside], event.times[inside]) if inside.any() else None
 
 
 def _failed(readings: Sequence[Reading], unit: Unit, error: ItemError) -> Iterator[Event]:

@@ -137,6 +137,7 @@ def _unit(raw: dict[str, Any]) -> Unit:
         name=raw["name"],
         media=Path(raw["media"]) if raw.get("media") else None,
         text=raw.get("text"),
+        window=tuple(raw["window"]) if raw.get("window") else None,
         files={stage: Path(path) for stage, path in raw.get("files", {}).items()},
         rows={stage: (Path(path), row) for stage, (path, row) in raw.get("rows", {}).items()},
     )

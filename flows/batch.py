@@ -32,7 +32,6 @@ from pipeline.errors import UserError
 from pipeline.settings import Options, fill, read_toml
 
 MOST_RUNS = 10_000
-WATCHED = "SumR"  # the validation metric that chooses the best epoch of a training and ranks the runs
 SEED = ".seed"  # a key with this ending is a seed: its values are repetitions, not choices
 
 Settings = dict[str, Any]
@@ -103,13 +102,14 @@ class Outcome:
     settings: Settings
     method: str = ""
     validation: float | None = (
-        None  # SumR of its best epoch, by which runs are compared; None: no epoch was trained
+        None  # the figure of its best epoch, by which runs are compared; None: no epoch was trained
     )
     figures: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # direction -> metric -> value, low, high
     split: str = ""
     error: str = ""
+    figure: str = ""  # what `validation` is, for instance "SumR" (`trainers.<method>.select_by`)
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -124,8 +124,8 @@ def outcomes(project: Project, settings: Settings, stopped: Sequence[Stopped] = 
         method = row["method"]
         if method not in by_method:
             summary = trained_folder(project, states[f"train-{method}"]).summary
-            value = summary.validation.get(WATCHED)
-            by_method[method] = Outcome(settings, method, value, split=row["split"])
+            name, value = next(iter(summary.validation.items()), ("", None))
+            by_method[method] = Outcome(settings, method, value, split=row["split"], figure=name)
         by_method[method].figures[row["direction"]] = row["metrics"]
     for stage in stopped:
         for name in (stage.stage, *stage.left_out):

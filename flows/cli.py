@@ -24,6 +24,10 @@ OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
 
 VERBS = {
+    "init": Verb(
+        "flows.commands.init:init",
+        "Write a commented experiment file: of a published experiment, or for your own corpus; --list shows all.",
+    ),
     "run": Verb(
         "flows.commands.experiments:run",
         "Bring an experiment up to date: make all artifacts that are missing, and no others.",

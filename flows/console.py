@@ -20,6 +20,7 @@ from rich.progress import Progress as Bars
 
 from flows.terminal import Terminal
 from pipeline.run.execute import Progress, Report
+from trainers.measure.metric_table import printed_figure
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -98,7 +99,9 @@ def describe(detail: Mapping[str, Any]) -> str:
     if not detail:
         return ""
     words = [f"epoch {detail['epoch']}/{detail['epochs']}", f"loss {detail['loss']:.3f}"]
-    words += [f"val {name} {value:.1f}" for name, value in detail.get("validation", {}).items()]
+    words += [
+        f"val {name} {printed_figure(name, value)}" for name, value in detail.get("validation", {}).items()
+    ]
     words.append(f"at most {detail['eta_seconds']:.0f} s left")
     return "  ".join(words)
 

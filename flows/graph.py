@@ -36,6 +36,7 @@ from pipeline.run.plan import Stages, ancestors
 from pipeline.run.stage import Stage
 from pipeline.settings import Params, fill, located
 from trainers.config import MethodConfig
+from trainers.recipes import Choice, choose
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams, stages_of
 
@@ -74,15 +75,30 @@ EVERY_EXTRACTOR: plugins.Catalogue[type[Extractor[Any]]] = plugins.Catalogue(
 """Every extractor that an experiment can name."""
 
 
-def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
-    """Every stage of an experiment by name, with its settings, in order: what its methods need and no more.
+def choices(experiment: Experiment, protocol: Mapping[str, Any] | None = None) -> dict[str, Choice]:
+    """The published recipe of each method of an experiment; protocol: that of its corpus (`Corpus.protocol`), if any.
 
-    `imported` are the features that were imported into its store. Raises UserError for a setting
-    that is unknown or impossible.
+    Raises UserError for a method or recipe that does not exist.
     """
     _require_known(experiment)
-    configs = {name: _config(name, experiment) for name in experiment.methods}
-    wishes = _wishes(configs, experiment)
+    return {
+        name: choose(name, experiment.trainers.get(name, {}), protocol, METHODS.find(name).recipes)
+        for name in experiment.methods
+    }
+
+
+def build(
+    experiment: Experiment, imported: Stages, chosen: Mapping[str, Choice] | None = None
+) -> dict[str, Stage[Any]]:
+    """Every stage of an experiment by name, with its settings, in order: what its methods need and no more.
+
+    `imported` are the features that were imported into its store, `chosen` the recipes of the methods; without them,
+    those that the experiment names. Raises UserError for a setting that is unknown or impossible.
+    """
+    _require_known(experiment)
+    chosen = choices(experiment) if chosen is None else chosen
+    configs = {name: _config(name, experiment, chosen[name]) for name in experiment.methods}
+    wishes = _wishes(configs, experiment, chosen)
     everything: dict[str, Stage[Any]] = {
         kind.name: kind(_params(kind, experiment, wishes.get(kind.name, {})))
         for kind in _extractors(configs, experiment)
@@ -105,10 +121,14 @@ def build(experiment: Experiment, imported: Stages) -> dict[str, Stage[Any]]:
     return {name: stage for name, stage in everything.items() if name in needed}
 
 
-def _config(name: str, experiment: Experiment) -> MethodConfig:
-    """The settings of a method."""
+def _config(name: str, experiment: Experiment, choice: Choice) -> MethodConfig:
+    """The settings of a method: the experiment's own, then those of its recipe, which it names."""
     model = METHODS.find(name).config
-    tree = located(experiment.trainers.get(name, {}), model, experiment.path.parent)
+    own = located(experiment.trainers.get(name, {}), model, experiment.path.parent)
+    tree = model.completed(own, choice.settings)
+    if choice.row:
+        tree["recipe"] = choice.row.name
+        tree.pop("preset", None)
     return fill(model, tree, f"trainers.{name}")
 
 
@@ -143,15 +163,20 @@ def _extractors(
         yield from visit(name, ())
 
 
-def _wishes(configs: Mapping[str, MethodConfig], experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Settings of extractors that the methods need, by stage and setting, unless the experiment gives them.
+def _wishes(
+    configs: Mapping[str, MethodConfig], experiment: Experiment, chosen: Mapping[str, Choice]
+) -> dict[str, dict[str, Any]]:
+    """Settings of extractors that the methods and their recipes need, unless the experiment gives them.
 
     Raises UserError where two methods want different things of one stage.
     """
     wishes: dict[str, dict[str, Any]] = {}
     wisher: dict[tuple[str, str], str] = {}
     for method, config in configs.items():
-        for stage, settings in config.wishes().items():
+        wanted = {stage: dict(own) for stage, own in chosen[method].extractors.items()}
+        for stage, own in config.wishes().items():
+            wanted.setdefault(stage, {}).update(own)
+        for stage, settings in wanted.items():
             for key, value in settings.items():
                 if key in experiment.extractors.get(stage, {}):
                     continue

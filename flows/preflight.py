@@ -20,6 +20,8 @@ from pipeline.run.stage import Stage
 from pipeline.settings import Params
 from pipeline.store.imports import PREFIX
 from trainers.config import MethodConfig, TrainingSizes
+from trainers.recipes import NONE, of_corpus, protocol_name, recipes
+from trainers.registry import METHODS
 from trainers.stages import LEARN, Pack, Train
 
 WEIGHTS = (
@@ -148,7 +150,7 @@ def _unsuited(project: Project, stage: Stage[Params]) -> Iterator[str]:
             words=max((len(text.split()) for text in _texts(project)), default=0),
             processes=(run.processes or len(_gpus(project)) or 1) * run.nodes,
         )
-        for setting, reason in stage.params.unsuited(sizes):
+        for setting, reason in [*stage.params.unsuited(sizes), *_misfits(project, stage, sizes)]:
             value = getattr(stage.params, setting)
             yield f"trainers.{stage.method}.{setting} = {value!r}: {reason}"
     if isinstance(stage, CloudEncoder) and "points" in project.stages:
@@ -158,6 +160,30 @@ def _unsuited(project: Project, stage: Stage[Params]) -> Iterator[str]:
                 f"extractors.points.sample = {points.sample}: {stage.name} needs {stage.least_points} points of every "
                 f"cloud; raise it, or set it to 0 for all points"
             )
+
+
+def _misfits(project: Project, stage: Train, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
+    """Why the recipe that an experiment names does not fit its corpus, by setting: another protocol, too few items."""
+    choice, config = project.recipes.get(stage.method), stage.params
+    if choice is None or choice.row is None or not choice.named:
+        return
+    row = choice.row
+    if project.protocol and not of_corpus(row, project.protocol):
+        rows = recipes(stage.method, METHODS.find(stage.method).recipes)
+        fit = [each.name for each in rows if of_corpus(each, project.protocol)]
+        yield (
+            "recipe",
+            f"it is of {protocol_name(row)}, and {project.contents.corpus.path.name} was imported as "
+            f"{project.protocol['sentence']}; possible: {', '.join([*fit, NONE])}",
+        )
+    there = sizes.items if config.batch_of == "items" else sizes.pairs
+    own = project.experiment.trainers.get(stage.method, {})
+    if config.epochs and "batch_size" not in own and there < config.batch_size:
+        yield (
+            "batch_size",
+            f"the recipe {row.name!r} needs at least one whole batch, and 'train' has {there} {config.batch_of}; "
+            f"set it to {there} or less",
+        )
 
 
 def _texts(project: Project) -> Iterator[str]:

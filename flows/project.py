@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows import graph
 from flows.experiment import Experiment, load
 from flows.programs import ChangedProgram, find_changed
+from flows.repetition import Repetition, compare
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
@@ -19,8 +21,12 @@ from pipeline.run.execute import OnProgress, Runner, Say
 from pipeline.run.stage import Stage
 from pipeline.store.imports import has_imports
 from pipeline.store.store import Store
+from trainers.measure.evaluated import Protocol
+from trainers.recipes import Choice
 
 OnHashed = Callable[[int, int], None]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,6 +38,20 @@ class Project:
     contents: Contents
     stages: dict[str, Stage[Any]]
     changed: Sequence[ChangedProgram] = ()  # stages that another ffmpeg or decoder made
+    recipes: Mapping[str, Choice] = field(default_factory=dict)  # by method: which row gives its settings
+    protocol: Mapping[str, Any] | None = None  # of the corpus, if it was imported under a published one
+
+    def recipe_lines(self, trained: Collection[str]) -> list[str]:
+        """Which recipe gives the settings of each method that stages of `trained` train, and why; equal ones in one."""
+        shared: dict[str, list[str]] = {}
+        for method, choice in self.recipes.items():
+            if f"train-{method}" in trained:
+                shared.setdefault(choice.sentence, []).append(method)
+        return [f"{', '.join(methods)}: {sentence}" for sentence, methods in shared.items()]
+
+    def beside_published(self, method: str, measured: Protocol | None = None) -> Repetition:
+        """How the run of a method differs from the published experiment; measured: protocol of its evaluation."""
+        return compare(method, self.stages, self.contents.corpus, self.protocol, measured)
 
     @property
     def known(self) -> RememberedDigests:
@@ -59,6 +79,7 @@ class Project:
             "name": self.experiment.name,
             "path": str(self.experiment.path),
             "kept": [change.sentence for change in self.changed if change.kept],
+            "recipes": {method: choice.sentence for method, choice in self.recipes.items()},
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
         }
         return Runner(
@@ -83,24 +104,31 @@ def open_project(
     """
     experiment = load(path, sets, methods)
     corpus = Corpus.read(experiment.corpus_path)
+    protocol = corpus.claimed_protocol()
+    chosen = graph.choices(experiment, protocol)
+    for choice in chosen.values():
+        if choice.advice:
+            log.warning("%s", choice.advice)
     if has_imports(experiment.store_path):
         store = Store(experiment.store_path)
-        stages = _stages(experiment, corpus, imported_stages(store.index))
+        stages = _stages(experiment, corpus, imported_stages(store.index), chosen)
     else:
         stages = _stages(
-            experiment, corpus, {}
-        )  # before a store is made, so that an error leaves none behind
+            experiment, corpus, {}, chosen
+        )  # before a store is made, so that an error leaves none
         store = Store(experiment.store_path)
     for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
         corpus.require_queries(split)
     contents = read_contents(corpus, store.index, hashed)
     changed = find_changed(stages, store, RememberedDigests(store.index), experiment.run.keep_decoded)
-    return Project(experiment, store, contents, stages, changed)
+    return Project(experiment, store, contents, stages, changed, chosen, protocol)
 
 
-def _stages(experiment: Experiment, corpus: Corpus, imported: plan.Stages) -> dict[str, Stage[Any]]:
+def _stages(
+    experiment: Experiment, corpus: Corpus, imported: plan.Stages, chosen: Mapping[str, Choice]
+) -> dict[str, Stage[Any]]:
     """Build the stages. Raises UserError if one reads another kind of media than the corpus holds."""
-    stages = graph.build(experiment, imported)
+    stages = graph.build(experiment, imported, chosen)
     kinds = {item.kind for item in corpus.items}
     for stage in stages.values():
         if stage.kind and stage.kind not in kinds:

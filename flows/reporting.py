@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from flows.repetition import compare
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
-from pipeline.settings import DIGESTED, SPEED, Params
+from pipeline.settings import Params
+from trainers.measure.evaluated import EvaluatedFolder
 
 REPORT = "report"
 
@@ -36,7 +39,8 @@ class ReportParams(Params):
 class Report(Stage[ReportParams]):
     """One HTML page over all methods of an experiment."""
 
-    name, version, over = REPORT, 3, "corpus"  # its columns say what each metric is
+    name, over = REPORT, "corpus"
+    version = 4  # it compares each method with the published experiment of the corpus
     runner = "flows.results.report.page:run"
     settings = ReportParams
 
@@ -81,7 +85,7 @@ class Report(Stage[ReportParams]):
                     "method": method,
                     "train": briefing.run_folder(f"train-{method}"),
                     "evaluate": briefing.run_folder(f"evaluate-{method}"),
-                    "differences": differences(states[f"train-{method}"].stage.params),
+                    "published": _beside_published(briefing, method),
                 }
                 for method in self.params.methods
             ],
@@ -99,19 +103,12 @@ def report_of(stages: Mapping[str, Stage[Any]], methods: Sequence[str]) -> dict[
     return {**stages, REPORT: Report(methods)}
 
 
-def differences(config: Params) -> list[dict[str, Any]]:
-    """The settings that are not those published, for the same preset where a method has several.
-
-    What changes speed alone is none; nor is where the weights of a backbone are, whose digest counts.
-    """
-    left_out = config.marked(SPEED) | (config.marked(DIGESTED) - {"weights"})
-    preset = {"preset": config.preset} if hasattr(config, "preset") else {}
-    published = type(config)(**preset).model_dump(mode="json")
-    return [
-        {"setting": name, "here": value, "published": published[name]}
-        for name, value in config.model_dump(mode="json").items()
-        if value != published[name] and name not in left_out
-    ]
+def _beside_published(briefing: Briefing, method: str) -> dict[str, Any]:
+    """How a method's run differs from the published experiment of its corpus, as plain data."""
+    stages = {name: state.stage for name, state in briefing.states.items()}
+    evaluated = EvaluatedFolder(Path(briefing.run_folder(f"evaluate-{method}")))
+    measured = evaluated.metrics.protocol
+    return compare(method, stages, briefing.contents.corpus, None, measured).as_json()
 
 
 def _captions(contents: Contents) -> dict[str, dict[str, dict[str, Any]]]:

@@ -42,6 +42,9 @@ class RunResult:
     leaderboard: list[dict[str, Any]] = field(default_factory=list)
     report: Path | None = None
     stopped: list[Stopped] = field(default_factory=list)  # stages that ended with an error
+    recipes: dict[str, str] = field(
+        default_factory=dict
+    )  # of each method, which recipe gave its settings, and why
 
     @property
     def failed(self) -> int:
@@ -64,6 +67,7 @@ class RunResult:
             "stopped": [asdict(stage) for stage in self.stopped],
             "leaderboard": self.leaderboard,
             "report": str(self.report) if self.report else None,
+            "recipes": self.recipes,
         }
 
 
@@ -89,6 +93,8 @@ def run_stages(
         display.progress(progress)
         on_progress(progress)
 
+    for line in project.recipe_lines(plan.ancestors(project.stages, names)):
+        display.say(line)
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
     runner = project.runner(show, display.say, states)
     index, alive = project.store.index, contextlib.ExitStack()
@@ -135,8 +141,9 @@ def run_stages(
     ended.refresh()
     unreadable = dict(project.contents.unreadable)
     return RunResult(
-        run, reports, seconds, unreadable, leaderboard(drawn, ended), report_path(drawn, ended), stopped
-    )
+        run, reports, seconds, unreadable, leaderboard(drawn, ended), report_path(drawn, ended), stopped,
+        {method: choice.sentence for method, choice in project.recipes.items()},
+    )  # fmt: skip
 
 
 def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Exception]) -> list[Stopped]:

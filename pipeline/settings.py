@@ -32,13 +32,16 @@ class Role(Enum):
     UNSEEN = "unseen"
     # May name a file, relative to the folder of the experiment file.
     PATH = "path"
+    # Gives values to other settings, which enter the fingerprint in its place.
+    FILLS = "fills"
 
 
 PACKS, SPEED, DIGESTED, UNSEEN, PATH = Role.PACKS, Role.SPEED, Role.DIGESTED, Role.UNSEEN, Role.PATH
+FILLS = Role.FILLS
 
 
 class Params(BaseModel):
-    """Settings that can change a number. Every field enters the fingerprint, except those marked SPEED or DIGESTED."""
+    """Settings that can change a number. Fields marked SPEED, DIGESTED or FILLS do not enter the fingerprint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -52,7 +55,7 @@ class Params(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that can change a number, as plain data."""
-        return self.model_dump(mode="json", exclude=set(self.marked(SPEED, DIGESTED)))
+        return self.model_dump(mode="json", exclude=set(self.marked(SPEED, DIGESTED, FILLS)))
 
 
 @cache

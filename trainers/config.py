@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from pipeline.run.stage import Digests
-from pipeline.settings import DIGESTED, PACKS, PATH, UNSEEN, Params
+from pipeline.settings import DIGESTED, FILLS, PACKS, PATH, UNSEEN, Params
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,59 @@ class TrainingSizes:
     words: int = 0
 
 
-class Recipe(Params):
-    """How a method is trained; a method's own config narrows the defaults to its published ones."""
+Selection = Literal["SumR", "R@1", "R@5", "R@10", "R@1+5+10", "MRR", "RSUM"]
+"""The figure of the validation split that chooses the epoch; RSUM is of both directions, the others of one."""
 
-    epochs: int = Field(100, ge=0)  # 0: keep the weights it starts from
+
+class Recipe(Params):
+    """How a method is trained; a method's own config has its own defaults."""
+
+    epochs: int = Field(100, ge=0)  # passes over the training captions; 0: keep the weights it starts from
     batch_size: int = Field(128, ge=1)  # items a step, over all processes
     accumulate: int = Field(1, ge=1)  # steps whose gradients are added before an update
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0)  # learning rate; of CLIP, where it is trained, lr x coef_lr
     clip_norm: float | None = Field(
         None, gt=0
     )  # limit of the norm of all gradients together; None: no such clipping
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, master weights stay float32
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
+    select_by: Selection = "SumR"  # validation figure whose best epoch is kept, and that `patience` watches
+    select_direction: Literal["t2v", "v2t"] = "t2v"  # the direction of that figure; RSUM is of both
+
+    @property
+    def figure(self) -> str:
+        """What the validation figure is called in histories and curves: "SumR", "v2t R@1", "RSUM"."""
+        one_direction = self.select_direction == "v2t" and self.select_by != "RSUM"
+        return f"v2t {self.select_by}" if one_direction else self.select_by
+
+    def decisive(self) -> dict[str, Any]:
+        """Also, where they are not the usual ones, the figure that chooses the epoch and its direction.
+
+        A usual one adds nothing, so that trainings from the time before these settings keep their fingerprint.
+        """
+        usual = {name: Recipe.model_fields[name].default for name in ("select_by", "select_direction")}
+        if self.select_by == "RSUM":
+            usual["select_direction"] = self.select_direction
+        return {name: v for name, v in super().decisive().items() if name not in usual or usual[name] != v}
 
 
 class MethodConfig(Recipe):
     """Base of every method's config: the stages it reads, and the settings of its inputs.
 
-    `kind` is that of the items it ranks; `directions` are the rankings that its task measures. A setting that
+    `kind` is that of the items it ranks; `directions` are the rankings that its task measures; `v2t_rank` is the
+    convention of its published item-to-text figures (`trainers.measure.group_ranks`). A setting that
     shapes the packed inputs is marked PACKS in its annotation, and one that changes only speed is marked
     SPEED (`pipeline.settings.Role`). A setting that changes the scores of trained weights but does not show
     in the weights is marked UNSEEN.
     """
+
+    recipe: Annotated[str, FILLS] = (
+        ""  # the published experiment that gives all settings which are not set; "": that of the corpus; "none"
+    )
+    trajectory: Annotated[Literal["release", "stable"], FILLS] = (
+        "release"  # which settings of a recipe: the authors' (float16 towers), or those that we recommend instead
+    )
 
     text_features: Annotated[str, PACKS] = "clip_text"  # the stage whose rows are the tokens of a caption
 
@@ -72,6 +102,8 @@ class MethodConfig(Recipe):
 
     kind: ClassVar[str] = "video"
     directions: ClassVar[tuple[str, ...]] = ("t2v", "v2t")
+    v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "all_captions"
+    batch_of: ClassVar[Literal["captions", "items"]] = "captions"  # what batch_size counts
 
     def inputs(self) -> dict[str, tuple[str, str]]:
         """Extraction stage and output ("": the stage's first) of each input, by the method's name for it."""
@@ -80,6 +112,11 @@ class MethodConfig(Recipe):
     def shapes(self) -> dict[str, InputShape]:
         """Required shapes of inputs, by the names of `inputs`; an input without one may have any shape."""
         return {}
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The `given` settings with a recipe's for all others. A method leaves out those that do not go with them."""
+        return {**recipe, **given}
 
     def packed_by(self) -> dict[str, Any]:
         """Additions to the fingerprint of packed inputs, for a change in how features are packed."""

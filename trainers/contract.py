@@ -49,7 +49,8 @@ class RetrievalMethod(ABC, Generic[C]):
     The other attributes are optional and name modules that are imported when they are used, "" where there is none:
     `official` the authors' checkpoints (`OfficialLayout`), `cases` the module that runs the authors' recorded numerical
     cases (`trainers.verify.cases.MethodVerify`), `drawing` the `module:object` of the report's drawing of an
-    explanation (`flows.results.report.explained.Drawer`), `table` the `package:file` of its published figures.
+    explanation (`flows.results.report.explained.Drawer`), `table` the `package:file` of its published figures,
+    `recipes` the `package:file` of its published experiments (`trainers.recipes`) where the package is not this one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class RetrievalMethod(ABC, Generic[C]):
     cases: str = ""
     drawing: str = ""
     table: str = ""
+    recipes: str = ""
 
     @abstractmethod
     def pack(self, folder: Path, config: C, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:

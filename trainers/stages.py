@@ -63,6 +63,7 @@ class EvaluateParams(Params):
     split: str = "test"
     directions: Literal["auto", "t2v", "v2t", "both"] = "auto"  # auto: those of the method's task
     seed: int = Field(0, ge=0)  # seed of the bootstrap
+    v2t_rank: Literal["auto", "caption_groups", "all_captions"] = "auto"  # auto: as the method's paper ranks
     rerank: int = Field(0, ge=0)  # items of a caption that are truly scored, chosen by cheap scores; 0: all
     memory_mb: Annotated[int, SPEED] = Field(1024, ge=16)  # bounds the blocks of scores; changes no number
     post_processing: tuple[
@@ -289,7 +290,7 @@ class Evaluate(Stage[EvaluateParams]):
     For QB-norm it also needs the training split, whose captions are the query bank.
     """
 
-    version = 3  # intervals draw an item with all its captions; chance of MdR, MnR and MRR
+    version = 4  # items rank groups of captions where the method's paper has them do so
     over = "corpus"
     runner = "trainers.workers:evaluate"
     worker_kind = "model"

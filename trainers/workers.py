@@ -28,7 +28,6 @@ from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
 from trainers.trained import open_trained, read_settings
 
-FIGURE = "SumR"  # metric that early stopping watches
 TRAIN = "trainers.workers:train"  # function that each rank of a training calls
 
 
@@ -110,13 +109,17 @@ def train(request: dict[str, Any], send: Send) -> None:
     index = SplitIndex.read(packed / "splits" / "val.json")
 
     def validate(current: Method) -> dict[str, float]:
-        return {FIGURE: validation_figure(current, data, "val", index, device)}
+        value = validation_figure(
+            current, data, "val", index, device, by=config.select_by, direction=config.select_direction,
+            v2t_rank=config.v2t_rank,
+        )  # fmt: skip
+        return {config.figure: value}
 
     def tell(progress: Progress) -> None:
         send({"progress": asdict(progress)}, {})
 
     result = fit(
-        method, data, config, optimizer, validate=validate, figure=FIGURE, folder=folder, device=device,
+        method, data, config, optimizer, validate=validate, figure=config.figure, folder=folder, device=device,
         on_progress=tell,
     )  # fmt: skip
     summary = Summary(
@@ -162,14 +165,16 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
         raise ValueError(f"an evaluation of {params.split!r} was given {', '.join(needs)}")
     device = torch.device(request["device"])
     method, data = open_trained(needs[f"train-{name}"], packed, device)
-    directions = {"auto": METHODS.find(name).config.directions, "both": ("t2v", "v2t")}.get(
+    config = METHODS.find(name).config
+    directions = {"auto": config.directions, "both": ("t2v", "v2t")}.get(
         params.directions, (params.directions,)
     )
     index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
     facts = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(
         method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
-        rerank=params.rerank, post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **facts,
+        v2t_rank=config.v2t_rank if params.v2t_rank == "auto" else params.v2t_rank, rerank=params.rerank,
+        post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **facts,
     )  # fmt: skip
     result.write(_emptied(Path(request["folder"])))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from flows.batch import WATCHED, Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
+from flows.batch import Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
 from flows.commands.experiments import run_experiment
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
@@ -20,7 +20,7 @@ from flows.project import open_project
 from flows.reporting import Stopped
 from flows.run import STAGE_ERRORS, reason
 from pipeline.errors import TrainingError, UserError, is_full
-from trainers.measure.metric_table import DIRECTIONS, METRICS, metric
+from trainers.measure.metric_table import DIRECTIONS, METRICS, metric, printed_figure
 
 ALL_FAILED, SOME_FAILED = 1, 3  # exit status: every run failed; some run, or a method of it, did
 STDERR_CHARACTERS = 400  # end of the error output of a run in a process of its own, quoted if it fails
@@ -143,12 +143,13 @@ def _print_tables(ranked: list[Row], runs: int) -> None:
             (d, one.name) for d in DIRECTIONS for one in METRICS if one.brief and own[0].figure(d, one.name)
         ]
         columns = [*(_short(key, keys) for key in keys), *(["seeds"] if seeds > 1 else [])]
-        columns += [f"val {WATCHED}", *(f"{d} {name}" for d, name in shown)]
+        chosen_by = dict.fromkeys(o.figure for row in own for o in row.outcomes if o.figure)
+        columns += [f"val {' / '.join(chosen_by)}".strip(), *(f"{d} {name}" for d, name in shown)]
         lines = [
             [
                 *(json.dumps(row.settings[key]) if key in row.settings else "" for key in keys),
                 *([str(len(row.outcomes))] if seeds > 1 else []),
-                "" if (validation := row.validation()) is None else metric(WATCHED).printed(validation),
+                "" if (validation := row.validation()) is None else _validated(row, validation),
                 *(_estimate(row, d, name) for d, name in shown),
             ]
             for row in own
@@ -157,6 +158,10 @@ def _print_tables(ranked: list[Row], runs: int) -> None:
         print_table(f"\n{method} on {split}, {runs} runs, the best on val first", columns, lines)
         if seeds > 1:
             out.print("figures of several seeds are means, with the standard deviation behind")
+
+
+def _validated(row: Row, value: float) -> str:
+    return printed_figure(row.outcomes[0].figure, value)
 
 
 def _short(key: str, keys: list[str]) -> str:

@@ -12,15 +12,17 @@ import typer
 from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
+from flows.project import Project
 from flows.results.board.lint import Linted, lint
 from flows.results.board.published import Published, read_published
 from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
 from flows.results.method_results import evaluated_folder
 from pipeline.errors import UserError, nearest
+from pipeline.run.plan import State
 from trainers.measure.metric_table import DIRECTIONS, metric
 
 CONTRADICTED = 1  # exit status of --lint
-APART = "≠"
+APART, SAME = "≠", "="
 
 
 def board(
@@ -46,8 +48,8 @@ def board(
 ) -> None:
     """Published figures and ours side by side: paper, repository, ours, with the protocol of each.
 
-    Figures of ours are put into a published table only if the corpus was imported under its protocol, and are
-    marked if another difference makes them not comparable.
+    Figures of ours are put into a published table only if the corpus was imported under its protocol. They are
+    marked with every reason why the run is not the published experiment, or as a repetition of it.
     """
     published = _chosen(read_published(tables), methods)
     if only_lint:
@@ -99,11 +101,15 @@ def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: S
         evaluated = {name: state for name in names if (state := states[f"evaluate-{name}"]).complete}
         if not evaluated:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
-        return [
-            Ours(n, str(path), evaluated_folder(project, state).metrics) for n, state in evaluated.items()
-        ]
+        return [_ours(project, n, str(path), state) for n, state in evaluated.items()]
     finally:
         project.store.index.close()
+
+
+def _ours(project: Project, method: str, experiment: str, state: State) -> Ours:
+    """The figures of an evaluated method, with what makes it another run than the published one."""
+    metrics = evaluated_folder(project, state).metrics
+    return Ours(method, experiment, metrics, project.beside_published(method, metrics.protocol))
 
 
 def _print(section: Section) -> None:
@@ -145,7 +151,7 @@ def _rows(line: Line, direction: str, names: Sequence[str]) -> list[list[str]]:
 
 
 def _name(line: Line) -> str:
-    """For instance "GARE (paper)", marked where it is not comparable."""
+    """For instance "GARE (paper)", marked where it is not comparable, and where a run repeats a published one."""
     variant = f", {line.variant}" if line.variant else ""
-    mark = f" {APART}" if line.apart else ""
+    mark = f" {APART}" if line.apart else f" {SAME}" if line.repetition else ""
     return f"{line.system}{variant} ({ORIGINS[line.origin]}){mark}"

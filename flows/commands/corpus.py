@@ -24,6 +24,7 @@ from pipeline.corpus.importers.didemo import DIDEMO
 from pipeline.corpus.importers.earlier import Earlier, require_unmoved
 from pipeline.corpus.importers.earlier import keep_splits as keep
 from pipeline.corpus.importers.folder import read_folder
+from pipeline.corpus.importers.lsmdc import LSMDC
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
 from pipeline.corpus.importers.published import Choice, read_published
@@ -53,6 +54,7 @@ T3DR_HIT = "t3dr-hit"  # the one public corpus that is not made of videos
 VIDEOS = {
     "msrvtt": MSRVTT,
     "msvd": MSVD,
+    "lsmdc": LSMDC,
     "activitynet": ACTIVITYNET,
     "didemo": DIDEMO,
     "charades": CHARADES,
@@ -98,8 +100,8 @@ def import_(
         str,
         typer.Option(
             metavar="N|papers",
-            help="Where the protocol has no validation split: how many training videos to hold out, or "
-            "`papers` to validate on the test split as papers do.",
+            help="`papers`: validate on the test split, as most papers do. Where the protocol has no validation split: "
+            "how many training videos to hold out.",
         ),
     ] = "",
     split: Annotated[list[str], typer.Option(help="Import this split alone; may be repeated.")] = [],  # noqa: B006
@@ -169,7 +171,7 @@ def import_(
     if not move_splits and (earlier := Earlier.at(target)):
         require_unmoved(imported.items, earlier, target.parent)
     write_manifest(target, imported.items, imported.protocol)
-    _print_summary(Corpus.read(target), imported)
+    print_summary(Corpus.read(target), imported)
     if imported.left_out:
         raise typer.Exit(FAILED_ITEMS)
 
@@ -191,7 +193,7 @@ def _refuse(layout: str, given: Mapping[str, object], having: str) -> None:
             raise UserError(f"{option} is for {having}, not for {layout}")
 
 
-def _print_summary(corpus: Corpus, imported: Imported) -> None:
+def print_summary(corpus: Corpus, imported: Imported) -> None:
     """Print the counts of the manifest, its protocol, and what was left out."""
     splits = ", ".join(f"{split} {len(corpus.gallery(split))}" for split in corpus.splits)
     captions = sum(len(item.captions) for item in corpus.items)

@@ -230,7 +230,7 @@ def import_checkpoint(
     usual = METHODS.find(method).config().model_dump(mode="json")
     for name in sorted(set(getattr(layout, "NOT_SHOWN", ())) - set(settings)):
         out.print(
-            f"# {name} = {json.dumps(usual[name])}  is published; the checkpoint does not show it (--set {name}=...)",
+            f"# {name} = {json.dumps(usual[name])}  is the default; the checkpoint does not show it (--set {name}=...)",
             markup=False,
         )
 

@@ -32,6 +32,7 @@ from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, estimate
 from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import Project, open_project
+from flows.repetition import in_lines
 from flows.reporting import Stopped, report_of
 from flows.results.report.wording import member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
@@ -237,6 +238,9 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     ranked = f"{member(kind)}s" if first["direction"] == "t2v" else "captions"
     title = f"\n{first['split']}: {first['queries']} queries, {first['gallery']} {ranked}"
     print_table(title, ["", *names], lines)
+    for ranked in dict.fromkeys(row["ranked"] for row in rows if "ranked" in row):
+        names_of = [row["method"] for row in rows if row.get("ranked") == ranked]
+        out.print(f"{short_title('v2t', kind)} of {', '.join(names_of)}: {ranked}", markup=False)
     for row in sums:
         for name, f in row["metrics"].items():
             facts = metric(name)
@@ -287,7 +291,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
             n: _state(s) | {
                 "expected": expected[n].as_json(), "one_pass_with": shared.get(n, [n]),
                 "problems": [problem.sentence for problem in problems if problem.stage == n],
-            }
+            } | _recipe(project, n)
             for n, s in states.items()
         })  # fmt: skip
         _refuse(problems, project.experiment.run.anyway)
@@ -305,6 +309,9 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         out.print(
             f"one pass over {units} {states[group[0]].stage.over}, each decoded once: {', '.join(group)}"
         )
+    beside = [project.beside_published(method) for method in project.recipes]
+    for line in [*project.recipe_lines(states), *in_lines(beside)]:
+        out.print(line, markup=False)
     for change in project.changed:
         stale = planning.descendants(project.stages, [change.stage])
         seconds = sum(expected[name].seconds or 0 for name in stale)
@@ -314,6 +321,17 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
     )
     _refuse(problems, project.experiment.run.anyway)
+
+
+def _recipe(project: Project, stage: str) -> dict[str, Any]:
+    """Of a training, the recipe that gives its settings and how it differs from the published experiment."""
+    method = stage.removeprefix("train-")
+    if stage == method or method not in project.recipes:
+        return {}
+    return {
+        "recipe": project.recipes[method].sentence,
+        "published": project.beside_published(method).as_json(),
+    }
 
 
 def _refuse(problems: Sequence[Problem], anyway: bool) -> None:

@@ -103,7 +103,7 @@ def matched(runs: Sequence[Measured], direction: str = "", common: bool = False)
     directions, notes = _directions(runs, direction)
     first = runs[0]
     for other in runs[1:]:
-        terms = _differing_terms(first, other, common)
+        terms = _differing_terms(first, other, common, directions)
         members = [] if common else _differing_members(first, other, directions)
         if terms or members:
             hint = "" if terms else "; --common compares the queries that both have"
@@ -151,10 +151,12 @@ def _directions(runs: Sequence[Measured], direction: str) -> tuple[tuple[str, ..
     ]
 
 
-def _differing_terms(a: Measured, b: Measured, common: bool) -> list[str]:
-    """The terms in which two protocols differ, each with both values."""
+def _differing_terms(a: Measured, b: Measured, common: bool, directions: Sequence[str]) -> list[str]:
+    """The terms in which two protocols differ, each with both values; how items rank only where they are compared."""
     out = []
     for term, words in TERMS.items():
+        if term == "v2t_rank" and "v2t" not in directions:
+            continue
         x, y = (getattr(run.protocol, term) or (NO_RERANK if term == "rerank" else "") for run in (a, b))
         if x != y and "" not in (x, y):
             out.append(f"{words} ({x} / {y})")

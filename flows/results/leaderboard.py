@@ -27,7 +27,7 @@ def leaderboard(project: Project, states: Mapping[str, State]) -> list[dict[str,
 
 
 def leaderboard_rows(method: str, evaluated: EvaluatedFolder) -> Iterator[dict[str, Any]]:
-    """One row for each direction, and one for the sums over both."""
+    """A row for each direction, and one for the sums over both; `ranked` says how items with several captions rank."""
     metrics, protocol = evaluated.metrics, evaluated.metrics.protocol
     for direction in metrics.estimates:
         side = protocol.side(direction)
@@ -41,6 +41,8 @@ def leaderboard_rows(method: str, evaluated: EvaluatedFolder) -> Iterator[dict[s
             "queries": side.queries if side else None,
             "gallery": side.gallery if side else None,
         }
+        if direction == "v2t" and protocol.captions_per_item.max > 1:
+            row["ranked"] = protocol.v2t_rank
         if metrics.post_processed:
             row["post_processed"] = {
                 name: {"metrics": _plain(block, direction), "note": block.note}

@@ -1,4 +1,8 @@
-"""The content of a corpus: the digest of every item, remembered by path, size and time of its file."""
+"""The content of a corpus: the digest of every item, remembered by path, size and time of its file.
+
+The digest of a video of which only a window counts is that of its bytes and of the window, so that the same file under
+another window, or under none, is another item to every stage.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from stat import S_ISREG
 from pipeline.corpus.manifest import Caption, Corpus, Item
 from pipeline.errors import UserError
 from pipeline.memory import no_collection
-from pipeline.store.fingerprint import digest_file
+from pipeline.store.fingerprint import digest_file, digest_of
 from pipeline.store.index import Index
 
 HASHING_THREADS = 4  # hashing releases the interpreter lock; more threads only seek more
@@ -107,6 +111,9 @@ def _read(corpus: Corpus, index: Index, hashed: Callable[[int, int], None]) -> C
         else:
             unknown.append((item, Path(place), status.st_size, status.st_mtime_ns))
     _hash(unknown, index, digests, unreadable, hashed)
+    for item in corpus.items:
+        if item.window and item.media is not None and item.id in digests:
+            digests[item.id] = digest_of([digests[item.id], {"window": item.window}])
     return Contents(corpus, digests, unreadable)
 
 

@@ -19,7 +19,7 @@ from pipeline.memory import no_collection
 from pipeline.store.fingerprint import digest_of, digest_text
 
 KINDS = ("video", "pointcloud")
-ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest"}
+ITEM_KEYS = {"id", "media", "kind", "split", "captions", "meta", "digest", "window"}
 LONGEST_SECONDS = 1e9  # 30 years; larger times are infinite or mistyped and are refused
 CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
 PLAIN = {"id", "text"}  # keys of a caption that says nothing more
@@ -55,6 +55,7 @@ class Item:
     """One video or point cloud. `digest` is known only where there is no media to take it from.
 
     Where a manifest gives neither, as one of features alone does, the item is known by its id (`digest_of_id`).
+    `window` are the seconds of a video, start and end included, that stages read frames of; None: all of it.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Item:
     kind: str = "video"
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
     digest: str = ""
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,14 +167,36 @@ class Corpus:
         {"name", "sentence", "queries", "gallery", "digest"}, the sizes before any item failed. Since the
         sentence speaks of all splits, a change to any of them takes it away.
         """
+        stored = self._stored_protocol()
+        if stored is None:
+            return None
+        described = self.describe()
+        if stored["splits"] != described or split not in described:
+            return None
+        return {"name": stored.get("name"), "sentence": stored.get("sentence"), **described[split]}
+
+    def claimed_protocol(self) -> dict[str, Any] | None:
+        """Name and sentence of the published protocol of the import, if every split has its size still; else None.
+
+        For choosing settings, in a tenth of the time of `protocol`, which compares every caption: figures quote that.
+        """
+        stored = self._stored_protocol()
+        if stored is None or stored["splits"].keys() != set(self.splits):
+            return None
+        for split, size in stored["splits"].items():
+            there = {"queries": sum(1 for _ in self.captions(split)), "gallery": len(self.gallery(split))}
+            if not isinstance(size, dict) or any(size.get(key) != value for key, value in there.items()):
+                return None
+        return {"name": stored.get("name"), "sentence": stored.get("sentence")}
+
+    def _stored_protocol(self) -> dict[str, Any] | None:
+        """What the import wrote beside the manifest; None where there is nothing, or nothing that can be read."""
         try:
             stored = json.loads(protocol_path(self.path).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        described = self.describe()
-        if not isinstance(stored, dict) or stored.get("splits") != described or split not in described:
-            return None
-        return {"name": stored.get("name"), "sentence": stored.get("sentence"), **described[split]}
+        whole = isinstance(stored, dict) and isinstance(stored.get("splits"), dict)
+        return stored if whole else None
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """By split, the numbers of queries and gallery items and the digest: {"queries", "gallery", "digest"}."""
@@ -234,6 +258,8 @@ def _as_json(item: Item) -> dict[str, Any]:
             entry["digest"] = caption.digest
         captions.append(entry)
     out: dict[str, Any] = {"id": item.id, "media": item.media, "kind": item.kind, "split": item.split}
+    if item.window:
+        out["window"] = list(item.window)
     out["captions"] = captions
     return out | ({"meta": item.meta} if item.meta else {}) | ({"digest": item.digest} if item.digest else {})
 
@@ -409,7 +435,17 @@ def _item(line: str) -> Item:
         sys.intern(kind),
         meta,
         str(digest),
+        _window(raw["window"], name, kind) if raw.get("window") is not None else None,
     )
+
+
+def _window(value: Any, item: str, kind: str) -> tuple[float, float]:
+    """The window of a video, start and end in seconds. Raises _Wrong."""
+    if kind != "video":
+        raise _Wrong(f"item {item!r} is of kind {kind!r} and has a window; only videos have seconds")
+    if not isinstance(value, list) or len(value) != 2 or not all(map(_is_time, value)) or value[0] > value[1]:
+        raise _Wrong(f"item {item!r} has the window {value!r}; a start and an end in seconds are needed")
+    return float(value[0]), float(value[1])
 
 
 def digest_of_id(name: str) -> str:
@@ -496,10 +532,15 @@ def _also(raw: Any, caption: str) -> tuple[str, ...]:
 def _seconds(value: Any, caption: str) -> float | None:
     if value is None:
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= LONGEST_SECONDS:
+    if not _is_time(value):
         raise _Wrong(f"caption {caption!r} has the time {value!r}, which is not a number of seconds")
     return float(value)
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a value of JSON is a number of seconds."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= LONGEST_SECONDS
 
 
 def _text(raw: dict[str, Any], key: str, whose: str) -> str:

@@ -321,7 +321,7 @@ class Runner:
                 for key in state.missing
             }
         items = self.contents.items()
-        out = {}
+        out: dict[str, dict[str, Any]] = {}
         for key in state.missing:
             media = self.contents.corpus.media_path(items[key])
             if media is None and not state.stage.needs:
@@ -330,6 +330,8 @@ class Runner:
                     "name the imported stage where trainers.<method> says which features it reads"
                 )
             out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
+            if window := items[key].window:
+                out[key]["window"] = list(window)
             out[key] |= self._upstream(key, state.stage)
         return out
 

@@ -46,7 +46,7 @@ FEATURES = {"text_features", "video_features"}
 PACKED: dict[str, set[str]] = {
     "hlformer": {"text_features", "video_features", "map_size", "max_ctx_l", "max_desc_l"},
     "gare": {"mode", "max_words", "max_frames", "video_framerate", "frame_select"},
-    "neighborretr": {"mode", "max_words", "max_frames", "video_framerate", "frame_select", "preset"},
+    "neighborretr": {"mode", "max_words", "max_frames", "video_framerate", "frame_select"},
     "lean": {
         "text_features", "video_features", "keyframes", "triples", "nodes", "frames", "top", "max_triples",
     },
@@ -63,13 +63,14 @@ SPEED: dict[str, set[str]] = {
     "lean": {"item_batch"},
     "h2arn": {"eval_batch"},
 }
+FILLS = {"recipe", "trajectory"}  # the settings that they fill count, not their names
 OTHER: dict[str, dict[str, Any]] = {  # values that a rule cannot find
-    "": {"text_features": "bert", "video_features": "frames"},
-    "hlformer": {"preset": "act", "hidden_size": 768, "lorentz_dim": 255},
+    "": {"text_features": "bert", "video_features": "frames", "recipe": "none"},
+    "hlformer": {"hidden_size": 768, "lorentz_dim": 255},
     "clip4clip": {"base_encoder": "ViT-B/16", "backbone_weights": "seed:1"},
     "gare": {"base_encoder": "ViT-B/16", "backbone_weights": "seed:1", "agg_module": "seqLSTM"},
     "neighborretr": {
-        "base_encoder": "ViT-B/16", "backbone_weights": "seed:1", "preset": "activitynet",
+        "base_encoder": "ViT-B/16", "backbone_weights": "seed:1",
         "text_ratios": (0.5, 0.5), "video_ratios": (0.5, 0.5),
     },
     "lean": {"text_features": "clip_text", "keyframes": "", "triples": "bert", "without": ("visual",)},
@@ -169,7 +170,7 @@ def test_a_changed_setting_of_a_method_makes_exactly_what_it_decides_again(
     before = fingerprints(experiment(methods=[method], trainers={method: base}))
     after = fingerprints(experiment(methods=[method], trainers={method: changed}))
     packs = PACKED.get(method, FEATURES)
-    expected = PACK if name in packs else NOTHING if name in SPEED.get(method, set()) else TRAIN
+    expected = PACK if name in packs else NOTHING if name in SPEED.get(method, set()) | FILLS else TRAIN
     names = {"pack": (f"pack-{method}", f"pack-{method}-test")} | {
         part: (f"{part}-{method}",) for part in TRAIN
     }
@@ -178,7 +179,7 @@ def test_a_changed_setting_of_a_method_makes_exactly_what_it_decides_again(
     kept = tuple(part for part, own in names.items() if all(before[s].hex == after[s].hex for s in own))
     assert set(rerun) | set(kept) == set(PACK)  # both packed inputs, or neither
     # the arrays themselves are decided by the setting, not only what they are made of
-    packed = {n for n, value in changed.items() if base.get(n) != value} & packs - {"preset"}
+    packed = {n for n, value in changed.items() if base.get(n) != value} & packs
     assert packed <= before[f"pack-{method}"].components["params"].keys()
 
 

@@ -20,6 +20,7 @@ from pipeline.store.index import Failure
 from pipeline.store.store import Store
 from trainers import workers as run
 from trainers.data import SplitIndex, write_splits
+from trainers.gare.config import GareConfig
 
 SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test")
 FORMER = {"train": "9defa7acba36fab5f465ffb11c524bfb", "val": "78192d2d49cdd3754bc9a4c88da4ea01"}
@@ -88,6 +89,29 @@ def briefed(survey: Any, stage: str, corpus: Contents, failed: str = "") -> dict
     if failed:
         states["clip"] = replace(states["clip"], failed={failed: Failure(failed, "v6", "broken", 1)})
     return dict(states[stage].stage.brief(RunBriefing(corpus, None, states, [], {})))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("select_by", "direction", "figure", "retrains"),
+    [
+        ("SumR", "t2v", "SumR", False),
+        ("SumR", "v2t", "v2t SumR", True),
+        ("R@1+5+10", "t2v", "R@1+5+10", True),
+        ("RSUM", "t2v", "RSUM", True),
+        ("RSUM", "v2t", "RSUM", True),
+    ],
+)
+def test_the_figure_that_chooses_the_epoch_retrains_and_the_usual_one_keeps_earlier_trainings(
+    select_by: str, direction: str, figure: str, retrains: bool
+) -> None:
+    usual, other = GareConfig(), GareConfig(select_by=select_by, select_direction=direction)
+    assert other.figure == figure
+    assert "select_by" not in usual.decisive()
+    assert (other.decisive() != usual.decisive()) == retrains
+    assert (
+        GareConfig(select_by="RSUM").decisive()
+        == GareConfig(select_by="RSUM", select_direction="v2t").decisive()
+    ), "RSUM has no direction"
 
 
 def test_packing_gets_the_readable_other_items_that_did_not_fail(survey: Any) -> None:

@@ -1,4 +1,4 @@
-"""Settings of CLIP4Clip, with the values published for MSR-VTT. Importing it imports no torch."""
+"""Settings of CLIP4Clip. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 
 class Clip4ClipConfig(ClipPairConfig):
-    """CLIP4Clip's recipe. Names are those of the release; settings that it does not have are under "ours".
+    """CLIP4Clip's settings, with the defaults of MSR-VTT; recipes.toml has the published ones.
+
+    Names are those of the release; settings that it does not have are under "ours".
 
     `epochs = 0` with `sim_header = "meanP"` is zero-shot CLIP: it has no parameters of its own and learns nothing.
     """
@@ -31,7 +33,7 @@ class Clip4ClipConfig(ClipPairConfig):
 
     epochs: int = Field(5, ge=0)
     lr: float = Field(1e-4, gt=0)
-    warmup_proportion: float = Field(0.1, ge=0, lt=1)
+    warmup_proportion: float = Field(0.1, ge=0, lt=1)  # share of all updates in which the rate rises
 
     # ours
     normalise_frames: Annotated[bool, UNSEEN] = (

@@ -11,5 +11,8 @@ __all__ = ["open_data", "pack"]
 
 
 def open_data(folder: Path, config: GareConfig) -> PairData:
-    """The data that `pack` wrote into a folder; captions as long as the longest of a batch, which is exact."""
-    return PairData(folder, config)
+    """The data that `pack` wrote into a folder; captions as long as the longest of a batch, which is exact.
+
+    Where words are the context of the increment, all captions have `max_words` slots: they are gathered and kept.
+    """
+    return PairData(folder, config, config.max_words if config.increment == "video" else None)

@@ -42,6 +42,10 @@ class GareMethod(RetrievalMethod[GareConfig]):
 
     def build(self, config: GareConfig, data: PairData) -> Gare:
         """The network with its initial weights."""
+        if config.increment == "video":
+            from trainers.gare.video_side import build as build_video_side
+
+            return build_video_side(config, data)
         from trainers.gare.method import build
 
         return build(config, data)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from trainers.gare import losses
 from trainers.gare.config import GareConfig
-from trainers.gare.model import GareNetwork, Pairs
+from trainers.gare.model import GareNetwork, Head, Pairs
 from trainers.layers.clip_towers import load_towers
 from trainers.layers.pair_data import PairData
 from trainers.loop import distributed
@@ -130,15 +130,23 @@ def build(config: GareConfig, data: PairData) -> Gare:
 
     Raises UserError if the frames do not have the size that the network reads, or are too many.
     """
+    return Gare(config, started(config, data, Head))
+
+
+def started(config: GareConfig, data: PairData, head: type[Head]) -> GareNetwork:
+    """The network with its initial weights and a head of some kind, for the packed data.
+
+    Raises UserError if the frames do not have the size that the network reads, or are too many.
+    """
     if config.mode == "frozen":
-        return Gare(config, GareNetwork(config, None, data.dims, max(STORED_POSITIONS, config.max_frames)))
+        return GareNetwork(config, None, data.dims, max(STORED_POSITIONS, config.max_frames), head)
     towers = load_towers(config, data.side)
     positions = towers.context_length
     if config.max_frames > positions and config.agg_module == "seqTransf":
         raise UserError(
             f"max_frames = {config.max_frames}: {config.base_encoder} has positions for {positions}"
         )
-    return Gare(config, GareNetwork(config, towers, towers.dims, positions))
+    return GareNetwork(config, towers, towers.dims, positions, head)
 
 
 def optimizer(config: GareConfig, method: Gare, total_steps: int) -> BertAdam:

@@ -285,20 +285,27 @@ class Folded(NamedTuple):
 class GareNetwork(nn.Module):
     """All trained parts. Pass `towers` = None to train on stored features of CLIP."""
 
-    def __init__(self, config: GareConfig, towers: ClipTowers | None, dims: int, positions: int) -> None:
+    def __init__(
+        self,
+        config: GareConfig,
+        towers: ClipTowers | None,
+        dims: int,
+        positions: int,
+        head: type[Head] = Head,
+    ) -> None:
         super().__init__()
         self.towers: ClipTowers | StoredScale = StoredScale() if towers is None else towers
         self.temporal = _temporal(config, dims, positions)
         if towers is not None and isinstance(self.temporal, TemporalTransformer):
             self.temporal.start_from(towers)
-        self.head = Head(dims, config.temp, config.psi_dropout, config.mask_padding, config.gap_detach_text)
+        self.head = head(dims, config.temp, config.psi_dropout, config.mask_padding, config.gap_detach_text)
 
     def texts(self, tokens: Tensor) -> Tensor:
         """Caption vectors (A, D) of token ids (A, L): CLIP's state of the end token.
 
         A causal state depends on earlier tokens only, so padding needs no mask.
         """
-        towers = self._trained()
+        towers = self.trained_towers()
         return towers.end(towers.text(tokens), tokens)
 
     def frames(self, frames: Tensor, mask: Tensor) -> Tensor:
@@ -306,7 +313,7 @@ class GareNetwork(nn.Module):
 
         Padded slots are frames of the mean colour. They are all equal, so only one of them is encoded.
         """
-        towers, real = self._trained(), mask.bool().flatten()
+        towers, real = self.trained_towers(), mask.bool().flatten()
         shown = pixels(frames, mask).flatten(0, 1)
         return self.pixel_features(towers, shown, real).unflatten(0, mask.shape)
 
@@ -323,7 +330,8 @@ class GareNetwork(nn.Module):
         """Frame features (B, F, D) after the temporal stage."""
         return features.float() if self.temporal is None else self.temporal(features, mask)
 
-    def _trained(self) -> ClipTowers:
+    def trained_towers(self) -> ClipTowers:
+        """CLIP's towers. Raises UserError for a network that was made for stored features."""
         if isinstance(self.towers, StoredScale):
             raise UserError(
                 "this GARE was made for stored features (mode = 'frozen'): it has no CLIP to encode with"

@@ -188,6 +188,10 @@ def export_checkpoint(trained: Path, file: Path) -> None:
     """Write a trained method's folder as a state dict that the authors' code loads."""
     folder = TrainedFolder(trained)
     config = folder.config(GareConfig)
+    if config.increment == "video":
+        raise UserError(
+            f"{trained} was trained with increment = 'video', and the authors' code knows increments of captions alone"
+        )
     tensors, _ = folder.tensors()
     own = {official_name(name.removeprefix("network.")): value for name, value in tensors.items()}
     method = Gare(config, network_from(own, config))

@@ -1,4 +1,4 @@
-"""Settings of H2ARN, with the published values. Importing it imports no torch."""
+"""Settings of H2ARN. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ TOKENS = 77  # positions of a caption, of CLIP and of BERT, with the special one
 
 
 class H2arnConfig(MethodConfig):
-    """H2ARN's recipe. Names are those of the release; settings that it does not have are under "ours"."""
+    """H2ARN's settings; recipes.toml has the published ones.
+
+    Names are those of the release; settings that it does not have are under "ours".
+    """
 
     kind: ClassVar[str] = "pointcloud"
 
@@ -21,10 +24,10 @@ class H2arnConfig(MethodConfig):
         "dgcnn"  # the stage whose rows are the tokens of a cloud: pointnet, pointnet2, import-...
     )
 
-    d_model: int = Field(512, ge=1)
-    nhead: Annotated[int, UNSEEN] = Field(64, ge=1, validate_default=True)
-    num_layers: int = Field(6, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    d_model: int = Field(512, ge=1)  # width of the attention blocks
+    nhead: Annotated[int, UNSEEN] = Field(64, ge=1, validate_default=True)  # attention heads of a block
+    num_layers: int = Field(6, ge=1)  # attention blocks of each side
+    dropout: float = Field(0.1, ge=0, lt=1)  # in the attention blocks
     hyperbolic_c: float = Field(1.0, gt=0)  # initial value of c; the value in use is clamped to [0.1, 10]
     loss_temp: float = Field(0.07, gt=0)  # temperature of the contrastive loss, not learned
     loss_lambda: float = Field(0.2, ge=0)  # weight of the entailment; 0: ablation without it

@@ -24,6 +24,7 @@ from trainers.hlformer.method import HLFormer, optimizer
 from trainers.loop.checkpoint import fill_weights, read_foreign
 from trainers.loop.optim import NO_DECAY, BertAdam
 from trainers.loop.trained import TrainedFolder
+from trainers.recipes import PublishedRecipe, recipes
 
 CURVATURE = "manifold.k"
 SCHEDULE_MODULE = "Opts.optimization"
@@ -60,7 +61,12 @@ CONFIG_NAMES = {
 
 LOSS_FACTOR = ("clip_nce_weight", "frame_nce_weight", "diversity_weight", "partial_order_weight")
 NEG_FACTOR = ("mu", "diversity_scale", "diversity_power")
-PRESET_OF = {"tvr": "tvr", "activitynet": "act", "act": "act", "charades": "cha", "cha": "cha"}
+DATA_OF = {  # by recipe, the authors' names of data set, collection and features
+    "tvr": ("tvr", "tvr", "i3d_resnet"),
+    "activitynet": ("act", "activitynet", "i3d"),
+    "charades": ("cha", "charades", "i3d_rgb_lgi"),
+}
+USUAL = "tvr"  # the recipe of checkpoints that do not name their data set
 
 
 class WarmupLinearSchedule:
@@ -125,20 +131,30 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
         ) from None
 
 
-def config_from(official: Mapping[str, Any], preset: str | None = None, **known: Any) -> HLFormerConfig:
-    """Our settings for the authors' ones; `known` (sizes read from shapes) wins over what they say."""
+def config_from(official: Mapping[str, Any], recipe: str | None = None, **known: Any) -> HLFormerConfig:
+    """Our settings for the authors' ones; `known` (sizes read from shapes) wins over what they say.
+
+    recipe: the name of the published experiment that gives the settings of which they say nothing, or an alias of it.
+    """
     ours = {CONFIG_NAMES[name]: value for name, value in official.items() if name in CONFIG_NAMES}
     ours |= dict(zip(LOSS_FACTOR, official.get("loss_factor", ()), strict=False))
     ours |= dict(zip(NEG_FACTOR, official.get("neg_factor", ()), strict=False))
-    preset = preset or PRESET_OF.get(str(official.get("collection", official.get("dataset_name"))), "tvr")
-    return HLFormerConfig(**{**ours, "preset": preset, **known})
+    row = _row(recipe or str(official.get("collection", official.get("dataset_name"))))
+    return HLFormerConfig(**{**row.settings, **ours, "recipe": row.name, **known})
 
 
-def method_from(checkpoint: Checkpoint, preset: str | None = None) -> HLFormer:
-    """HLFormer with the checkpoint's weights; what shapes cannot tell comes from its config, else the preset."""
+def _row(name: str) -> PublishedRecipe:
+    """The published experiment of a name or alias, of any other name that of `USUAL`."""
+    rows = recipes("hlformer")
+    usual = next(row for row in rows if row.name == USUAL)
+    return next((row for row in rows if name in (row.name, *row.aliases)), usual)
+
+
+def method_from(checkpoint: Checkpoint, recipe: str | None = None) -> HLFormer:
+    """HLFormer with the checkpoint's weights; what shapes cannot tell comes from its config, else from a recipe."""
     known = sizes(checkpoint.state_dict)
     dims = known.pop("visual_dim"), known.pop("text_dim")
-    method = HLFormer(config_from(checkpoint.config, preset, **known), *dims)
+    method = HLFormer(config_from(checkpoint.config, recipe, **known), *dims)
     load_state(method, checkpoint.state_dict)
     return method
 
@@ -258,14 +274,10 @@ def config_of(method: HLFormer, carried: Mapping[str, Any], epoch: int) -> dict[
     """The authors' config of a method; entries without a setting of ours are kept from `carried`."""
     c = method.config
     known = sizes(method.network.state_dict())
-    collection, feature = {
-        "tvr": ("tvr", "i3d_resnet"),
-        "act": ("activitynet", "i3d"),
-        "cha": ("charades", "i3d_rgb_lgi"),
-    }[c.preset]
+    name, collection, feature = DATA_OF.get(c.recipe, DATA_OF[USUAL])
     return {
         "model_name": "HLFormer",
-        "dataset_name": c.preset,
+        "dataset_name": name,
         "collection": collection,
         "visual_feature": feature,
         "num_workers": 0,
@@ -330,9 +342,9 @@ def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None 
     method = method_from(checkpoint)
     about = {"epoch": checkpoint.epoch, "validation": checkpoint.model_val}
     TrainedFolder(folder).write("hlformer", method.config, method, about=about)
-    usual = HLFormerConfig(preset=method.config.preset).model_dump(mode="json")
+    usual = HLFormerConfig(recipe=method.config.recipe).model_dump(mode="json")
     settings = method.config.model_dump(mode="json")
-    return {"preset": method.config.preset} | {n: v for n, v in settings.items() if v != usual[n]}
+    return {n: v for n, v in settings.items() if v != usual[n]}
 
 
 def export_checkpoint(trained: Path, file: Path) -> None:

@@ -34,9 +34,12 @@ class ClipPairConfig(VideoMethodConfig):
     behind them on the stored features of `clip` and `clip_text`: minutes on a CPU instead of hours on GPUs.
     """
 
+    v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "caption_groups"
     text_output: ClassVar[str]  # the output of `clip_text` that mode frozen reads
 
-    mode: Annotated[Literal["finetune", "frozen"], PACKS] = "finetune"
+    mode: Annotated[Literal["finetune", "frozen"], PACKS] = (
+        "finetune"  # finetune: CLIP is trained from pictures; frozen: a head on stored features of `clip`, `clip_text`
+    )
 
     base_encoder: Annotated[str, PATH] = (
         "ViT-B/32"  # OpenAI's name, or any model of open_clip with its own activation
@@ -45,14 +48,14 @@ class ClipPairConfig(VideoMethodConfig):
         "openai"  # a tag, a file, or seed:N; published: openai. Its digest counts
     )
     backbone_download: Annotated[bool, SPEED] = False  # whether a tag's file may be fetched
-    precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # one more than usual
+    precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # bf16: autocast; fp16-legacy: CLIP in float16, as released
 
     max_words: Annotated[int, PACKS] = Field(32, ge=3)  # tokens with start and end; more are cut
-    max_frames: Annotated[int, PACKS] = Field(12, ge=1)
+    max_frames: Annotated[int, PACKS] = Field(12, ge=1)  # of a video; a short one has fewer
     video_framerate: Annotated[int, PACKS] = Field(
         1, ge=1
     )  # candidates a second, before max_frames of them are taken
-    frame_select: Annotated[Literal["uniform", "head"], PACKS] = "uniform"
+    frame_select: Annotated[Literal["uniform", "head"], PACKS] = "uniform"  # head: the first ones
     augment: bool = True  # RandAugment m7-n4-mstd0.5-inc1 of the training frames, in mode finetune
 
     batch_size: int = Field(128, ge=2)  # pairs
@@ -84,8 +87,12 @@ class ClipPairConfig(VideoMethodConfig):
         if self.mode == "finetune":
             return {"video": ("frames", "rgb")}
         times = {"time": (self.video_features, "time")} if self.video_features == "clip" else {}
-        text = self.text_output if self.text_features == CLIP_TEXT else ""
+        text = self.read_output() if self.text_features == CLIP_TEXT else ""
         return {"video": (self.video_features, ""), "text": (self.text_features, text), **times}
+
+    def read_output(self) -> str:
+        """The output of `clip_text` that mode frozen reads."""
+        return self.text_output
 
     def shapes(self) -> dict[str, InputShape]:
         """Frames and words of one width, since both lie in the space of one CLIP network.
@@ -94,13 +101,13 @@ class ClipPairConfig(VideoMethodConfig):
         """
         if self.mode == "finetune":
             return {}
-        if self.text_output == "pooled":
+        if self.read_output() == "pooled":
             return {"text": InputShape("one", "(1, D), one vector a caption", same_width_as="video")}
         return {"text": InputShape("any", "(L, D), a row a token", same_width_as="video")}
 
     def packed_by(self) -> dict[str, Any]:
         """In mode frozen, that the rows of a caption's array are its words; one pooled row never was more."""
-        if self.mode == "finetune" or (self.text_features == CLIP_TEXT and self.text_output == "pooled"):
+        if self.mode == "finetune" or (self.text_features == CLIP_TEXT and self.read_output() == "pooled"):
             return {}
         return {"words": "rows of the array"}
 

@@ -1,8 +1,8 @@
-"""Settings of LEAN, with the published values where the paper has any. Importing it imports no torch."""
+"""Settings of LEAN. Importing it imports no torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -16,7 +16,9 @@ IMPORTED = "import-"  # how the stages of imported features are called
 
 
 class LeanConfig(VideoMethodConfig):
-    """LEAN's recipe. The defaults are published, or chosen where the paper is silent: docs/methods/lean.md."""
+    """LEAN's settings. The defaults are the paper's, or chosen where it is silent: docs/methods/lean.md."""
+
+    v2t_rank: ClassVar[Literal["caption_groups", "all_captions"]] = "caption_groups"
 
     video_features: str = Field("vgg16", validate_default=True)  # one row a key frame
     text_features: str = Field("bert", validate_default=True)  # one row a token, and the tokens' places
@@ -43,17 +45,17 @@ class LeanConfig(VideoMethodConfig):
     gamma: float = 0.1  # at the start
 
     hypergraph: Annotated[bool, UNSEEN] = True  # ablations, table 3
-    variational: Annotated[bool, UNSEEN] = True
+    variational: Annotated[bool, UNSEEN] = True  # false: nodes are points, not distributions (ablation)
     without: Annotated[tuple[Edge, ...], UNSEEN] = ()  # kinds of hyperedges that are removed (ablation)
 
-    v2t_weight: float = Field(0.5, ge=0)
-    t2v_weight: float = Field(0.5, ge=0)
-    kl_weight: float = Field(0.6, ge=0)
+    v2t_weight: float = Field(0.5, ge=0)  # of the loss in which videos choose captions
+    t2v_weight: float = Field(0.5, ge=0)  # of that in which captions choose videos
+    kl_weight: float = Field(0.6, ge=0)  # of the divergence of the nodes from a normal distribution
 
     epochs: int = Field(30, ge=0)
     batch_size: int = Field(16, ge=1)  # pairs a step; every caption of the batch meets every video
     lr: float = Field(3e-5, gt=0)  # searched 1e-5 to 6e-5
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0)  # of AdamW
     patience: int = Field(30, ge=0)  # all epochs are trained, and the best one is tested
     item_batch: Annotated[int, SPEED] = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
 

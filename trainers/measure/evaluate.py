@@ -32,6 +32,7 @@ from trainers.measure.evaluated import (
     Queries,
     Ranking,
 )
+from trainers.measure.group_ranks import CAPTIONS, GROUPS, CaptionGroups, item_ranks
 from trainers.measure.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
 from trainers.measure.metric_table import DIRECTIONS
 from trainers.measure.metrics import (
@@ -40,7 +41,6 @@ from trainers.measure.metrics import (
     RESAMPLES,
     RSUM_CUTOFFS,
     Block,
-    ItemRanks,
     Ranks,
     chance,
     intervals,
@@ -60,6 +60,15 @@ SUMS = (
     f"SumR = {' + '.join(f'R@{k}' for k in CUTOFFS)} of one direction; "
     f"RSUM = {' + '.join(f'R@{k}' for k in RSUM_CUTOFFS)} of both directions"
 )
+ITEM_RANKS = {
+    CAPTIONS: "best rank among the item's captions",  # where each has one caption, that is said of groups too
+    GROUPS: "rank of the item's group of captions among the groups of all items, each scored by its best caption",
+}
+SEVERAL_ITEM_RANKS = {
+    CAPTIONS: "the best rank among the captions that describe the item",
+    GROUPS: "the best rank among the groups with a caption that describes the item; a group is the captions of one "
+    "item, scored by its best",
+}
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
 EXPLAINED = 256  # captions at most whose matches are explained, spread over all
@@ -128,6 +137,7 @@ def evaluate(
     post_processing: EvaluateParams | None = None,
     bank: MethodData | None = None,
     kept: Sequence[str] = (),
+    v2t_rank: str = CAPTIONS,
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
@@ -135,7 +145,8 @@ def evaluate(
     scores, and the encodings they are computed from, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
     quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of the corpus's `queries`
     captions were dropped, because they failed or none of their positives is left; `kept` are sentences about features
-    that another program made and that were kept.
+    that another program made and that were kept. `v2t_rank`: whether an item ranks all captions, or groups of captions
+    (`trainers.measure.group_ranks`).
     `rerank`: number of items of each caption, the best by the method's cheap scores, that are re-ranked by its true
     scores; 0 scores all pairs truly. The protocol states it. Raises UserError if the method has no cheap scores.
     `post_processing` names further measurements on the same scores; QB-norm reads the training split of `bank`.
@@ -148,7 +159,7 @@ def evaluate(
     options = post_processing.post_processing if post_processing else ()
     # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
     blocks: Iterable[Block] = list(rows) if ("v2t" in directions or options) and rows.fit else rows
-    ranking = _rank(blocks, relevance, directions)
+    ranking = _rank(blocks, relevance, directions, v2t_rank)
     units = units_of(relevance, index.items)
     strict, mean = _both_estimates(ranking.ranks, units, seed)
     return Evaluation(
@@ -156,7 +167,7 @@ def evaluate(
         ranking,
         metrics=strict,
         mean_ties=mean,
-        protocol={"kind": kind, **_protocol(split, index, directions, seed, queries)}
+        protocol={"kind": kind, **_protocol(split, index, directions, seed, queries, v2t_rank)}
         | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
         | ({"kept": list(kept)} if kept else {})
         | ({"corpus": dict(corpus)} if corpus else {}),
@@ -166,7 +177,7 @@ def evaluate(
         },
         explanation=rows.explanation(ranking.top_items, _caption_item(index)),
         post_processed=_post_processed(
-            blocks, rows, relevance, units, directions, seed, post_processing, bank
+            blocks, rows, relevance, units, directions, seed, post_processing, bank, v2t_rank
         ),
     )
 
@@ -178,15 +189,35 @@ def validation_figure(
     index: SplitIndex,
     device: str | torch.device = "cpu",
     memory_mb: int = MEMORY_MB,
+    by: str = "SumR",
+    direction: str = "t2v",
+    v2t_rank: str = CAPTIONS,
 ) -> float:
-    """SumR of text-to-item retrieval, the number that early stopping watches; no bootstrap.
+    """The figure that chooses the epoch, by default SumR of text-to-item retrieval; no bootstrap.
 
-    It uses the realistic (mean) rank of ties: a model collapsed to one score for everything has the optimistic
-    (strict) rank 1 everywhere, and would be kept as the best.
+    `by`: a metric, the sum "R@1+5+10" of one direction, or "RSUM", that of both. `direction` and the convention
+    `v2t_rank` are those of the figure; a direction that does not count is not ranked. It uses the realistic (mean) rank
+    of ties: a model collapsed to one score for everything has the optimistic (strict) rank 1 everywhere, and would be
+    kept as the best.
     """
     relevance = index.relevance
     rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
-    return metrics(join([text_ranks(scores, relevance[where]) for where, scores in rows]).mean)["SumR"]
+    needed = DIRECTIONS if by == "RSUM" else (direction,)
+    ranks: list[NDArray[Any]] = []
+    if "t2v" in needed:
+        ranks.append(join([text_ranks(scores, relevance[where]) for where, scores in rows]).mean)
+    if "v2t" in needed:
+        items = item_ranks(relevance, v2t_rank)
+        blocks: Iterable[Block] = list(rows) if rows.fit else rows
+        for where, scores in blocks:
+            items.find(scores, relevance[where])
+        for where, scores in blocks:
+            items.count(scores, relevance[where])
+        ranks.append(items.ranks().mean)
+    found = [metrics(each) for each in ranks]
+    if by in ("RSUM", "R@1+5+10"):
+        return sum(each[f"R@{cutoff}"] for each in found for cutoff in RSUM_CUTOFFS)
+    return found[0][by]
 
 
 class ScoreRows:
@@ -373,10 +404,10 @@ def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
     }
 
 
-def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str]) -> Ranking:
+def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str], v2t_rank: str) -> Ranking:
     """Ranks in every direction and the top places of each caption."""
     both = "v2t" in directions
-    text_parts, best_positives, places, items = [], [], [], ItemRanks(relevance.items)
+    text_parts, best_positives, places, items = [], [], [], item_ranks(relevance, v2t_rank)
     best = ColumnTop(relevance.items)
     for where, scores in blocks:
         linked = relevance[where]
@@ -408,7 +439,7 @@ def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[st
 
 def _post_processed(
     blocks: Iterable[Block], rows: ScoreRows, relevance: Relevance, units: Units, directions: Sequence[str], seed: int,
-    params: EvaluateParams | None, bank: MethodData | None,
+    params: EvaluateParams | None, bank: MethodData | None, v2t_rank: str,
 ) -> dict[str, PostProcessed]:  # fmt: skip
     """The estimates under each requested post-processing, by its name; empty without a request."""
     if params is None or not params.post_processing:
@@ -416,7 +447,7 @@ def _post_processed(
     shape = rows.queries, rows.gallery
     options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
     out = {}
-    for name, ranks in postprocess.ranks(blocks, relevance, directions, options).items():
+    for name, ranks in postprocess.ranks(blocks, relevance, directions, options, v2t_rank).items():
         strict, mean = _both_estimates(ranks, units, seed)
         settings: Params = getattr(params, name)
         out[name] = PostProcessed(
@@ -463,13 +494,16 @@ def _estimates(ranks: Mapping[str, NDArray[Any]], units: Units, seed: int) -> Es
 
 
 def _protocol(
-    split: str, index: SplitIndex, directions: Sequence[str], seed: int, queries: int | None
+    split: str, index: SplitIndex, directions: Sequence[str], seed: int, queries: int | None, v2t_rank: str
 ) -> dict[str, Any]:
     """The conditions of the measurement, which another party needs to compare its numbers with these."""
     relevance = index.relevance
     positives = np.bincount(relevance.caption, minlength=relevance.captions)
     captions = np.bincount(relevance.item, minlength=relevance.items)
-    positives_of_items = captions[captions > 0]
+    gallery, positives_of_items = len(index.captions), captions[captions > 0]
+    if v2t_rank == GROUPS:
+        groups = CaptionGroups(relevance)
+        gallery, positives_of_items = len(groups), groups.right
     sides = {
         "t2v": {
             "queries": len(index.captions),
@@ -478,14 +512,14 @@ def _protocol(
         },
         "v2t": {
             "queries": len(positives_of_items),
-            "gallery": len(index.captions),
-            "chance": chance(len(index.captions), positives_of_items),
+            "gallery": gallery,
+            "chance": chance(gallery, positives_of_items),
         },
     }
     several = {
         "items_per_caption": _spread(positives),
         "t2v_rank": "the best rank among a caption's right items",
-        "v2t_rank": "the best rank among the captions that describe the item",
+        "v2t_rank": SEVERAL_ITEM_RANKS[v2t_rank],
         "ties": "mean rank: 1 + larger scores + t / (m + 1) with t wrong answers and m right ones at the best right "
         "score; the best rank of ties stands beside",
     }
@@ -498,7 +532,8 @@ def _protocol(
         "captions_per_item": _spread(captions),
         "directions": {direction: sides[direction] for direction in DIRECTIONS if direction in directions},
         "ties": "mean rank: 1 + larger scores + half of the equal ones; the best rank of ties stands beside",
-        "v2t_rank": "best rank among the item's captions",
+        "v2t_convention": v2t_rank,
+        "v2t_rank": ITEM_RANKS[v2t_rank if captions.max() > 1 else CAPTIONS],
         "post_processing": "none",
         "intervals": f"{LEVEL:.0%} percentile bootstrap over items, each with all its captions, {RESAMPLES} resamples, "
         f"seed {seed}",

@@ -23,10 +23,11 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.store.documents import Document, read_document
+from trainers.measure.group_ranks import CAPTIONS, GROUPS, CaptionGroups
 from trainers.measure.hubness import Hubness
 from trainers.measure.metric_table import DIRECTIONS
 from trainers.measure.metrics import Estimate, Ranks
-from trainers.relevance import Positions
+from trainers.relevance import Positions, Relevance
 
 METRICS, QUERIES = "metrics.json", "queries.json"
 RANKING, EXPLANATION = "ranking.safetensors", "explanation.safetensors"
@@ -74,8 +75,8 @@ class Protocol(Document):
 
     The defaults of `kind` and `dropped` hold for evaluations of versions that did not write them. rerank: the sentence
     about re-ranking, if not all pairs were scored; seed: seed of the bootstrap; sums: the recalls that SumR and RSUM
-    add up; items_per_caption and t2v_rank: present if captions have several positives; kept: features that another
-    ffmpeg or decoder made, one sentence each.
+    add up; v2t_convention: what an item ranks, all captions or groups of them; items_per_caption and t2v_rank: present
+    if captions have several positives; kept: features that another ffmpeg or decoder made, one sentence each.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -90,6 +91,7 @@ class Protocol(Document):
     directions: dict[str, Side]
     ties: str
     v2t_rank: str
+    v2t_convention: str = CAPTIONS
     post_processing: str
     intervals: str
     seed: int | None = None
@@ -99,6 +101,11 @@ class Protocol(Document):
     rerank: str = ""
     kept: list[str] = []
     corpus: PublishedProtocol | None = None
+
+    @property
+    def groups(self) -> bool:
+        """Whether items rank groups of captions, and not all captions."""
+        return self.v2t_convention == GROUPS
 
     def side(self, direction: str) -> Side | None:
         """The sizes and chance of a direction; None if it was not evaluated, and for sums over both."""
@@ -185,16 +192,27 @@ class Queries(Document):
                 named[item].append(caption)
         return named
 
-    def positive_counts(self, direction: str) -> Counts:
-        """Number of positives of each query: (Q,) for captions in t2v, (A,) for the items with a caption in v2t."""
+    def positive_counts(self, direction: str, groups: bool = False) -> Counts:
+        """Number of positives of each query: (Q,) for captions in t2v, (A,) for the items with a caption in v2t.
+
+        `groups`: items rank groups of captions (`Protocol.groups`).
+        """
+        if direction == "v2t" and groups:
+            return self._groups.right
         if direction == "t2v":
             return np.array([len(set(positives)) for positives in self.positives], np.int64)
         counts = np.array([len(captions) for captions in self.captions_of], np.int64)
         return counts[counts > 0]
 
-    def gallery(self, direction: str) -> int:
-        """Number of candidates that each query of a direction ranks."""
+    def gallery(self, direction: str, groups: bool = False) -> int:
+        """Number of candidates that each query of a direction ranks; `groups`: of items, groups of captions."""
+        if direction == "v2t" and groups:
+            return len(self._groups)
         return len(self.items) if direction == "t2v" else len(self.captions)
+
+    @property
+    def _groups(self) -> CaptionGroups:
+        return CaptionGroups(Relevance.of(self.positives, len(self.items)))
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,12 @@ def metric(name: str) -> Metric:
     return _BY_NAME[name]
 
 
+def printed_figure(name: str, value: float) -> str:
+    """A validation figure ("SumR", "v2t MRR", "R@1+5+10") with the decimals of its metric; sums of recalls have one."""
+    known = _BY_NAME.get(name.removeprefix("v2t "))
+    return known.printed(value) if known else f"{value:.1f}"
+
+
 def shown_metrics(names: Iterable[str], kind: str) -> tuple[str, ...]:
     """The names that tables of a kind of items show, each once, in their order."""
     return tuple(name for name in dict.fromkeys(names) if metric(name).shown(kind))

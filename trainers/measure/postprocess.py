@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from trainers.measure.group_ranks import CAPTIONS, item_ranks
 from trainers.measure.hubness import ColumnTop
-from trainers.measure.metrics import Block, ItemRanks, Ranks, join, text_ranks, top
+from trainers.measure.metrics import Block, Ranks, join, text_ranks, top
 from trainers.relevance import Positions, Relevance, Scores
 from trainers.stages import EvaluateParams
 
@@ -231,11 +232,12 @@ def _pieces(blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def ranks(
-    blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str], options: Mapping[str, Adjusted]
-) -> dict[str, dict[str, Ranks]]:
+    blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str], options: Mapping[str, Adjusted],
+    v2t_rank: str = CAPTIONS,
+) -> dict[str, dict[str, Ranks]]:  # fmt: skip
     """Ranks by post-processing and direction, counted as for raw scores. blocks: read twice for `v2t`."""
     texts: dict[str, list[Ranks]] = {name: [] for name in options}
-    items = {name: ItemRanks(relevance.items) for name in options}
+    items = {name: item_ranks(relevance, v2t_rank) for name in options}
     for where, scores in _pieces(blocks):
         for name, option in options.items():
             texts[name].append(text_ranks(option.t2v(where, scores), relevance[where]))

@@ -1,8 +1,8 @@
-"""Settings of NeighborRetr, with the values published for its corpora. Importing it imports no torch."""
+"""Settings of NeighborRetr. Importing it imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -10,40 +10,31 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pipeline.settings import UNSEEN
 from trainers.config import TrainingSizes
 from trainers.layers.pair_config import ClipPairConfig
+from trainers.recipes import from_preset
 
-Preset = Literal["msrvtt", "activitynet", "didemo", "msvd"]
 Ratios = tuple[float, float]
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "msrvtt": {"max_words": 24, "max_frames": 12, "epochs": 5, "bank_size": 480, "augment": True},
-    "activitynet": {"max_words": 64, "max_frames": 64, "epochs": 10, "bank_size": 240, "augment": False},
-    # No command is published for these two: paragraphs and long clips as ActivityNet, sentences as MSR-VTT.
-    "didemo": {"max_words": 64, "max_frames": 64, "epochs": 10, "bank_size": 240, "augment": False},
-    "msvd": {"max_words": 24, "max_frames": 12, "epochs": 5, "bank_size": 480, "augment": False},
-}
 BESIDES = 3  # a batch holds a pair, its neighbours and two others at least: their spread is the unit of N
 
 
 class NeighborRetrConfig(ClipPairConfig):
-    """NeighborRetr's recipe; a preset fills every published value of its corpus that is not set explicitly."""
+    """NeighborRetr's settings, with the defaults of MSR-VTT; recipes.toml has those of each published data set."""
 
     text_output: ClassVar[str] = "projected"  # states of the tokens in the space of the frames
 
-    preset: Preset = "msrvtt"
+    max_words: int = Field(24, ge=3)  # tokens with start and end; more are cut
+    max_frames: int = Field(12, ge=3)
+    augment: bool = True  # RandAugment m7-n4-mstd0.5-inc1 of the training frames
 
-    max_words: int = Field(PRESETS["msrvtt"]["max_words"], ge=3)  # tokens with start and end; more are cut
-    max_frames: int = Field(PRESETS["msrvtt"]["max_frames"], ge=3)
-    augment: bool = PRESETS["msrvtt"]["augment"]  # RandAugment m7-n4-mstd0.5-inc1 of the training frames
-
-    temporal_layers: int = Field(4, ge=0)
+    temporal_layers: int = Field(4, ge=0)  # blocks that mix the frames in time
     train_token_embedding: bool = True  # meant to be frozen in the release, but trained
 
     text_ratios: Annotated[Ratios, UNSEEN] = (1 / 6, 1 / 4)  # clusters a token, of both stages
-    video_ratios: Annotated[Ratios, UNSEEN] = (1 / 4, 1 / 3)
+    video_ratios: Annotated[Ratios, UNSEEN] = (1 / 4, 1 / 3)  # clusters a frame, of both stages
     knn: Annotated[int, UNSEEN] = Field(
         3, ge=1, validate_default=True
     )  # nearest tokens that make a token's density
-    cluster_heads: Annotated[int, UNSEEN] = Field(8, ge=1)
+    cluster_heads: Annotated[int, UNSEEN] = Field(8, ge=1)  # attention heads between clusters and tokens
     density_noise: bool = True  # U(0, 1e-6), which alone orders the clusters of two equally dense tokens
     mask_mode: Annotated[Literal["zero", "neg_inf"], UNSEEN] = (
         "zero"  # score of padding in the maxima; published: zero
@@ -51,35 +42,37 @@ class NeighborRetrConfig(ClipPairConfig):
     global_similarity: Literal["dot", "cosine"] = "dot"  # published: dot, which lets U dominate at the start
     unused_nets: bool = False  # carry the nets that the release creates and that change no score
 
-    centrality_scale: float = 0.3
+    centrality_scale: float = 0.3  # of the centrality in the weights of the loss
     beta: float = Field(0.7, ge=0, le=1)  # share of the transport plan in the targets of U
     ot_scale: float = Field(3.0, gt=0)  # temperature of U; the release uses `temperature` here
     temperature: float = Field(3.0, gt=0)  # temperature of the neighbours' weights
-    num_neighbors: int = Field(20, ge=1, validate_default=True)
-    sinkhorn_iters: int = Field(50, ge=1)
-    centrality_weight: float = Field(1.0, ge=0)
-    uniform_weight: float = Field(1.0, ge=0)
-    neighbor_weight: float = Field(1.0, ge=0)
-    kl_weight: float = Field(1.0, ge=0)
+    num_neighbors: int = Field(
+        20, ge=1, validate_default=True
+    )  # nearest of the batch that a pair is drawn to
+    sinkhorn_iters: int = Field(50, ge=1)  # iterations of the transport plan
+    centrality_weight: float = Field(1.0, ge=0)  # of the loss weighted by centrality
+    uniform_weight: float = Field(1.0, ge=0)  # of the loss towards the transport plan
+    neighbor_weight: float = Field(1.0, ge=0)  # of the loss of the nearest neighbours
+    kl_weight: float = Field(1.0, ge=0)  # of the divergence of token-wise from global scores
 
-    bank_size: int = Field(PRESETS["msrvtt"]["bank_size"], ge=1)  # published: 15 batches of one process
+    bank_size: int = Field(480, ge=1)  # published: 15 batches of one process
     carry_over: bool = True  # keep the bank between epochs; the release empties it and encodes it anew
     gather_grad: Literal["sum", "local"] = (
         "sum"  # local: CLIP's gradient divided by the processes, as released
     )
 
-    epochs: int = Field(PRESETS["msrvtt"]["epochs"], ge=0)
+    epochs: int = Field(5, ge=0)
     lr: float = Field(1e-4, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of all updates in which the rate rises
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_from_preset(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        preset = data.get("preset", "msrvtt")
-        published = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        return {**published, **data}
+    def _read_preset(cls, data: Any) -> Any:
+        return from_preset("neighborretr", data)
+
+    def decisive(self) -> dict[str, Any]:
+        """With the preset that every fingerprint had once, so that what was trained by it need not be trained again."""
+        return super().decisive() | {"preset": "msrvtt"}
 
     @field_validator("text_ratios", "video_ratios")
     @classmethod

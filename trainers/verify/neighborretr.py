@@ -22,6 +22,7 @@ from pipeline.media.sampling import neighborretr_candidates, select
 from trainers.layers import clip_input
 from trainers.layers.clip_towers import MAX_LOGIT_SCALE
 from trainers.loop.optim import BertAdam, warmup_cosine
+from trainers.measure.group_ranks import GroupRanks
 from trainers.measure.metrics import metrics, text_ranks
 from trainers.neighborretr import losses, objective, official
 from trainers.neighborretr.bank import Bank, Pairs
@@ -30,6 +31,7 @@ from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import BETAS, EPS, NeighborRetr, optimizer
 from trainers.neighborretr.model import SIDES, Summary
 from trainers.neighborretr.objective import Outputs
+from trainers.relevance import Relevance
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same, worst
 
 SETTINGS = {
@@ -598,12 +600,14 @@ def _metrics_multi(case: Mapping[str, Any]) -> Iterator[Quantity]:
     """Several captions a video: captions look for videos, videos for the best caption of each group."""
     scores, ends = np.asarray(case["sim"]), np.asarray(case["cut_off_points"])
     starts = np.concatenate([[0], ends[:-1]])
-    texts = text_ranks(scores, np.repeat(np.arange(len(ends)), ends - starts)).strict
-    groups = np.maximum.reduceat(scores, starts)  # (V, V), rows groups of captions
-    videos = text_ranks(groups.T, np.arange(len(ends))).strict
+    videos = Relevance.one_each(np.repeat(np.arange(len(ends)), ends - starts), len(ends))
+    texts, groups = text_ranks(scores, videos).strict, GroupRanks(videos)
+    groups.find(scores, videos)
+    groups.count(scores, videos)
+    ranks = groups.ranks().strict
     lower = float(np.sort(texts)[(len(texts) - 1) // 2])  # for captions the release takes the lower median
     yield from _figures("metrics_multi t2v", texts, case["t2v"], lower)
-    yield from _figures("metrics_multi v2t", videos, case["v2t"], float(np.median(videos)))
+    yield from _figures("metrics_multi v2t", ranks, case["v2t"], float(np.median(ranks)))
 
 
 def _figures(

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flows.repetition import Repetition
 from flows.results.board.published import Protocol, Published, fitting
 from flows.results.report.wording import counted
+from pipeline.corpus.importers.published import MISSING
 from trainers.measure.evaluated import Metrics
 from trainers.measure.evaluated import Protocol as OurProtocol
 from trainers.measure.metric_table import METRICS
 
 OURS = "ours"
 ORIGINS = {"paper": "paper", "repository": "repository", "secondary": "second hand", OURS: OURS}
-MISSING = "are missing"  # how the sentence of a corpus tells that videos were not there
 NO_PROTOCOL = "no published protocol"
 
 
 @dataclass(frozen=True)
 class Line:
-    """The figures of one system from one source. apart: why they are not comparable with the others of the table."""
+    """The figures of one system from one source. apart: why they are not comparable with the others of the table.
+
+    repetition: figures of ours, of a run in which nothing is known that differs from a published experiment.
+    """
 
     system: str
     origin: str
@@ -31,6 +35,7 @@ class Line:
     backbone: str = ""
     note: str = ""
     apart: tuple[str, ...] = ()
+    repetition: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Ours:
-    """An evaluated method of an experiment."""
+    """An evaluated method of an experiment, and how it differs from the published experiment of its corpus."""
 
     method: str
     experiment: str
     measured: Metrics
+    repetition: Repetition | None = None
 
 
 def sections(
@@ -118,7 +124,15 @@ def _placed(published: Mapping[str, Published], own: Ours) -> Iterator[tuple[tup
         reason = f"measured on {name}, under none of the published protocols: no published row applies"
         yield (own.experiment, NO_PROTOCOL), _line(own, (reason,))
     for key, protocols in places.items():
-        yield key, _line(own, tuple(reasons(measured, protocols)))
+        yield key, _line(own, tuple(dict.fromkeys([*reasons(measured, protocols), *_beside(own)])))
+
+
+def _beside(own: Ours) -> tuple[str, ...]:
+    """Why a run is not the published experiment of its corpus; where there is none, that."""
+    found = own.repetition
+    if found is None:
+        return ()
+    return found.every_reason if found.row else (found.verdict,)
 
 
 def reasons(measured: OurProtocol, protocols: Sequence[Protocol]) -> Iterator[str]:
@@ -136,12 +150,13 @@ def reasons(measured: OurProtocol, protocols: Sequence[Protocol]) -> Iterator[st
 
 
 def _line(own: Ours, apart: tuple[str, ...]) -> Line:
-    figures = own.measured.estimates
+    figures, found = own.measured.estimates, own.repetition
     return Line(
         own.method, OURS, own.experiment, in_words(own.measured.protocol),
         {d: {name: f.value for name, f in named.items()} for d, named in figures.items()},
         {d: {name: (f.low, f.high) for name, f in named.items()} for d, named in figures.items()},
-        apart=apart,
+        apart=apart, note=found.verdict if found and found.row else "",
+        repetition=bool(found and found.exact and not apart),
     )  # fmt: skip
 
 

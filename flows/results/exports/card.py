@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from flows.reporting import differences
 from flows.results.method_results import MethodResults
 from flows.results.report.environment import environment
 from flows.results.report.leaderboard import protocols
@@ -175,14 +174,37 @@ def _training(one: MethodResults) -> Iterator[str]:
     else:
         yield f"- epochs: none; {_start(one)}"
     yield ""
-    other = differences(one.training.stage.params)
-    if not other:
-        yield "All settings are the published ones.\n"
+    yield from _beside_published(one)
+
+
+def _beside_published(one: MethodResults) -> Iterator[str]:
+    """Whether the run is the published experiment of its corpus, and everything in which it is not."""
+    found = one.project.beside_published(one.method, one.evaluated.metrics.protocol)
+    yield "## Beside the published experiment\n"
+    yield f"{found.verdict}.\n"
+    yield from (f"- {reason}" for reason in found.reasons)
+    if found.reasons:
+        yield ""
+    if not found.settings:
+        yield (
+            "All settings are the published ones.\n"
+            if found.row
+            else "All settings are the method's defaults.\n"
+        )
         return
-    yield "Settings other than the published ones:\n"
+    yield (
+        "Settings other than the published ones:\n" if found.row else "Settings other than the defaults:\n"
+    )
     yield from _table(
-        ("setting", "here", "published"),
-        ((row["setting"], plain(row["here"]), plain(row["published"])) for row in other),
+        ("setting", "here", "published" if found.row else "default"),
+        (
+            (
+                row.setting,
+                plain(row.here),
+                plain(row.published) + ("" if row.stated or not found.row else " (usual)"),
+            )
+            for row in found.settings
+        ),
     )
 
 

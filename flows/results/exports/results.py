@@ -98,7 +98,9 @@ def task_result(one: MethodResults, direction: str, languages: Sequence[str]) ->
 
 def _one_right(one: MethodResults, direction: str) -> bool:
     """Whether every query of a direction has exactly one positive."""
-    return bool((one.evaluated.queries.positive_counts(direction) == 1).all())
+    evaluated = one.evaluated
+    groups = evaluated.metrics.protocol.groups
+    return bool((evaluated.queries.positive_counts(direction, groups) == 1).all())
 
 
 def retrieval_scores(rank: Ranks, one_right: bool) -> dict[str, float]:

@@ -42,9 +42,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a method that differ from the published ones: name, value here, published value."""
+    """A method beside the published experiment of its corpus: the verdict, the reasons against it, the settings.
+
+    differences: name, value here, and the published value or, where no source states one, the usual one.
+    """
 
     method: str
+    recipe: str  # "" where nobody published one for the corpus
+    verdict: str
+    reasons: tuple[str, ...]
     differences: tuple[tuple[str, str, str], ...]
 
 
@@ -97,16 +103,24 @@ def settings(
 
 
 def recipes(methods: Sequence[Mapping[str, Any]]) -> list[Recipe]:
-    """The recipe of each method; methods whose evaluation does not record the differences are left out."""
+    """Each method beside the published experiment of its corpus; nothing of methods whose brief does not say it."""
     return [
         Recipe(
             entry["method"],
+            entry["published"]["recipe"],
+            entry["published"]["verdict"],
+            tuple(entry["published"]["reasons"]),
             tuple(
-                (row["setting"], plain(row["here"]), plain(row["published"])) for row in entry["differences"]
+                (
+                    row["setting"],
+                    plain(row["here"]),
+                    plain(row["published"]) + ("" if row["stated"] else " (usual)"),
+                )
+                for row in entry["published"]["differences"]
             ),
         )
         for entry in methods
-        if "differences" in entry
+        if "published" in entry
     ]
 
 

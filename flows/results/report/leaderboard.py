@@ -220,9 +220,10 @@ def _task(direction: str, side: Side, protocol: EvaluatedProtocol) -> str:
             f"{counts.min} to {counts.max} of them are right ({counts.mean:.2f} on average); "
             f"{protocol.t2v_rank} counts"
         )
+    candidates = "groups of captions" if protocol.groups else "captions"
     asks = {
         "t2v": f"each caption ranks all {gallery} {noun}s, and {positives}",
-        "v2t": f"each {noun} ranks all {gallery} captions; {protocol.v2t_rank} counts",
+        "v2t": f"each {noun} ranks all {gallery} {candidates}; the {protocol.v2t_rank.removeprefix('the ')} counts",
     }[direction]
     chance = [f"{metric(name).printed(side.chance[name])} % for {name}" for name in ("R@1", "R@10")]
     return f"{counted(side.queries, 'query')}: {asks}. Chance: {listed(chance)}"

@@ -93,9 +93,11 @@ class Histogram:
 
 def read_ranked(folder: EvaluatedFolder) -> dict[str, RankedQueries]:
     """The ranked queries of an evaluation, by direction."""
-    queries = folder.queries
+    queries, groups = folder.queries, folder.metrics.protocol.groups
     return {
-        direction: RankedQueries(ranks.mean, queries.positive_counts(direction), queries.gallery(direction))
+        direction: RankedQueries(
+            ranks.mean, queries.positive_counts(direction, groups), queries.gallery(direction, groups)
+        )
         for direction, ranks in folder.ranking.ranks.items()
     }
 

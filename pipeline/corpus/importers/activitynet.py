@@ -84,6 +84,4 @@ def _stems(video: str) -> tuple[str, str]:
     return video, video.removeprefix("v_") if video.startswith("v_") else f"v_{video}"
 
 
-ACTIVITYNET = Published(
-    "ActivityNet Captions", PROTOCOLS, read, ("paragraph", "moments"), {"moments": "val_2"}, _stems
-)
+ACTIVITYNET = Published("ActivityNet Captions", PROTOCOLS, read, ("paragraph", "moments"), stems=_stems)

@@ -16,7 +16,7 @@ from pipeline.corpus.manifest import SPLITS
 
 PROTOCOLS = {"lists": "trained, validated and tested on the splits of its files"}
 SEGMENT_SECONDS = 5
-PARAGRAPH_SECONDS = 31.0  # clips were cut to 30 s for annotation
+WINDOW = (0.0, 31.0)  # seconds, whatever the file's length: clips were cut to 30 s for annotation
 
 
 def read(annotations: Annotations, protocol: str, unit: str) -> Splits:
@@ -38,7 +38,7 @@ def _captions(annotations: Annotations, split: str, unit: str) -> list[Annotatio
         ids = {stem(video): where for video, where in annotations.names(listed).items()}
         captions = annotations.choose(ids, captions, whole=True)
     if unit == "paragraph":
-        return paragraphs(captions, dict.fromkeys((c.video for c in captions), PARAGRAPH_SECONDS))
+        return paragraphs(captions, dict.fromkeys((c.video for c in captions), WINDOW[1]))
     return captions
 
 
@@ -52,4 +52,4 @@ def _moment(times: Any) -> tuple[float, float]:
     return float(first * SEGMENT_SECONDS), float((last + 1) * SEGMENT_SECONDS)
 
 
-DIDEMO = Published("DiDeMo", PROTOCOLS, read, ("paragraph", "moments"))
+DIDEMO = Published("DiDeMo", PROTOCOLS, read, ("paragraph", "moments"), window=WINDOW)

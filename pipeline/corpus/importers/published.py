@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.corpus.importers.annotations import Absent, Annotation, Annotations
@@ -17,6 +17,8 @@ from pipeline.store.fingerprint import digest_of, digest_text
 
 HELD_OUT = 500  # most training videos held out for validation, and at most a tenth of them
 PAPERS = "papers"
+MISSING = "videos are missing"  # how the sentence of a corpus tells that videos were not there
+VALIDATED_ON_TEST = "validated on the test split"
 UNITS = {
     "paragraph": "all sentences of a video are one caption",
     "moments": "every sentence is a caption",
@@ -45,17 +47,15 @@ class Published:
 
     read(annotations, protocol, unit) returns the splits; if `val` is missing, validation videos are held out of the
     training videos. `units` are the possible units of a caption (paragraph, moments), the first is the default.
-    `stems(id)` are the possible names of the video file, without suffix.
+    `stems(id)` are the possible names of the video file, without suffix. `window`: every item gets it.
     """
 
     name: str
     protocols: Mapping[str, str]
     read: Callable[[Annotations, str, str], Splits]
     units: tuple[str, ...] = ()
-    usual: Mapping[str, str] = field(
-        default_factory=dict
-    )  # unit -> its default protocol; for other units the first
     stems: Callable[[str], Sequence[str]] = lambda video: (video,)
+    window: tuple[float, float] | None = None  # seconds of every video that count
 
     def choose(self, choice: Choice) -> tuple[str, str]:
         """The chosen protocol and caption unit. Raises UserError if the corpus does not have them."""
@@ -64,7 +64,7 @@ class Published:
             raise UserError(f"a caption of {self.name} is always one sentence; leave --captions out")
         if unit not in self.units and self.units:
             raise UserError(f"{self.name} has no captions {unit!r}; {nearest(unit, self.units)}")
-        protocol = choice.protocol or self.usual.get(unit) or next(iter(self.protocols))
+        protocol = choice.protocol or next(iter(self.protocols))
         if protocol not in self.protocols:
             raise UserError(f"{self.name} has no protocol {protocol!r}; {nearest(protocol, self.protocols)}")
         return protocol, unit
@@ -79,22 +79,27 @@ def read_published(corpus: Published, source: Path, relative_to: Path, choice: C
     annotations = Annotations(source)
     splits = corpus.read(annotations, protocol, unit)
     captions, validated = _usable(_read(splits, annotations, choice), annotations), ""
-    if "val" not in splits:
+    if "val" not in splits or choice.val == PAPERS:
         captions, validated = _validated(captions, choice.val)
     elif choice.val:
-        raise UserError(f"{corpus.name} {protocol} has a validation split of its own; leave --val out")
+        raise UserError(
+            f"{corpus.name} {protocol} has a validation split of its own; leave --val out, or validate on the test "
+            f"split with --val {PAPERS}"
+        )
     captions = {split: captions[split] for split in SPLITS if split in captions and split in choice.splits}
     if not any(captions.values()):
         raise UserError(f"{source} gives no captions of {corpus.name}; {'; '.join(annotations.left_out[:3])}")
-    items = _items(captions, annotations)
+    items = [replace(item, window=corpus.window) for item in _items(captions, annotations)]
     kept = _without_media(items, corpus.name) if choice.no_media else _with_media(
         items, corpus, choice.media or source, relative_to, annotations
     )  # fmt: skip
     words = [f"{corpus.name} {protocol}: {corpus.protocols[protocol]}", UNITS.get(unit, ""), validated]
+    if corpus.window:
+        words.append("seconds {:g} to {:g} of every video are read".format(*corpus.window))
     if len(captions) < len(SPLITS):
         words.append(f"imported: {', '.join(captions)} alone")
     if missing := len(items) - len(kept):
-        words.append(f"{missing} of {len(items)} videos are missing")
+        words.append(f"{missing} of {len(items)} {MISSING}")
     return Imported(
         kept, annotations.left_out, annotations.notes,
         Protocol(f"{corpus.name} {protocol}", "; ".join(word for word in words if word)),
@@ -104,8 +109,8 @@ def read_published(corpus: Published, source: Path, relative_to: Path, choice: C
 def _read(splits: Splits, annotations: Annotations, choice: Choice) -> dict[str, list[Annotation]]:
     """The captions of each needed split; a split whose files are missing is noted as left out."""
     needed = set(choice.splits)
-    if "val" in needed - splits.keys():
-        needed.add("test" if choice.val == PAPERS else "train")
+    if "val" in needed and (choice.val == PAPERS or "val" not in splits):
+        needed = needed - {"val"} | {"test" if choice.val == PAPERS else "train"}
     out = {}
     for split in sorted(needed & splits.keys(), key=SPLITS.index):
         try:
@@ -121,7 +126,7 @@ def _validated(captions: dict[str, list[Annotation]], val: str) -> tuple[dict[st
         return captions, ""
     if val == PAPERS:
         again = [replace(caption, id=f"{caption.id}@val") for caption in captions["test"]]
-        return captions | {"val": again}, "validated on the test split, as the papers do"
+        return captions | {"val": again}, f"{VALIDATED_ON_TEST}, as the papers do"
     train = captions.get("train", [])
     held = held_out({caption.video for caption in train}, val, HELD_OUT, "videos")
     if not held:

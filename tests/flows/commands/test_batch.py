@@ -98,16 +98,21 @@ def test_a_setting_that_is_impossible_is_reported_before_anything_runs(lab):
 def test_a_sweep_makes_what_its_runs_share_once_and_costs_nothing_the_second_time(lab):
     text = 'experiment = "experiment.toml"\n[grid]\n"trainers.hlformer.seed" = [0, 1]\n'
     (lab.folder / "sweep.toml").write_text(text)
-    ended = lab.run("batch", lab.folder / "sweep.toml", "--jobs", "2", "--json")
+    chosen = "trainers.hlformer.select_by=R@1"
+    ended = lab.run("batch", lab.folder / "sweep.toml", "--jobs", "2", "--json", "--set", chosen)
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert [o["settings"]["trainers.hlformer.seed"] for o in found] == [0, 1]
-    assert found[0]["validation"] is not None and "R@1" in found[0]["figures"]["t2v"]
+    assert (
+        found[0]["figure"] == "R@1"
+        and found[0]["validation"] is not None
+        and "R@1" in found[0]["figures"]["t2v"]
+    )
     trained = list((lab.store / "runs" / "train-hlformer").iterdir())
     packed = list((lab.store / "runs" / "pack-hlformer").iterdir())
     assert (len(trained), len(packed)) == (2, 1)
     times = {path: path.stat().st_mtime_ns for path in trained}
-    again = lab.run("batch", lab.folder / "sweep.toml")
-    assert again.code == 0, again.err
+    again = lab.run("batch", lab.folder / "sweep.toml", "--set", chosen)
+    assert again.code == 0 and "val R@1" in again.out, again.err
     assert "hlformer on test, 2 runs, the best on val first" in again.out and "±" in again.out
     assert {path: path.stat().st_mtime_ns for path in trained} == times

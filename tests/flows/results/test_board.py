@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from flows.commands.board import board
 from flows.graph import METHODS
+from flows.repetition import Difference, Repetition
 from flows.results import board as board_package
 from flows.results.board.lint import lint
 from flows.results.board.published import fitting, read_published, tables
@@ -23,6 +25,7 @@ from pipeline.corpus.importers.t3dr_hit import SUBSETS
 from pipeline.errors import UserError
 from trainers.data import SplitIndex
 from trainers.measure.evaluated import Metrics, PublishedProtocol
+from trainers.recipes import find
 
 FOLDER = Path(board_package.__path__[0])
 CORPORA = ("msrvtt", "msvd", "activitynet", "didemo", "charades", "tvr")
@@ -269,6 +272,24 @@ def test_ours_stands_in_the_table_of_its_protocol(whole):
 def test_ours_is_marked_where_something_keeps_it_apart(whole, change, words):
     ((_, line),) = ours_in(ours(whole, **({"corpus": CORPUS} | change)))
     assert line.apart == () if words is None else words in line.apart[0]
+
+
+def test_ours_carries_every_reason_why_it_is_not_the_published_run_or_is_marked_as_a_repetition(
+    whole, monkeypatch
+):
+    own, row = ours(whole, corpus=CORPUS), find("gare", "msrvtt")
+    other = (Difference("lr", 5e-5, 1e-4),)
+    differs = Repetition("gare", "MSR-VTT 1k-A", row, other, ("500 training videos are held out",))
+    ((_, line),) = ours_in(replace(own, repetition=differs))
+    assert line.apart == ("500 training videos are held out", "lr is 5e-05 (published: 0.0001)")
+    assert not line.repetition
+    repeated = replace(own, repetition=replace(differs, settings=(), reasons=()))
+    ((_, line),) = ours_in(repeated)
+    assert line.repetition and line.apart == () and "is a repetition of the published" in line.note
+    ((_, line),) = ours_in(replace(own, repetition=replace(differs, row=None, settings=())))
+    assert line.apart == ("gare: nobody published its settings for MSR-VTT 1k-A",) and not line.repetition
+    monkeypatch.setattr("flows.commands.board._our_figures", lambda *given: [repeated])
+    assert any(text.startswith("gare (ours) =") for text in call("exp.toml").splitlines())
 
 
 def test_ours_on_a_corpus_of_its_own_has_no_published_row_beside_it(whole):

@@ -291,6 +291,13 @@ def test_runs_under_different_protocols_are_refused_with_the_difference(change, 
     assert said == f"a and b were measured under different protocols: {words}"
 
 
+def test_how_items_rank_counts_only_where_items_are_compared():
+    a, b = drawn(8)
+    b = under(b, v2t_rank="among groups of captions")
+    assert refused(a, b).endswith("the rank of an item (best / among groups of captions)")
+    assert matched([a, b], direction="t2v").directions == ("t2v",)
+
+
 def test_all_differences_are_reported_at_once_and_published_protocols_count():
     a, b = (
         under(one, split=name, corpus=PublishedProtocol(name=name))

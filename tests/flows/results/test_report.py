@@ -524,15 +524,25 @@ def test_hubs_are_named_with_how_often_they_appear_and_their_frames(tmp_path: Pa
     assert f"positive of {right} captions" in section and Tree(text).open == []
 
 
-def test_differences_from_the_published_recipe_come_before_all_settings(tmp_path: Path) -> None:
+def test_what_differs_from_the_published_experiment_comes_before_all_settings(tmp_path: Path) -> None:
     methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b")]
-    methods[0]["differences"] = [{"setting": "lr", "here": 0.5, "published": 1e-4},
-                                 {"setting": "weights", "here": f"{tmp_path}/<w>", "published": ""}]  # fmt: skip
-    methods[1]["differences"] = []
+    methods[0]["published"] = {
+        "recipe": "msrvtt", "verdict": "a is not the published experiment a/msrvtt (x): 3 differences",
+        "reasons": ["500 training videos are held out"],
+        "differences": [{"setting": "lr", "here": 0.5, "published": 1e-4, "stated": True},
+                        {"setting": "weights", "here": f"{tmp_path}/<w>", "published": "", "stated": False}],
+    }  # fmt: skip
+    methods[1]["published"] = {
+        "recipe": "",
+        "verdict": "b: nobody published it",
+        "reasons": [],
+        "differences": [],
+    }
     text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
-    told = Tree(text).text.split("Differences from the published recipes")[1].split("All settings")[0]
-    assert "b is trained with every setting as published" in told
-    assert "a lr 0.5 0.0001" in told and "weights <w> –" in told and str(tmp_path) not in text
+    told = Tree(text).text.split("Beside the published experiments")[1].split("All settings")[0]
+    assert "b: nobody published it; all settings are the method's defaults" in told
+    assert "3 differences. 500 training videos are held out" in told
+    assert "a lr 0.5 0.0001" in told and "weights <w> – (usual)" in told and str(tmp_path) not in text
 
 
 def test_what_carried_a_match_is_drawn_under_its_result_and_escaped(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.reporting import differences
 from flows.results.report.explained import (
     BAR_HEIGHT,
     LEVELS,
@@ -26,8 +25,6 @@ from flows.results.report.explained import (
 )
 from flows.results.report.pieces import Pieces, located
 from trainers.data import SplitIndex
-from trainers.gare.config import GareConfig
-from trainers.hlformer.config import HLFormerConfig
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.registry import METHODS
 
@@ -247,11 +244,3 @@ def test_dial_has_the_cloud_inside_exactly_where_its_angle_is_the_smaller(
     assert np.arctan2(-seen.ray[1], seen.ray[0]) == pytest.approx(angle, abs=0.01)
     _, _, x, y, *_ = numbers(seen.slice)
     assert np.arctan2(y, x) == pytest.approx(aperture, abs=0.01)
-
-
-def test_differences_are_the_settings_that_are_not_those_of_the_preset() -> None:
-    assert differences(GareConfig()) == [] == differences(HLFormerConfig(preset="act"))
-    (lr,) = differences(GareConfig(lr=3e-5))
-    assert lr == {"setting": "lr", "here": 3e-5, "published": 1e-4}
-    changed = {row["setting"] for row in differences(HLFormerConfig(preset="act", epochs=3, map_size=8))}
-    assert changed == {"epochs", "map_size"}

@@ -54,6 +54,20 @@ def test_a_file_is_read_once_and_again_when_it_changes(tmp_path, index, hashed):
     assert sorted(hashed) == ["a", "a", "b"]
 
 
+def test_a_window_is_part_of_what_an_item_is_and_the_file_is_read_once(tmp_path, index, hashed):
+    (tmp_path / "a").write_text("a")
+    items = [
+        Item(f"item {n}", "train", media="a", window=w)
+        for n, w in enumerate([None, (0, 31), (0, 31), (1, 31)])
+    ]
+    for _ in range(2):
+        digests = read_contents(Corpus(tmp_path / "corpus.jsonl", tuple(items)), index).digests
+        assert digests["item 0"] == digest_file(tmp_path / "a"), "an item without a window is its bytes"
+        assert digests["item 1"] == digests["item 2"] != digests["item 3"]
+        assert len({*digests.values()}) == 3 and {len(digest) for digest in digests.values()} == {32}
+    assert {*hashed} == {"a"} and len(hashed) == 4  # four unknown items at first, none afterwards
+
+
 def test_files_read_so_far_are_remembered_when_reading_is_broken_off(tmp_path, index, hashed, monkeypatch):
     monkeypatch.setattr(module, "REMEMBER_EVERY", 2)
     for n in range(5):

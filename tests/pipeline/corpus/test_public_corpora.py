@@ -17,6 +17,7 @@ import pytest
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
 from pipeline.corpus.importers.charades import CHARADES
 from pipeline.corpus.importers.didemo import DIDEMO
+from pipeline.corpus.importers.lsmdc import LSMDC
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
 from pipeline.corpus.importers.published import Choice, Published, read_published, stem
@@ -115,6 +116,20 @@ def qvhighlights() -> dict[str, Any]:
     return {f"highlight_{name}_release.jsonl": rows(name, 22 if name == "train" else 2) for name in SPLITS}
 
 
+def lsmdc() -> dict[str, Any]:
+    def rows(film: str, count: int) -> bytes:
+        times = "00.00.31.895\t00.00.38.258\t00.00.32.307\t00.00.37.546"
+        return lines(
+            *(f"{film}_00.00.3{n}.307-00.00.37.546\t{times}\tSOMEONE {n} waits." for n in range(count))
+        )
+
+    return {
+        "LSMDC16_annos_training.csv": rows("0001_Film", 4),
+        "LSMDC16_annos_val.csv": rows("0002_Film", 2),
+        "LSMDC16_challenge_1000_publictect.csv": rows("0003_Film", 3),
+    }
+
+
 # corpus, its made files, what is chosen, and captions and videos of train, val and test
 CASES: list[tuple[Published, Callable[[], dict[str, Any]], Choice, list[tuple[int, int]]]] = [
     (MSRVTT, msrvtt, Choice(), [(36, 9), (4, 1), (2, 2)]),
@@ -124,9 +139,13 @@ CASES: list[tuple[Published, Callable[[], dict[str, Any]], Choice, list[tuple[in
     (MSRVTT, msrvtt, Choice("full"), [(28, 7), (8, 2), (12, 3)]),
     (MSRVTT, msrvtt, Choice(splits=("val", "test")), [(0, 0), (4, 1), (2, 2)]),
     (MSVD, msvd, Choice(), [(6, 2), (3, 1), (3, 1)]),
+    (MSVD, msvd, Choice(val="papers"), [(6, 2), (3, 1), (3, 1)]),
+    (LSMDC, lsmdc, Choice(), [(4, 4), (2, 2), (3, 3)]),
+    (LSMDC, lsmdc, Choice(val="papers"), [(4, 4), (3, 3), (3, 3)]),
     (ACTIVITYNET, activitynet, Choice(), [(9, 9), (1, 1), (2, 2)]),
     (ACTIVITYNET, activitynet, Choice("val_2"), [(10, 10), (2, 2), (1, 1)]),
-    (ACTIVITYNET, activitynet, Choice(captions="moments"), [(19, 10), (3, 2), (3, 1)]),
+    (ACTIVITYNET, activitynet, Choice(captions="moments"), [(18, 9), (1, 1), (3, 2)]),
+    (ACTIVITYNET, activitynet, Choice("val_2", "moments"), [(19, 10), (3, 2), (3, 1)]),
     (DIDEMO, didemo, Choice(), [(2, 2), (2, 2), (2, 2)]),
     (DIDEMO, didemo, Choice(captions="moments"), [(3, 2), (3, 2), (3, 2)]),
     (CHARADES, charades, Choice(val="2"), [(20, 10), (4, 2), (1, 1)]),
@@ -354,6 +373,8 @@ def test_activitynet_joins_sentences_over_the_whole_video_or_takes_them_one_by_o
     (_, caption), _ = corpus.captions("test")
     assert (caption.text, caption.start, caption.end) == ("Sentence 0 said. Sentence 1 said.", 0.0, 30.0)
     _, corpus = take(ACTIVITYNET, folder, captions="moments")
+    assert {caption.id for _, caption in corpus.captions("test")} == {"v_x#0", "v_x#1", "v_y#0"}, "val_1"
+    _, corpus = take(ACTIVITYNET, folder, captions="moments", protocol="val_2")
     shared = next(item for item in corpus.items if item.id == "v_y")
     assert [(c.id, c.split, c.start, c.end) for c in shared.captions if not c.split] == [
         ("v_y#1", None, 0.0, 1.5), ("v_y#2", None, 1.0, 2.5), ("v_y#3", None, 2.0, 3.5),
@@ -386,6 +407,21 @@ def test_didemo_takes_the_moment_most_annotators_chose_and_drops_suffixes(tmp_pa
     assert [(i.id, c.text, c.start, c.end) for i, c in corpus.captions("test")] == [
         ("test0", "moment 0. moment 2.", 0.0, 31.0), ("test1", "moment 1.", 0.0, 31.0),
     ]  # fmt: skip
+    assert {item.window for item in corpus.items} == {(0.0, 31.0)}
+
+
+def test_clips_of_films_are_found_by_keys_that_hold_points(tmp_path):
+    folder = lay(tmp_path / "x", lsmdc())
+    (folder / "0003_Film").mkdir()
+    for n in range(3):
+        (folder / "0003_Film" / f"0003_Film_00.00.3{n}.307-00.00.37.546.avi").touch()
+    found, corpus = take(LSMDC, folder, media=folder, splits=("test",))
+    assert found.left_out == [] and len(corpus.gallery("test")) == 3
+    assert next((c.text, c.start, c.end) for _, c in corpus.captions("test")) == (
+        "SOMEONE 0 waits.",
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -427,6 +463,11 @@ BAD_ROWS = [
      lines({"vid": "v", "query": "fine"}, {"vid": "v", "query": "x", "relevant_windows": []},
            {"vid": "v", "query": "x", "relevant_windows": [[1, True]]}),
      ["line 2: its relevant_windows [] are not a list", "line 3: True is not a number of seconds"]),
+    (LSMDC, lsmdc, "LSMDC16_challenge_1000_publictect.csv",
+     lines("f_1\t0.1\t0.2\tfine", "f_2\t0.1\tx", "f_3\t0.1\tlate\tx", "\t0\t1\tx",
+           "f_5\t0\t1\t0\t1\t", "f_6"),
+     ["line 2: 'f_2\\t0.1\\tx' has 3 cells", "line 3: 'late' is not a time", "line 4: '0\\t1\\tx' has 3 cells",
+      "line 5: the sentence is empty", "line 6: 'f_6' has 1 cells"]),
     (MSRVTT, msrvtt, "MSRVTT_JSFUSION_test.csv",
      lines("key,video_id,sentence", "0,video10,fine", "1,video11", "2,,x", "3,video11, "),
      ["line 3: it has no text 'sentence'", "line 4: its 'video_id' is empty", "line 5: its 'sentence' is empty"]),
@@ -538,7 +579,7 @@ def test_links_that_lead_nowhere_or_in_circles_are_no_videos(tmp_path):
         (MSRVTT, msrvtt, Choice(captions="moments"), "always one sentence; leave --captions out"),
         (MSRVTT, msrvtt, Choice(val="10"), "--val 10: possible are papers and a number of the 10 training"),
         (MSRVTT, msrvtt, Choice(val="paper"), "--val paper: possible are papers"),
-        (MSRVTT, msrvtt, Choice("full", val="papers"), "MSR-VTT full has a validation split of its own"),
+        (MSRVTT, msrvtt, Choice("full", val="2"), "MSR-VTT full has a validation split of its own"),
         (MSVD, msvd, Choice(val="1"), "has a validation split of its own; leave --val out"),
         (DIDEMO, didemo, Choice(captions="moment"), "has no captions 'moment'; did you mean 'moments'?"),
         (TVR, tvr, Choice(splits=("tests",)), "TVR has no split 'tests'; did you mean 'test'?"),

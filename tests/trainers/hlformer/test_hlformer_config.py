@@ -1,4 +1,4 @@
-"""Settings of HLFormer: presets, refusals, and what importing them costs."""
+"""Settings of HLFormer: older presets, refusals, and what importing them costs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from trainers.hlformer.config import HLFormerConfig
 
 def test_default_is_the_published_tvr_recipe() -> None:
     config = HLFormerConfig()
-    assert config == HLFormerConfig(preset="tvr")
+    assert config.model_copy(update={"recipe": "tvr"}) == HLFormerConfig(preset="tvr")
     assert (config.lr, config.tau, config.mu, config.margin) == (3e-4, 0.09, 0.15, 0.1)
     assert (config.blocks, config.hidden_size, config.lorentz_dim, config.epochs) == (8, 384, 127, 100)
 
 
-def test_preset_fills_what_is_not_set_and_leaves_what_is() -> None:
+def test_older_preset_still_fills_what_is_not_set_and_leaves_what_is() -> None:
     config = HLFormerConfig(preset="act", tau=0.5)
     assert (config.tau, config.dropout, config.lr, config.diversity_weight) == (0.5, 0.31, 2.5e-4, 3e-3)
     assert HLFormerConfig(preset="cha").input_dropout == 0.25
+    assert HLFormerConfig(preset="cha").recipe == "charades"
 
 
 def test_settings_survive_a_round_trip() -> None:
@@ -37,7 +38,7 @@ def test_settings_survive_a_round_trip() -> None:
         ({"lorentz_dim": 12}, "t.lorentz_dim = 12"),
         ({"blocks": 3}, "t.blocks = 3"),
         ({"map_size": 200}, "at least map_size, 200"),
-        ({"preset": "msrvtt"}, "t.preset = 'msrvtt'"),
+        ({"preset": "msrvtt"}, "preset = 'msrvtt': there is no such recipe; possible: tvr"),
         ({"dropuot": 0.1}, "did you mean"),
         ({"window": "additiv"}, "t.window = 'additiv'"),
     ],

@@ -70,8 +70,8 @@ def test_prefix_of_a_parallel_wrapper_is_removed(tmp_path: Path) -> None:
     method, _ = trained(0)
     state = {f"module.{name}": value for name, value in official.state_of(method).items()}
     torch.save({"state_dict": state, "config": {"n_heads": 2}}, tmp_path / "a.ckpt")
-    found = official.method_from(official.read(tmp_path / "a.ckpt"), preset="cha")
-    assert found.config.preset == "cha" and found.config.heads == 2
+    found = official.method_from(official.read(tmp_path / "a.ckpt"), "cha")
+    assert found.config.recipe == "charades" and (found.config.dropout, found.config.heads) == (0.25, 2)
     assert torch.equal(found.network.curv, method.network.curv)
 
 

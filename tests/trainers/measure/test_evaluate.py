@@ -19,6 +19,10 @@ from trainers.data import SplitIndex
 from trainers.loop import distributed
 from trainers.measure import postprocess
 from trainers.measure.evaluate import _encode, evaluate, split_digest, validation_figure
+from trainers.measure.evaluated import EvaluatedFolder
+from trainers.measure.group_ranks import CAPTIONS as ALL_CAPTIONS
+from trainers.measure.group_ranks import GROUPS
+from trainers.measure.metric_table import recall_by_chance
 from trainers.measure.metrics import ItemRanks, metrics, text_ranks
 from trainers.measure.postprocess import Bank
 from trainers.method import Batch, Encoded, Method
@@ -503,3 +507,64 @@ def test_rows_without_an_index_are_put_in_the_order_of_their_batches_by_several_
         assert found["real"].tolist() == [number > 2 for number in range(9)]
 
     assert on_processes(2, body) == [0, 0]
+
+
+@pytest.mark.parametrize("memory_mb", [1, 1024])
+def test_an_evaluation_in_blocks_ranks_groups_as_the_whole_matrix_does_and_says_so(
+    memory_mb: int, tmp_path: Path
+) -> None:
+    method, data, index = Dot(), Data(), split_index()
+    scores = full_matrix(method, data)
+    found = evaluate(method, data, "test", index, ("t2v", "v2t"), memory_mb=memory_mb, v2t_rank=GROUPS)
+    homes = sorted({*index.caption_item})
+    grouped = np.stack([scores[np.equal(index.caption_item, home)].max(0) for home in homes])  # (G, V)
+    own = grouped[np.arange(len(homes)), homes]
+    assert found.ranking.ranks["v2t"].strict.tolist() == (1 + (grouped[:, homes] > own).sum(0)).tolist()
+    found.write(tmp_path)
+    folder = EvaluatedFolder(tmp_path)
+    protocol, queries = folder.metrics.protocol, folder.queries
+    groups = len(homes)
+    side = protocol.side("v2t")
+    assert protocol.groups and "among the groups of all items" in protocol.v2t_rank
+    assert side is not None and side.gallery == groups == queries.gallery("v2t", protocol.groups) < 257
+    assert side.chance["R@1"] == pytest.approx(100 / groups)
+    assert (queries.positive_counts("v2t", protocol.groups) == 1).all()
+
+
+def test_post_processed_figures_rank_groups_too() -> None:
+    asked = EvaluateParams(post_processing=("dual_softmax",), dual_softmax=DualSoftmaxParams(beta=1e-9))
+    found = evaluate(
+        Dot(), Data(), "test", split_index(), ("v2t",), v2t_rank=GROUPS, post_processing=asked
+    )  # a prior without effect but the raised scores: ranks stay
+    assert found.post_processed["dual_softmax"].estimates["v2t"]["MnR"].value == pytest.approx(
+        found.mean_ties["v2t"]["MnR"].value, rel=0.05
+    )
+
+
+def test_chance_of_groups_counts_all_right_groups_of_an_item() -> None:
+    index = several_right()
+    found = evaluate(Dot(), Data(), "test", index, ("v2t",), v2t_rank=GROUPS)
+    named = {item: {own[0] for own in index.positives if item in own} for item in range(len(index.items))}
+    right = np.array([len(groups) for groups in named.values() if groups])
+    assert found.protocol["directions"]["v2t"]["chance"]["R@10"] == pytest.approx(
+        recall_by_chance(len({*index.caption_item}), right, 10)
+    )
+
+
+@pytest.mark.parametrize("convention", [GROUPS, ALL_CAPTIONS])
+def test_the_figure_that_chooses_the_epoch_is_that_of_the_evaluation(convention: str) -> None:
+    method, data, index = Dot(), Data(), split_index()
+    found = evaluate(method, data, "val", index, ("t2v", "v2t"), v2t_rank=convention)
+    of = found.mean_ties
+
+    def figure(by: str, direction: str = "t2v", memory_mb: int = 1) -> float:
+        return validation_figure(
+            method, data, "val", index, by=by, direction=direction, memory_mb=memory_mb, v2t_rank=convention
+        )
+
+    assert figure("SumR", "v2t") == of["v2t"]["SumR"].value
+    assert figure("R@1") == of["t2v"]["R@1"].value
+    assert figure("MRR", "v2t", memory_mb=1024) == of["v2t"]["MRR"].value
+    first = [of["v2t"][f"R@{cutoff}"].value for cutoff in (1, 5, 10)]
+    assert figure("R@1+5+10", "v2t") == pytest.approx(sum(first))
+    assert figure("RSUM") == pytest.approx(of["both"]["RSUM"].value)

@@ -18,9 +18,10 @@ def test_defaults_are_those_published_for_msrvtt() -> None:
     assert (config.lr, config.coef_lr, config.warmup, config.weight_decay) == (1e-4, 1e-3, 0.1, 0.2)
 
 
-def test_preset_fills_what_is_not_set() -> None:
+def test_older_preset_still_fills_what_is_not_set() -> None:
     config = NeighborRetrConfig(preset="activitynet", max_frames=32)
     assert (config.max_words, config.max_frames, config.epochs, config.bank_size) == (64, 32, 10, 240)
+    assert NeighborRetrConfig(preset="didemo").max_words == 64  # ours, which nobody published
 
 
 def test_batch_that_leaves_too_few_others_is_refused_with_what_to_change() -> None:

@@ -1,0 +1,98 @@
+"""The experiment file for a corpus of one's own: the settings that we recommend, each written out with its meaning.
+
+No published experiment is repeated, so no recipe is named: the settings are the `stable` ones of a published row of the
+method, with batches that fit the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.drafting.explanations import explanations
+from flows.drafting.lines import Line, Table, text
+from flows.drafting.published import STABLE, evaluation, settings_of
+from pipeline.corpus.manifest import Corpus
+from pipeline.errors import UserError
+from pipeline.settings import Tree
+from trainers.recipes import NONE, PublishedRecipe, find, recipes
+from trainers.registry import METHODS
+
+NEAREST = {  # the published row whose settings a method begins with on data of one's own
+    "clip4clip": "msrvtt-zero-shot",
+    "neighborretr": "msrvtt",
+    "gare": "msrvtt",
+    "hlformer": "activitynet",
+    "lean": "msrvtt",
+    "h2arn": "t3dr-hit-elephant",
+}
+NEEDED = ("train", "val", "test")
+OF_A_PAPER = {"patience", "select_by"}  # how a published run chose its epoch, of which no other run need know
+
+
+def written(corpus: Corpus, methods: Sequence[str], target: Path, manifest: str, store: str = "store") -> str:
+    """The experiment file that trains methods on a corpus.
+
+    Raises UserError for a method that is not there or ranks items of another kind, and for a corpus without a split.
+    """
+    for split in NEEDED:
+        corpus.require_queries(split)
+    rows = [_row(corpus, name) for name in methods]
+    head = [
+        f"{', '.join(methods)} on {manifest}: a corpus of our own, with the settings that we recommend.",
+        "Validation videos choose the epoch, and the test split is looked at once, at the end.",
+        "",
+        f"  crossreel corpus check {manifest}   opens every file before hours are spent",
+        f"  crossreel plan {target.name}   says what a run would do, and what this machine lacks",
+        f"  crossreel run {target.name}",
+        "All other settings have the defaults of docs/methods/ and docs/stages.md.",
+    ]
+    top = Table(lines=[
+        Line("corpus", manifest, "the manifest; its splits train, val and test are used"),
+        Line("store", store, "the folder of all that is made; experiments share what is the same in them"),
+        Line("methods", list(methods), "trained, evaluated and compared in this order"),
+    ])  # fmt: skip
+    pairs = sum(1 for _ in corpus.captions("train"))
+    return text(
+        head,
+        [top, *(_table(name, row, pairs) for name, row in zip(methods, rows, strict=True)), evaluation()],
+    )
+
+
+def _row(corpus: Corpus, method: str) -> PublishedRecipe | None:
+    declared = METHODS.find(method)
+    kind = corpus.items[0].kind
+    if declared.config.kind != kind:
+        raise UserError(
+            f"--methods {method}: it ranks items of kind {declared.config.kind}, and {corpus.path} holds items of kind "
+            f"{kind}"
+        )
+    if method in NEAREST:
+        return find(method, NEAREST[method])
+    return next(iter(recipes(method, declared.recipes)), None)  # a method of an installed package
+
+
+def _table(method: str, row: PublishedRecipe | None, pairs: int) -> Table:
+    """The settings of a method, those of features left to their defaults."""
+    model = METHODS.find(method).config
+    words = explanations(model)
+    table = Table(f"trainers.{method}", "zero-shot: nothing is trained, and its figure is looked at first"
+                  if row is not None and not row.trained else "")  # fmt: skip
+    table.lines.append(Line("recipe", NONE, "no published experiment: the corpus is another one"))
+    settings: Tree = settings_of(row, STABLE) if row else {}
+    usual = model()
+    for key, value in settings.items():
+        if key in OF_A_PAPER:
+            continue
+        if key == "batch_size" and value > pairs >= 1:
+            table.lines.append(
+                Line(key, pairs, f"{words.get(key, '')}; published {value}, and there are {pairs} pairs")
+            )
+        else:
+            table.lines.append(Line(key, value, words.get(key, "")))
+    if row is not None and row.trained:
+        table.lines += [
+            Line("patience", usual.patience, words["patience"]),
+            Line("select_by", usual.select_by, words["select_by"]),
+        ]
+    return table
