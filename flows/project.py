@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from flows import graph
 from flows.experiment import Experiment, load
+from flows.media_sample import Sample, sample_media
 from flows.programs import ChangedProgram, find_changed
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Corpus
@@ -32,6 +34,16 @@ class Project:
     contents: Contents
     stages: dict[str, Stage[Any]]
     changed: Sequence[ChangedProgram] = ()  # stages that another ffmpeg or decoder made
+
+    @functools.cached_property
+    def sample(self) -> Sample:
+        """What a few of the corpus's media files are like; they are opened at first use."""
+        return sample_media(self.contents)
+
+    @property
+    def sampled(self) -> Sample | None:
+        """`sample` if anything has asked for it."""
+        return vars(self).get("sample")
 
     @property
     def known(self) -> RememberedDigests:
