@@ -14,6 +14,7 @@ from pipeline.run.engines.local import local_workers
 from pipeline.run.engines.machine import cores, gpu_numbers
 from pipeline.run.engines.options import RunOptions
 from pipeline.run.plan import State, passes
+from pipeline.run.shards import shard_size
 from pipeline.run.stage import Stage
 from pipeline.store.store import Store, tree_bytes
 
@@ -21,6 +22,7 @@ RUNS_READ = 50
 GPU_OPERATIONS_A_SECOND = (
     15e12  # of a GPU in a network, an assumption: ViT-B/32 would encode 1,700 frames a second
 )
+SEGMENT_BYTES = 9e3  # of a segment without a row
 CPU_START_SECONDS = 0.5  # of a worker without a network
 
 
@@ -57,12 +59,12 @@ class Machine:
         except UserError:  # a GPU that is not there: `preflight` says it
             return cls(cores(), 0, options)
 
-    def seconds(self, stage: Stage[Any], units: int, cpu: float, flops: float) -> float:
-        """Seconds for `units` that cost `cpu` seconds of a core and `flops` operations each, in shards."""
+    def seconds(self, stage: Stage[Any], units: int, shards: int, cpu: float, flops: float) -> float:
+        """Seconds for `units` in shards; each costs `cpu` seconds of a core and `flops` operations."""
         network = stage.worker_kind == "model"
         workers = local_workers(self.options, self.gpus if network else 0)
         each = (self.options.worker_cpus or max(1, self.cores // workers)) if network else 1
-        busy = min(workers, -(-units // stage.shard_items))
+        busy = min(workers, shards)
         return self._work(units * cpu, units * flops, min(self.cores, busy * each)) + (
             START_SECONDS if network else CPU_START_SECONDS
         )
@@ -170,8 +172,12 @@ class Usual:
         cost = unit_cost(stage, self._facts)
         if cost is None:
             return None, None
+        if not todo:
+            return 0.0, 0.0
         cpu = cost.cpu + (0.0 if name in self._followers else cost.decode)
-        return self._machine.seconds(stage, todo, cpu, cost.flops), todo * cost.bytes
+        shards = -(-todo // shard_size(len(self._states[name].keys), stage.shard_items))
+        seconds = self._machine.seconds(stage, todo, shards, cpu, cost.flops)
+        return seconds, todo * cost.bytes + shards * SEGMENT_BYTES
 
     def _unit(self, name: str) -> UnitCost | None:
         """The cost of a unit; of imported features, or of a package's extractor, the bytes that the store has."""

@@ -22,7 +22,8 @@ START_SECONDS = 5.0  # of a process that imports torch and loads a network
 PACKED_BYTES_A_SECOND = 100e6
 PICTURES = ("frames", "keyframes")  # stages whose arrays are packed as they are, not as float32
 BACKWARD = 3.0  # a training step in forward passes
-RANKING_BYTES = 250.0  # of a caption or item in a finished evaluation
+EVALUATED_BYTES = 4e3  # of a finished evaluation, besides
+RANKING_BYTES = 250.0  # of a caption or item in it
 WEIGHT_BYTES = 4
 
 
@@ -30,8 +31,8 @@ WEIGHT_BYTES = 4
 class MethodCost:
     """What a method costs at the width `reference` of its setting `width`.
 
-    pair: CPU seconds of a training pair in an epoch; scored: of a caption and an item in evaluation; floor: least
-    share of both that remains at a small width; parameters: of its weights, besides a CLIP network's.
+    pair: CPU seconds of a training pair in an epoch; scored: of a caption and an item in evaluation; floor: share of
+    both that remains at the smallest width; parameters: of its weights, besides a CLIP network's.
     """
 
     width: str
@@ -42,8 +43,8 @@ class MethodCost:
     floor: float = 0.1
 
     def share(self, config: MethodConfig) -> float:
-        """The cost of these settings as a share of that of the published ones."""
-        return max(self.floor, (getattr(config, self.width) / self.reference) ** 2) if self.width else 1.0
+        """The size of a network of these settings as a share of the published one's."""
+        return float((getattr(config, self.width) / self.reference) ** 2) if self.width else 1.0
 
 
 METHODS = {
@@ -109,7 +110,7 @@ def _train(stage: Train, facts: Facts, contents: Contents) -> CorpusCost:
     share = known.share(config)
     networks, parameters = _clip(config, facts)
     return CorpusCost(
-        known.pair * share * pairs * config.epochs,
+        known.pair * max(known.floor, share) * pairs * config.epochs,
         BACKWARD * networks * pairs * config.epochs,
         START_SECONDS,
         WEIGHT_BYTES * (known.parameters * share + parameters),
@@ -120,8 +121,10 @@ def _evaluate(stage: Evaluate, config: MethodConfig, facts: Facts, contents: Con
     known, split = METHODS[stage.method], stage.params.split
     queries, items = sum(1 for _ in contents.queries(split)), len(contents.gallery(split))
     networks, _ = _clip(config, facts)
-    cpu = (known.scored * queries * items + known.pair / BACKWARD * (queries + items)) * known.share(config)
-    return CorpusCost(cpu, networks * max(queries, items), START_SECONDS, RANKING_BYTES * (queries + items))
+    cpu = known.scored * queries * items + known.pair / BACKWARD * (queries + items)
+    size = EVALUATED_BYTES + RANKING_BYTES * (queries + items)
+    share = max(known.floor, known.share(config))
+    return CorpusCost(cpu * share, networks * max(queries, items), START_SECONDS, size)
 
 
 def _clip(config: MethodConfig, facts: Facts) -> tuple[float, float]:

@@ -235,7 +235,7 @@ def test_doctor_finds_segments_and_folders_that_are_not_as_they_were_written(mad
     (segments,) = [line for line in checked.out.splitlines() if " segments: " in line]
     assert segments.startswith("WRONG    segments: 2 of ")
     assert f"{cut.name} has {size - 1} of {size} bytes" in segments and f"{gone.name} is gone" in segments
-    assert f"folders: 1 of 3 damaged: runs/pack-hlformer/{folder.name}" in checked.out
+    assert f"folders: 1 of 4 damaged: runs/pack-hlformer/{folder.name}" in checked.out
     both = crossreel("doctor", made.toml, "--store", made.store)
     assert both.code == 2 and "one at a time" in both.err
     assert crossreel("doctor", "--store", made.folder).code == 2
