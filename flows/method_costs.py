@@ -52,8 +52,8 @@ METHODS = {
     "neighborretr": MethodCost("", 0, 15e-3, 4e-6, 13e6),
     "gare": MethodCost("", 0, 9.4e-3, 2e-6, 13e6),
     "clip4clip": MethodCost("", 0, 5e-3, 1e-6, 13e6),
-    "lean": MethodCost("hidden", 512, 60e-3, 200e-6, 10e6),
-    "h2arn": MethodCost("d_model", 512, 250e-3, 97e-6, 40e6),
+    "lean": MethodCost("hidden", 512, 10e-3, 200e-6, 10e6),
+    "h2arn": MethodCost("d_model", 512, 250e-3, 14e-6, 40e6),
 }
 
 
@@ -121,7 +121,7 @@ def _evaluate(stage: Evaluate, config: MethodConfig, facts: Facts, contents: Con
     known, split = METHODS[stage.method], stage.params.split
     queries, items = sum(1 for _ in contents.queries(split)), len(contents.gallery(split))
     networks, _ = _clip(config, facts)
-    cpu = known.scored * queries * items + known.pair / BACKWARD * (queries + items)
+    cpu = known.scored * queries * items + known.pair / BACKWARD * (queries + items) / 2
     size = EVALUATED_BYTES + RANKING_BYTES * (queries + items)
     share = max(known.floor, known.share(config))
     return CorpusCost(cpu * share, networks * max(queries, items), START_SECONDS, size)
