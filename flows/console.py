@@ -1,4 +1,4 @@
-"""What a person sees while stages run: a progress bar with ETA in a terminal, a line now and then elsewhere."""
+"""The display of running stages: a progress bar with ETA in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StageDisplay:
         self._ended.set()
 
     def say(self, sentence: str) -> None:
-        """One line above the bar."""
+        """Print a line above the bar."""
         with self._guard:
             self._line_at = time.monotonic()
             self.console.print(sentence, highlight=False, markup=False)
@@ -90,7 +90,7 @@ class StageDisplay:
             self._say_if_silent()
 
     def report(self, report: Report) -> None:
-        """One line of what a stage did."""
+        """Print the report of a stage as one line."""
         self.idle()
         self.say(sentence(report))
 
@@ -115,7 +115,7 @@ class StageDisplay:
 
 
 def position(progress: Progress) -> tuple[int, int]:
-    """Done and total; of a training, in steps."""
+    """Numbers of units done and in total; of steps for a training."""
     d = progress.detail
     if d.get("steps"):
         return (d["epoch"] - 1) * d["steps"] + d["step"], d["epochs"] * d["steps"]
@@ -140,7 +140,7 @@ def describe(progress: Progress) -> str:
 
 
 def sentence(report: Report) -> str:
-    """What a stage did, for instance "clip: 118 made, 2 failed (41.2 s)"."""
+    """The report of a stage in words, for instance "clip: 118 made, 2 failed (41.2 s)"."""
     words = []
     if report.ran:
         words.append(f"{report.ran} made" if report.total > 1 else "made")
