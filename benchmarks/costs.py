@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extractors.backbones import clip_configs
+from extractors.backbones import clip_configs, parsers
 from extractors.backbones.clip import ClipBackbone
-from extractors.backbones.hub import OWN_FOLDER
-from extractors.backbones.parsers import SHIPPED, StanzaParser
+from extractors.backbones.parsers import SHIPPED
 from extractors.backbones.vgg16 import Vgg16Backbone
 from extractors.dgcnn import Dgcnn, DgcnnParams
 from extractors.keyframes import histogram
 from extractors.pointnet import Pointnet, PointnetParams
 from extractors.pointnet2 import Pointnet2, Pointnet2Params
+from extractors.triples import TriplesParams
 from flows import costs
 from pipeline.media import video
 from pipeline.media.clouds.sampling import farthest_points
@@ -75,7 +75,7 @@ def networks() -> None:
 
 def texts() -> None:
     """Parsing by the parser that is shipped."""
-    parser = StanzaParser(OWN_FOLDER / "stanza-small", SHIPPED, "cpu")
+    parser = parsers.build(TriplesParams(package=SHIPPED), "cpu")
     each = cpu_seconds(lambda: parser.parse([SENTENCE] * TEXTS)) / TEXTS / len(SENTENCE.split())
     shown("a word, small parser", each, costs.PARSED_WORD_SECONDS[SHIPPED], 1e3, " ms")
 

@@ -77,7 +77,9 @@ def spliced(content: bytes, other: bytes, chance: Chance) -> bytes:
 def archive(content: bytes, other: bytes, chance: Chance) -> bytes:
     """A zip file that holds the video."""
     out = BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
+    with zipfile.ZipFile(
+        out, "w", zipfile.ZIP_DEFLATED
+    ) as file:  # ffmpeg finds an MPEG stream that is stored plainly
         file.writestr("video.mp4", content)
     return out.getvalue()
 

@@ -15,13 +15,13 @@ from extractors.backbones import clip_configs, hub
 from flows.media_sample import Sample
 from pipeline.run.stage import Stage
 
-OPERATIONS_A_SECOND = 60e9  # of one core in a network's matrix products, float32
+OPERATIONS_A_SECOND = 75e9  # of one core in a network's matrix products, float32
 ITEM_SECONDS = 0.03  # start of an ffmpeg, and the looks at its file
-MEGAPIXEL_SECONDS = 0.0033  # of decoding a million pixels of a source
-DECODED_FRAME_SECONDS = 0.0017  # of a compressed video, once for all stages that read frames
-CROP_SECONDS = 0.001  # of cutting a frame to a network's square
+MEGAPIXEL_SECONDS = 0.0045  # of decoding a million pixels of a source
+DECODED_FRAME_SECONDS = 0.0013  # of a compressed video, once for all stages that read frames
+CROP_SECONDS = 0.0005  # of cutting a frame to a network's square
 PICTURE_SECONDS = 0.002  # of keeping a frame as a picture
-HISTOGRAM_SECONDS = 0.0008  # of comparing a frame's colours with those before
+HISTOGRAM_SECONDS = 0.0015  # of comparing a frame's colours with those before
 PARSED_WORD_SECONDS = {"crossreel-small": 0.0004}  # of a caption, by stanza package
 PARSED_WORD_USUAL = 0.006  # by stanza's published packages
 SAMPLED_POINT_SECONDS = 1e-9  # of farthest-point sampling, for each pair of a point read and a point taken
