@@ -4,9 +4,11 @@
     python benchmarks/kills.py 20 --stage compress --stall 20 --only ffmpeg
 
 Renders clips, makes one experiment's store without any kill, and then N times the same with one: SIGKILL of the run,
-of a worker, a decoder, an ffmpeg, SIGTERM of an ffmpeg, SIGSTOP of a worker, SIGKILL of `crossreel run` under Prefect.
+of a worker, a decoder, an ffmpeg, a training, SIGTERM of an ffmpeg, SIGSTOP of a worker, a decoder, an ffmpeg, and
+SIGKILL of `crossreel run` under Prefect, of its worker and of its server.
 The command is then given again until it ends with 0, and the store is compared with the one that was left alone: rows
-by item, compressed files, weights, `store verify`, processes and folders left over. It prints each kill and the counts.
+by item, compressed files, weights, `store verify`, processes and folders left over. It prints each kill, with what
+differs where a store is wrong, and at the end the kills by kind and the counts.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ CLIPS = 12
 SPLITS = ("train", "train", "val", "test")
 ROWS = ("compress", "clip", "clip_text")
 SMALL = Path(__file__).parents[1] / "tests/fixtures/experiments/hlformer.toml"
-RUN = "\n[run]\nworkers = 2\nstall_seconds = {stall}\n"
+RUN = "\n[run]\nworkers = 2\nstall_seconds = {worker}\nitem_seconds = {child}\n"
 FILE = "experiment.toml"
 MOST_TRIES = 4  # attempts of the command after a kill
 
@@ -55,10 +57,14 @@ BLOWS = (
     Blow("worker, SIGKILL", signal.SIGKILL, "extractors.shard:run"),
     Blow("worker, SIGSTOP", signal.SIGSTOP, "extractors.shard:run"),
     Blow("decoder, SIGKILL", signal.SIGKILL, "video:serve_decode"),
+    Blow("decoder, SIGSTOP", signal.SIGSTOP, "video:serve_decode"),
     Blow("ffmpeg, SIGKILL", signal.SIGKILL, "libx264"),
     Blow("ffmpeg, SIGTERM", signal.SIGTERM, "libx264"),
+    Blow("ffmpeg, SIGSTOP", signal.SIGSTOP, "libx264"),
     Blow("training, SIGKILL", signal.SIGKILL, "corpus_process:serve"),
     Blow("Prefect run, SIGKILL", signal.SIGKILL, prefect=True),
+    Blow("Prefect run's worker, SIGKILL", signal.SIGKILL, "extractors.shard:run", prefect=True),
+    Blow("Prefect run's server, SIGKILL", signal.SIGKILL, "flows.deployment.server", prefect=True),
 )
 
 
@@ -75,7 +81,7 @@ def make_lab(folder: Path, stall_seconds: int) -> None:
         captions = tuple(Caption(f"{n}#{k}", f"clip {n} seen {k} times") for k in range(2))
         items.append(Item(f"clip{n:02}", SPLITS[n % 4], captions, f"clip{n:02}.mp4"))
     write_manifest(folder / "corpus.jsonl", items)
-    text = SMALL.read_text(encoding="utf-8") + RUN.format(stall=stall_seconds)
+    text = SMALL.read_text(encoding="utf-8") + RUN.format(worker=2 * stall_seconds, child=stall_seconds)
     (folder / FILE).write_text(text, encoding="utf-8")
 
 
@@ -153,6 +159,17 @@ def finished(folder: Path, stage: str) -> int:
     return 0
 
 
+def compared(folder: Path, expected: dict[str, object]) -> list[str]:
+    """What differs from the store that was left alone, damages, and folders that are left over; [] if nothing."""
+    now = content(folder)
+    faults = [key for key in expected.keys() | now.keys() if expected.get(key) != now.get(key)]
+    if started(folder, uuid.uuid4().hex, ("store", "verify", "store")).wait():
+        faults.append("store verify")
+    return faults + [
+        f"work/{path.name}" for path in (folder / "store" / "work").iterdir() if len(path.name) == 32
+    ]
+
+
 def main() -> None:
     """Print what came of each kill, and the counts as JSON."""
     parser = argparse.ArgumentParser(
@@ -165,10 +182,13 @@ def main() -> None:
         "--stage", default="evaluate", help="what is run; compress takes seconds and no torch"
     )
     parser.add_argument(
-        "--stall", type=int, default=120, help="run.stall_seconds: how long a stopped worker lasts"
+        "--stall",
+        type=int,
+        default=20,
+        help="run.item_seconds: how long a stopped child lasts; a worker twice as long",
     )
     asked = parser.parse_args()
-    chance, counts = random.Random(asked.seed), Counter[str]()
+    chance, counts, hits = random.Random(asked.seed), Counter[str](), Counter[str]()
     blows = [blow for blow in BLOWS if asked.only in blow.name]
     with tempfile.TemporaryDirectory(prefix="crossreel-kills-") as root:
         fresh, alone = Path(root) / "fresh", Path(root) / "alone"
@@ -184,18 +204,16 @@ def main() -> None:
             shutil.copytree(fresh, lab)
             hit = struck(lab, blow, asked.stage, chance, seconds)
             tries = finished(lab, asked.stage)
-            verified = started(lab, uuid.uuid4().hex, ("store", "verify", "store")).wait()
-            left = [path.name for path in (lab / "store" / "work").iterdir() if len(path.name) == 32]
-            right = bool(tries) and content(lab) == expected and verified == 0 and not left
+            faults = compared(lab, expected) if tries else ["the command never ended with 0"]
             counts["kills"] += hit
+            hits[blow.name] += hit
             counts["stores compared"] += 1
-            counts["wrong"] += not right
-            print(
-                f"{number} {blow.name}: {'hit' if hit else 'missed'}, {tries} runs, {'right' if right else 'WRONG'}"
-            )
-            if right:
+            counts["wrong"] += bool(faults)
+            verdict = f"WRONG: {faults[:5]}" if faults else "right"
+            print(f"{number} {blow.name}: {'hit' if hit else 'missed'}, {tries} runs, {verdict}", flush=True)
+            if not faults:
                 shutil.rmtree(lab)
-    print(json.dumps(counts))
+    print(json.dumps({"by kind": hits, **counts}))
 
 
 if __name__ == "__main__":

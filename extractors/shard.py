@@ -17,12 +17,15 @@ from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starve
 from pipeline.store.fingerprint import digest_file
 from pipeline.store.segments import SegmentWriter
 
+_WITH_NETWORKS: set[tuple[str, str]] = set()  # entry and params of the extractors that this process has read
+
 
 def run(request: dict[str, Any], send: Send) -> None:
     """Entry of a worker: a shard's units to one segment a stage, with a reply a unit and one for the segments.
 
-    Replies are `{"done": key, "stage"}`, `{"failed": key, "name", "reason", "stage"}`, with `"killed": "signal" |
-    "crash"` where the unit is not known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage:
+    Replies are `{"loading": stages}` before their networks are read and `{"loading": []}` after, `{"done": key,
+    "stage"}`, `{"failed": key, "name", "reason", "stage"}`, with `"killed": "signal" | "crash"` where the unit is not
+    known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage:
     {"segment": id or None, "bytes", "items": {key: file bytes or None}}}, "decodes"}`: all at once, so that a worker's
     death leaves all of its shard or nothing. Raises UserError where there is no memory or no room on the disk.
     """
@@ -40,7 +43,7 @@ def _run(request: dict[str, Any], send: Send) -> None:
     store = Path(request["store"])
     units = [_unit(raw) for raw in request["units"]]
     options = WorkOptions.model_validate_json(request["options"])
-    extractors = [_loaded(s["entry"], s["params"], options) for s in request["stages"]]
+    extractors = _all_loaded(request["stages"], options, send)
     decodes = Decodes()
     try:
         with contextlib.ExitStack() as stack:
@@ -114,6 +117,19 @@ def _finished(writer: SegmentWriter) -> dict[str, Any]:
     items, path = dict(writer.items), writer.finish()
     size = path.stat().st_size if path else 0
     return {"segment": path and path.stem, "bytes": size, "items": items}
+
+
+def _all_loaded(stages: list[dict[str, Any]], options: WorkOptions, send: Send) -> list[Extractor[Any]]:
+    """The extractors of a request, with a reply before and after networks are read, which can take a minute."""
+    new = [s for s in stages if (s["entry"], s["params"]) not in _WITH_NETWORKS]
+    loading = [kind.name for s in new if (kind := resolve(s["entry"])).worker_kind == "model"]
+    if loading:
+        send({"loading": loading}, {})
+    extractors = [_loaded(s["entry"], s["params"], options) for s in stages]
+    _WITH_NETWORKS.update((s["entry"], s["params"]) for s in new)
+    if loading:
+        send({"loading": []}, {})
+    return extractors
 
 
 def _loaded(entry: str, params: str, options: WorkOptions) -> Extractor[Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -22,7 +21,7 @@ from flows.terminal import Terminal
 from pipeline.run.execute import Progress, Report
 from trainers.measure.metric_table import printed_figure
 
-SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = 5.0  # longest silence in a log while a stage runs
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +32,15 @@ class StageDisplay:
     def __init__(self, quiet: bool = False) -> None:
         self.console = Terminal(stderr=True, quiet=quiet, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
+        self._quiet = quiet
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._stage = ""
+        self._latest: Progress | None = None
         self._line_at = 0.0
+        self._guard = threading.RLock()  # of what the thread that repeats a silent stage's line reads
+        self._ended = threading.Event()
+        self._repeater: threading.Thread | None = None
 
     def __enter__(self) -> StageDisplay:
         return self
@@ -44,33 +48,58 @@ class StageDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_bar()
+        self.idle()
+        self._ended.set()
 
     def say(self, sentence: str) -> None:
         """Print a line above the bar."""
-        self.console.print(sentence, highlight=False, markup=False)
+        with self._guard:
+            self._line_at = time.monotonic()
+            self.console.print(sentence, highlight=False, markup=False)
 
     def progress(self, progress: Progress) -> None:
-        """Update the bar, or without a terminal print a line now and then."""
-        if progress.stage != self._stage:
-            self._end_bar()
-            self._stage, self._line_at = progress.stage, time.monotonic()
-            if self.live:
-                self._begin_bar(progress)
-        detail = describe(progress.detail)
-        if self._bars is not None and self._task is not None:
-            done, total = position(progress)
-            self._bars.update(self._task, completed=done, total=total, detail=detail)
-        elif time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
-            self._line_at = time.monotonic()
-            done, total = position(progress)
-            self.say(f"  {progress.stage}: {done} of {total}  {detail}".rstrip())
+        """Move the bar, or print a line when it is time for one, or when the stage does something else."""
+        with self._guard:
+            new = progress.stage != self._stage
+            doing = "" if new or self._latest is None else self._latest.doing
+            self._latest = progress
+            if new:
+                self._end_bar()
+                self._stage, self._line_at = progress.stage, time.monotonic()
+                if self.live:
+                    self._begin_bar(progress)
+            if self._bars is not None and self._task is not None:
+                done, total = position(progress)
+                self._bars.update(self._task, completed=done, total=total, detail=describe(progress))
+            elif progress.doing != doing and progress.doing:
+                self.say(line(progress))
+            else:
+                self._say_if_silent()
+            if not (self.live or self._quiet or self._repeater):
+                self._repeater = threading.Thread(target=self._repeat, name="silence", daemon=True)
+                self._repeater.start()
+
+    def _say_if_silent(self) -> None:
+        """Print how far the stage is, if nothing was printed for a while."""
+        with self._guard:
+            if self._latest is not None and time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
+                self.say(line(self._latest))
+
+    def _repeat(self) -> None:
+        """Print how far a stage is while it reports nothing, as over one long video."""
+        while not self._ended.wait(SECONDS_BETWEEN_LINES / 10):
+            self._say_if_silent()
 
     def report(self, report: Report) -> None:
         """Print the report of a stage as one line."""
-        self._end_bar()
-        self._stage = ""
+        self.idle()
         self.say(sentence(report))
+
+    def idle(self) -> None:
+        """No stage runs: end its bar, and repeat its line no more."""
+        with self._guard:
+            self._end_bar()
+            self._stage, self._latest = "", None
 
     def _begin_bar(self, progress: Progress) -> None:
         self._bars = Bars(
@@ -94,10 +123,17 @@ def position(progress: Progress) -> tuple[int, int]:
     return progress.done, progress.total
 
 
-def describe(detail: Mapping[str, Any]) -> str:
-    """A training's epoch, loss and figures in a few words."""
+def line(progress: Progress) -> str:
+    """How far a stage is, for instance "  clip: 3 of 12  loading networks"."""
+    done, total = position(progress)
+    return f"  {progress.stage}: {done} of {total}  {describe(progress)}".rstrip()
+
+
+def describe(progress: Progress) -> str:
+    """What a stage does, or a training's epoch, loss and figures, in a few words."""
+    detail = progress.detail
     if not detail:
-        return ""
+        return progress.doing
     words = [f"epoch {detail['epoch']}/{detail['epochs']}", f"loss {detail['loss']:.3f}"]
     words += [
         f"val {name} {printed_figure(name, value)}" for name, value in detail.get("validation", {}).items()

@@ -1,4 +1,4 @@
-"""Time and disk that missing work will take, from what earlier runs on this store took."""
+"""Time and disk that missing work will take: as in earlier runs on this store, else as such work usually takes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,114 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flows.costs import OPERATIONS_A_SECOND, Facts, UnitCost, unit_cost
+from flows.method_costs import START_SECONDS, corpus_cost
 from flows.project import Project
-from pipeline.run.plan import State
+from pipeline.errors import UserError
+from pipeline.run.engines.local import local_workers
+from pipeline.run.engines.machine import cores, gpu_numbers
+from pipeline.run.engines.options import RunOptions
+from pipeline.run.plan import State, passes
+from pipeline.run.shards import shard_size
+from pipeline.run.stage import Stage
 from pipeline.store.store import Store, tree_bytes
 
 RUNS_READ = 50
+GPU_OPERATIONS_A_SECOND = (
+    15e12  # of a GPU in a network, an assumption: ViT-B/32 would encode 1,700 frames a second
+)
+SEGMENT_BYTES = 9e3  # of a segment without a row
+CPU_START_SECONDS = 0.5  # of a worker without a network
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds and bytes to expect; None where this stage never ran here."""
+    """Seconds and bytes to expect; None where nothing is known.
+
+    `measured` says that earlier runs on this store took as much; otherwise usual costs and sampled media give it.
+    """
 
     seconds: float | None = None
     bytes: float | None = None
+    seconds_measured: bool = True
+    bytes_measured: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What works: cores, GPUs, and the run options that say how many processes there are."""
+
+    cores: int
+    gpus: int
+    options: RunOptions
+
+    @classmethod
+    def of(cls, options: RunOptions) -> Machine:
+        """This machine."""
+        try:
+            return cls(cores(), len(gpu_numbers(options.device)), options)
+        except UserError:  # a GPU that is not there: `preflight` says it
+            return cls(cores(), 0, options)
+
+    def seconds(self, stage: Stage[Any], units: int, shards: int, cpu: float, flops: float) -> float:
+        """Seconds for `units` in shards; each costs `cpu` seconds of a core and `flops` operations."""
+        network = stage.worker_kind == "model"
+        workers = local_workers(self.options, self.gpus if network else 0)
+        each = (self.options.worker_cpus or max(1, self.cores // workers)) if network else 1
+        busy = min(workers, shards)
+        return self._work(units * cpu, units * flops, min(self.cores, busy * each)) + (
+            START_SECONDS if network else CPU_START_SECONDS
+        )
+
+    def seconds_of_one(self, cpu: float, flops: float) -> float:
+        """Seconds of a stage over the corpus, which has all cores."""
+        return self._work(cpu, flops, self.cores)
+
+    def _work(self, cpu: float, flops: float, busy: int) -> float:
+        if self.gpus and flops:
+            return cpu / busy + flops / (GPU_OPERATIONS_A_SECOND * self.gpus)
+        return (cpu + flops / OPERATIONS_A_SECOND) / busy
+
+
 def estimate(project: Project, states: Mapping[str, State]) -> dict[str, Expected]:
-    """What each stage's missing units will take."""
-    store = project.store
-    seconds, units = _rates(store)
+    """What each stage's missing units will take. A few media files are opened if nothing was measured."""
+    measured = _measured(project.store, states)
+    if all(one.seconds is not None and one.bytes is not None for one in measured.values()):
+        return measured
+    usual = Usual(project, states)
+    out = {}
+    for name, one in measured.items():
+        seconds, size = (one.seconds, one.bytes) if None not in (one.seconds, one.bytes) else usual.cost(name)
+        out[name] = Expected(
+            seconds if one.seconds is None else one.seconds, size if one.bytes is None else one.bytes,
+            one.seconds is not None, one.bytes is not None,
+        )  # fmt: skip
+    return out
+
+
+def assumptions(project: Project, expected: Mapping[str, Expected]) -> str:
+    """What the estimates among these figures assume, as the end of a sentence; "" if all were measured."""
+    if all(one.seconds_measured and one.bytes_measured for one in expected.values()):
+        return ""
+    machine, sample = Machine.of(project.experiment.run), project.sampled
+    media = ""
+    if sample is not None and sample.points:
+        media = f"from {sample.files} point clouds ({sample.points:,.0f} points on average), "
+    elif sample is not None:
+        media = f"from {sample.files} videos ({sample.seconds:.1f} s on average), "
+    speed = f"of {GPU_OPERATIONS_A_SECOND / 1e12:.0f} TFLOP/s"
+    gpus = f"with {machine.gpus} GPUs {speed}" if machine.gpus else "without a GPU"
+    return f"{media}for {machine.cores} cores {gpus}"
+
+
+def _measured(store: Store, states: Mapping[str, State]) -> dict[str, Expected]:
+    """What earlier runs on this store give; None where a stage never ran here."""
+    seconds, units, shared = _rates(store)
+    together = {name for group in passes(states) for name in group[1:]}
     out = {}
     for name, state in states.items():
         todo = len(state.missing)
@@ -36,20 +121,26 @@ def estimate(project: Project, states: Mapping[str, State]) -> dict[str, Expecte
             out[name] = Expected(0.0, 0.0)
             continue
         each = seconds[name] / units[name] if units.get(name) else None
+        if each is None and name in shared and name in together:
+            each = 0.0  # the first stage of its pass has its time
         size = _bytes_each(store, name, state)
         out[name] = Expected(None if each is None else each * todo, None if size is None else size * todo)
     return out
 
 
-def _rates(store: Store) -> tuple[dict[str, float], dict[str, int]]:
+def _rates(store: Store) -> tuple[dict[str, float], dict[str, int], set[str]]:
+    """Seconds and units by stage, and the stages that ran in the pass of another one."""
     seconds: dict[str, float] = {}
     units: dict[str, int] = {}
+    shared: set[str] = set()
     for run in store.index.runs(RUNS_READ):
         for report in run["summary"].get("reports", []):
-            if report["ran"] and not report.get("shared_with"):  # its time is that of another stage's pass
+            if report["ran"] and report.get("shared_with"):  # its time is that of the other stage
+                shared.add(report["stage"])
+            elif report["ran"]:
                 seconds[report["stage"]] = seconds.get(report["stage"], 0.0) + report["seconds"]
                 units[report["stage"]] = units.get(report["stage"], 0) + report["ran"]
-    return seconds, units
+    return seconds, units, shared
 
 
 def _bytes_each(store: Store, name: str, state: State) -> float | None:
@@ -59,3 +150,43 @@ def _bytes_each(store: Store, name: str, state: State) -> float | None:
         return sum(sizes) / len(sizes) if sizes else None
     items, size = store.index.stage_totals(name)
     return size / items if items else None
+
+
+class Usual:
+    """Seconds and bytes of missing work by the usual costs of its kind."""
+
+    def __init__(self, project: Project, states: Mapping[str, State]) -> None:
+        self._facts = Facts(project.stages, lambda: project.sample, _words(project))
+        self._contents, self._store, self._states = project.contents, project.store, states
+        self._machine = Machine.of(project.experiment.run)
+        self._followers = {name for group in passes(states) for name in group[1:]}
+
+    def cost(self, name: str) -> tuple[float | None, float | None]:
+        """Seconds and bytes of a stage's missing units; None for what no cost is known of."""
+        stage, todo = self._states[name].stage, len(self._states[name].missing)
+        if stage.over == "corpus":
+            whole = corpus_cost(stage, self._facts, self._contents, self._unit)
+            if whole is None:
+                return None, None
+            return whole.start + self._machine.seconds_of_one(whole.cpu, whole.flops), whole.bytes
+        cost = unit_cost(stage, self._facts)
+        if cost is None:
+            return None, None
+        if not todo:
+            return 0.0, 0.0
+        cpu = cost.cpu + (0.0 if name in self._followers else cost.decode)
+        shards = -(-todo // shard_size(len(self._states[name].keys), stage.shard_items))
+        seconds = self._machine.seconds(stage, todo, shards, cpu, cost.flops)
+        return seconds, todo * cost.bytes + shards * SEGMENT_BYTES
+
+    def _unit(self, name: str) -> UnitCost | None:
+        """The cost of a unit; of imported features, or of a package's extractor, the bytes that the store has."""
+        known = unit_cost(self._states[name].stage, self._facts)
+        size = _bytes_each(self._store, name, self._states[name]) if known is None else None
+        return known if size is None else UnitCost(outputs={"": size})
+
+
+def _words(project: Project) -> float:
+    """Mean number of words of a caption."""
+    captions = project.contents.captions()
+    return sum(len(caption.text.split()) for caption in captions.values()) / max(1, len(captions))

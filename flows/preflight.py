@@ -16,6 +16,7 @@ from flows.project import Project
 from pipeline.errors import UserError
 from pipeline.run import plan
 from pipeline.run.engines.machine import gpu_numbers
+from pipeline.run.execute import import_lack
 from pipeline.run.stage import Stage
 from pipeline.settings import Params
 from pipeline.store.imports import PREFIX
@@ -81,9 +82,14 @@ def require_possible(
     problems = find_problems(project, states, names, redo, retry_failed)
     refused = [problem for problem in problems if problem.fatal or not project.experiment.run.anyway]
     if refused:
-        hint = "" if any(problem.fatal for problem in problems) else "; --anyway begins all the same"
-        raise UserError(as_text(problems) + hint)
+        raise refusal(problems)
     return problems
+
+
+def refusal(problems: Sequence[Problem]) -> UserError:
+    """The error that lists these problems, with the way on where there is one."""
+    hint = "" if any(problem.fatal for problem in problems) else "; --anyway begins all the same"
+    return UserError(as_text(problems) + hint)
 
 
 def as_text(problems: Sequence[Problem]) -> str:
@@ -133,7 +139,12 @@ def _named(stage: Stage[Params], sentence: str) -> str:
 
 
 def _imported(project: Project, stage: Stage[Params], states: plan.Survey) -> Iterator[Problem]:
-    """Imported features that a method cannot use. Only lengths and widths are read."""
+    """Imported features that are not there for this corpus, or that a method cannot use.
+
+    Only lengths and widths are read.
+    """
+    if not stage.runner and states[stage.name].missing:
+        yield Problem(stage.name, import_lack(states[stage.name], project.contents))
     if isinstance(stage, Pack) and any(need.startswith(PREFIX) for need in stage.needs):
         for sentence in stage.misfits(project.contents, states, project.store):
             yield Problem(stage.name, sentence)

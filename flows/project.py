@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from flows import graph
 from flows.experiment import Experiment, load
+from flows.media_sample import Sample, sample_media
 from flows.programs import ChangedProgram, find_changed
 from flows.repetition import Repetition, compare
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
@@ -52,6 +54,16 @@ class Project:
     def beside_published(self, method: str, measured: Protocol | None = None) -> Repetition:
         """How the run of a method differs from the published experiment; measured: protocol of its evaluation."""
         return compare(method, self.stages, self.contents.corpus, self.protocol, measured)
+
+    @functools.cached_property
+    def sample(self) -> Sample:
+        """What a few of the corpus's media files are like; they are opened at first use."""
+        return sample_media(self.contents)
+
+    @property
+    def sampled(self) -> Sample | None:
+        """`sample` if anything has asked for it."""
+        return vars(self).get("sample")
 
     @property
     def known(self) -> RememberedDigests:

@@ -179,7 +179,7 @@ def _of_corpus(row: PublishedRecipe, corpus: Corpus, sentence: str, config: Meth
         yield "the epoch is chosen on the split val; the authors chose it on the test split"
     if row.selection.split == "val" and on_test:
         yield "the epoch is chosen on the test split; the authors chose it on validation videos"
-    chosen_by = getattr(config, "select_by", "SumR")
+    chosen_by = config.select_by
     if row.selection.figure and row.selection.figure != chosen_by:
         yield f"the epoch is chosen by {chosen_by}; the authors chose it by {row.selection.figure}"
 

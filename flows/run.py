@@ -53,8 +53,8 @@ class RunResult:
 
     @property
     def ran(self) -> int:
-        """Stages that did anything."""
-        return sum(report.ran > 0 for report in self.reports)
+        """Stages that did anything, which are those that a plan calls missing."""
+        return sum(report.worked for report in self.reports)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -98,14 +98,14 @@ def run_stages(
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
     runner = project.runner(show, display.say, states)
     index, alive = project.store.index, contextlib.ExitStack()
+    alive.callback(display.idle)
     alive.enter_context(project.store.run(run))  # before the index names it: nobody should take it for dead
     index.start_run(run, project.experiment.name)
     project.store.sweep()
     reports: list[Report] = []
     errors: dict[str, Exception] = {}
     stopped: list[Stopped] = []
-    drawn = project
-    status = "failed"
+    drawn, status = project, "failed"
     try:
         needed = plan.ancestors(project.stages, names)
         for name in plan.order(project.stages):

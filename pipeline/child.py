@@ -37,6 +37,7 @@ Handler = Callable[[dict[str, Any], Send], None]
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded here, because a process should load nothing between fork and exec
 LAST_WORDS_BYTES = 2000
+ASKED = 2  # times that `Child.ask` makes its request of a child that is killed
 
 
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL})
@@ -134,6 +135,19 @@ class Child:
         finally:
             if not finished:
                 self.kill()
+
+    def ask(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> list[Reply]:
+        """Return all replies to a request. A child that is killed meanwhile is started anew and asked once more.
+
+        Raises as `call` does; ChildDied that is not its own doing if the child was killed each time.
+        """
+        for attempt in range(1, ASKED + 1):
+            try:
+                return list(self.call(request, timeout_seconds))
+            except ChildDied as death:
+                if death.own_doing or attempt == ASKED:
+                    raise
+        raise AssertionError("unreachable")
 
     def _death(self) -> ChildDied:
         """Return the cause of the child's death: its signal or exit status, and the last line it printed."""

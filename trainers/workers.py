@@ -104,6 +104,7 @@ def train(request: dict[str, Any], send: Send) -> None:
         untrained = Summary(best_epoch=0, epochs=0, validation={})
         _finish(folder, request["method"], config, method, untrained, send)
         return
+    send({"doing": "training"}, {})
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.optimizer(config, method, updates * config.epochs)
     index = SplitIndex.read(packed / "splits" / "val.json")
@@ -169,6 +170,7 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
     directions = {"auto": config.directions, "both": ("t2v", "v2t")}.get(
         params.directions, (params.directions,)
     )
+    send({"doing": "scoring"}, {})
     index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
     facts = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(

@@ -14,7 +14,7 @@ import typer
 
 from flows.batch import Outcome, Row, Settings, Sweep, as_sets, outcomes, read_sweep, rows
 from flows.commands.experiments import run_experiment
-from flows.commands.terms import AsJson, Sets, out, print_json, print_table
+from flows.commands.terms import Anyway, AsJson, Sets, all_sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.project import open_project
 from flows.reporting import Stopped
@@ -32,6 +32,7 @@ def batch(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Runs at a time, each in a process of its own.")
     ] = 1,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment under every setting of a sweep, and compare them.
@@ -41,7 +42,7 @@ def batch(
     listed with its error, and the others go on.
     """
     sweep_file = read_sweep(sweep)
-    runs = sweep_file.runs()
+    runs, sets = sweep_file.runs(), all_sets(sets, anyway)
     _require_possible(sweep_file, runs, sets)
     with StageDisplay(quiet=as_json) as display:
         all_outcomes = [

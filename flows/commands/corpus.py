@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
 from flows.console import StageDisplay
 from flows.experiment import load
 from flows.graph import EXTRACTORS, build
-from pipeline.corpus.checking import Finding, Minimum
+from pipeline.corpus.checking import UNCHECKED, Finding, Minimum
 from pipeline.corpus.checking import check as find
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
@@ -261,9 +262,10 @@ def check(
     else:
         for finding in findings:
             out.print(f"{finding.level}: {finding.sentence}", markup=False)
-        errors = sum(finding.level == "error" for finding in findings)
-        out.print(f"{len(items)} items, {errors} errors, {len(findings) - errors} warnings")
-    if any(finding.level == "error" for finding in findings):
+        count = Counter(finding.level for finding in findings)
+        unchecked = f", {count[UNCHECKED]} not looked at" if count[UNCHECKED] else ""
+        out.print(f"{len(items)} items, {count['error']} errors, {count['warning']} warnings{unchecked}")
+    if any(finding.level in ("error", UNCHECKED) for finding in findings):
         raise typer.Exit(FAILED_ITEMS)
 
 

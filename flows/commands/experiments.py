@@ -22,6 +22,7 @@ from flows.commands.terms import (
     Redo,
     RetryFailed,
     Sets,
+    all_sets,
     human_bytes,
     human_seconds,
     out,
@@ -29,8 +30,8 @@ from flows.commands.terms import (
     print_table,
 )  # fmt: skip
 from flows.console import StageDisplay, sentence
-from flows.estimate import Expected, estimate
-from flows.preflight import Problem, as_text, find_problems, require_possible
+from flows.estimate import Expected, assumptions, estimate
+from flows.preflight import Problem, as_text, find_problems, refusal, require_possible
 from flows.project import Project, open_project
 from flows.repetition import in_lines
 from flows.reporting import Stopped, report_of
@@ -44,8 +45,6 @@ from trainers.measure.metric_table import metric, shown_metrics
 
 FAILURES_SHOWN = 10
 WIDE = 100  # characters of a terminal that has room for every column
-
-ANYWAY = ("run.anyway=true",)  # the setting that --anyway stands for, which flows and sweeps take as well
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def run(
     answers, else on one that lives as long as this command.
     """
     results, errors = [], []
-    sets = [*sets, *ANYWAY] if anyway else sets
+    sets = all_sets(sets, anyway)
     with StageDisplay(quiet=as_json) as display:
         for path in experiments:
             try:
@@ -132,7 +131,7 @@ def stage(
 ) -> None:
     """Bring one stage and the stages it needs up to date, in this process and without Prefect."""
     with StageDisplay(quiet=as_json) as display:
-        project = opened(experiment, [*sets, *ANYWAY] if anyway else sets, [], display)
+        project = opened(experiment, all_sets(sets, anyway), [], display)
         names = planning.choose(project.stages, name)
         if join:
             _join(project, names, display)
@@ -275,14 +274,17 @@ def interval(name: str, estimate: Mapping[str, float]) -> str:
 
 
 def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], methods: Methods = [],  # noqa: B006
-         as_json: AsJson = False) -> None:  # fmt: skip
-    """Show what a run would do: cached and missing artifacts, expected disk space and time."""
+         anyway: Anyway = False, as_json: AsJson = False) -> None:  # fmt: skip
+    """Show what a run would do: cached and missing artifacts, expected disk space and time.
+
+    What would stop a run is listed below the table, with status 2; with --anyway it changes no status.
+    """
     with StageDisplay(quiet=as_json) as display:
-        project = opened(experiment, sets, methods, display)
+        project = opened(experiment, all_sets(sets, anyway), methods, display)
     survey = project.states(math.inf)
     problems = find_problems(project, survey, list(project.stages))
     if any(problem.fatal for problem in problems):
-        raise UserError(as_text(problems))
+        raise refusal(problems)
     states = dict(survey)
     expected = estimate(project, states)
     if as_json:
@@ -317,9 +319,7 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         seconds = sum(expected[name].seconds or 0 for name in stale)
         out.print(change.sentence + (f" (about {human_seconds(seconds)})" if seconds else ""), markup=False)
     todo = sum(not state.complete for state in states.values())
-    out.print(
-        "nothing to do" if not todo else f"{todo} stages to run; time and disk are those of earlier runs"
-    )
+    out.print(f"{todo} stages to run{_in_all(project, expected)}" if todo else "nothing to do", markup=False)
     _refuse(problems, project.experiment.run.anyway)
 
 
@@ -334,21 +334,34 @@ def _recipe(project: Project, stage: str) -> dict[str, Any]:
     }
 
 
+def _in_all(project: Project, expected: Mapping[str, Expected]) -> str:
+    """The sums of what is known of time and disk, and where the figures come from, as the end of a sentence."""
+    seconds = sum(one.seconds or 0.0 for one in expected.values())
+    size = sum(one.bytes or 0.0 for one in expected.values())
+    assumed = assumptions(project, expected)
+    if not assumed:
+        return f", {human_seconds(seconds)} and {human_bytes(size)} in all, as earlier runs took"
+    measured = any(one.seconds and one.seconds_measured for one in expected.values())
+    rest = "; figures without ~ are of earlier runs" if measured else ""
+    return f", ~{human_seconds(seconds)} and ~{human_bytes(size)} in all; ~ is an estimate {assumed}{rest}"
+
+
 def _refuse(problems: Sequence[Problem], anyway: bool) -> None:
     """Raise UserError with the problems of a plan, as a run would; with `run.anyway` only print them."""
     if not problems:
         return
     if not anyway:
-        raise UserError(as_text(problems))
+        raise refusal(problems)
     typer.echo(as_text(problems), err=True)
 
 
 def _expected(expected: Expected) -> tuple[str, str]:
-    """Time and disk as a table shows them: empty for nothing, ? where the stage never ran here."""
+    """Time and disk as a table shows them: empty for nothing, ~ before an estimate, ? where nothing is known."""
     seconds, size = expected.seconds, expected.bytes
+    about, near = ("" if known else "~" for known in (expected.seconds_measured, expected.bytes_measured))
     return (
-        "?" if seconds is None else human_seconds(seconds) if seconds else "",
-        "?" if size is None else human_bytes(size) if size else "",
+        "?" if seconds is None else about + human_seconds(seconds) if seconds else "",
+        "?" if size is None else near + human_bytes(size) if size else "",
     )
 
 

@@ -11,6 +11,7 @@ from flows.commands import experiments as running
 from flows.commands.terms import AsJson, Sets, out, print_json
 from flows.console import StageDisplay
 from flows.doctor import examine
+from flows.store_doctor import examine_store
 from pipeline.errors import UserError
 from pipeline.run.execute import Progress
 
@@ -129,16 +130,24 @@ def doctor(
         Path | None,
         typer.Argument(metavar="EXPERIMENT", help="Also check the requirements of this experiment."),
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Check this store instead: what can be checked in seconds."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine for everything that crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk."""
-    findings = examine(experiment)
+    """Check this machine for everything that crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk.
+
+    With --store the state of a store: whether it can be read, written and locked here, its index, the sizes of its
+    segments, what dead runs left. `crossreel store verify` reads all of it.
+    """
+    if store is not None and experiment is not None:
+        raise UserError(f"{store} and {experiment} are checked one at a time; name one of them")
+    findings, fault = (examine(experiment), "MISSING") if store is None else (examine_store(store), "WRONG")
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
         for finding in findings:
-            out.print(
-                f"{'ok     ' if finding.ok else 'MISSING'}  {finding.name}: {finding.detail}", markup=False
-            )
+            out.print(f"{'ok' if finding.ok else fault:7}  {finding.name}: {finding.detail}", markup=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

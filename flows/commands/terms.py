@@ -24,9 +24,15 @@ Anyway = Annotated[
 Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods to use instead of the file's.")]
 DEFAULT_EXPERIMENT = Path("experiment.toml")
 
+ANYWAY = "run.anyway=true"  # the setting that --anyway sets, which flows and sweeps take as well
 FAILED_ITEMS = 3  # exit status of a command that is done although some items failed
 
 out = Terminal(soft_wrap=True, highlight=False)
+
+
+def all_sets(sets: list[str], anyway: bool) -> list[str]:
+    """The settings of --set, and the one of --anyway."""
+    return [*sets, ANYWAY] if anyway else sets
 
 
 def print_json(value: Any) -> None:

@@ -97,7 +97,7 @@ class ProgressBar:
             return
         self._at = time.monotonic()
         done, total = position(progress)
-        text = describe(progress.detail) or f"{progress.stage}: {done} of {total}"
+        text = describe(progress) or f"{progress.stage}: {done} of {total}"
         self._move(100.0 * done / max(total, 1), text)
 
     def finish(self) -> None:

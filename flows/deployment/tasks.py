@@ -137,7 +137,7 @@ class StageTasks:
             self._bar, self._worked = ProgressBar(self.project.experiment.name, name), False
             reports.append(call())
             self._bar.finish()
-            return _outcome(reports[-1], self._worked or reports[-1].ran > 0)
+            return _outcome(reports[-1], self._worked or reports[-1].worked)
 
         task_of_stage.with_options(tags=self._tags(name), retries=self.retries)(name, work)
         return reports[-1]

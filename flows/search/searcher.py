@@ -180,6 +180,8 @@ class Searcher:
         if self._child is None or self._closing.is_set():
             raise ValueError("this searcher is not open")
         reply: Arrays = {}
+        if self._child.pid is None:
+            self._say(f"loading the networks of {self.method}")
         for header, arrays in self._child.call(request, self._project.experiment.run.stall_seconds):
             if "say" in header:
                 self._say(header["say"])

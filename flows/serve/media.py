@@ -47,6 +47,7 @@ class Strip:
     pictures: tuple[Picture, ...] = ()
     seconds: float = 0.0
     reason: str = ""
+    passing: bool = False  # whether the reason may be gone at the next request, so that the strip is not kept
 
     @property
     def size(self) -> int:
@@ -148,17 +149,26 @@ class Gallery:
             self._decoders.append(self._own.decoder)
         pictures, seconds = [], 0.0
         try:
-            for header, arrays in self._own.decoder.call({"path": str(path), "moments": []}, LIMIT_SECONDS):
+            for header, arrays in self._own.decoder.ask({"path": str(path), "moments": []}, LIMIT_SECONDS):
                 width, height = header["size"]
                 pictures.append(Picture(arrays["jpeg"].tobytes(), width, height, header["seconds"]))
                 seconds = header["duration"]
-        except (ItemError, ChildError, ChildDied):  # its reason names a path, which is nobody's business
+        except (
+            ItemError,
+            ChildError,
+            ChildDied,
+        ) as error:  # its reason names a path, which is nobody's business
+            if isinstance(error, ChildDied) and not error.own_doing:
+                return Strip(reason="its decoder was killed; ask again", passing=True)
             return Strip(reason="it cannot be decoded")
         return Strip(tuple(pictures), seconds)
 
 
 class Remembered:
-    """Strips by key, up to a number of bytes; the least recently used goes first. Each is made once."""
+    """Strips by key, up to a number of bytes; the least recently used goes first.
+
+    Each is made once, unless its decoder was killed: the next request then makes it again.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
@@ -177,6 +187,9 @@ class Remembered:
                     return self._known[key]
             strip = make()
             with self._lock:
+                if strip.passing:
+                    self._making.pop(key, None)
+                    return strip
                 self._known[key] = strip
                 self._left -= strip.size
                 while self._left < 0 and self._known:

@@ -31,12 +31,17 @@ ROUNDED_SECONDS = (
     0.5  # a moment may end this much after its video; annotations are also rounded up to whole seconds
 )
 NAMED = 3  # examples in a sentence
+UNCHECKED = "unchecked"  # level of a finding about a file that could not be looked at
 FEWEST_STEPS = 1000  # least extent of a cloud in float32 steps: below it, distinct points coincide
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of a corpus: an `error` if an item cannot be used, a `warning` if metrics may mislead."""
+    """One problem of a corpus.
+
+    Its level is `error` if an item cannot be used, `warning` if metrics may mislead, `unchecked` if an item could not
+    be looked at, for no fault of its file.
+    """
 
     level: str
     sentence: str
@@ -82,7 +87,8 @@ def _probed(
 ) -> tuple[list[Opened], list[Finding]]:
     """The files that could be opened, and findings about the others, probed in processes that can be killed.
 
-    A video's probe decodes its first frame.
+    A video's probe decodes its first frame. A file whose probe was killed is probed once more after all others, while
+    no other probe runs; it is at fault only if its probe crashed or hung.
     """
     media = [
         (item, path) for item in contents.corpus.items
@@ -95,34 +101,47 @@ def _probed(
         idle.put(child)
 
     def probe(job: tuple[Item, Path]) -> Opened | Finding:
-        item, path = job
         child = idle.get()
-        report: dict[str, Any] = {}
         try:
-            for header, _ in child.call({"path": str(path), **reading}, PROBE_SECONDS):
-                report |= header
-        except ItemError as error:
-            return Finding("error", f"{item.id}: {error.reason}")
-        except (ChildDied, ChildError) as error:
-            return Finding("error", f"{item.id}: opening it failed: {str(error).strip().splitlines()[-1]}")
+            return _probe(child, *job, reading)
         finally:
             idle.put(child)
-        return Opened(item, report)
 
-    opened: list[Opened] = []
-    findings: list[Finding] = []
+    found: list[Opened | Finding] = []
     try:
         with ThreadPoolExecutor(workers) as pool:
             for count, one in enumerate(pool.map(probe, media), start=1):
-                if isinstance(one, Opened):
-                    opened.append(one)
-                else:
-                    findings.append(one)
+                found.append(one)
                 seen(count, len(media))
+        for child in children[1:]:
+            child.kill()  # the probes below have the memory to themselves
+        for place, one in enumerate(found):
+            if isinstance(one, Finding) and one.level == UNCHECKED:
+                found[place] = _probe(children[0], *media[place], reading)
     finally:
         for child in children:
             child.kill()
-    return opened, findings
+    return [one for one in found if isinstance(one, Opened)], [
+        one for one in found if isinstance(one, Finding)
+    ]
+
+
+def _probe(child: Child, item: Item, path: Path, reading: Mapping[str, Any]) -> Opened | Finding:
+    """The report of a file's probe, or the finding about a file that cannot be opened."""
+    report: dict[str, Any] = {}
+    try:
+        for header, _ in child.call({"path": str(path), **reading}, PROBE_SECONDS):
+            report |= header
+    except ItemError as error:
+        return Finding("error", f"{item.id}: {error.reason}")
+    except (ChildDied, ChildError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        if isinstance(error, ChildDied) and not error.own_doing:
+            return Finding(
+                UNCHECKED, f"{item.id}: not looked at, its probe was killed twice: {reason}; check again"
+            )
+        return Finding("error", f"{item.id}: opening it failed: {reason}")
+    return Opened(item, report)
 
 
 def _lengths(opened: list[Opened]) -> Iterator[Finding]:

@@ -30,13 +30,17 @@ from pipeline.store.store import Store, write_json
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a stage: the number of units done and to do, or the report of a training."""
+    """The progress of a stage: the number of units done and to do, or the report of a training.
+
+    `doing` names work that moves no count, for instance "loading networks".
+    """
 
     stage: str
     done: int
     total: int
     failed: int = 0
     detail: Mapping[str, Any] = field(default_factory=dict)
+    doing: str = ""
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Report:
     total: int
     cached: int = 0
     ran: int = 0
+    tried: int = 0  # units that this run worked on: those that it made, and those that failed or were killed
     failed: int = 0  # units that failed in this run or an earlier one
     killed: int = (
         0  # units whose program or worker was killed, also when tried alone; the next run tries them again
@@ -58,6 +63,11 @@ class Report:
     seconds: float = 0.0
     failures: list[dict[str, str]] = field(default_factory=list)
 
+    @property
+    def worked(self) -> bool:
+        """Whether this run worked on the stage, even if nothing came of it."""
+        return self.ran > 0 or self.tried > 0
+
     def as_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
         return asdict(self)
@@ -65,6 +75,7 @@ class Report:
 
 OnProgress = Callable[[Progress], None]
 Say = Callable[[str], None]
+LOADING = "loading networks"
 
 
 class Runner:
@@ -192,6 +203,8 @@ class Runner:
         group = [self.states[name] for name in prints if name == first or self.states[name].missing]
         reports = [self._count(state) for state in group]
         if group[0].missing:
+            for state, report in zip(group, reports, strict=True):
+                report.tried = len(state.missing)
             try:
                 self._work_on(group, reports)
             finally:  # also after an interrupt: the finished units are in the index
@@ -251,11 +264,7 @@ class Runner:
         """Make one pass over the items, or captions, that are missing in any stage of a group."""
         leader = group[0].stage
         if not leader.runner:
-            raise UserError(
-                f"the imported features {leader.name} lack {len(group[0].missing)} of the {len(group[0].keys)} "
-                f"{leader.over} of {self.contents.corpus.path}; import them again for this corpus, or use the "
-                "manifest that the import wrote"
-            )
+            raise UserError(import_lack(group[0], self.contents))
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
         missing = {state.stage.name: set(state.missing) for state in group}
         units = {key: unit for state in group for key, unit in self._units(state).items()}
@@ -306,6 +315,8 @@ class Runner:
                     tally.add(header["failed"], header["stage"])
                 elif "done" in header:
                     tally.add(header["done"], header["stage"])
+                elif "loading" in header:
+                    tally.say_doing(LOADING if header["loading"] else "")
 
     def _record(self, fp: str, made: Mapping[str, Any], report: Report) -> None:
         if made["segment"]:
@@ -363,7 +374,9 @@ class Runner:
             request["inputs"] = str(inputs)
         with self._place(stage) as (place, env):
             started = time.monotonic()
-            self.on_progress(Progress(stage.name, 0, 1))
+            self.on_progress(
+                Progress(stage.name, 0, 1, doing=LOADING if stage.worker_kind == "model" else "")
+            )
             extra = self._run_in_process(stage, request | place, env)
         self.store.publish(stage.name, fp, time.monotonic() - started, extra)
         inputs.unlink(missing_ok=True)
@@ -428,6 +441,8 @@ class Runner:
         extra: dict[str, Any] = {}
 
         def hear(header: dict[str, Any]) -> None:
+            if "doing" in header:
+                self.on_progress(Progress(stage.name, 0, 1, doing=header["doing"]))
             if "progress" in header:
                 self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
             if "log" in header:
@@ -440,6 +455,15 @@ class Runner:
         except ChildDied as death:
             raise ChildDied(f"{stage.name}: its process died: {death}") from None
         return extra
+
+
+def import_lack(state: plan.State, contents: Contents) -> str:
+    """Return the sentence about imported features that are missing, which no run can make."""
+    return (
+        f"the imported features {state.stage.name} lack {len(state.missing)} of the {len(state.keys)} "
+        f"{state.stage.over} of {contents.corpus.path}; import them again for this corpus, or use the manifest that "
+        "the import wrote"
+    )
 
 
 def _worker_spec(state: plan.State) -> dict[str, Any]:
@@ -456,11 +480,17 @@ class _Tally:
     def __init__(self, leader: str, lacking: Mapping[str, set[str]], on_progress: OnProgress) -> None:
         """`lacking` gives the names of the stages that each item, by key, has to pass."""
         self.leader, self.lacking, self.on_progress = leader, dict(lacking), on_progress
-        self.total = len(self.lacking)
+        self.total, self.doing = len(self.lacking), ""
+        self._report()
+
+    def say_doing(self, doing: str) -> None:
+        """Report work that moves no count, or its end by ""."""
+        self.doing = doing
         self._report()
 
     def add(self, key: str, stage: str) -> None:
         """Record that a stage has finished an item, done or failed. A shard that is tried again counts once."""
+        self.doing = ""  # one worker is at work, whatever another still loads
         if key in self.lacking:
             self.lacking[key].discard(stage)
             if not self.lacking[key]:
@@ -468,7 +498,7 @@ class _Tally:
                 self._report()
 
     def _report(self) -> None:
-        self.on_progress(Progress(self.leader, self.total - len(self.lacking), self.total))
+        self.on_progress(Progress(self.leader, self.total - len(self.lacking), self.total, doing=self.doing))
 
 
 def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:
@@ -484,7 +514,7 @@ def summary(reports: Iterable[Report]) -> dict[str, int]:
     reports = list(reports)
     return {
         "stages": len(reports),
-        "stages_ran": sum(report.ran > 0 for report in reports),
+        "stages_ran": sum(report.worked for report in reports),
         "failed": sum(report.failed for report in reports),
         "killed": sum(report.killed for report in reports),
         "decodes": sum(report.decodes for report in reports),

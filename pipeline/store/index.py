@@ -171,10 +171,14 @@ class Index:
             if not has >= columns:
                 raise DamagedIndex(f"it lacks {table}({', '.join(sorted(columns - has))})")
 
-    def require_whole(self) -> None:
-        """Raise DamagedIndex unless SQLite's integrity check passes. It reads the whole file."""
+    def require_whole(self, quick: bool = False) -> None:
+        """Raise DamagedIndex unless SQLite's integrity check passes. It reads the whole file.
+
+        The `quick` check does not compare indexes with their tables.
+        """
+        check = "quick_check" if quick else "integrity_check"
         try:
-            (answer,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
+            (answer,) = self.db.execute(f"PRAGMA {check}(1)").fetchone()
         except sqlite3.DatabaseError as error:
             answer = str(error)
         if answer != "ok":

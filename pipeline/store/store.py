@@ -500,14 +500,22 @@ class Store:
             if not self.is_alive(run):
                 self.index.end_run(run, "killed", {})
                 (self.root / "locks" / RUN_LOCK.format(run)).unlink(missing_ok=True)
+        for path in self.abandoned():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def abandoned(self) -> list[Path]:
+        """Return the spool folders of killed workers, and old files beside them."""
+        left = []
         for path in (self.root / "work").iterdir():
             with contextlib.suppress(FileNotFoundError):  # the writer has just removed its folder
                 old = time.time() - path.stat().st_mtime > ABANDONED_SECONDS
-                if path.is_dir() and len(path.name) == SPOOL_LETTERS:
-                    if old or _is_abandoned(path):
-                        shutil.rmtree(path, ignore_errors=True)
-                elif old and path.is_file():
-                    path.unlink()
+                spool = path.is_dir() and len(path.name) == SPOOL_LETTERS
+                if (spool and (old or _is_abandoned(path))) or (old and path.is_file()):
+                    left.append(path)
+        return left
 
 
 class FeatureReader:

@@ -70,10 +70,13 @@ def test_what_is_finished_is_used_where_nothing_can_be_written(made, read_only, 
     ]
     lines += [f"{crossreel} stage compress {made.toml} --redo; echo redo $?"]
     ended = read_only(made.store, "\n".join(lines), cwd=made.folder)
+    checked = read_only(made.store, f"{crossreel} doctor --store {made.store}", cwd=made.folder)
     writer.close()
     assert ended.stdout.count("status 0\n") == len(VERBS), ended.stdout + ended.stderr
     assert "redo 2\n" in ended.stdout and "Traceback" not in ended.stderr
     assert "cannot be" in ended.stderr.splitlines()[-1]
+    assert "ok       index: whole" in checked.stdout and checked.returncode == 1, checked.stdout
+    assert "WRONG    writable: Read-only file system" in checked.stdout
     assert "4 stages to run" not in ended.stdout and len(list((made.folder / "out").glob("*.npz"))) == 12
 
 
@@ -108,7 +111,15 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_an_index_that_is_damaged_anywhere_is_rebuilt_or_named(tmp_path, crossreel, damage):
     root = filled(tmp_path)
+    assert crossreel("doctor", "--store", root).code == 0
     DAMAGES[damage](root / "index.sqlite")
+    checked = crossreel("doctor", "--store", root)
+    if damage == "empty":
+        assert checked.code == 0 and "ok       index: there is none" in checked.out
+    else:
+        assert (
+            checked.code == 1 and "WRONG    index: " in checked.out and "store verify --repair" in checked.out
+        )
     told = crossreel("store", "ls", root, "--json")
     assert told.code in (0, 2), told.err
     if told.code:
@@ -147,6 +158,8 @@ def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):
     (line,) = [line for line in ended.err.splitlines() if line.startswith("crossreel:")]
     assert "gives no locks" in line and "keep the store on a local disk" in line and "NFS version 4" in line
     assert small.run("stage", "compress", small.toml).code == 0
+    checked = small.run("doctor", "--store", small.store, LD_PRELOAD=str(library))
+    assert checked.code == 1 and "WRONG    locks: flock: No locks available; keep the store" in checked.out
     for verb in (
         ("plan", small.toml),
         ("status", small.toml),
@@ -165,6 +178,9 @@ def test_a_killed_run_is_shown_as_killed_and_what_it_left_is_removed_by_the_next
     assert [path for path in (lab.store / "work").iterdir() if len(path.name) == 32]
     told = lab.run("status", lab.toml)
     assert "killed, when is not known" in told.out and "running" not in told.out
+    checked = lab.run("doctor", "--store", lab.store)
+    assert checked.code == 0 and "runs: 0 at work, 1 killed; the same command goes on" in checked.out
+    assert "of dead runs, " in checked.out and "the next run removes them" in checked.out
     assert lab.run("stage", "compress", lab.toml).code == 0
     assert [path for path in (lab.store / "work").iterdir() if len(path.name) == 32] == []
     assert list((lab.store / "locks").glob("run-*")) == []
@@ -204,3 +220,22 @@ def test_verify_prints_a_summary_and_the_first_ten(tmp_path, crossreel):
         and lines[-1] == "... and 2 more: --json lists all"
     )
     assert len(json.loads(crossreel("store", "verify", root, "--json").out)["damaged"]) == 12
+
+
+def test_doctor_finds_segments_and_folders_that_are_not_as_they_were_written(made, crossreel):
+    assert crossreel("doctor", "--store", made.store).code == 0
+    cut, gone = sorted((made.store / "segments").glob("*/*/*.h5"))[:2]
+    size = cut.stat().st_size
+    os.truncate(cut, size - 1)
+    gone.unlink()
+    (folder,) = (made.store / "runs" / "pack-hlformer").iterdir()
+    next(path for path in folder.rglob("*.npy")).unlink()
+    checked = crossreel("doctor", "--store", made.store)
+    assert checked.code == 1
+    (segments,) = [line for line in checked.out.splitlines() if " segments: " in line]
+    assert segments.startswith("WRONG    segments: 2 of ")
+    assert f"{cut.name} has {size - 1} of {size} bytes" in segments and f"{gone.name} is gone" in segments
+    assert f"folders: 1 of 4 damaged: runs/pack-hlformer/{folder.name}" in checked.out
+    both = crossreel("doctor", made.toml, "--store", made.store)
+    assert both.code == 2 and "one at a time" in both.err
+    assert crossreel("doctor", "--store", made.folder).code == 2

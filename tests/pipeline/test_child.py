@@ -53,6 +53,15 @@ def polite(request, send):
     send({}, {})
     time.sleep(600)
 
+def die_at_first(request, send):
+    with open(request["path"], "a+") as tries:
+        tries.write("x")
+        tries.seek(0)
+        if len(tries.read()) <= request["deaths"]:
+            os.kill(os.getpid(), request["signal"])
+    send({"n": 1}, {})
+    send({"n": 2}, {})
+
 def full(request, send):
     raise OSError(28, "No space left on device", "/a/file")
 
@@ -250,3 +259,14 @@ def test_it_can_be_killed_from_another_thread_whatever_it_is_at(child):
         one.kill()
         thread.join(0.1)
     assert raised == [] and not any(alive(pid) for pid in pids)
+
+
+def test_a_killed_child_is_asked_once_more_and_one_that_crashed_is_not(child, tmp_path):
+    hit = child("die_at_first")
+    request = {"path": str(tmp_path / "once"), "deaths": 1, "signal": signal.SIGKILL}
+    assert [header["n"] for header, _ in hit.ask(request)] == [1, 2]
+    with pytest.raises(ChildDied, match="SIGKILL"):
+        hit.ask(request | {"path": str(tmp_path / "always"), "deaths": 9})
+    with pytest.raises(ChildDied, match="SIGSEGV"):
+        hit.ask(request | {"path": str(tmp_path / "crash"), "signal": signal.SIGSEGV})
+    assert [len((tmp_path / name).read_text()) for name in ("once", "always", "crash")] == [2, 2, 1]

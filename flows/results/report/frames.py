@@ -85,7 +85,7 @@ class Frames:
     def _decode(self, path: str, moments: Moments) -> Strip:
         frames, seconds = [], 0.0
         try:
-            for header, arrays in self._child.call({"path": path, "moments": moments}, LIMIT_SECONDS):
+            for header, arrays in self._child.ask({"path": path, "moments": moments}, LIMIT_SECONDS):
                 width, height = header["size"]
                 frames.append(Frame(as_data_uri(arrays["jpeg"].tobytes()), width, height, header["seconds"]))
                 seconds = header["duration"]
@@ -94,6 +94,8 @@ class Frames:
         except ChildError:
             return Strip(reason="it cannot be decoded")
         except ChildDied as error:
+            if not error.own_doing:
+                return Strip(reason=f"its decoder was killed twice ({error}); draw the report again")
             return Strip(reason=f"decoding failed: {error}")
         return Strip(tuple(frames), seconds)
 

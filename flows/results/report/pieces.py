@@ -42,7 +42,7 @@ class Pieces:
 
     def _ask(self, text: str, slots: int) -> Spans | None:
         try:
-            ((_, arrays),) = self._child.call({"text": text, "slots": slots}, LIMIT_SECONDS)
+            ((_, arrays),) = self._child.ask({"text": text, "slots": slots}, LIMIT_SECONDS)
         except (ItemError, ChildError, ChildDied):
             return None
         return arrays["spans"]

@@ -19,6 +19,8 @@ COORDINATES = ("xyz", "points", "coords", "coord", "pos", "arr_0", "data")  # th
 UNREADABLE = (  # exceptions that numpy raises for a damaged header, which is a Python literal
     ValueError, EOFError, TypeError, SyntaxError, OverflowError, TokenError, RecursionError, MemoryError,
 )  # fmt: skip
+SMALL_BYTES = 1 << 26  # of an unpacked array; up to here it may be of zeros alone
+LARGEST_RATIO = 100  # unpacked to stored bytes of larger ones; those of scans are 1 to 10
 COLOURS = ("rgb", "colors", "colours", "color", "colour")
 
 
@@ -52,9 +54,13 @@ def read_npz(data: bytes, columns: Columns | None) -> Cloud:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    if archive.getinfo(name).file_size > LARGEST_BYTES:
+    member = archive.getinfo(name)
+    if member.file_size > LARGEST_BYTES:
+        raise Refused(f"{name} unpacks to {member.file_size} bytes; at most {LARGEST_BYTES} are read")
+    if member.file_size > SMALL_BYTES and member.file_size > LARGEST_RATIO * member.compress_size:
         raise Refused(
-            f"{name} unpacks to {archive.getinfo(name).file_size} bytes; at most {LARGEST_BYTES} are read"
+            f"{name}, {member.compress_size} bytes, unpacks to {member.file_size}; over {SMALL_BYTES} bytes at most "
+            f"{LARGEST_RATIO} times what is stored is read"
         )
     return _array(archive.read(name))
 

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from flows.batch import Outcome, as_sets, read_sweep, rows
+from flows.commands import batch
+from flows.commands.terms import ANYWAY
 from pipeline.errors import UserError
 from pipeline.settings import apply_sets
 
@@ -84,6 +86,21 @@ def test_seeds_are_repetitions_with_a_mean_and_a_deviation():
 
 def test_a_run_that_failed_is_in_no_row():
     assert rows([Outcome({"t.lr": 1}, error="it diverged")]) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--anyway",)])
+def test_every_run_begins_anyway_where_that_is_asked_for(lab, crossreel, monkeypatch, options):
+    sweep = lab.folder / "sweep.toml"
+    sweep.write_text('experiment = "experiment.toml"\n[grid]\n"trainers.hlformer.seed" = [0, 1]\n')
+    begun = []
+
+    def run(path, sets, *others):
+        begun.append(ANYWAY in sets)
+        raise UserError("it comes to nothing")
+
+    monkeypatch.setattr(batch, "run_experiment", run)
+    assert crossreel("batch", sweep, *options).code == 1
+    assert begun == [bool(options)] * 2
 
 
 def test_a_setting_that_is_impossible_is_reported_before_anything_runs(lab):

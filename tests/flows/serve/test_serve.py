@@ -512,6 +512,17 @@ def test_strips_are_made_once_and_forgotten_when_they_take_too_much() -> None:
 # the command ------------------------------------------------------------------------------------------
 
 
+def test_a_strip_whose_decoder_was_killed_is_made_again() -> None:
+    remembered, made = Remembered(1000), []
+
+    def make() -> Strip:
+        made.append(len(made))
+        return Strip(reason="its decoder was killed", passing=len(made) == 1)
+
+    assert [remembered.get("key", make).passing for _ in range(3)] == [True, False, False]
+    assert made == [0, 1]
+
+
 def test_other_machines_are_let_in_by_name_alone() -> None:
     with pytest.raises(UserError, match=r"--host 0.0.0.0 lets other machines in; .* --allow-host NAME"):
         Address("0.0.0.0", 8600).require_names()

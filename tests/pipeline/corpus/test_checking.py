@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from pipeline.corpus import checking
 from pipeline.corpus.checking import Finding, Minimum, check
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
@@ -258,3 +261,41 @@ def test_a_pointer_a_page_and_an_empty_file_are_named_as_what_they_are(findings,
     )
     assert told["pointer"].startswith("it is a Git LFS pointer and not the file itself; `git lfs pull`")
     assert told["page"].startswith("it is an HTML page") and told["empty"] == "the file is empty (0 bytes)"
+
+
+KILLED_PROBE = """
+import os, signal
+from pathlib import Path
+from pipeline.media.video import serve_probe
+
+def serve(request, send):
+    tries = Path(__file__).with_name("tries")
+    if Path(request["path"]).stem == "hit":
+        before = tries.read_text() if tries.exists() else ""
+        tries.write_text(before + "x")
+        if len(before) < int(os.environ["KILLS"]):
+            os.kill(os.getpid(), getattr(signal, os.environ["KILLED_BY"]))
+    serve_probe(request, send)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kills", "by", "found", "tries"),
+    [(1, "SIGKILL", {}, 2), (9, "SIGKILL", {"unchecked": 1}, 2), (9, "SIGSEGV", {"error": 1}, 1)],
+)
+def test_a_file_is_not_at_fault_for_a_probe_that_was_killed(
+    rendered, tmp_path, monkeypatch, kills, by, found, tries
+):
+    for name, clip in (("hit", "clip00"), ("other", "clip01")):
+        shutil.copy(rendered / f"{clip}.mp4", tmp_path / f"{name}.mp4")
+    (tmp_path / "killed_probe.py").write_text(KILLED_PROBE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("KILLS", str(kills))
+    monkeypatch.setenv("KILLED_BY", by)
+    monkeypatch.setitem(checking.PROBES, "video", "killed_probe:serve")
+    corpus = Corpus(tmp_path / "corpus.jsonl", (item("hit"), item("other", "test")))
+    findings = check(read_contents(corpus, Index(tmp_path / "index.sqlite")), 2, lambda done, total: None)
+    of_hit = [finding for finding in findings if finding.sentence.startswith("hit: ")]
+    assert Counter(finding.level for finding in of_hit) == found
+    assert all(by in finding.sentence for finding in of_hit)
+    assert len((tmp_path / "tries").read_text()) == tries

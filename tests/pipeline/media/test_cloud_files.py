@@ -355,9 +355,13 @@ def test_nothing_is_ever_unpickled(file):
 
 def test_a_small_archive_that_unpacks_to_gigabytes_is_refused(file, monkeypatch):
     monkeypatch.setattr("pipeline.media.clouds.arrays.LARGEST_BYTES", 100_000)
-    assert "xyz.npy unpacks to 480128 bytes; at most" in wrong(
-        file("npz", archive(xyz=np.zeros((10_000, 6))))
-    )
+    zeros = file("npz", archive(xyz=np.zeros((10_000, 6))))
+    assert "xyz.npy unpacks to 480128 bytes; at most" in wrong(zeros)
+    monkeypatch.undo()
+    monkeypatch.setattr("pipeline.media.clouds.arrays.SMALL_BYTES", 100_000)
+    assert "unpacks to 480128; over 100000 bytes at most 100 times what is stored is read" in wrong(zeros)
+    scan = np.random.default_rng(0).random((10_000, 6)).astype(np.float32)
+    assert read(file("npz", archive(xyz=scan))).points == 10_000
 
 
 # LZF -------------------------------------------------------------------------------------------------

@@ -153,10 +153,14 @@ def test_an_item_that_failed_concerns_only_what_reads_its_split(store, item, kep
     assert same == kept | {"compress", "clip", "clip_text"}
 
 
-def test_a_stage_over_the_corpus_waits_for_what_it_needs(store):
+def test_a_stage_over_the_corpus_that_was_made_is_done_whatever_became_of_its_inputs(store):
+    """A run makes the inputs again, and then finds it done; unless an input fails, which changes its fingerprint."""
     states = plan.survey(stages(), contents(), store, Known())
     fp = states["pack-hlformer"].fingerprint.hex
     store.work_folder("pack-hlformer", fp).mkdir(parents=True)
     store.publish("pack-hlformer", states["pack-hlformer"].fingerprint, 1.0, {})
-    assert store.has_run("pack-hlformer", fp)
+    states = plan.survey(stages(), contents(), store, Known())
+    assert states["clip"].missing and states["pack-hlformer"].complete
+    assert not states["train-hlformer"].complete
+    store.index.add_failure(states["clip"].fingerprint.hex, f"{1:032x}", "v1", "broken")
     assert not plan.survey(stages(), contents(), store, Known())["pack-hlformer"].complete
