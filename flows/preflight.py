@@ -94,6 +94,8 @@ def as_text(problems: Sequence[Problem]) -> str:
 
 def _unidentified(project: Project, stage: Stage[Params]) -> Iterator[Problem]:
     """The problem of a stage whose fingerprint cannot be worked out, because a file that decides it is not there."""
+    if stage.pinned:
+        return
     try:
         stage.identity(project.known)
     except UserError as error:

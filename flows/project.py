@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Project:
     contents: Contents
     stages: dict[str, Stage[Any]]
     changed: Sequence[ChangedProgram] = ()  # stages that another ffmpeg or decoder made
+    about: Mapping[str, Any] = field(default_factory=dict)  # more that stages are briefed with
 
     @property
     def known(self) -> RememberedDigests:
@@ -60,6 +61,7 @@ class Project:
             "path": str(self.experiment.path),
             "kept": [change.sentence for change in self.changed if change.kept],
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
+            **self.about,
         }
         return Runner(
             self.stages,

@@ -20,6 +20,15 @@ Redo = Annotated[list[str], typer.Option("--redo", metavar="STAGE", help="Make t
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again the items that failed.")]
 Anyway = Annotated[bool, typer.Option("--anyway", help="Begin although something is known to stop a stage.")]
 Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods instead of the file's.")]
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="RUN", help="METHOD@DIGEST or DIGEST, as `crossreel runs` lists them.")
+]
+GalleryCorpus = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus", metavar="FILE", help="A corpus that the run was applied to, instead of its own."
+    ),
+]
 DEFAULT_EXPERIMENT = Path("experiment.toml")
 
 FAILED_ITEMS = 3  # exit status: done, but some items failed

@@ -128,6 +128,7 @@ def evaluate(
     post_processing: EvaluateParams | None = None,
     bank: MethodData | None = None,
     kept: Sequence[str] = (),
+    applied: str = "",
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
@@ -135,7 +136,7 @@ def evaluate(
     scores, and the encodings they are computed from, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
     quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of the corpus's `queries`
     captions were dropped, because they failed or none of their positives is left; `kept` are sentences about features
-    that another program made and that were kept.
+    that another program made and that were kept; `applied` says which run was applied to another corpus.
     `rerank`: number of items of each caption, the best by the method's cheap scores, that are re-ranked by its true
     scores; 0 scores all pairs truly. The protocol states it. Raises UserError if the method has no cheap scores.
     `post_processing` names further measurements on the same scores; QB-norm reads the training split of `bank`.
@@ -159,6 +160,7 @@ def evaluate(
         protocol={"kind": kind, **_protocol(split, index, directions, seed, queries)}
         | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
         | ({"kept": list(kept)} if kept else {})
+        | ({"applied": applied} if applied else {})
         | ({"corpus": dict(corpus)} if corpus else {}),
         hubness={
             direction: hubness(counts, min(PLACES, len(counts)))

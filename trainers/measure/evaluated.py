@@ -75,7 +75,8 @@ class Protocol(Document):
     The defaults of `kind` and `dropped` hold for evaluations of versions that did not write them. rerank: the sentence
     about re-ranking, if not all pairs were scored; seed: seed of the bootstrap; sums: the recalls that SumR and RSUM
     add up; items_per_caption and t2v_rank: present if captions have several positives; kept: features that another
-    ffmpeg or decoder made, one sentence each.
+    ffmpeg or decoder made, one sentence each; applied: the sentence that names the run, if it was trained on another
+    corpus.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -98,6 +99,7 @@ class Protocol(Document):
     t2v_rank: str = ""
     rerank: str = ""
     kept: list[str] = []
+    applied: str = ""
     corpus: PublishedProtocol | None = None
 
     def side(self, direction: str) -> Side | None:
