@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from flows.project import Project
 from flows.trained.changes import why_stale
@@ -122,7 +121,7 @@ def first_missing(stages: plan.Stages, states: Mapping[str, plan.State], end: st
 def note_of(run: TrainedRun, changes: str, stale: str = "it is stale") -> str:
     """The sentence that says which run is read, what it was made from and, where `stale` says so, why it is stale."""
     record = run.record
-    source = f" on {Path(record['corpus']).name}" if record.get("corpus") else ""
+    source = f" on {record['corpus']}" if record.get("corpus") else ""
     items = len(run.learned_items())
     learned = f", trained on {items} items" if items else ""
     since = f"{stale or 'since then'}: {changes}" if changes else stale

@@ -84,7 +84,7 @@ def open_gallery(
     contents = read_contents(corpus, project.store.index, hashed)
     if shared := len(run.learned_items() & contents.items().keys()):
         notes.append(f"{shared} of the {len(contents.items())} items are among those it was trained on")
-    source = Path(run.record.get("corpus") or "its corpus").name
+    source = run.record.get("corpus") or "its corpus"
     words = f"{run.name}, trained on {len(run.learned_items())} items of {source}, applied to {manifest.name}"
     about = {
         "applied": "; ".join([words + (f", split {split!r}" if split != ALL else ""), *notes]),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from flows.graph import EVERY_EXTRACTOR
-from flows.trained.runs import Made, TrainedRun
+from flows.trained.runs import EVALUATE, Made, TrainedRun, made_with
 from pipeline.errors import UserError
 from pipeline.features.imported import Imported
 from pipeline.run import plan
@@ -40,6 +40,13 @@ def recorded_stages(run: TrainedRun, today: plan.Stages) -> dict[str, Stage[Any]
         learned.name: pinned(learned, fp, _known(run).get(fp, {})),
         train.name: pinned(train, run.fingerprint, run.components),
     }
+
+
+def prints_of(run: TrainedRun, today: plan.Stages) -> set[str]:
+    """The fingerprints of everything that a run was made from, and of its evaluations and indexes."""
+    found = [*made_with(run, EVALUATE), *made_with(run, "index-")]
+    prints = {stage.pinned.hex for stage in recorded_stages(run, today).values() if stage.pinned}
+    return prints | {made.fingerprint for made in found} | {made.packed[1] for made in found}
 
 
 def recorded_pack(run: TrainedRun, packed: tuple[str, str], split: str) -> Pack:

@@ -379,7 +379,7 @@ class Runner:
         stages = plan.ancestors(self.stages, [state.stage.name])
         return {
             "experiment": self.about.get("name", ""),
-            "corpus": str(self.contents.corpus.path),
+            "corpus": self.contents.corpus.path.name,
             "made_from": {
                 name: {
                     "fingerprint": self.states[name].fingerprint.hex,
