@@ -45,6 +45,7 @@ class Applied:
             queries = sum(1 for _ in contents.queries(self.gallery.split))
         metrics = self.evaluated.metrics if self.evaluated else None
         return {
+            **self.result.as_json(),
             "run": self.gallery.run.name,
             "training": str(self.gallery.run.folder.folder),
             "applied_to": str(contents.corpus.path),
@@ -56,7 +57,6 @@ class Applied:
             "evaluation": str(self.evaluated.folder) if self.evaluated else None,
             "protocol": metrics.protocol.as_json() if metrics else None,
             "index": str(self.searched.folder) if self.searched.indexed else None,
-            **self.result.as_json(),
             "leaderboard": self.leaderboard,
         }  # fmt: skip
 

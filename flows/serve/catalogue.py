@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.project import Project
+from flows.results.report.wording import without_places
 from flows.search.index import evaluated_split
 from flows.search.searched import Searched, chosen_gallery, find_searched
 from flows.trained.finished import first_missing
@@ -89,7 +90,7 @@ def read_searchable(
         try:
             found += [find_searched(project, method, s, runs.get(method, ""), states) for s in asked_for]
         except UserError as error:
-            methods.append(Searchable(method, missing=_missing(project, states, method) or str(error)))
+            methods.append(Searchable(method, missing=_missing(project, states, method, error)))
             continue
         for split in project.contents.corpus.splits:
             with contextlib.suppress(UserError):  # a stale run left nothing of this split
@@ -112,7 +113,7 @@ def read_applied(
         try:
             found = chosen_gallery(project, method, split, run, manifest, states)
         except UserError as error:
-            methods.append(Searchable(method, missing=str(error)))
+            methods.append(Searchable(method, missing=_missing(project, states, method, error)))
             continue
         searches[method, found.split] = found
         methods.append(Searchable(method, (found.split,), encodes=_encodes(found), note=found.note))
@@ -128,10 +129,10 @@ def catalogue_of(name: str, methods: Sequence[Searchable], searches: Searches) -
     return Catalogue(name, kind, tuple(methods), tuple(_split(by_split[split]) for split in named))
 
 
-def _missing(project: Project, states: plan.Survey, method: str) -> str:
-    """The reason why a method that was never trained cannot be searched, with the command that helps; else ""."""
+def _missing(project: Project, states: plan.Survey, method: str, error: UserError) -> str:
+    """The reason why a method cannot be searched, with the command that helps, and without the places of files."""
     if last_run(project.store, project.experiment.name, method) is not None:
-        return ""
+        return without_places(str(error), project.experiment.path.parent)
     first = first_missing(project.stages, states, f"train-{method}")
     return f"{first} is not done yet; run `crossreel run {project.experiment.path.name} --methods {method}`"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,23 +38,29 @@ def _changes(recorded: plan.Stages, states: Mapping[str, plan.State]) -> Iterato
         except UserError as error:
             yield f"{name} cannot be made today ({error})"
             return
-        for what, now, before in differences(today, stage.pinned.components):
+        for what, now, before in differences(as_recorded(today), stage.pinned.components):
             if what.startswith("needs."):
                 need = what.removeprefix("needs.")
                 if now is None or before is None:
                     yield f"{name} {'no longer reads' if now is None else 'reads'} {need}"
             else:
-                yield _change(name, what, now, before)
+                yield _change(name, stage.method or name, what, now, before)
 
 
-def _change(stage: str, what: str, now: Any, before: Any) -> str:
-    """One difference in words."""
+def as_recorded(components: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Components as the store's JSON gives them back: tuples have become lists."""
+    plain: Mapping[str, Any] = json.loads(json.dumps(components))
+    return plain
+
+
+def _change(stage: str, owner: str, what: str, now: Any, before: Any) -> str:
+    """One difference in words; owner: the method or extractor whose code the stage runs."""
     if what.startswith("corpus."):
         return f"the split {what.removeprefix('corpus.')!r} has changed"
     if what == "left_out":
         return "other items or captions are left out because they failed"
     if what == METHOD_VERSION:
-        return f"the code of {stage.partition('-')[2]} was version {before} and is {now}"
+        return f"the code of {owner} was version {before} and is {now}"
     if what == "version":
         return f"the code of {stage} was version {before} and is {now}"
     return f"{stage}.{what.removeprefix('params.')} was {_short(before)} and is {_short(now)}"

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.project import Project
+from flows.trained.changes import as_recorded
 from flows.trained.recorded import place_settings, recorded_stages, run_config
 from flows.trained.runs import TrainedRun
 from pipeline.corpus.contents import read_contents
@@ -183,7 +184,9 @@ def _renewed(
             error = error or str(missing)
             continue
         changes = [
-            change for change in differences(components, recorded) if not change[0].startswith("needs.")
+            change
+            for change in differences(as_recorded(components), recorded)
+            if not change[0].startswith("needs.")
         ]
         other = [what for what, _, _ in changes if what not in (*stage.programs, "version")]
         if not other:

@@ -108,7 +108,9 @@ def test_an_item_that_left_the_corpus_is_still_found_by_its_digest(made):
     before = hits(made.run("search", "--caption", "clip03.mp4#0", made.toml, "--json"))
     items = Corpus.read(made.folder / "corpus.jsonl").items
     key = open_project(made.toml).contents.digests["clip07"]
-    write_manifest(made.folder / "corpus.jsonl", [item for item in items if item.id != "clip07"])
+    write_manifest(
+        made.folder / "corpus.jsonl", [item for item in items if item.id not in ("clip00", "clip07")]
+    )
     after = hits(made.run("search", "--caption", "clip03.mp4#0", made.toml, "--json"))
     assert after == [key if item == "clip07" else item for item in before]
 
@@ -234,7 +236,7 @@ def test_what_cannot_be_applied_is_said_in_one_sentence(made):
             "corpus.jsonl has no split 'tset'; did you mean 'test'?",
         ),
         (("nowhere.toml:gare", "corpus.jsonl"), "there is no experiment nowhere.toml"),
-        ((made.store / "runs", "corpus.jsonl"), "write EXPERIMENT:METHOD"),
+        ((made.store / "runs", "corpus.jsonl"), "runs' is not a method of experiment.toml"),
     ):
         ended = made.run("apply", *words)
         assert ended.code == 2 and reason in ended.err, ended.err
