@@ -122,7 +122,7 @@ def read_applied(
 
 def catalogue_of(name: str, methods: Sequence[Searchable], searches: Searches) -> Catalogue:
     """The catalogue of what is searched; every one of `searches` is of one corpus."""
-    by_split = {split: found for (_, split), found in reversed(searches.items())}
+    by_split = {split: found for (_, split), found in reversed(list(searches.items()))}
     named = dict.fromkeys(split for method in methods for split in method.splits)
     corpus = next(iter(searches.values())).project.contents.corpus
     kind = corpus.items[0].kind if corpus.items else "video"

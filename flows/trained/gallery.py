@@ -190,6 +190,10 @@ def _renewed(
         ]
         other = [what for what, _, _ in changes if what not in (*stage.programs, "version")]
         if not other:
+            here = stage.identity(project.known)  # with `keep_decoded` the programs count as those of then
+            changes += [
+                (name, here[name], then) for name, then in stage.kept.items() if here.get(name) != then
+            ]
             return stage, components, list(_sentences(before.name, changes))
         error = error or f"{', '.join(other)} of {before.name} are not those that the run was made with"
     raise UserError(
