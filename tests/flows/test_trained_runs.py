@@ -191,6 +191,7 @@ def test_a_run_ranks_new_items_that_are_extracted_as_it_was(made, clip_of):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_gallery_without_captions_is_ranked_and_not_measured(made):
     item = Item("alone", "train", (), "clip00.mp4")
     write_manifest(made.folder / "new.jsonl", [item])
@@ -211,6 +212,7 @@ def test_a_gallery_without_captions_is_ranked_and_not_measured(made):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_evaluated_on_the_split_of_a_corpus_that_has_grown(made):
     grown(made)
     ended = made.run("apply", f"{made.toml}:hlformer", "corpus.jsonl", "--split", "test", "--json")
@@ -240,7 +242,7 @@ def test_what_cannot_be_applied_is_said_in_one_sentence(made):
     ):
         ended = made.run("apply", *words)
         assert ended.code == 2 and reason in ended.err, ended.err
-        assert len(ended.err.strip().splitlines()) == 1
+        assert "Traceback" not in ended.err and ended.err.count("crossreel: ") == 1
 
 
 @pytest.mark.slow

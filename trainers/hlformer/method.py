@@ -54,7 +54,7 @@ class Joint(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> Joint:
-        """From the batches of all processes; a video that several were given, for want of others, counts once."""
+        """From the batches of all processes; a video that several of them have, for lack of others, counts once."""
         videos, owners = distributed.gather(batch["video"]), distributed.gather(batch["owner"])
         starts = torch.tensor([0, *(len(part) for part in videos)]).cumsum(0)[:-1].tolist()
         owner = torch.cat([part + start for part, start in zip(owners, starts, strict=True)])
@@ -106,7 +106,7 @@ class HLFormer(Method):
                 distributed.gather_with_grad(rows)[joint.videos] for rows in (*tokens, vectors)
             )
             tokens = VideoTokens(clips, frames)
-        # float32: margins of 0.1 between cosines, and sinh and acos, are beyond bfloat16's 8 bits
+        # float32: bfloat16's 8 bits are too few for margins of 0.1 between cosines, and for sinh and acos
         with torch.autocast(first.device.type, enabled=False):
             return TrainingOutputs(
                 clip=Scores(*max_scores(first, tokens.clips)),
@@ -164,7 +164,7 @@ class HLFormer(Method):
         return {"query": F.normalize(self.network.queries(batch["tokens"], batch["token_mask"]), dim=-1)}
 
     def encode_items(self, batch: Batch) -> Encoded:
-        """Unit clip tokens (V, map_size, D) and frame tokens (V, max_ctx_l, D), zeros where there is no frame."""
+        """Unit clip tokens (V, map_size, D) and frame tokens (V, max_ctx_l, D), which are 0 beyond the last frame."""
         tokens = self.network.videos(batch["clips"], batch["frames"], batch["frame_mask"])
         return {"clips": F.normalize(tokens.clips, dim=-1), "frames": F.normalize(tokens.frames, dim=-1)}
 
