@@ -33,7 +33,7 @@ from flows.estimate import Expected, estimate
 from flows.preflight import Problem, as_text, find_problems, require_possible
 from flows.project import OnHashed, Project, open_project
 from flows.reporting import Stopped, report_of
-from flows.results.report.wording import member, short_title
+from flows.results.report.wording import counted, member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.trained.finished import Finished, finished_evaluations
 from flows.why import explain
@@ -201,7 +201,8 @@ def print_result(result: RunResult) -> None:
         if len(failures) > FAILURES_SHOWN:
             out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
     if result.stopped:
-        out.print(f"\n{len(result.stopped)} stages stopped; what does not need them was made:", markup=False)
+        stages = counted(len(result.stopped), "stage")
+        out.print(f"\n{stages} stopped; everything that does not need them was made:", markup=False)
     for stopped in result.stopped:
         without = f"; left out because of it: {', '.join(stopped.left_out)}" if stopped.left_out else ""
         out.print(f"  {stopped.stage}: {stopped.reason}{without}", markup=False)
