@@ -56,6 +56,14 @@ VERBS = {
         "flows.commands.experiments:report",
         "Draw the report of an experiment again, and print its path.",
     ),
+    "runs": Verb(
+        "flows.commands.apply:runs",
+        "The trained runs in an experiment's store, by the names that search, serve, compare and apply take.",
+    ),
+    "apply": Verb(
+        "flows.commands.apply:apply",
+        "Rank another corpus with a trained run: extract, encode, index, and measure where there are captions.",
+    ),
     "search": Verb(
         "flows.commands.search:search",
         "List the items that match a sentence best; with --media, the captions that match a file best.",

@@ -102,6 +102,8 @@ def as_text(problems: Sequence[Problem]) -> str:
 
 def _unidentified(project: Project, stage: Stage[Params]) -> Iterator[Problem]:
     """The problem of a stage whose fingerprint cannot be computed, because a file that decides it is missing."""
+    if stage.pinned:
+        return
     try:
         stage.identity(project.known)
     except UserError as error:

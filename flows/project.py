@@ -42,6 +42,7 @@ class Project:
     changed: Sequence[ChangedProgram] = ()  # stages that another ffmpeg or decoder made
     recipes: Mapping[str, Choice] = field(default_factory=dict)  # by method: which row gives its settings
     protocol: Mapping[str, Any] | None = None  # of the corpus, if it was imported under a published one
+    about: Mapping[str, Any] = field(default_factory=dict)  # more that stages are briefed with
 
     def recipe_lines(self, trained: Collection[str]) -> list[str]:
         """Which recipe gives the settings of each method that stages of `trained` train, and why; equal ones in one."""
@@ -93,6 +94,7 @@ class Project:
             "kept": [change.sentence for change in self.changed if change.kept],
             "recipes": {method: choice.sentence for method, choice in self.recipes.items()},
             "settings": {name: stage.params.model_dump(mode="json") for name, stage in self.stages.items()},
+            **self.about,
         }
         return Runner(
             self.stages,

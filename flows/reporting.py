@@ -64,7 +64,9 @@ class Report(Stage[ReportParams]):
             for stage in ("compress", "points")
         }
         return {
-            "experiment": {name: value for name, value in briefing.about.items() if name != "stopped"},
+            "experiment": {
+                name: value for name, value in briefing.about.items() if name not in ("stopped", "stale")
+            },
             "corpus": {
                 "path": str(corpus.path),
                 "items": len(corpus.items),
@@ -80,6 +82,7 @@ class Report(Stage[ReportParams]):
             },
             "stages": briefing.reports,
             "stopped": list(briefing.about.get("stopped", [])),
+            "stale": list(briefing.about.get("stale", [])),
             "methods": [
                 {
                     "method": method,

@@ -318,6 +318,26 @@ class Evaluate(Stage[EvaluateParams]):
         return facts | ({"corpus": protocol} if protocol else {}) | ({"kept": kept} if kept else {})
 
 
+class Apply(Evaluate):
+    """The same of a split of another corpus than the method was trained on.
+
+    A stage of its own, so that its results are never taken for those of the trained corpus.
+    """
+
+    def __init__(self, method: Declared, params: EvaluateParams, packed: str) -> None:
+        super().__init__(method, params, packed)
+        self.name = f"apply-{method.name}"
+
+    def brief(self, briefing: Briefing) -> dict[str, Any]:
+        """Facts for the protocol, with the sentence that says what was applied to what.
+
+        The corpus here has only the items of the split, so that the whole one says which protocol was published.
+        """
+        protocol = briefing.about.get("protocol")
+        told = super().brief(briefing) | {"applied": briefing.about["applied"]}
+        return told | ({"corpus": protocol} if protocol else {})
+
+
 def _version(method: Declared) -> dict[str, int]:
     """Components that the version of a method adds to the fingerprint of each of its stages.
 

@@ -25,6 +25,9 @@ from flows.results.comparison import (
 from flows.results.measured import read_measured
 from flows.results.method_results import evaluated_folder
 from flows.results.report.wording import counted, member, short_title
+from flows.trained.finished import finished_evaluations
+from flows.trained.naming import parse_run
+from flows.trained.runs import EVALUATE, SEPARATOR, find_run
 from pipeline.errors import UserError, nearest
 from trainers.measure.evaluated import METRICS, EvaluatedFolder
 from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
@@ -37,7 +40,8 @@ def runs(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="A B...", help="EXPERIMENT:METHOD, EXPERIMENT, METHOD or the folder of a run."
+            metavar="A B...",
+            help="EXPERIMENT:METHOD@DIGEST, EXPERIMENT:METHOD, EXPERIMENT, METHOD or the folder of a run.",
         ),
     ],
     experiment: Annotated[
@@ -63,7 +67,8 @@ def runs(
     """Compare evaluated methods on the same queries: every difference with its interval and significance.
 
     Intervals come from a paired bootstrap over items with all their captions, p values from McNemar's exact test with
-    items as its units, corrected after Holm. Runs whose protocols differ are refused.
+    items as its units, corrected after Holm. Runs whose protocols differ are refused. Where an experiment changed
+    since, its last evaluated run is compared, and one line says so.
     """
     if direction and direction not in DIRECTIONS:
         raise UserError(f"--direction {direction!r} is not possible; possible: {', '.join(DIRECTIONS)}")
@@ -94,19 +99,11 @@ def _folders(
     if path.is_dir():
         if not EvaluatedFolder(path).exists:
             raise UserError(f"{word} is not the folder of an evaluated method: there is no {METRICS} in it")
-        method = path.absolute().parent.name.removeprefix("evaluate-")
+        method = path.absolute().parent.name.removeprefix(EVALUATE)
         yield (f"{method} {path.absolute().name[:8]}", word), path
         return
-    file, colon, method = word.rpartition(":")
-    if path.suffix == ".toml":
-        owner, method = path, ""
-    else:
-        owner = Path(file) if colon else experiment
-    if not owner.is_file():
-        raise UserError(
-            f"{word!r} is neither an experiment, a run's folder nor a method: there is no experiment {owner}; "
-            "write EXPERIMENT:METHOD, or name it with --experiment"
-        )
+    name = parse_run(word, experiment)
+    owner, method = name.experiment, name.method
     project = opened(owner, sets, [], display)
     try:
         known = project.experiment.methods
@@ -114,13 +111,19 @@ def _folders(
             raise UserError(f"{method!r} is not a method of {owner}; {nearest(method, known)}")
         if not known:
             raise UserError(f"{owner} names no methods, so there is nothing to compare")
-        states = project.survey()
-        for name in [method] if method else known:
-            state = states[f"evaluate-{name}"]
-            if not state.complete:
-                raise UserError(f"{name} of {owner} is not evaluated yet; run `crossreel run {owner}` first")
-            names = (name, f"{owner.stem}:{name}", f"{owner}:{name}")
-            yield names, evaluated_folder(project, state).folder
+        methods = [method] if method else known
+        if name.digest and not method:
+            methods = [find_run(project.store, "", name.digest).method]
+        finished = finished_evaluations(project, methods, dict.fromkeys(methods, name.digest))
+        for each in methods:
+            if each in finished.missing:
+                raise UserError(f"{each} of {owner} is not evaluated yet; run `crossreel run {owner}` first")
+            if each in finished.notes:
+                display.say(finished.notes[each])
+            state = finished.states[f"evaluate-{each}"]
+            run = f"{each}{SEPARATOR}{name.digest}" if name.digest else each
+            names = (run, f"{owner.stem}:{run}", f"{owner}:{run}")
+            yield names, evaluated_folder(finished.project, state).folder
     finally:
         project.store.index.close()
 

@@ -32,11 +32,12 @@ from flows.commands.terms import (
 from flows.console import StageDisplay, sentence
 from flows.estimate import Expected, assumptions, estimate
 from flows.preflight import Problem, as_text, find_problems, refusal, require_possible
-from flows.project import Project, open_project
+from flows.project import OnHashed, Project, open_project
 from flows.repetition import in_lines
 from flows.reporting import Stopped, report_of
-from flows.results.report.wording import member, short_title
+from flows.results.report.wording import counted, member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
+from flows.trained.finished import Finished, finished_evaluations
 from flows.why import explain
 from pipeline.errors import UserError, is_full
 from pipeline.run import plan as planning
@@ -51,12 +52,17 @@ log = logging.getLogger(__name__)
 
 def opened(path: Path, sets: list[str], methods: list[str], display: StageDisplay) -> Project:
     """The project, with a word while media are read for their digests the first time."""
+    return open_project(path, sets, methods, hashing(display))
+
+
+def hashing(display: StageDisplay) -> OnHashed:
+    """A function that says at times how many of the new media have been read for their digests."""
 
     def hashed(done: int, total: int) -> None:
         if done in (1, total) or done % 500 == 0:
             display.say(f"reading new media for their digests: {done} of {total}")
 
-    return open_project(path, sets, methods, hashed)
+    return hashed
 
 
 def run(
@@ -169,6 +175,11 @@ def finish(results: list[RunResult], as_json: bool, incomplete: bool = False) ->
     else:
         for result in results:
             print_result(result)
+    finish_with(*results, incomplete=incomplete)
+
+
+def finish_with(*results: RunResult, incomplete: bool = False) -> None:
+    """End with the status that says whether items failed or stages stopped."""
     if incomplete or any(result.failed or result.stopped for result in results):
         raise typer.Exit(FAILED_ITEMS)
 
@@ -190,7 +201,8 @@ def print_result(result: RunResult) -> None:
         if len(failures) > FAILURES_SHOWN:
             out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
     if result.stopped:
-        out.print(f"\n{len(result.stopped)} stages stopped; what does not need them was made:", markup=False)
+        stages = counted(len(result.stopped), "stage")
+        out.print(f"\n{stages} stopped; everything that does not need them was made:", markup=False)
     for stopped in result.stopped:
         without = f"; left out because of it: {', '.join(stopped.left_out)}" if stopped.left_out else ""
         out.print(f"  {stopped.stage}: {stopped.reason}{without}", markup=False)
@@ -428,13 +440,13 @@ def why(
 
 
 def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> None:  # noqa: B006
-    """Draw the report of an experiment again, and print its path."""
+    """Draw the report of what is finished of an experiment, and print its path."""
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
         if "report" not in project.stages:
             raise UserError(f"{experiment} names no methods, so there is nothing to report")
-        project, unfinished = _with_what_is_finished(project)
-        states = project.states()
+        finished = finished_evaluations(project, project.experiment.methods)
+        project, states, unfinished = _report_of(finished)
         if project.store.read_only and states["report"].complete:
             display.say(
                 f"the store {project.store.root} cannot be written: this is the report as it was drawn last"
@@ -444,33 +456,36 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
         with closing(project.runner(display.progress, display.say, states)) as runner:
             runner.killed_before = 0.0  # the page shows what the last run left, and nothing else is made
             runner.reports += [_cached(name, state) for name, state in states.items() if name != "report"]
-            runner.about = {**runner.about, "stopped": [asdict(stage) for stage in unfinished]}
+            runner.about = {
+                **runner.about,
+                "stopped": [asdict(stage) for stage in unfinished],
+                "stale": list(finished.notes.values()),
+            }
             for stage in unfinished:
                 display.say(f"without {', '.join(stage.left_out)}: {stage.stage} is not done yet")
+            for note in finished.notes.values():
+                display.say(note)
             display.say(sentence(runner.bring_up_to_date("report", redo=True)))
     out.print(str(report_path(project, states)), markup=False)
 
 
-def _with_what_is_finished(project: Project) -> tuple[Project, list[Stopped]]:
-    """The project with a report of the evaluated methods, and for each other method the first stage that is missing.
+def _report_of(finished: Finished) -> tuple[Project, planning.Survey, list[Stopped]]:
+    """The project with a report of the evaluated methods, its states, and what each other method lacks.
 
     Raises UserError where no method is evaluated.
     """
-    states, finished, unfinished = project.states(), [], []
-    for method in project.experiment.methods:
-        end = f"evaluate-{method}"
-        needed = planning.ancestors(project.stages, [end])
-        missing = [n for n in planning.order(project.stages) if n in needed and not states[n].complete]
-        if states[end].complete:
-            finished.append(method)
-        else:
-            unfinished.append(Stopped(missing[0], "it was not made when this page was drawn", (end,)))
-    if not finished:
-        first = unfinished[0].stage
-        raise UserError(f"{first} is not done yet; run `crossreel run {project.experiment.path}` first")
-    if not unfinished:
-        return project, []
-    return replace(project, stages=report_of(project.stages, finished)), unfinished
+    project, missing = finished.project, finished.missing
+    methods = [method for method in project.experiment.methods if method not in missing]
+    if not methods:
+        finished.require(next(iter(missing)))
+    if not missing:
+        return project, finished.states, []
+    unfinished = [
+        Stopped(stage, "it was not made when this page was drawn", (f"evaluate-{method}",))
+        for method, stage in missing.items()
+    ]
+    project = replace(project, stages=report_of(project.stages, methods))
+    return project, finished.states.of_stages(project.stages), unfinished
 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:

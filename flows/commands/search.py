@@ -14,6 +14,8 @@ from flows.commands.experiments import opened
 from flows.commands.terms import (
     DEFAULT_EXPERIMENT,
     AsJson,
+    GalleryCorpus,
+    RunOption,
     Sets,
     human_seconds,
     out,
@@ -22,6 +24,7 @@ from flows.commands.terms import (
 from flows.console import StageDisplay
 from flows.search.hits import CaptionHit, Hit, Moment
 from flows.search.query import require_text, require_top
+from flows.search.searched import chosen_gallery
 from flows.search.searcher import Searcher
 from pipeline.errors import UserError
 
@@ -44,18 +47,22 @@ def search(
         Path | None,
         typer.Option("--media", "--video", metavar="FILE", help="Search captions by a video or point cloud."),
     ] = None,
+    run: RunOption = "",
+    corpus: GalleryCorpus = None,
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List the items that match a sentence best; with --media, the captions that match a file best.
 
-    The first search of a split encodes and stores all of it.
+    What is finished is searched: where the experiment or its corpus has changed since, its last run answers, and one
+    line says so. The first search of a split encodes and stores all of it.
     """
     text, experiment = _query(words, caption, media)
     require_top(top)
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
-        with Searcher(project, method, split, display.say) as searcher:
+        searched = chosen_gallery(project, method, split, run, corpus)
+        with Searcher(searched, say=display.say) as searcher:
             started = time.monotonic()
             hits: list[Hit] | list[CaptionHit]
             if media is not None:
@@ -68,7 +75,10 @@ def search(
             )
     if as_json:
         rows = [hit.as_json() for hit in hits]
-        print_json({"method": searcher.method, "split": searcher.split, "hits": rows})
+        print_json({
+            "method": searcher.method, "split": searcher.split, "run": searched.run, "note": searched.note,
+            "hits": rows,
+        })  # fmt: skip
     else:
         _show(hits)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.experiments import opened
-from flows.commands.terms import DEFAULT_EXPERIMENT, ExperimentFile, Sets, out
+from flows.commands.terms import DEFAULT_EXPERIMENT, ExperimentFile, GalleryCorpus, Sets, out
 from flows.console import StageDisplay
 
 PORT = 8600
@@ -26,12 +26,18 @@ def serve(
     splits: Annotated[
         list[str], typer.Option("--split", help="A further split to search, besides the evaluated one.")
     ] = [],  # noqa: B006
+    runs: Annotated[
+        list[str],
+        typer.Option("--run", metavar="RUN", help="METHOD@DIGEST, the run that answers for its method."),
+    ] = [],  # noqa: B006
+    corpus: GalleryCorpus = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     sets: Sets = [],  # noqa: B006
 ) -> None:  # fmt: skip
     """Search, watch and compare in the browser, on this machine only. Ctrl-C ends it.
 
-    The first start encodes the splits that can be searched; later starts use the stored vectors.
+    The first start encodes the splits that can be searched; later starts use the stored vectors. Where the experiment
+    or its corpus has changed since, its last runs answer, and one line says so.
     """
     from flows.serve.lifecycle import Address, prepare  # uvicorn: only this verb pays for it
     from flows.serve.lifecycle import serve as serving
@@ -41,9 +47,11 @@ def serve(
     address.listen().close()  # a port in use is reported before any work is done
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
-        catalogue = prepare(project, splits, display.say)
-        for method in catalogue.methods:
+        prepared = prepare(project, splits, display.say, runs, corpus)
+        for method in prepared.catalogue.methods:
             display.say(f"{method.name}: {method.missing or 'searches ' + ', '.join(method.splits)}")
+            if method.note:
+                display.say(method.note)
         if not address.is_loopback:
             display.say(
                 f"WARNING: everybody who can reach {host} can see every item of this corpus; there is no password"
@@ -55,6 +63,6 @@ def serve(
             webbrowser.open(url)
 
     try:
-        serving(project, catalogue, address, ready)
+        serving(project, prepared, address, ready)
     except KeyboardInterrupt:  # the usual end of a server, so no error
         out.print("ended")

@@ -12,6 +12,9 @@ from flows.commands.terms import FAILED_ITEMS, AsJson, human_bytes, out, print_j
 from flows.console import StageDisplay
 from flows.project import Project, open_project
 from flows.search.index import with_index
+from flows.trained.naming import named_digest
+from flows.trained.recorded import prints_of
+from flows.trained.runs import find_run, last_run
 from pipeline.errors import UserError, nearest
 from pipeline.run.execute import Progress
 from pipeline.store.store import Store, tree_bytes
@@ -132,17 +135,26 @@ def gc(
     experiments: Annotated[
         list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiments whose artifacts are kept.")
     ],
+    keep_runs: Annotated[
+        list[str], typer.Option("--keep-run", metavar="RUN", help="METHOD@DIGEST of a trained run to keep.")
+    ] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     young_seconds: Annotated[
         float, typer.Option(help="Keep files that are younger than this.")
     ] = YOUNG_SECONDS,
 ) -> None:
-    """Remove artifacts that none of the experiments needs, segments without references, and abandoned work files."""
+    """Remove artifacts that none of the experiments needs, segments without references, and abandoned work files.
+
+    Where a method is not trained as its experiment says today, its last trained run is kept: search and serve use it.
+    """
     projects = [open_project(path) for path in experiments]
     store = projects[0].store
     if any(project.store.root != store.root for project in projects):
         raise UserError("the experiments named have different stores; name those of one store at a time")
     keep = {fp for project in projects for fp in _kept(project)}
+    for word in keep_runs:
+        method, digest = named_digest(word, "")
+        keep |= prints_of(find_run(store, method, digest), projects[0].stages)
     removed = store.gc(keep, dry_run, young_seconds)
     for path, size in removed:
         out.print(f"{human_bytes(size):>10}  {path.relative_to(store.root)}", markup=False)
@@ -151,13 +163,22 @@ def gc(
 
 
 def _kept(project: Project) -> set[str]:
-    """Fingerprints of the artifacts that an experiment needs, including the search indexes of its splits."""
+    """Fingerprints that an experiment needs, with the search indexes of its splits and its last trained runs."""
     corpus, tables = project.contents.corpus, [project.stages]
     for method in project.experiment.methods:
         searched = [split for split in corpus.splits if next(corpus.captions(split), None) is not None]
         tables += [with_index(project.stages, method, split) for split in searched]
     states = (replace(project, stages=stages).survey() for stages in tables)
-    return {state.fingerprint.hex for by_stage in states for state in by_stage.values()}
+    needed = {state.fingerprint.hex for found in states for state in found.values()}
+    today = project.states()
+    for method in project.experiment.methods:
+        run = (
+            None
+            if today[f"train-{method}"].complete
+            else last_run(project.store, project.experiment.name, method)
+        )
+        needed |= prints_of(run, project.stages) if run else set()
+    return needed
 
 
 @app.command()

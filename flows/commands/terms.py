@@ -22,6 +22,15 @@ Anyway = Annotated[
     bool, typer.Option("--anyway", help="Start although a problem is known that stops a stage.")
 ]
 Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods to use instead of the file's.")]
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="RUN", help="METHOD@DIGEST or DIGEST, as `crossreel runs` lists them.")
+]
+GalleryCorpus = Annotated[
+    Path | None,
+    typer.Option(
+        "--corpus", metavar="FILE", help="A corpus that the run was applied to, instead of its own."
+    ),
+]
 DEFAULT_EXPERIMENT = Path("experiment.toml")
 
 ANYWAY = "run.anyway=true"  # the setting that --anyway sets, which flows and sweeps take as well

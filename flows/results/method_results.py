@@ -84,7 +84,7 @@ def method_results(project: Project, method: str) -> MethodResults:
     known, path = project.experiment.methods, project.experiment.path
     if method not in known:
         raise UserError(f"{path} does not train {method!r}; {nearest(method, known)}")
-    states = project.survey()
+    states = project.states()
     if not states[f"evaluate-{method}"].complete:
         raise UserError(
             f"evaluate-{method} is not done yet; run `crossreel stage evaluate-{method} {path}` first"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from extractors.base import WorkOptions
 from flows.project import Project
+from flows.search.searched import Searched
 from pipeline.errors import UserError
 from pipeline.run import plan
 from pipeline.run.engines.machine import cores, gpu_numbers, threads, visible_gpus
@@ -20,32 +20,36 @@ Kind = Literal["captions", "items"]
 
 @dataclass(frozen=True)
 class SearchBriefing:
-    """A trained method of a project whose stages include its index."""
+    """What a process is told that searches."""
 
-    project: Project
-    method: str
-    states: Mapping[str, plan.State]
+    searched: Searched
 
     @property
-    def index_folder(self) -> Path:
-        """The folder of the index."""
-        return Path(self._folder(f"index-{self.method}"))
+    def project(self) -> Project:
+        """The project whose stages include the index."""
+        return self.searched.project
+
+    @property
+    def method(self) -> str:
+        """The method that is searched with."""
+        return self.searched.method
+
+    @property
+    def states(self) -> Mapping[str, plan.State]:
+        """The states of the stages."""
+        return self.searched.states
 
     def about(self, contents: Mapping[str, Any], device: str) -> dict[str, Any]:
         """What `flows.search.worker.Loaded` reads; contents: the digests that the index holds."""
         run = self.project.experiment.run
         chosen = run.model_dump(include={"batch_size", "item_seconds", "decoder_bytes"})
         (packed,) = (need for need in self._needs if need.startswith("pack-"))
-        # any item and caption that have features; those of the first pair do
-        beside = {
-            "items": contents["items"][contents["caption_item"][0]],
-            "captions": contents["captions"][0],
-        }
         features = self._config.features()
+        beside, text = self._pair(contents)
         return {
             "trained": self._folder(f"train-{self.method}"),
             "packed": self._folder(packed),
-            "index": str(self.index_folder),
+            "index": str(self.searched.folder),
             "work": tempfile.gettempdir()
             if self.project.store.read_only
             else str(self.project.store.root / "work"),
@@ -56,7 +60,7 @@ class SearchBriefing:
             "beside": {
                 "item": beside["items"],
                 "caption": beside["captions"],
-                "text": contents["texts"][0],
+                "text": text,
                 "rows": {name: self._row(name, beside) for name in features},
             },
         }
@@ -85,6 +89,22 @@ class SearchBriefing:
         if not isinstance(config, MethodConfig):
             raise TypeError(f"train-{self.method} has no settings of a method")
         return config
+
+    def _pair(self, contents: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+        """A caption with its item, by key, whose features the store has, and its text.
+
+        Items of an index may have left the corpus since it was made.
+        """
+        features = [self.states[name] for name in self._config.features()]
+        rows = zip(contents["captions"], contents["caption_item"], contents["texts"], strict=True)
+        for caption, place, text in rows:
+            keys = {"items": contents["items"][place], "captions": caption}
+            if all(keys[state.stage.over] in state.places for state in features):
+                return keys, text
+        raise UserError(
+            f"the corpus {self.project.contents.corpus.path} no longer has a caption of the split "
+            f"{self.searched.split!r} that {self.method} indexed"
+        )
 
     def _folder(self, stage: str) -> str:
         return str(self.project.store.run_folder(stage, self.states[stage].fingerprint.hex))

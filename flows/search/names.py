@@ -22,18 +22,26 @@ class Names:
     """
 
     def __init__(
-        self, project: Project, split: str, contents: Mapping[str, Any], times: FeatureReader
+        self,
+        project: Project,
+        split: str,
+        contents: Mapping[str, Any],
+        times: FeatureReader,
+        captioned: bool = True,
     ) -> None:
-        """contents: the digests that the index holds; times: the times of the frames of each video."""
-        self.split, self._times = split, times
+        """contents: the digests that the index holds; times: the times of the frames of each video.
+
+        captioned: False if the captions are stand-ins, which are not shown.
+        """
+        self.split, self._times, self._captioned = split, times, captioned
         self.items = {key: place for place, key in enumerate(contents["items"])}
         self.captions: dict[str, int] = {}
         for place, key in enumerate(contents["captions"]):
             self.captions.setdefault(key, place)
         self._item_keys, self._caption_keys = contents["items"], contents["captions"]
-        self._caption_item = contents["caption_item"]
+        self._caption_item, self._texts = contents["caption_item"], contents["texts"]
         items_by_key = project.contents.items()
-        self._items: list[Item] = [items_by_key[key] for key in self._item_keys]
+        self._items = [items_by_key.get(key) or _gone(key, split) for key in self._item_keys]
         # One text may describe several items: with its item it is one caption.
         self._captions: dict[tuple[str, str], Caption] = {}
         self._ids: dict[str, str] = {}
@@ -48,7 +56,9 @@ class Names:
                 f"no caption {caption!r} in the split {self.split!r}; {nearest(caption, self._ids)}"
             )
         if self._ids[caption] not in self.captions:
-            raise UserError(f"the caption {caption!r} has no features; `crossreel status` says why")
+            raise UserError(
+                f"the caption {caption!r} is not in the index: it failed (`crossreel status` says why), or is newer"
+            )
         return self.captions[self._ids[caption]]
 
     def hits(self, results: Mapping[str, NDArray[Any]]) -> list[Hit]:
@@ -57,7 +67,7 @@ class Names:
         for number, position in enumerate(results["position"].tolist()):
             item, key = self._items[position], self._item_keys[position]
             moment = self._seconds(key, results["moment"][number]) if "moment" in results else None
-            texts = tuple(caption.text for caption in item.captions)
+            texts = tuple(caption.text for caption in item.captions if self._captioned)
             out.append(Hit(number + 1, item.id, key, float(results["score"][number]), texts, moment))
         return out
 
@@ -67,7 +77,7 @@ class Names:
         for number, position in enumerate(results["position"].tolist()):
             key, owner = self._caption_keys[position], self._caption_item[position]
             item, item_key = self._items[owner], self._item_keys[owner]
-            caption = self._captions[key, item_key]
+            caption = self._captions.get((key, item_key)) or Caption(key, self._texts[position])
             moment = None
             if caption.start is not None and caption.end is not None:
                 moment = caption.start, caption.end
@@ -88,6 +98,11 @@ class Names:
             times[-1] + (times[-1] - times[0]) / (len(times) - 1)
         )  # the last frame lasts as long as the others
         return round(float(shares[0]) * seconds, 3), round(float(shares[1]) * seconds, 3)
+
+
+def _gone(key: str, split: str) -> Item:
+    """What stands for an item that the corpus no longer has: it is known by its digest, and has no captions."""
+    return Item(key, split)
 
 
 def frame_times(project: Project, states: Mapping[str, plan.State]) -> FeatureReader:

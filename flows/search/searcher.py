@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from flows.project import Project
 from flows.search.briefing import SearchBriefing, placed
 from flows.search.hits import CaptionHit, Hit
-from flows.search.index import NAMES, choose_method, evaluated_split, with_index
+from flows.search.index import NAMES
 from flows.search.names import Names, frame_times
 from flows.search.query import require_media, require_text, require_top
+from flows.search.searched import Searched, find_searched
 from pipeline.child import Child, ChildDied, ChildTimeout
 from pipeline.errors import UserError
-from pipeline.run import plan
 from pipeline.store.fingerprint import digest_file, digest_text
 
 Arrays = dict[str, NDArray[Any]]
@@ -33,20 +32,21 @@ T = TypeVar("T")
 class Searcher:
     """Searches the gallery of a split with a trained method. Once it is open, calls may come from any thread.
 
-    method: "" stands for the experiment's only method. split: "" stands for the evaluated split. say: called with a
-    sentence before work that takes long. One process answers all requests one after the other; it loads networks when
+    Of an experiment, today's training answers where it is finished, else the last one (`find_searched`, whose result is
+    taken instead of an experiment, too). method: "" stands for the experiment's only method. split: "" stands for the
+    evaluated split. run: the digest of the run that is asked for. say: called with a sentence before work that takes
+    long, and where what answers is stale. One process answers all requests one after the other; it loads networks when
     the first request needs them and keeps them, and is started again once if it dies. Usable as
     `with Searcher(project, "hlformer") as searcher:`, which opens and closes it.
     """
 
     def __init__(
-        self, project: Project, method: str = "", split: str = "", say: Say = lambda sentence: None
-    ) -> None:
-        self.method = choose_method(project.stages, method)
-        self.split = split or evaluated_split(project.stages, self.method)
-        project.contents.corpus.require_queries(self.split)
-        stages = with_index(project.stages, self.method, self.split)
-        self._project, self._say = dataclasses.replace(project, stages=stages), say
+        self, target: Project | Searched, method: str = "", split: str = "", say: Say = lambda sentence: None,
+        run: str = "",
+    ) -> None:  # fmt: skip
+        searched = target if isinstance(target, Searched) else find_searched(target, method, split, run)
+        self.searched, self._project, self._say = searched, searched.project, say
+        self.method, self.split = searched.method, searched.split
         self._closing = threading.Event()
         # One thread of our own starts the process: the kernel ends the process with the thread that started it, and
         # a web server's threads come and go.
@@ -54,11 +54,14 @@ class Searcher:
         self._child: Child | None = None
 
     def open(self) -> None:
-        """Make the index where it is missing. Raises UserError where the method is not trained yet."""
-        states = self._indexed()
-        self._briefing = SearchBriefing(self._project, self.method, states)
-        contents = json.loads((self._briefing.index_folder / NAMES).read_text(encoding="utf-8"))
-        self._names = Names(self._project, self.split, contents, frame_times(self._project, states))
+        """Make the index where it is missing."""
+        if self.searched.note:
+            self._say(self.searched.note)
+        self.searched.make_index(self._say)
+        self._briefing = SearchBriefing(self.searched)
+        contents = json.loads((self.searched.folder / NAMES).read_text(encoding="utf-8"))
+        times = frame_times(self._project, self.searched.states)
+        self._names = Names(self._project, self.split, contents, times, self.searched.captioned)
         device, env = placed(self._project.experiment.run.device)
         self._about = self._briefing.about(contents, device)
         self._child = Child("flows.search.worker:serve", env=env)
@@ -83,6 +86,8 @@ class Searcher:
         A copy of an item of the split has the ranking of that item. Raises UserError if the file is missing, ItemError
         if it cannot be read.
         """
+        if not self.searched.captioned:
+            raise UserError(f"the items of {self._project.contents.corpus.path} have no captions to be found")
         key = digest_file(require_media(path))
         request: Request = {"top": require_top(top)}
         if key in self._names.items:
@@ -125,28 +130,6 @@ class Searcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _indexed(self) -> Mapping[str, plan.State]:
-        """The states of all stages after making the index. Raises UserError if a stage that it needs is incomplete."""
-        project, name = self._project, f"index-{self.method}"
-        states, needed = project.survey(), plan.ancestors(project.stages, [name])
-        packs = [need for need in project.stages[name].needs if need.startswith("pack-")]
-        for need in plan.order(project.stages):
-            if need in needed and need not in (name, *packs) and not states[need].complete:
-                raise UserError(
-                    f"{need} is not done yet; run `crossreel run {project.experiment.path}` first"
-                )
-        if states[name].complete:
-            return states
-        self._say(f"making the index of the split {self.split!r} for {self.method}: once, then it is kept")
-        runner = project.runner(say=self._say)
-        runner.killed_before = 0.0  # the index is made from what the last run left
-        try:
-            for stage in (*packs, name):
-                runner.bring_up_to_date(stage)
-        finally:
-            runner.close()
-        return project.survey()
 
     def _text_request(self, text: str) -> Request:
         """The request for a sentence: its position if it is a caption of the index, else the text to encode."""

@@ -5,19 +5,31 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from flows.project import Project
 from flows.results.report.wording import without_places
+from flows.search.searched import Searched
 from flows.search.searcher import Searcher
 from flows.serve.app import application
-from flows.serve.catalogue import Catalogue, indexed, read_catalogue, trained_methods
+from flows.serve.catalogue import (
+    Catalogue,
+    Searches,
+    catalogue_of,
+    read_applied,
+    read_searchable,
+    trained_methods,
+)
 from flows.serve.media import Gallery
 from flows.serve.safety import LOOPBACK_NAMES, MOST_HEADER_BYTES, PromptProtocol, allowed_hosts
 from flows.serve.searching import Searchers
+from flows.trained.finished import PICTURES
+from flows.trained.naming import named_digest
+from flows.trained.runs import find_run
 from pipeline.errors import UserError
 from pipeline.store.store import Store
 
@@ -67,32 +79,51 @@ class Address:
             ) from None
 
 
-def prepare(project: Project, splits: Sequence[str], say: Say) -> Catalogue:
-    """What can be searched, after the indexes of it are made. Raises UserError where nothing can be."""
-    for split in splits:
-        project.contents.corpus.require_queries(split)
+@dataclass(frozen=True)
+class Prepared:
+    """What can be searched, with every index of it made."""
+
+    catalogue: Catalogue
+    searches: Searches
+
+
+def prepare(
+    project: Project, splits: Sequence[str], say: Say, runs: Sequence[str] = (), corpus: Path | None = None
+) -> Prepared:
+    """What can be searched, after the indexes of it are made. Raises UserError where nothing can be.
+
+    runs: METHOD@DIGEST of the runs that answer for their methods. corpus: a manifest to which the runs were applied, of
+    which `splits` then names at most one split; None for the experiment's own.
+    """
     if not trained_methods(project.stages):
         raise UserError("the experiment names no methods, so there is nothing to search with")
-    made = indexed(project)
-    catalogue = read_catalogue(project, splits, made)
-    if not any(method.splits for method in catalogue.methods):
-        raise UserError(f"nothing can be searched: {catalogue.methods[0].missing}")
-    for method in catalogue.methods:
-        for split in method.splits:
-            if (method.name, split) not in made:
-                with Searcher(project, method.name, split, say):
-                    pass  # the index is made; networks are loaded by the first search
-    return catalogue
+    digests = {}
+    for word in runs:
+        method, digest = named_digest(word, "")
+        digests[find_run(project.store, method, digest).method] = digest
+    if corpus is not None:
+        if len(splits) > 1:
+            raise UserError(f"{' and '.join(splits)} of {corpus} are two galleries; name one with --split")
+        methods, searches = read_applied(project, corpus, splits[0] if splits else "", digests)
+    else:
+        for split in splits:
+            project.contents.corpus.require_queries(split)
+        methods, searches = read_searchable(project, splits, digests)
+    if not searches:
+        raise UserError(f"nothing can be searched: {methods[0].missing}")
+    for searched in searches.values():
+        searched.make_index(say)
+    return Prepared(catalogue_of(project.experiment.name, methods, searches), searches)
 
 
-def serve(project: Project, catalogue: Catalogue, address: Address, ready: Callable[[str], None]) -> None:
+def serve(project: Project, prepared: Prepared, address: Address, ready: Callable[[str], None]) -> None:
     """Answer until SIGINT or SIGTERM; `ready` hears the address as soon as the socket listens."""
 
     def make(method: str, split: str) -> Searcher:
         # an index belongs to the thread that opens it, and is needed no longer than that
         store = Store(project.store.root)
         try:
-            return Searcher(replace(project, store=store), method, split).__enter__()
+            return Searcher(prepared.searches[method, split].in_store(store)).__enter__()
         except UserError as error:  # is answered to a client, who need not know where things are
             raise UserError(without_places(str(error), project.experiment.path.parent)) from None
         finally:
@@ -100,9 +131,20 @@ def serve(project: Project, catalogue: Catalogue, address: Address, ready: Calla
 
     with address.listen() as listening:
         port = listening.getsockname()[1]
-        app = application(catalogue, Gallery(project, project.survey()), Searchers(make), address.hosts(port))
+        gallery = _pictures(prepared.searches)
+        app = application(prepared.catalogue, gallery, Searchers(make), address.hosts(port))
         ready(f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}/")
         uvicorn.Server(bounded(app)).run(sockets=[listening])
+
+
+def _pictures(searches: Searches) -> Gallery:
+    """The items with the pictures of them that most were made of: a stale run and today's may have different ones."""
+
+    def shown(searched: Searched) -> int:
+        return sum(len(searched.states[name].places) for name in PICTURES if name in searched.states)
+
+    most = max(searches.values(), key=shown)
+    return Gallery(most.project, most.states)
 
 
 def bounded(app: ASGIApp) -> uvicorn.Config:

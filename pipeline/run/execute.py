@@ -137,6 +137,10 @@ class Runner:
             if not self._has_work(name, redo, retry_failed):
                 report = self._count(self.states[name])
         group = [name]
+        if report is None and (pinned := self.stages[name].pinned):
+            raise UserError(
+                f"{name} {pinned.hex} was asked for as an earlier run made it, and it is not whole in the store"
+            )
         if report is None:
             group += [n for n in plan.companions(self.stages, name) if n in along and self._is_possible(n)]
         while report is None:
@@ -378,9 +382,28 @@ class Runner:
                 Progress(stage.name, 0, 1, doing=LOADING if stage.worker_kind == "model" else "")
             )
             extra = self._run_in_process(stage, request | place, env)
-        self.store.publish(stage.name, fp, time.monotonic() - started, extra)
+        self.store.publish(stage.name, fp, time.monotonic() - started, extra | self._origin(state))
         inputs.unlink(missing_ok=True)
         self.on_progress(Progress(stage.name, 1, 1))
+
+    def _origin(self, state: plan.State) -> dict[str, Any]:
+        """Return the entries of an artifact's record that say which experiment made it, and from what.
+
+        The settings are complete, unlike the components, which have the digest of weights and not their place.
+        """
+        stages = plan.ancestors(self.stages, [state.stage.name])
+        return {
+            "experiment": self.about.get("name", ""),
+            "corpus": self.contents.corpus.path.name,
+            "made_from": {
+                name: {
+                    "fingerprint": self.states[name].fingerprint.hex,
+                    "components": dict(self.states[name].fingerprint.components),
+                    "settings": self.stages[name].params.model_dump(mode="json"),
+                }
+                for name in plan.order(self.stages) if name in stages
+            },
+        }  # fmt: skip
 
     def _request(self, state: plan.State) -> dict[str, Any]:
         """Return the request to the process that makes a stage over the corpus."""

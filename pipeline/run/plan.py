@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +157,7 @@ class Survey(Mapping[str, State]):
         self._order = order(stages)
         self._states: dict[str, State] = {}
         self._recorded: dict[str, Recorded] = {}  # fingerprint -> the store's records
+        self._known_units: dict[str, Units] = {}  # filled at the first use
 
     def __getitem__(self, name: str) -> State:
         if name not in self._states:
@@ -187,6 +187,12 @@ class Survey(Mapping[str, State]):
             self._killed_before = seconds
             self._states.clear()  # computed again from the records that were read
 
+    def of_stages(self, stages: Stages) -> Survey:
+        """Return a survey of other stages over the same corpus; both use what either has read of the store."""
+        other = Survey(stages, self._contents, self._store, self._digests, self._killed_before)
+        other._recorded, other._known_units = self._recorded, self._known_units
+        return other
+
     def forget(self, names: Iterable[str]) -> None:
         """Read the store again for these stages at their next use.
 
@@ -215,19 +221,21 @@ class Survey(Mapping[str, State]):
             return True
         return self._recorded[state.fingerprint.hex].changes != changes
 
-    @functools.cached_property
+    @property
     def _units(self) -> dict[str, Units]:
-        return {
-            "items": Units(self._contents.items()),
-            "captions": Units(self._contents.captions()),
-            "corpus": Units([WHOLE]),
-        }
+        if not self._known_units:
+            self._known_units |= {
+                "items": Units(self._contents.items()),
+                "captions": Units(self._contents.captions()),
+                "corpus": Units([WHOLE]),
+            }
+        return self._known_units
 
     def _look_up(self, stage: Stage[Any], needed: Mapping[str, State]) -> State:
         keys = self._units[stage.over]
         if stage.over == "corpus":
             return _whole(stage, keys, needed, self._contents, self._store, self._digests)
-        fingerprint = Fingerprint.of(components(stage, needed, self._digests))
+        fingerprint = stage.pinned or Fingerprint.of(components(stage, needed, self._digests))
         return _mapped(
             stage, keys, fingerprint, needed, self._read(stage, keys, fingerprint), self._killed_before
         )
@@ -284,6 +292,9 @@ def _whole(
     stage: Stage[Any], keys: Units, states: Mapping[str, State], contents: Contents, store: Store,
     known: Digests,
 ) -> State:  # fmt: skip
+    if stage.pinned:
+        there = store.has_run(stage.name, stage.pinned.hex)
+        return State(stage, stage.pinned, keys, missing=() if there else keys)
     parts = components(stage, states, known)
     if stage.splits():
         parts["corpus"] = {split: _split_digest(contents, split) for split in stage.splits()}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 from pipeline.corpus.contents import Contents
 from pipeline.settings import Params
 from pipeline.store.fields import Field
+from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.store import Store
 
 
@@ -95,6 +96,9 @@ class Stage(Generic[P]):
         {}
     )  # versions of these programs in the store, used instead of this machine's
     needs: tuple[str, ...] = ()
+    pinned: Fingerprint | None = (
+        None  # a fingerprint in the store to read, whatever the settings would make today
+    )
     settings: ClassVar[type[Params]]
     params: P
 

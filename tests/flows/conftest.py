@@ -218,3 +218,18 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         finally:
             server.terminate()
             server.wait(timeout=30)
+
+
+def mounted_read_only(folder: Path, script: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """What a shell script prints in whose view a folder is mounted so that nothing can be written."""
+    mount = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} || exit 99; {script}"
+    command = ["unshare", "-m", "sh", "-c", mount]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    (tmp_path / "probe").mkdir()
+    if os.getuid() or mounted_read_only(tmp_path / "probe", "exit 0").returncode:
+        pytest.skip("needs a user that may mount")
+    return mounted_read_only

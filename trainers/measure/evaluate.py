@@ -138,6 +138,7 @@ def evaluate(
     bank: MethodData | None = None,
     kept: Sequence[str] = (),
     v2t_rank: str = CAPTIONS,
+    applied: str = "",
 ) -> Evaluation:
     """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
 
@@ -146,7 +147,7 @@ def evaluate(
     quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of the corpus's `queries`
     captions were dropped, because they failed or none of their positives is left; `kept` are sentences about features
     that another program made and that were kept. `v2t_rank`: whether an item ranks all captions, or groups of captions
-    (`trainers.measure.group_ranks`).
+    (`trainers.measure.group_ranks`). `applied` says which run was applied to another corpus.
     `rerank`: number of items of each caption, the best by the method's cheap scores, that are re-ranked by its true
     scores; 0 scores all pairs truly. The protocol states it. Raises UserError if the method has no cheap scores.
     `post_processing` names further measurements on the same scores; QB-norm reads the training split of `bank`.
@@ -170,6 +171,7 @@ def evaluate(
         protocol={"kind": kind, **_protocol(split, index, directions, seed, queries, v2t_rank)}
         | ({"rerank": _two_stages(rerank)} if 0 < rerank < len(index.items) else {})
         | ({"kept": list(kept)} if kept else {})
+        | ({"applied": applied} if applied else {})
         | ({"corpus": dict(corpus)} if corpus else {}),
         hubness={
             direction: hubness(counts, min(PLACES, len(counts)))

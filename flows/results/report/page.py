@@ -79,6 +79,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "failures": failures[: activity.MOST_FAILURES],
         "failed": len(failures),
         "stopped": public["stopped"],
+        "stale": public["stale"],
         "recipes": activity.recipes(public["methods"]),
         "settings": activity.settings(public["experiment"].get("settings", {}), public["stages"]),
         "environment": environment(),
@@ -89,6 +90,7 @@ def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that the page may print, with paths of this machine shortened."""
     printable = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
     printable["stopped"] = inputs.get("stopped", [])
+    printable["stale"] = inputs.get("stale", [])
     folder = Path(inputs["experiment"].get("path", inputs["corpus"]["path"])).parent
     return dict(without_places(printable, folder))
 

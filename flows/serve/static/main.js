@@ -204,6 +204,15 @@ function missing(methods) {
   place.append(html("summary", {}, `${counted(methods.length, "method")} cannot be searched yet`), ...ways);
 }
 
+/** Which run answers, where it is stale or was trained on another corpus. */
+function notes(methods) {
+  if (!methods.length) return;
+  const place = byId("notes");
+  place.hidden = false;
+  place.append(html("summary", {}, `${counted(methods.length, "method")} of an earlier run`));
+  place.append(...methods.map((one) => html("p", {}, one.note)));
+}
+
 /** A sentence in which text between backquotes becomes code. */
 const coded = (text) => text.split("`").map((part, place) => (place % 2 ? html("code", {}, part) : part));
 
@@ -220,6 +229,7 @@ async function begin() {
   byId("methods").append(...ready.map((one) =>
     html("label", {}, html("input", { type: "radio", name: "method", value: one.name }), html("span", {}, one.name))));
   missing(catalogue.methods.filter((one) => one.missing));
+  notes(ready.filter((one) => one.note));
   await render();
   if (!state.q) field.focus();
 }

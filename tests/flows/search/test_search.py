@@ -17,6 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from flows.applying import apply_run
 from flows.cli import app as command
 from flows.commands.search import search
 from flows.console import StageDisplay
@@ -27,6 +28,7 @@ from flows.search import worker
 from flows.search.index import with_index
 from flows.search.query import MOST_CHARACTERS, require_text
 from flows.search.searcher import Searcher
+from flows.trained.finished import usual_run
 from pipeline.child import ChildDied
 from pipeline.corpus.importers.demo.clouds import scan
 from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
@@ -38,7 +40,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "fixtures/experiments"
 ALL = f"""
 corpus = "corpus.jsonl"
 store = "store"
-methods = ["neighborretr", "gare", "lean"]
+methods = ["neighborretr", "gare", "lean", "clip4clip"]
 
 {(EXPERIMENTS / "demo_networks.toml").read_text()}
 [trainers.neighborretr]
@@ -59,6 +61,13 @@ max_frames = 2
 num_hidden_layers = 1
 batch_size = 4
 epochs = 1
+
+[trainers.clip4clip]
+mode = "frozen"
+max_frames = 3
+max_words = 12
+sim_header = "meanP"
+epochs = 0
 
 [trainers.lean]
 hidden = 16
@@ -127,6 +136,20 @@ def trained(folder: Path, text: str) -> Project:
     return project
 
 
+def require_that_it_applies(project: Project, method: str) -> None:
+    """A run on its own test split measures what its evaluation measured; on the train split it ranks others."""
+    run, manifest = usual_run(project, method), project.contents.corpus.path
+    own = method_results(project, method).evaluated.metrics
+    same = apply_run(project, run, manifest, "test", StageDisplay(quiet=True))
+    assert same.evaluated.metrics.estimates == own.estimates and same.evaluated.metrics.protocol.applied
+    assert {r.stage: r.ran for r in same.result.reports if r.stage in project.stages and r.ran} == {}
+    other = apply_run(project, run, manifest, "train", StageDisplay(quiet=True))
+    items = {item.id for item in project.contents.corpus.gallery("train")}
+    assert other.gallery.learned == len(items) == other.evaluated.metrics.protocol.items
+    with Searcher(other.searched) as searcher:
+        assert {hit.item for hit in searcher.search(NEW, top=len(items))} == items
+
+
 def anew(searcher: Searcher, text: str) -> dict[str, Any]:
     """What the process finds for a text whose stored features it is not told of."""
     replies: list[dict[str, Any]] = []
@@ -172,8 +195,9 @@ def test_a_caption_finds_what_its_evaluation_found_with_every_other_method_of_vi
     ]  # fmt: skip
     write_manifest(folder / "corpus.jsonl", items)
     project = trained(folder, ALL)
-    for method in ("neighborretr", "gare", "lean"):
+    for method in ("neighborretr", "gare", "lean", "clip4clip"):
         require_the_evaluation_s_ranking(project, method)
+        require_that_it_applies(project, method)
     with Searcher(project, "lean") as searcher:
         hits = searcher.search("a yellow ball is rolling under the table")
         assert len(hits) == 2 and hits[0].moment is None
@@ -189,6 +213,7 @@ def test_point_clouds_are_searched_in_both_directions(tmp_path_factory):
     scan(folder, items=16)
     project = trained(folder, CLOUDS)
     require_the_evaluation_s_ranking(project, "h2arn")
+    require_that_it_applies(project, "h2arn")
     items = {item.id: item for item in project.contents.corpus.items}
     inside = next(item for item in items.values() if item.split == "test")
     outside = next(item for item in items.values() if item.split == "train")
@@ -331,8 +356,8 @@ def test_imported_features_answer_stored_captions_and_no_new_ones(tmp_path):
 
 def test_a_method_that_is_not_trained_yet_names_the_command(place):
     with (
-        pytest.raises(UserError, match=r"train-hlformer is not done yet; run `crossreel run .*toml` first"),
-        Searcher(open_project(place, ["trainers.hlformer.epochs=5"])),
+        pytest.raises(UserError, match=r"pack-gare is not done yet; run `crossreel run .*toml` first"),
+        Searcher(open_project(place, ["trainers.gare.mode=frozen"], ["gare"])),
     ):
         pass
 
