@@ -120,7 +120,7 @@ class Tree:
         return {name: symbol for name, symbol in found.items() if symbol[0].split(".")[0] in FLOORS}
 
     def definition(self, symbol: Symbol) -> Symbol:
-        """Where a symbol is defined, through the modules that only import it."""
+        """The module and name where a symbol is defined, through modules that only import it."""
         module = self.module(symbol[0])
         while module and symbol[1] not in module.code and symbol[1] in module.imports:
             symbol = module.imports[symbol[1]]
@@ -208,7 +208,7 @@ class Tree:
                 yield (name, first)
 
     def _chain(self, start: Symbol, parts: Iterable[str]) -> Iterator[Symbol]:
-        """What `module.inner.name` names, where its beginning is imported."""
+        """The symbol of a dotted name whose beginning is imported."""
         module, symbol = start
         if symbol:
             yield start
@@ -237,7 +237,7 @@ def imports(node: ast.stmt) -> tuple[ast.Import | ast.ImportFrom, ...]:
 
 @cache
 def plain(node: ast.stmt, settings: bool) -> tuple[str, frozenset[tuple[str, ...]]]:
-    """What is hashed of some code, and the dotted names in it; of `settings`, a class of settings, not its fields."""
+    """The hashed text of code, and the dotted names in it; of a class of `settings` without its fields."""
     writer = Writer(settings)
     text = writer.text(node)
     return text, frozenset(writer.names)
@@ -389,7 +389,7 @@ def _method(tree: Tree, name: str, entry: str) -> Unit:
 
 @dataclass(frozen=True)
 class State:
-    """What the source files say: version and digest of each stage and method, and the digest of each symbol."""
+    """The state of the source files: version and digest of each stage and method, and the digest of each symbol."""
 
     units: dict[str, dict[str, Any]]
     symbols: dict[str, str]
@@ -451,7 +451,7 @@ def _where(now: State, recorded: dict[str, Any], name: str) -> str:
 
 
 def record(now: State, recorded: dict[str, Any], same: Iterable[str] = ()) -> dict[str, Any]:
-    """What is to be recorded: new, raised and removed ones, and those of `same` although their version stayed.
+    """The new record: new, raised and removed units, and those of `same` whose version stayed.
 
     What else changed stays as it was recorded, and is complained about again.
     """

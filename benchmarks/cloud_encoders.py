@@ -75,13 +75,13 @@ def compare(
 
 
 def megabytes(form: str, points: int) -> float:
-    """What a form adds to the peak memory of a process of its own."""
+    """Memory that a form adds to the peak of a separate process."""
     command = [sys.executable, __file__, "--memory-of", form, "--points", str(points)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def added_megabytes(form: str, points: int) -> float:
-    """What a form adds to the peak memory of this process. A small cloud first: it loads what is needed."""
+    """Memory that a form adds to the peak of this process, after a small cloud that loads the libraries."""
     small, cloud = made(200), made(points)
     features = torch.randn(points, 64)
     before = 0

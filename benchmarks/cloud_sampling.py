@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.media.clouds.sampling import farthest_points
 
-GOAL = 0.5  # of the plain loop's CPU time, at most
+GOAL = 0.5  # largest share of the plain loop's CPU time
 Sampler = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 
 

@@ -40,7 +40,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 
 def commands(path: Path, folder: Path) -> dict[str, list[str]]:
-    """What is compared, for one clip."""
+    """The compared quantities of one clip."""
     return {
         "decode": [find_ffmpeg(), *QUIET, "-threads", "1", "-i", str(path), "-an", "-f", "null", "-"],
         "compress": compress_command(path, folder / "ours.mp4", Compression()),

@@ -1,4 +1,4 @@
-"""What an engine costs: its start, a shard's way there and back, its memory; and whether decoding overlaps.
+"""Costs of an engine: its start, a shard's round trip, its memory; and whether decoding overlaps.
 
 Prints, for local processes and for a Ray cluster of our own: seconds and CPU seconds until the first reply of a
 first and of a second stage, milliseconds a shard that does nothing, and the memory of all processes (PSS). Then
@@ -41,7 +41,7 @@ def answer(request: dict[str, Any], send: Send) -> None:
 
 
 def work(shards: int) -> Work:
-    """So many shards of four units."""
+    """`shards` shards of four units."""
     keys = [[f"{n}-{k}" for k in range(4)] for n in range(shards)]
     units = {key: {"key": key} for shard in keys for key in shard}
     return Work("engines:answer", keys, HERE, units, [], {key: [] for key in units}, {}, False)
@@ -105,7 +105,7 @@ class FakeEncoder(FrameReader[Params]):
         self.seconds, self.frames = seconds_a_frame, 0
 
     def begin(self, unit: Unit, decoder: str) -> None:
-        """Nothing to forget."""
+        """Do nothing."""
         self.unit = unit
 
     def take(self, frames: Array, times: Array) -> Iterator[Result | None]:

@@ -39,7 +39,7 @@ class Clock:
         self.seconds = 0.0
 
     def __call__(self, work: Callable[[], Tensor]) -> Tensor:
-        """What the work gives."""
+        """The result of the work."""
         began = time.process_time()
         out = work()
         self.seconds += time.process_time() - began
@@ -63,11 +63,11 @@ def encoded(encode: Callable[[Batch], Encoded], name: str, values: Tensor) -> Te
     return encode({name: values})["point"]
 
 
-def places(items: int, wanted: int) -> list[tuple[int, int]]:
-    """So many blocks, spread over the matrix."""
+def places(items: int, blocks: int) -> list[tuple[int, int]]:
+    """`blocks` blocks (row, column), spread over the matrix."""
     side = items // BLOCK
     every = [(BLOCK * row, BLOCK * column) for row in range(side) for column in range(side)]
-    return every[:: max(1, len(every) // wanted)][:wanted]
+    return every[:: max(1, len(every) // blocks)][:blocks]
 
 
 def parts(items: int, runs: int) -> Iterator[slice]:

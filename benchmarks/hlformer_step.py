@@ -28,7 +28,7 @@ from trainers.loop.optim import warmup_linear
 from trainers.method import Batch
 
 VIDEOS, CAPTIONS = 24, 5
-VISUAL_DIM, TEXT_DIM = 3072, 768  # of TVR
+VISUAL_DIM, TEXT_DIM = 3072, 768  # feature sizes of TVR
 TOTAL_STEPS = 1000
 
 

@@ -34,32 +34,15 @@ from pipeline.media.video import find_ffmpeg
 CLIPS = 12
 SPLITS = ("train", "train", "val", "test")
 ROWS = ("compress", "clip", "clip_text")
-EXPERIMENT = """
-corpus = "corpus.jsonl"
-methods = ["hlformer"]
-[extractors.clip]
-model = "crossreel-demo"
-weights = "seed:0"
-[trainers.hlformer]
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 2
-map_size = 4
-max_ctx_l = 8
-batch_size = 3
-epochs = 2
-[run]
-workers = 2
-stall_seconds = {stall}
-"""
+SMALL = Path(__file__).parents[1] / "tests/fixtures/experiments/hlformer.toml"
+RUN = "\n[run]\nworkers = 2\nstall_seconds = {stall}\n"
 FILE = "experiment.toml"
-MOST_TRIES = 4  # of the command after a kill
+MOST_TRIES = 4  # attempts of the command after a kill
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What is hit, by which signal, while which command runs. `entry` is a word of the process's command line."""
+    """The process that is hit, the signal, and the running command; `entry` is a word of the process's command line."""
 
     name: str
     signal: int
@@ -92,11 +75,12 @@ def make_lab(folder: Path, stall_seconds: int) -> None:
         captions = tuple(Caption(f"{n}#{k}", f"clip {n} seen {k} times") for k in range(2))
         items.append(Item(f"clip{n:02}", SPLITS[n % 4], captions, f"clip{n:02}.mp4"))
     write_manifest(folder / "corpus.jsonl", items)
-    (folder / FILE).write_text(EXPERIMENT.format(stall=stall_seconds), encoding="utf-8")
+    text = SMALL.read_text(encoding="utf-8") + RUN.format(stall=stall_seconds)
+    (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Everything a store holds that must not depend on how it came about: rows by item, files, weights."""
+    """The content of a store that must be the same after kills: rows by item, files, weights."""
     project = open_project(folder / FILE)
     out: dict[str, object] = {}
     for name, state in project.survey().items():

@@ -1,4 +1,4 @@
-"""How many pairs a second LEAN scores, against one pair at a time and against its matrix products alone.
+"""Pairs that LEAN scores in a second, compared with one pair at a time and with its matrix products alone.
 
 Run `python benchmarks/lean_pairs.py`; the forms alternate in one process and are measured in CPU seconds, so that a
 busy machine slows none of them more than another. There are two plain forms: one goes through nodes, pairs of nodes

@@ -1,4 +1,4 @@
-"""What a run costs beside the work of its stages.
+"""Costs of a run besides the work of its stages.
 
 1. A run over an unchanged corpus of 10,000 items, against a form that asks the index once an item. Goal: at most 5 s.
    Prints seconds of both and their ratio, from one interleaved run.

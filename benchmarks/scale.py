@@ -1,4 +1,4 @@
-"""What a plan costs as a corpus grows: seconds, memory, index and manifest of 10^3 to 10^6 items, all work done.
+"""Costs of a plan as a corpus grows: seconds, memory, index and manifest of 10^3 to 10^6 items, all work done.
 
 Goals: at a million items 60 s and 2 GB; costs an item flat from 10^3 to 10^6. Media and compressed videos are hard
 links to a few small files, features empty segments: a plan looks at their sizes, as it does at those of real ones.

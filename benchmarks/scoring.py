@@ -1,4 +1,4 @@
-"""How much faster HLFormer scores 1000 captions x 500 videos than a form that renormalises for every 50.
+"""Speed of HLFormer's scores of 1000 captions x 500 videos against a form that renormalises for every 50.
 
 Run `python benchmarks/scoring.py`; both forms alternate in one process, so that a busy machine slows
 both. Axes: Q captions, V videos, L vectors of a video (32 clips, 128 frames), D = 384.
@@ -19,7 +19,7 @@ from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer
 
 GOAL = 3.0
-QUERY_BATCH = 50  # of the form compared with
+QUERY_BATCH = 50  # captions in a batch of the form compared with
 
 Form = Callable[..., Tensor]
 

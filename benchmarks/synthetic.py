@@ -15,14 +15,14 @@ from pipeline.store.fields import Field
 
 
 class MappedParams(Params):
-    """What a worker must know to build the stage again."""
+    """The params from which a worker builds the stage again."""
 
     name: str
     suffix: str | None = None
 
 
 class Mapped(Extractor[MappedParams]):
-    """One row of zeros an item or caption, and a file of one byte where a suffix is named."""
+    """One row of zeros for each item or caption, and a file of one byte if a suffix is given."""
 
     settings = MappedParams
     fields = {"row": Field("float16", (None, 4))}

@@ -1,4 +1,4 @@
-"""How fast push and pull are, in MB a second and MB a CPU second: through a folder, or any URL that is named.
+"""Speed of push and pull in MB per second and per CPU second, through a folder or a given URL.
 
 Makes a store with a finished folder of some large files and one of many small ones, pushes it, and pulls it
 into an empty store. With no URL, the folder is on the disk that holds the temporary files.
@@ -24,7 +24,7 @@ MB = 10**6
 
 
 def fill(store: Store, name: str, files: int, size: int) -> None:
-    """A finished folder of so many files of random bytes."""
+    """A finished folder with `files` files of random bytes."""
     fingerprint = Fingerprint.of({"stage": name})
     work = store.work_folder(name, fingerprint.hex)
     work.mkdir(parents=True)

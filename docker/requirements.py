@@ -10,9 +10,11 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
-wanted = list(project["dependencies"])
+requirements = list(project["dependencies"])
 for extra in filter(None, sys.argv[2].split(",")):
-    wanted += project["optional-dependencies"][extra]
-big = [line for line in wanted if re.match(r"torch(vision)?\b(?!-)", line)]
+    requirements += project["optional-dependencies"][extra]
+big = [line for line in requirements if re.match(r"torch(vision)?\b(?!-)", line)]
 Path("torch.txt").write_text("\n".join(big) + "\n", encoding="utf-8")
-Path("rest.txt").write_text("\n".join(line for line in wanted if line not in big) + "\n", encoding="utf-8")
+Path("rest.txt").write_text(
+    "\n".join(line for line in requirements if line not in big) + "\n", encoding="utf-8"
+)

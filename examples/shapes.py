@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pipeline.corpus.importers.demo.clouds import ply
 from pipeline.corpus.manifest import Caption, Item, Protocol, write_manifest
 
-SHARE = 0.15  # of the shapes, for test and for val each
+SHARE = 0.15  # share of the shapes for each of test and val
 SIZES = ((15, "tiny"), (50, "small"), (120, "medium-sized"), (250, "large"))  # by the longest side, in cm
 LARGEST = "huge"
 PLACES = {
@@ -47,7 +47,7 @@ PROTOCOL = Protocol(
 
 @dataclass(frozen=True)
 class Shape:
-    """What is known of a shape; its size is (width, depth, height) in cm."""
+    """A shape and its metadata; its size is (width, depth, height) in cm."""
 
     id: str
     name: str
@@ -170,7 +170,7 @@ def centimetres(length: float) -> str:
 
 
 def large(size: Sequence[float]) -> str:
-    """How large, in a word."""
+    """A word for a size."""
     return next((word for limit, word in SIZES if max(size) < limit), LARGEST)
 
 

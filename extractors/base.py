@@ -30,7 +30,7 @@ class WorkOptions(Options):
     item_seconds: float = 300.0  # without any progress on an item, its decoder or encoder is killed
     decoder_bytes: int = 4 << 30  # address space of a decoding process
     threads: int = 1
-    decoders: int = 1  # that work ahead of each network
+    decoders: int = 1  # decoding processes ahead of each network
 
 
 @functools.lru_cache(maxsize=8)  # a segment never changes; more than the stages that a worker reads at once
@@ -104,9 +104,9 @@ class Extractor(Stage[P]):
         raise NotImplementedError
 
     def in_parts(self, encode: Callable[[Any], Encoded], batch: Any) -> list[Encoded]:
-        """What `encode` gives for a batch of frames or texts, in one part, or in several if it finds no memory for all.
+        """The results of `encode` for a batch of frames or texts, split into parts if memory runs out.
 
-        Later batches are no larger. Raises UserError where there is no memory for a batch of one.
+        Later batches are no larger than the last part. Raises UserError if there is no memory for a batch of one.
         """
         parts, out = [batch], []
         while parts:
@@ -146,12 +146,12 @@ class TextExtractor(Extractor[P]):
         raise NotImplementedError
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
-        """Texts of similar length share a batch, so that little of it is padding."""
+        """Each text with its arrays; texts of similar length share a batch, so that little of it is padding."""
         ordered = sorted(units, key=lambda unit: (len(unit.text or ""), unit.key))
         while ordered:
             batch, ordered = ordered[: self.options.batch_size], ordered[self.options.batch_size :]
             parts = self.in_parts(self.encode, [unit.text or "" for unit in batch])
-            encoded = [found for part in parts for found in part]
+            encoded = [arrays for part in parts for arrays in part]
             for unit, arrays in zip(batch, encoded, strict=True):
                 yield unit, Output(arrays)
 
@@ -159,9 +159,9 @@ class TextExtractor(Extractor[P]):
 class FrameReader(Extractor[P]):
     """Reads the frames of compressed videos as they are decoded. All readers of a run share one pass.
 
-    For each unit `begin` is called, `take` with a chunk of frames at a time, and `end`; after the last
-    unit `flush`. A second `begin` of a unit starts it anew, with another decoder. What `take` and `end`
-    yield, and an ItemError they raise, is the outcome of that unit.
+    For each unit `begin` is called, then `take` with one chunk of frames at a time, then `end`; after the last unit
+    `flush` is called. A second `begin` of a unit starts it anew, with another decoder. The results that `take` and
+    `end` yield, or an ItemError that they raise, are the result of that unit.
     """
 
     needs: tuple[str, ...] = ("compress",)
@@ -171,23 +171,23 @@ class FrameReader(Extractor[P]):
     shard_items = 32
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """What decodes the frames."""
+        """The decoder of the frames."""
         return {"decoder": video.decoder_identity()}
 
     def begin(self, unit: Unit, decoder: str) -> None:
-        """The frames of a unit follow; whatever came of it before is void."""
+        """Start a unit: its frames follow, and results of an earlier attempt are void."""
         raise NotImplementedError
 
     def take(self, frames: Array, times: Array) -> Iterator[Result | None]:
-        """Some frames (n, H, W, 3) uint8 RGB of the unit begun last, and their times (n,) in seconds."""
+        """Receive frames (n, H, W, 3) uint8 RGB of the current unit, and their times (n,) in seconds."""
         raise NotImplementedError
 
     def end(self) -> Iterator[Result | None]:
-        """All frames of the unit were given."""
+        """End a unit: all its frames were received."""
         raise NotImplementedError
 
     def flush(self) -> Iterator[Result | None]:
-        """All units were given."""
+        """End the pass: all units were received."""
         yield from ()
 
 
@@ -223,11 +223,11 @@ class FrameExtractor(FrameReader[P]):
         self._waiting = 0
 
     def prepare(self, frames: Array) -> Array:
-        """Frames (n, H, W, 3) uint8 as the network wants them, all of one shape whatever H and W."""
+        """Frames (n, H, W, 3) uint8 prepared for the network, all of one shape whatever H and W."""
         raise NotImplementedError
 
     def encode(self, prepared: Array) -> dict[str, Array]:
-        """One row an output for each prepared frame."""
+        """One row of each output for each prepared frame."""
         raise NotImplementedError
 
     def begin(self, unit: Unit, decoder: str) -> None:

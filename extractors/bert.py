@@ -17,7 +17,7 @@ from pipeline.store.fields import Field
 
 
 class BertParams(Params):
-    """Which network, which of its states, and how they are stored."""
+    """The network, the layers whose states are averaged, and the stored dtype."""
 
     model: Annotated[str, PATH, DIGESTED] = (
         "bert-base-uncased"  # any encoder's or CLIP's name on the hub, a folder, or crossreel-demo
@@ -26,7 +26,7 @@ class BertParams(Params):
     layers: tuple[int, ...] = Bounded(
         (-1,), min_length=1
     )  # averaged; 0 is the embeddings, -1 the last (LEAN)
-    max_tokens: int = Bounded(77, ge=3)  # with the special ones; H2ARN: 77
+    max_tokens: int = Bounded(77, ge=3)  # special tokens included; H2ARN: 77
     special_tokens: bool = True  # keep the states of [CLS] and [SEP]
     pad: bool = False  # keep the states of the padding up to max_tokens too, as H2ARN reads them
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
@@ -41,11 +41,11 @@ class BertParams(Params):
 
 
 class Bert(TextExtractor[BertParams]):
-    """Captions to token states (L, D) and their characters [start, end) in the caption, (L, 2).
+    """Captions to token states (L, D) and the characters [start, end) of each token in the caption, (L, 2).
 
-    Characters are those of the caption as given, a word's without the space before it. A token that
-    stands for none ([CLS], [SEP], padding) has the place (0, 0). With `pad`, L is `max_tokens` for every
-    caption. Of a CLIP model these are the states of its text side after the final norm, before the projection.
+    Positions count in the caption as given; the space before a word is not part of its token. A token without
+    characters ([CLS], [SEP], padding) has the position (0, 0). With `pad`, L is `max_tokens` for every caption. A CLIP
+    model gives the states of its text side after the final norm, before the projection.
     """
 
     name, version = "bert", 1
@@ -53,7 +53,7 @@ class Bert(TextExtractor[BertParams]):
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """Token states and places."""
+        """Token states and positions."""
         return {"token": Field(self.params.dtype, (None, None)), "offset": Field("int32", (None, 2))}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
@@ -61,7 +61,7 @@ class Bert(TextExtractor[BertParams]):
         return hub.identity(self.params, known)
 
     def require(self) -> None:
-        """The model."""
+        """Raise UserError if the model is not on this machine."""
         hub.require(self.params)
 
     def load(self, options: WorkOptions) -> None:
@@ -75,7 +75,7 @@ class Bert(TextExtractor[BertParams]):
         )  # fmt: skip
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
-        """Token states and places of each caption."""
+        """Token states and positions of each caption."""
         kept = (
             tokens if self.params.special_tokens else tokens.words() for tokens in self.network.tokens(texts)
         )

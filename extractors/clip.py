@@ -17,7 +17,7 @@ from pipeline.store.fields import Field
 
 
 class ClipNetworkParams(Params):
-    """Which network, with which weights, computed and stored how."""
+    """The network, its weights, the precision of the computation and the stored dtype."""
 
     model: Annotated[str, PATH] = (
         "ViT-B-32-quickgelu"  # open_clip's name, OpenAI's (ViT-B/32), or a JSON file
@@ -35,15 +35,18 @@ class ClipNetworkParams(Params):
         return clip_configs.resolve(model)
 
     def decisive(self) -> dict[str, Any]:
-        """Of a model's own file the digest counts, which stands beside the weights', not its place."""
+        """The settings that can change a number; of a model given as a JSON file only its name.
+
+        The digest of that file enters the fingerprint with that of the weights, so that its folder does not matter.
+        """
         own = super().decisive()
         return own | {"model": PurePath(self.model).stem} if self.model.endswith(".json") else own
 
 
 class ClipParams(ClipNetworkParams):
-    """The network's image side."""
+    """Settings of the network's image side."""
 
-    patches: bool = False  # also the last layer's state of every patch: 77 kB a frame for ViT-B/32
+    patches: bool = False  # also store the last layer's state of every patch: 77 kB a frame for ViT-B/32
 
 
 class Clip(FrameExtractor[ClipParams]):
@@ -57,16 +60,16 @@ class Clip(FrameExtractor[ClipParams]):
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """One row a frame."""
+        """One row for each frame."""
         patch = {"patch": Field(self.params.dtype, (None, None, None))} if self.params.patches else {}
         return {"frame": Field(self.params.dtype, (None, None)), "time": Field("float32", (None,)), **patch}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The digest of the weights, and what decodes the frames."""
+        """The digest of the weights, and the decoder of the frames."""
         return {"weights": weights.identity(self.params, known), **super().identity(known)}
 
     def require(self) -> None:
-        """The weights."""
+        """Raise UserError if the weights are missing or do not fit the model."""
         weights.require(self.params)
 
     def load(self, options: WorkOptions) -> None:
@@ -78,11 +81,11 @@ class Clip(FrameExtractor[ClipParams]):
         self.network = ClipBackbone(p.model, p.weights, options.device, p.precision)
 
     def prepare(self, frames: Array) -> Array:
-        """Resize and crop as CLIP's own transform does, (n, 3, size, size) uint8."""
+        """Frames resized and cropped by CLIP's own transform, (n, 3, size, size) uint8."""
         return self.network.crops(frames)
 
     def encode(self, prepared: Array) -> dict[str, Array]:
-        """One projected vector a frame."""
+        """One projected vector for each frame, and with `patches` the states of its patches."""
         if not self.params.patches:
             return {"frame": self.network.crop_features(prepared)}
         features, states = self.network.crop_tokens(prepared)

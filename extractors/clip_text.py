@@ -1,4 +1,4 @@
-"""CLIP token states of captions: contextual vectors, one a token, and the vector of the whole caption."""
+"""CLIP token states of captions: one contextual vector for each token, and one vector for the whole caption."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from pipeline.store.fields import Field
 
 
 class ClipTextParams(ClipNetworkParams):
-    """The network's text side; model and weights are those of `clip` unless set here."""
+    """Settings of the network's text side; model and weights are those of `clip` unless set here."""
 
     max_tokens: int = Setting(77, ge=3)  # start and end token included; never more than the network's own
     pad: bool = False  # keep the states of the padding up to max_tokens too, as NeighborRetr reads them
-    padding: Literal["open", "masked"] = "open"  # with pad: zeros, or the end token as H2ARN reads it
+    padding: Literal["open", "masked"] = (
+        "open"  # token of the padding: zeros, or the end token as H2ARN reads it
+    )
 
     @model_validator(mode="after")
     def _padding_is_kept(self) -> Self:
@@ -29,18 +31,21 @@ class ClipTextParams(ClipNetworkParams):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """What was made before `padding` existed keeps its fingerprint."""
+        """The settings that can change a number; `padding` only if it is not the default.
+
+        Artifacts that were made before this setting existed keep their fingerprint.
+        """
         own = super().decisive()
         return own if self.padding != "open" else {key: own[key] for key in own if key != "padding"}
 
 
 class ClipText(TextExtractor[ClipTextParams]):
-    """Captions to token states (L, W), start to end token, the same projected (L, D), and a pooled vector (1, D).
+    """Captions to token states (L, W) from start to end token, their projections (L, D), and a pooled vector (1, D).
 
-    Padding is left out; with `pad`, L is `max_tokens` for every caption, and `padding` says what stands there:
-    "open" zeros as open_clip's tokenizer has them, "masked" the end token as Hugging Face's has it. Either way
-    the states behind the end see the real tokens alone, and those up to it are the same. Projected states
-    live in the space of the frames' vectors.
+    Padding is left out unless `pad` is set: then L is `max_tokens` for every caption, and `padding` chooses the
+    padding's token: "open" for zeros as in open_clip's tokenizer, "masked" for the end token as in Hugging Face's.
+    Either way the states of the padding attend to real tokens only, and the states of real tokens are the same.
+    Projections lie in the space of the frames' vectors.
     """
 
     name, version = "clip_text", 2
@@ -57,7 +62,7 @@ class ClipText(TextExtractor[ClipTextParams]):
         return {"weights": weights.identity(self.params, known)}
 
     def require(self) -> None:
-        """The weights."""
+        """Raise UserError if the weights are missing or do not fit the model."""
         weights.require(self.params)
 
     def load(self, options: WorkOptions) -> None:
@@ -70,8 +75,9 @@ class ClipText(TextExtractor[ClipTextParams]):
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
         """The outputs of each caption."""
-        found = self.network.text_tokens(texts, self.params.max_tokens, self.params.pad, self.params.padding)
+        p = self.params
+        outputs = self.network.text_tokens(texts, p.max_tokens, p.pad, p.padding)
         return [
             {"token": states, "projected": projected, "pooled": pooled[None]}
-            for states, projected, pooled in zip(*found, strict=True)
+            for states, projected, pooled in zip(*outputs, strict=True)
         ]

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class CloudParams(Params):
-    """With which weights, stored how."""
+    """The weights and the stored dtype."""
 
     weights: Annotated[str, PATH, DIGESTED] = (
         ""  # a local file, for S3DIS with {area} in its path, or seed:N (random, for tests)
     )
     dtype: Literal["float32", "float16"] = "float32"  # as H2ARN stores them
-    precision: Literal["fp32"] = "fp32"  # only: in fewer bits a point has other neighbours
+    precision: Literal["fp32"] = "fp32"  # the only possibility: in fewer bits a point has other neighbours
 
 
 P = TypeVar("P", bound=CloudParams)
@@ -46,39 +46,40 @@ class CloudEncoder(Extractor[P]):
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """100 tokens a cloud."""
+        """100 tokens for each cloud."""
         return {"token": Field(self.params.dtype, (None, None))}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The digest of the weights, with `{area}` of those of every area."""
+        """The digest of the weights file; with `{area}` in its path, the digests of the files of all areas."""
         return {"weights": cloud_weights.identity(self.params.weights, self.name, known)}
 
     def require(self) -> None:
-        """The weights."""
+        """Raise UserError if the weights are not on this machine."""
         cloud_weights.require(self.params.weights, self.name)
 
     def load(self, options: WorkOptions) -> None:
-        """Networks are read when the first cloud wants them: which one may depend on the cloud."""
+        """Read no weights yet: with `{area}` they depend on the cloud, so `extract` reads them."""
         super().load(options)
         self._networks: dict[Path | None, CloudNetwork] = {}
 
     def extract(self, unit: Unit, work: Path) -> Output:
-        """The features of one cloud. Raises ItemError for too few points, and where there are no weights."""
+        """The features of one cloud. Raises ItemError if it has too few points or no weights exist for its area."""
         import torch
 
         points = unit.inputs("points")["points"]
         if len(points) < self.least_points:
             raise ItemError(unit.name, f"{len(points)} points are too few: {self.least_points} are needed")
         on_device = torch.from_numpy(np.array(points, np.float32)).to(self.options.device)  # may be read-only
-        found = self.encode(self._network(unit), on_device, unit.key)
-        return Output({name: value.cpu().numpy().astype(self.params.dtype) for name, value in found.items()})
+        encoded = self.encode(self._network(unit), on_device, unit.key)
+        arrays = {name: value.cpu().numpy().astype(self.params.dtype) for name, value in encoded.items()}
+        return Output(arrays)
 
     def build(self) -> CloudNetwork:
         """The network, without weights."""
         raise NotImplementedError
 
     def encode(self, network: Any, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
-        """What the network says of a cloud (N, 9) with the digest `key`, by field."""
+        """The network's outputs for a cloud (N, 9) with the digest `key`, by field."""
         raise NotImplementedError
 
     def _network(self, unit: Unit) -> CloudNetwork:

@@ -1,4 +1,4 @@
-"""Videos at 3 frames a second and a short side of 224 pixels: what every frame extractor decodes."""
+"""Videos compressed to 3 frames a second and a short side of 224 pixels: the files that frame extractors decode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CompressParams(Params):
 
 
 class Compress(Extractor[CompressParams]):
-    """A video of any kind to a small .mp4, with the presentation times of its frames."""
+    """A video in any format to a small .mp4, with the presentation times of its frames in seconds."""
 
     name, version = "compress", 1
     kind = "video"
@@ -37,7 +37,7 @@ class Compress(Extractor[CompressParams]):
     fields = {"time": Field("float64", (None,))}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """Another ffmpeg may choose other frames and other bytes."""
+        """The version of ffmpeg: another one may select other frames and write other bytes."""
         return {"ffmpeg": video.ffmpeg_version()}
 
     def extract(self, unit: Unit, work: Path) -> Output:

@@ -25,7 +25,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Source(Generic[U]):
-    """A unit to decode: its file, and how many frames that holds, where it is known."""
+    """A unit to decode: its file, and the number of frames in it, if that is known."""
 
     unit: U
     path: Path
@@ -34,7 +34,7 @@ class Source(Generic[U]):
 
 @dataclass(frozen=True)
 class Begin(Generic[U]):
-    """The frames of a unit follow; what came of it before is void."""
+    """The frames of a unit follow; results of an earlier attempt are void."""
 
     unit: U
     decoder: str
@@ -42,7 +42,7 @@ class Begin(Generic[U]):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some frames (n, H, W, 3) of the unit begun last, and their times (n,)."""
+    """Frames (n, H, W, 3) of the current unit, and their times (n,)."""
 
     frames: NDArray
     times: NDArray
@@ -50,14 +50,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class End(Generic[U]):
-    """All frames of the unit were given."""
+    """The frames of the unit are complete."""
 
     unit: U
 
 
 @dataclass(frozen=True)
 class Failed(Generic[U]):
-    """The unit cannot be decoded by any decoder; or, `killed`, its decoder was killed each time."""
+    """No decoder can decode the unit, or (`killed`) its decoder was killed at every attempt."""
 
     unit: U
     reason: str
@@ -72,7 +72,7 @@ def decode_ahead(
 ) -> Generator[Event[U], None, None]:
     """The frames of each source in turn, decoded a few chunks ahead of the caller.
 
-    The child is asked from a thread; stopping early ends both at once.
+    A thread requests them from the child; stopping early ends both at once.
     """
     events: queue.Queue[Event[U] | BaseException | None] = queue.Queue(CHUNKS_AHEAD)
     stop = threading.Event()
@@ -111,7 +111,7 @@ def decode_ahead(
     finally:
         stop.set()
         if not ended:
-            decoder.kill()  # it may be stuck on a file, and the thread with it
+            decoder.kill()  # its process may hang on a file, and the thread with it
         thread.join()
 
 
@@ -120,14 +120,14 @@ def decode_with(
 ) -> Iterator[Event[U]]:
     """The frames of each source in turn, from several decoders that each work ahead on a source of its own.
 
-    What comes, and in which order, is what one decoder gives.
+    The events and their order are the same as with one decoder.
     """
     with contextlib.ExitStack() as ends:
         streams = []
         for number, decoder in enumerate(decoders):
             stream = decode_ahead(decoder, sources[number :: len(decoders)], limit_seconds)
             ends.enter_context(contextlib.closing(stream))
-            first = next(stream, None)  # it is at work from now on
+            first = next(stream, None)  # starts its thread
             streams.append(itertools.chain(() if first is None else (first,), stream))
         for number, _ in enumerate(sources):
             for event in streams[number % len(streams)]:
@@ -135,13 +135,14 @@ def decode_with(
                 if isinstance(event, (End, Failed)):
                     break
         for rest in streams:
-            next(rest, None)  # its end; closed before that, it would end its decoder
+            next(rest, None)  # reaches its end; closing it earlier would kill its decoder
 
 
 def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator[Event[U]]:
-    """The frames of a source by the first decoder that gives as many as there should be.
+    """The frames of a source from the first decoder that gives the expected number.
 
-    A decoder that was killed is started once more: the next one would give other pixels for no fault of the file's.
+    A decoder that was killed is started once more, because the next decoder gives other pixels and the file may not be
+    at fault.
     """
     reasons: list[str] = []
     attempts, kills = list(DECODERS), 0
@@ -169,6 +170,6 @@ def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator
             if frames and frames == (source.frames or frames):
                 yield End(source.unit)
                 return
-            found = f"{frames} frames of {source.frames}" if frames else "no frame"
-            reasons.append(f"{name} finds {found}")
+            count = f"{frames} frames of {source.frames}" if frames else "no frame"
+            reasons.append(f"{name} finds {count}")
     yield Failed(source.unit, "; ".join(reasons))

@@ -1,4 +1,4 @@
-"""DGCNN features of point clouds: the tokens of H2ARN, and a vector of the whole cloud."""
+"""DGCNN features of point clouds: the tokens of H2ARN, and one vector for the whole cloud."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from extractors.backbones.dgcnn import Dgcnn as Network
 
 NEIGHBOURS = "tree in float64 for 3 channels, centred products in float32 for more"
-"""Which neighbours a point has where several are equally far: another rule that can choose others needs other words."""
+"""Tie-breaking rule of neighbours. Part of the fingerprint: change this text when the rule changes."""
 
 
 class DgcnnParams(CloudParams):
-    """How many neighbours a point has, besides."""
+    """Weights and dtype, and the number of neighbours."""
 
-    k: int = Bounded(20, ge=1)  # H2ARN
+    k: int = Bounded(20, ge=1)  # neighbours of each point, itself included (H2ARN)
 
 
 class Dgcnn(CloudEncoder[DgcnnParams]):
-    """Prepared points (N, 9) to tokens (100, 512) and a vector of the whole (1, 1024), which knows no order.
+    """Prepared points (N, 9) to tokens (100, 512), and a vector (1, 1024) of the whole cloud.
 
-    Each token speaks of a hundredth of the points, in their order.
+    Each token pools a hundredth of the points, in their order; the vector does not depend on the order.
     """
 
     name, version = "dgcnn", 1
@@ -37,16 +37,16 @@ class Dgcnn(CloudEncoder[DgcnnParams]):
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """Tokens, and one vector."""
+        """Tokens, and the vector of the whole cloud."""
         return {**super().fields, "global": Field(self.params.dtype, (None, None))}
 
     @property
     def least_points(self) -> int:  # type: ignore[override]  # each point needs its neighbours
-        """As many as neighbours: a point is its own first one."""
+        """The number of neighbours, because a point is its own first neighbour."""
         return self.params.k
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The weights, and how neighbours are found."""
+        """The weights, and the tie-breaking rule of neighbours."""
         return {**super().identity(known), "neighbours": NEIGHBOURS}
 
     def build(self) -> Network:
@@ -56,6 +56,6 @@ class Dgcnn(CloudEncoder[DgcnnParams]):
         return Network(self.params.k)
 
     def encode(self, network: Network, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
-        """Tokens and global vector."""
-        found = network(points)
-        return {"token": found.tokens, "global": found.overall[None]}
+        """Tokens, and the vector of the whole cloud."""
+        encoded = network(points)
+        return {"token": encoded.tokens, "global": encoded.overall[None]}

@@ -16,12 +16,12 @@ from pipeline.store.fields import Field
 
 
 class FramesParams(Params):
-    """Which frames, how many, how large."""
+    """The rule by which frames are selected, their number and size."""
 
     candidates: Literal["gare", "neighborretr", "all"] = "gare"  # the method's rule; all: every frame
-    rate: int = Setting(1, ge=1, le=60)  # candidates a second
+    rate: int = Setting(1, ge=1, le=60)  # candidates per second
     select: Literal["uniform", "head", "slice"] = "uniform"  # NeighborRetr's release takes the head
-    count: int = Setting(12, ge=1)  # at most; a short video has fewer
+    count: int = Setting(12, ge=1)  # largest number of frames; a short video has fewer
     size: int = Setting(224, ge=16)  # pixels of the network's square input
 
 
@@ -40,7 +40,7 @@ class Frames(FrameReader[FramesParams]):
     }
 
     def positions(self, times: Array) -> sampling.Positions:
-        """Which frames of a video with these presentation times (T,) are taken."""
+        """Positions (F,) of the selected frames of a video with these presentation times (T,) in seconds."""
         p, total, fps = self.params, len(times), sampling.average_fps(times)
         if p.candidates == "gare":
             candidates = sampling.gare_candidates(total, fps, p.rate)
@@ -51,14 +51,14 @@ class Frames(FrameReader[FramesParams]):
         return sampling.select(candidates, p.count, p.select)
 
     def begin(self, unit: Unit, decoder: str) -> None:
-        """The times of its frames are known from the compression, so nothing is kept that is not taken."""
+        """Select frames by the times that `compress` wrote, so that no other frame is kept in memory."""
         self._unit, self._decoder, self._seen = unit, decoder, 0
-        self._wanted = self.positions(unit.inputs("compress")["time"])
+        self._selected = self.positions(unit.inputs("compress")["time"])
         self._kept: list[tuple[Array, Array]] = []
 
     def take(self, frames: Array, times: Array) -> Iterator[Result | None]:
-        """Keep those frames of the chunk that are wanted."""
-        here = self._wanted - self._seen
+        """Keep the selected frames of the chunk."""
+        here = self._selected - self._seen
         here = here[(here >= 0) & (here < len(frames))]
         if len(here):
             self._kept.append((squares(frames[here], self.params.size), times[here]))
@@ -68,5 +68,5 @@ class Frames(FrameReader[FramesParams]):
     def end(self) -> Iterator[Result | None]:
         """The pictures of the unit."""
         rgb, times = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
-        arrays = {"rgb": rgb, "index": self._wanted, "time": times}
+        arrays = {"rgb": rgb, "index": self._selected, "time": times}
         yield self._unit, Output(arrays, {"decoder": self._decoder})

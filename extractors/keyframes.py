@@ -1,7 +1,7 @@
-"""The most salient frames of each video: where its colours change most (LEAN, "frames with notable disparities").
+"""The most salient frames of each video: those where its colours change most (LEAN, "frames with notable disparities").
 
-The paper gives no measure. Ours: the saliency of a frame is the L1 distance of its colour histogram (32 bins
-a channel) to that of the frame before it; the first frame is always kept.
+The paper gives no measure. Ours: the saliency of a frame is the L1 distance between its colour histogram (32 bins for
+each channel) and that of the frame before it; the first frame is always kept.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from extractors.base import Array, FrameReader, Output, Result, Unit
 from pipeline.settings import Params
 from pipeline.store.fields import Field
 
-BINS = 32  # a channel
+BINS = 32  # bins of the histogram of each channel
 
 
 class KeyframesParams(Params):
-    """How many, and how large."""
+    """The number of key frames and their size."""
 
-    count: int = Setting(10, ge=1)  # LEAN's m; its figure 4 is flat beyond
-    top: int = Setting(3, ge=1)  # the frames of LEAN's visual hyperedge
+    count: int = Setting(10, ge=1)  # LEAN's m; its figure 4 is flat beyond 10
+    top: int = Setting(3, ge=1)  # number of most salient frames, which form LEAN's visual hyperedge
     size: int = Setting(224, ge=16)  # pixels of the square pictures
 
 
 class Keyframes(FrameReader[KeyframesParams]):
     """Exactly `count` frames in temporal order: pictures (m, size, size, 3) uint8 RGB, times, saliency.
 
-    `top` are the positions among them of the most salient. A video of fewer frames repeats its last one,
-    with a saliency of 0, as is the distance of a frame to itself. Equal saliency: the earlier frame.
+    `top` holds the positions of the most salient among them. A video with fewer frames repeats its last one, with a
+    saliency of 0, the distance of a frame to itself. Of equally salient frames the earlier one is taken.
     """
 
     name, version = "keyframes", 1
@@ -47,7 +47,7 @@ class Keyframes(FrameReader[KeyframesParams]):
     }
 
     def begin(self, unit: Unit, decoder: str) -> None:
-        """Nothing is kept but the best frames so far and the last one's histogram."""
+        """Start a unit; only the best frames so far and the last frame's histogram are kept in memory."""
         self._unit, self._decoder, self._seen = unit, decoder, 0
         self._before: NDArray[np.float64] | None = None
         self._first: _Candidate | None = None
@@ -100,11 +100,11 @@ class _Candidate:
         return (self.saliency, -self.index) < (other.saliency, -other.index)
 
     def apart(self) -> _Candidate:
-        """With a frame of its own: a view would hold the whole chunk in memory."""
+        """The same candidate with a copy of its frame: a view would keep the whole chunk in memory."""
         return _Candidate(self.saliency, self.index, self.time, self.frame.copy())
 
 
 def histogram(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The share of the pixels of a frame (H, W, 3) in each bin of each channel, (3, 32); rows sum to 1."""
+    """Share of the pixels of a frame (H, W, 3) in each bin, for each channel: (3, 32), rows sum to 1."""
     bins = (frame.reshape(-1, 3) >> 3).astype(np.int64) + np.arange(3) * BINS
     return np.bincount(bins.reshape(-1), minlength=3 * BINS).reshape(3, BINS) / len(bins)

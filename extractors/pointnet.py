@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class PointnetParams(CloudParams):
-    """Which form of the network, besides."""
+    """Weights and dtype, and the form of the network."""
 
-    d_pcd: int = Bounded(512, ge=1)  # numbers of a token
-    feature_transform: bool = False  # a second transform, of the first layer's 64 channels
+    d_pcd: int = Bounded(512, ge=1)  # size of a token
+    feature_transform: bool = False  # add a second transform, on the first layer's 64 channels
 
 
 class Pointnet(CloudEncoder[PointnetParams]):
-    """Prepared points (N, 9) to tokens (100, d_pcd), each of a hundredth of the points in their order."""
+    """Prepared points (N, 9) to tokens (100, d_pcd); each token pools a hundredth of the points, in their order."""
 
     name, version = "pointnet", 1
     settings = PointnetParams

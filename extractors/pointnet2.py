@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 
 class Pointnet2Params(CloudParams):
-    """Where sampling begins, besides."""
+    """Weights and dtype, and the seed of the sampling."""
 
-    seed: int = Bounded(
-        0, ge=0
-    )  # with a cloud's digest: its first sample of each level, which H2ARN leaves to chance
+    # Decides, with a cloud's digest, the first sample of each level, which H2ARN draws anew at every run.
+    seed: int = Bounded(0, ge=0)
 
 
 class Pointnet2(CloudEncoder[Pointnet2Params]):
-    """Prepared points (N, 9) to tokens (100, 512), each of the surroundings of a sampled point."""
+    """Prepared points (N, 9) to tokens (100, 512); each token pools the neighbourhood of a sampled point."""
 
     name, version = "pointnet2", 1
     settings = Pointnet2Params
@@ -35,7 +34,7 @@ class Pointnet2(CloudEncoder[Pointnet2Params]):
         return Network()
 
     def encode(self, network: Network, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
-        """Tokens, sampled from starts that are the same again for the same cloud."""
+        """Tokens; the sampling starts at the same points whenever the same cloud is encoded."""
         from extractors.backbones.pointnet2 import starts_of
 
         return {"token": network(points, starts_of(len(points), self.params.seed, key))[-1].features}

@@ -20,7 +20,7 @@ from pipeline.store.fields import Field
 
 
 class PointsParams(Params):
-    """How many points are taken, and how a file is read."""
+    """The number of sampled points, and how a file is read."""
 
     sample: int = Setting(10_000, ge=0)  # H2ARN's num_points; 0: every point in file order, as it takes S3DIS
     columns: str = AUTO  # columns of a table: "x y z r g b", "x y z", positions from 0; auto: by their number
@@ -38,9 +38,9 @@ class PointsParams(Params):
 
 
 class Points(Extractor[PointsParams]):
-    """A cloud of any kind to its farthest points (N, 9): x y z r g b, and x y z from 0 to 1.
+    """A cloud in any format to points (N, 9) by farthest-point sampling: x y z r g b, and x y z scaled to 0 to 1.
 
-    In the order of their selection; a cloud of no more than `sample` points whole, in file order.
+    Points stand in the order of their selection; a cloud of at most `sample` points is kept whole, in file order.
     """
 
     name, version, kind = "points", 1, "pointcloud"
@@ -48,7 +48,7 @@ class Points(Extractor[PointsParams]):
     fields: ClassVar[Mapping[str, Field]] = {"points": Field("float32", (None, 9))}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """What draws points from meshes; its smaller releases do not cost a corpus of tables its features."""
+        """The main version of trimesh, which samples meshes: a minor release does not make all points again."""
         return {"trimesh": version("trimesh").partition(".")[0]}
 
     def extract(self, unit: Unit, work: Path) -> Output:
@@ -62,5 +62,5 @@ class Points(Extractor[PointsParams]):
             rows = rows[farthest_points(cloud.xyz, p.sample)]
         note = {"points": cloud.points, "dropped": cloud.dropped, "coloured": cloud.rgb is not None}
         return Output(
-            {"points": nine_columns(rows)}, note | ({"said": list(cloud.said)} if cloud.said else {})
+            {"points": nine_columns(rows)}, note | ({"said": list(cloud.remarks)} if cloud.remarks else {})
         )

@@ -1,4 +1,4 @@
-"""One shard in a worker process: build each extractor once, work through the units, write a segment a stage."""
+"""One shard in a worker process: builds each extractor once, processes the units, writes a segment for each stage."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def _run(request: dict[str, Any], send: Send) -> None:
 
 @dataclass
 class Decodes:
-    """How many times a media file was decoded."""
+    """Number of times that a media file was decoded."""
 
     count: int = 0
 
     def add(self) -> None:
-        """One more."""
+        """Count one more decode."""
         self.count += 1
 
 
@@ -96,7 +96,7 @@ def _results(
     extractors: list[Extractor[Any]], keys: list[set[str]], units: list[Unit], options: WorkOptions, work: Path,
     decodes: Decodes,
 ) -> Iterator[tuple[Extractor[Any], Result | None]]:  # fmt: skip
-    """What each extractor makes of its units: those that read frames together, any other by itself."""
+    """The results of each extractor; those that read frames share one pass, any other runs by itself."""
     readers = [e for e in extractors if isinstance(e, FrameReader)]
     if readers:
         readings = [Reading(reader, own) for reader, own in zip(readers, keys, strict=True)]

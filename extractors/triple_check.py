@@ -13,115 +13,117 @@ from extractors.backbones.triple_rules import Spans, Triple
 
 GOLDEN = Path(__file__).parent / "backbones" / "models" / "golden_triples.jsonl"
 
-Said = tuple[str, str, str]  # the words of subject, relation and object; "" for a missing part
+TripleWords = tuple[str, str, str]  # the words of subject, relation and object; "" for a missing part
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence with its golden triples (`wanted`) and the parser's triples (`found`)."""
+    """A sentence with its golden triples and the triples that a parser predicted."""
 
     text: str
-    wanted: frozenset[Said]
-    found: frozenset[Said]
+    golden: frozenset[TripleWords]
+    predicted: frozenset[TripleWords]
 
     @property
-    def missed(self) -> list[Said]:
+    def missed(self) -> list[TripleWords]:
         """The golden triples that the parser did not produce."""
-        return sorted(self.wanted - self.found)
+        return sorted(self.golden - self.predicted)
 
     @property
-    def wrong(self) -> list[Said]:
+    def wrong(self) -> list[TripleWords]:
         """The parser's triples that are not golden."""
-        return sorted(self.found - self.wanted)
+        return sorted(self.predicted - self.golden)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Counts over all sentences: golden triples (`wanted`), the parser's (`found`), and correct ones (`right`).
+    """Counts over all sentences: golden triples, predicted ones, and correct ones among the predicted.
 
     Each rate is between 0 and 1.
     """
 
-    wanted: int
-    found: int
-    right: int
+    golden: int
+    predicted: int
+    correct: int
 
     @property
     def precision(self) -> float:
         """The share of the parser's triples that are correct."""
-        return self.right / self.found if self.found else 0.0
+        return self.correct / self.predicted if self.predicted else 0.0
 
     @property
     def recall(self) -> float:
         """The share of the golden triples that the parser produced."""
-        return self.right / self.wanted if self.wanted else 0.0
+        return self.correct / self.golden if self.golden else 0.0
 
     @property
     def f1(self) -> float:
         """The harmonic mean of precision and recall."""
-        return 2 * self.right / (self.wanted + self.found) if self.right else 0.0
+        return 2 * self.correct / (self.golden + self.predicted) if self.correct else 0.0
 
     def as_json(self) -> dict[str, float]:
-        """Rates and counts as plain data."""
+        """Rates and counts under the keys that `crossreel triples --golden --json` prints."""
         rates = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
-        return rates | {"wanted": self.wanted, "found": self.found, "right": self.right}
+        return rates | {"wanted": self.golden, "found": self.predicted, "right": self.correct}
 
 
-def golden() -> list[tuple[str, frozenset[Said]]]:
+def golden() -> list[tuple[str, frozenset[TripleWords]]]:
     """The shipped sentences, each with its golden triples."""
     lines: list[dict[str, Any]] = [
         json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()
     ]
-    return [(line["text"], frozenset(normal(tuple(said)) for said in line["triples"])) for line in lines]
+    return [(line["text"], frozenset(normal(tuple(words)) for words in line["triples"])) for line in lines]
 
 
-def compare(found: Sequence[Sequence[Triple]]) -> list[Sentence]:
-    """The golden sentences with a parser's triples of each; `found` has them in the order of `golden`."""
+def compare(predicted: Sequence[Sequence[Triple]]) -> list[Sentence]:
+    """The golden sentences with the triples that a parser predicted, in the order of `golden`."""
     return [
-        Sentence(text, wanted, frozenset(normal(said(text, triple)) for triple in triples))
-        for (text, wanted), triples in zip(golden(), found, strict=True)
+        Sentence(text, expected, frozenset(normal(in_words(text, triple)) for triple in triples))
+        for (text, expected), triples in zip(golden(), predicted, strict=True)
     ]
 
 
 def exact(sentences: Sequence[Sentence]) -> Agreement:
     """Counts where a triple is correct if its three parts equal a golden triple's word for word."""
-    return _counted(sentences, lambda sentence: len(sentence.wanted & sentence.found))
+    return _counted(sentences, lambda sentence: len(sentence.golden & sentence.predicted))
 
 
 def overlapping(sentences: Sequence[Sentence]) -> Agreement:
     """Counts where a triple is correct if each part shares a word with a golden triple's, or both lack the part."""
-    return _counted(sentences, lambda sentence: most_pairs(sorted(sentence.wanted), sorted(sentence.found)))
-
-
-def _counted(sentences: Sequence[Sentence], right: Callable[[Sentence], int]) -> Agreement:
-    return Agreement(
-        sum(len(sentence.wanted) for sentence in sentences),
-        sum(len(sentence.found) for sentence in sentences),
-        sum(right(sentence) for sentence in sentences),
+    return _counted(
+        sentences, lambda sentence: most_pairs(sorted(sentence.golden), sorted(sentence.predicted))
     )
 
 
-def most_pairs(wanted: Sequence[Said], found: Sequence[Said]) -> int:
-    """Size of the largest one-to-one matching between golden and parsed triples that overlap."""
+def _counted(sentences: Sequence[Sentence], correct: Callable[[Sentence], int]) -> Agreement:
+    return Agreement(
+        sum(len(sentence.golden) for sentence in sentences),
+        sum(len(sentence.predicted) for sentence in sentences),
+        sum(correct(sentence) for sentence in sentences),
+    )
+
+
+def most_pairs(golden: Sequence[TripleWords], predicted: Sequence[TripleWords]) -> int:
+    """Size of the largest one-to-one matching between golden and predicted triples that overlap."""
 
     @cache
     def most(place: int, free: frozenset[int]) -> int:
-        if place == len(wanted):
+        if place == len(golden):
             return 0
-        fitting = [n for n in free if _overlap(wanted[place], found[n])]
+        fitting = [n for n in free if _overlap(golden[place], predicted[n])]
         return max([most(place + 1, free), *(1 + most(place + 1, free - {n}) for n in fitting)])
 
-    return most(0, frozenset(range(len(found))))
+    return most(0, frozenset(range(len(predicted))))
 
 
-def _overlap(one: Said, other: Said) -> bool:
+def _overlap(one: TripleWords, other: TripleWords) -> bool:
     return all(
         bool(set(mine.split()) & set(theirs.split())) or mine == theirs
         for mine, theirs in zip(one, other, strict=True)
     )
 
 
-def said(text: str, triple: Triple) -> Said:
+def in_words(text: str, triple: Triple) -> TripleWords:
     """The words of a triple's parts in its text."""
 
     def words(spans: Spans) -> str:
@@ -130,7 +132,7 @@ def said(text: str, triple: Triple) -> Said:
     return words(triple.subject), words(triple.relation), words(triple.object)
 
 
-def normal(said: Said) -> Said:
+def normal(triple: TripleWords) -> TripleWords:
     """A triple in lower case, the form in which triples are compared."""
-    subject, relation, obj = (part.lower() for part in said)
+    subject, relation, obj = (part.lower() for part in triple)
     return subject, relation, obj

@@ -25,18 +25,17 @@ class TriplesParams(Params):
         "default"  # stanza package: its name, a resources folder, or crossreel-small
     )
     server: Annotated[str, SPEED] = "http://localhost:9000"  # address of CoreNLP
-    timeout_seconds: Annotated[float, SPEED] = 60.0  # that the server may take over a caption
+    timeout_seconds: Annotated[float, SPEED] = 60.0  # time limit of the server for one caption
     download: Annotated[bool, SPEED] = False  # fetch a stanza package that is not on this machine
 
 
 class Triples(TextExtractor[TriplesParams]):
-    """Captions to spans (P, 4) int32, one row for each run of characters of a part of a triple.
+    """Captions to spans (P, 4) int32, one row for each run of characters in a part of a triple.
 
-    A row is [triple, part, start, end): triples count from 0 through all sentences of the caption, parts
-    are 0 subject, 1 relation, 2 object, and characters are those of the caption as given. A part may have
-    several rows ("is ... on"), in the order in which they are to be read, or none ("a baby is sleeping" has
-    no object). `sentence` (1, 1) is 1 where no triple was found: the whole caption then stands as the subject
-    of one.
+    A row is [triple, part, start, end): triples count from 0 through all sentences of the caption, parts are 0 subject,
+    1 relation, 2 object, and start and end are positions of characters in the caption as given. A part may have several
+    rows ("is ... on"), in reading order, or none ("a baby is sleeping" has no object). `sentence` (1, 1) is 1 if the
+    caption has no triple: then the whole caption is the subject of its only one.
     """
 
     name, version = "triples", 1
@@ -44,11 +43,11 @@ class Triples(TextExtractor[TriplesParams]):
     fields = {"span": Field("int32", (None, 4)), "sentence": Field("uint8", (None, 1))}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The digests of the parser's models, or what is asked of the server."""
+        """The digests of the parser's models, or the settings of the request to the server."""
         return {"parser": parsers.identity(self.params, known)}
 
     def require(self) -> None:
-        """The parser's models, or the server."""
+        """Raise UserError if the parser's models are missing, or the server does not answer."""
         parsers.require(self.params)
 
     def load(self, options: WorkOptions) -> None:
@@ -58,15 +57,15 @@ class Triples(TextExtractor[TriplesParams]):
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
         """The triples of each caption."""
-        found = self.parser.parse(texts)
-        return [rows(triples, len(text)) for triples, text in zip(found, texts, strict=True)]
+        parsed = self.parser.parse(texts)
+        return [rows(triples, len(text)) for triples, text in zip(parsed, texts, strict=True)]
 
     def extract(self, unit: Unit, work: Path) -> Output:
-        """The triples of one caption. Raises ItemError for one the server fails on."""
+        """The triples of one caption. Raises ItemError if the server fails on it."""
         return Output(self.encode([unit.text or ""])[0])
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
-        """Captions in batches, or one by one where a server may fail on any; an empty one is an error."""
+        """Captions in batches, or one by one with a server, which may fail on any of them; an empty one is an error."""
         written = []
         for unit in units:
             if (unit.text or "").strip():
@@ -78,7 +77,7 @@ class Triples(TextExtractor[TriplesParams]):
 
 
 def rows(triples: Sequence[Triple], length: int) -> dict[str, Array]:
-    """Triples as the stage writes them; a caption of `length` characters without any stands as a whole."""
+    """Arrays of the stage for the triples of one caption of `length` characters; without any, the whole caption."""
     spans = [
         (number, part, start, end)
         for number, triple in enumerate(triples)

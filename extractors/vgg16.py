@@ -17,9 +17,9 @@ from pipeline.store.fields import Field
 
 
 class Vgg16Params(Params):
-    """Which layer of which network, with which weights, stored how."""
+    """The network, its weights, the layer that is read, and the stored dtype."""
 
-    model: Literal["vgg16", "crossreel-demo"] = "vgg16"  # crossreel-demo: an eighth of the width everywhere
+    model: Literal["vgg16", "crossreel-demo"] = "vgg16"  # crossreel-demo: every layer an eighth as wide
     weights: Annotated[str, PATH, DIGESTED] = (
         "IMAGENET1K_V1"  # torchvision's name, a local file, or seed:N (random, for tests)
     )
@@ -32,7 +32,10 @@ class Vgg16Params(Params):
     download: Annotated[bool, SPEED] = False  # fetch published weights that are not on this machine
 
     def decisive(self) -> dict[str, Any]:
-        """What was made before there was a choice of `convention` keeps its fingerprint."""
+        """The settings that can change a number; `convention` only if it is not the default.
+
+        Artifacts that were made before this setting existed keep their fingerprint.
+        """
         own = super().decisive()
         return (
             own if self.convention != "torchvision" else {key: own[key] for key in own if key != "convention"}
@@ -40,9 +43,9 @@ class Vgg16Params(Params):
 
 
 class Vgg16(Extractor[Vgg16Params]):
-    """Key frames (m, H, W, 3) uint8 RGB to one vector each (m, D), not negative: the layer after its ReLU.
+    """Key frames (m, H, W, 3) uint8 RGB to vectors (m, D) of the layer after its ReLU, so never negative.
 
-    D is 4096, of the demo's network 512.
+    D is 4096, or 512 for the demo's network.
     """
 
     name, version = "vgg16", 1
@@ -53,7 +56,7 @@ class Vgg16(Extractor[Vgg16Params]):
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """One row a key frame."""
+        """One row for each key frame."""
         return {"frame": Field(self.params.dtype, (None, None))}
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
@@ -61,7 +64,7 @@ class Vgg16(Extractor[Vgg16Params]):
         return hub.vgg16_identity(self.params, known)
 
     def require(self) -> None:
-        """The weights."""
+        """Raise UserError if the weights are not on this machine."""
         if weights.seed_of(self.params.weights) is None:
             hub.vgg16_file(self.params.model, self.params.weights, self.params.convention)
 
@@ -74,7 +77,7 @@ class Vgg16(Extractor[Vgg16Params]):
         self.network = Vgg16Backbone(p.model, p.weights, p.layer, options.device, p.precision, p.convention)
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
-        """The frames of as many videos as fit share a batch; a video of more frames has several of its own."""
+        """Each video with its features; videos share a batch while it has room, a longer video takes several."""
         waiting: list[tuple[Unit, Array]] = []
         for unit in units:
             frames = unit.inputs("keyframes")["rgb"]
@@ -86,7 +89,7 @@ class Vgg16(Extractor[Vgg16Params]):
             yield from self._encoded(waiting)
 
     def _encoded(self, videos: list[tuple[Unit, Array]]) -> Iterator[Result | None]:
-        """Encode the frames of some videos together and give each its rows."""
+        """Each of the videos with its features, encoded together; None after every batch as a sign of life."""
         frames = np.concatenate([rows for _, rows in videos])
         parts = []
         start = 0

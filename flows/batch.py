@@ -36,7 +36,7 @@ WATCHED = "SumR"  # the validation metric that chooses the best epoch of a train
 SEED = ".seed"  # a key with this ending is a seed: its values are repetitions, not choices
 
 Settings = dict[str, Any]
-"""Values by key, as `--set key=value` takes them."""
+"""Values by key, in the form of `--set key=value`."""
 
 
 class Sweep(Options):
@@ -112,7 +112,7 @@ class Outcome:
     error: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The result as plain data."""
         return dict(vars(self))
 
 
@@ -140,7 +140,7 @@ class Row:
     """Runs of one method that differ in their seeds alone."""
 
     method: str
-    settings: Settings  # without the seeds
+    settings: Settings  # settings without the seeds
     outcomes: Sequence[Outcome]
 
     def validation(self) -> float | None:

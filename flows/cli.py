@@ -26,40 +26,40 @@ HELP = "From a raw corpus of videos or point clouds with captions to trained, co
 VERBS = {
     "run": Verb(
         "flows.commands.experiments:run",
-        "Bring an experiment up to date: everything that is missing, and nothing else.",
+        "Bring an experiment up to date: make all artifacts that are missing, and no others.",
     ),
     "batch": Verb(
         "flows.commands.batch:batch", "Run an experiment under every setting of a sweep, and compare them."
     ),
     "plan": Verb(
         "flows.commands.experiments:plan",
-        "What a run would do: what is cached, what is missing, disk and time to expect.",
+        "Show what a run would do: cached and missing artifacts, expected disk space and time.",
     ),
     "stage": Verb(
         "flows.commands.experiments:stage",
-        "Bring one stage, and what it needs, up to date, here and without Prefect.",
+        "Bring one stage and the stages it needs up to date, in this process and without Prefect.",
     ),
     "status": Verb(
         "flows.commands.experiments:status",
-        "How far each stage is, which items failed and why, and the latest runs.",
+        "Show the progress of each stage, the failed items with their reasons, and the latest runs.",
     ),
     "why": Verb(
         "flows.commands.experiments:why",
-        "Why a stage's artifact of an item is there or is missing: which component of its fingerprint differs.",
+        "Explain why a stage's artifact of an item exists or is missing: which component of its fingerprint differs.",
         dashed=True,
     ),
     "report": Verb(
         "flows.commands.experiments:report",
-        "Draw the report of an experiment again, and print where it is.",
+        "Draw the report of an experiment again, and print its path.",
     ),
     "search": Verb(
         "flows.commands.search:search",
-        "The items that match a sentence best; with --media, the captions that match a file best.",
+        "List the items that match a sentence best; with --media, the captions that match a file best.",
         dashed=True,
     ),
     "serve": Verb(
         "flows.commands.serve:serve",
-        "Search, watch and compare in the browser, on this machine alone. Ctrl-C ends it.",
+        "Search, watch and compare in the browser, on this machine only. Ctrl-C ends it.",
     ),
     "board": Verb(
         "flows.commands.board:board",
@@ -72,25 +72,25 @@ VERBS = {
     ),
     "demo": Verb(
         "flows.commands.service:demo",
-        "Render a small corpus of moving shapes and one of point clouds, and run the whole pipeline on both, offline.",
+        "Make a small corpus of videos and one of point clouds, and run the whole pipeline on both, offline.",
     ),
     "verify": Verb(
         "flows.commands.service:verify",
-        "Prove that a method is the published one: run the authors' numerical cases through it.",
+        "Compare a method with the published one on recorded cases of the authors' code.",
     ),
     "deploy": Verb(
         "flows.commands.service:deploy",
-        "Make the flows deployments of the Prefect server that runs, and start a worker for them.",
+        "Register the flows as deployments on the running Prefect server, and start a worker for them.",
     ),
     "doctor": Verb(
         "flows.commands.service:doctor",
-        "What this machine has of what crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk.",
+        "Check this machine for everything that crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk.",
     ),
     "corpus": Verb(
         "flows.commands.corpus:app", "Make a corpus manifest, and check one before hours are spent."
     ),
     "import": Verb(
-        "flows.commands.exchange:importing", "Bring in published features or an authors' checkpoint."
+        "flows.commands.exchange:importing", "Import published features or an authors' checkpoint."
     ),
     "export": Verb(
         "flows.commands.exchange:exporting",
@@ -101,7 +101,7 @@ VERBS = {
         "Compare evaluated runs on the same queries: `crossreel compare A B` is `compare runs A B`. "
         "`compare features A B` says whether two sets of features are the same.",
     ),
-    "store": Verb("flows.commands.store:app", "Look after a store."),
+    "store": Verb("flows.commands.store:app", "List, measure, check, clean and copy a store."),
 }
 """Every verb by name, in the order of `crossreel --help`. A new verb is one entry here."""
 
@@ -122,8 +122,8 @@ app = typer.Typer(
 )
 
 
-def _tell_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"crossreel {metadata.version('crossreel')}")
         raise typer.Exit
 
@@ -131,10 +131,10 @@ def _tell_version(wanted: bool) -> None:
 @app.callback(help=HELP)
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options of the command itself; `_tell_version` has answered the only one."""
+    """Options of the command itself; `_print_version` handles the only one."""
 
 
 def main() -> None:
@@ -162,7 +162,7 @@ def main() -> None:
             raise
         _say(trouble)
         sys.exit(USERS_MISTAKE)
-    except SystemExit as end:  # which Typer makes of Ctrl-C
+    except SystemExit as end:  # raised by Typer for Ctrl-C
         if end.code == INTERRUPTED:
             print(
                 "crossreel: interrupted; what was finished is kept, the same command goes on", file=sys.stderr
@@ -171,12 +171,12 @@ def main() -> None:
 
 
 def _say(sentence: str) -> None:
-    """What went wrong, on standard error; names in it may come from anybody's files."""
+    """Print an error on standard error; names in it may come from other people's files, so they are escaped."""
     print(f"crossreel: {escaped(sentence)}", file=sys.stderr)
 
 
 def _disk_trouble(error: Exception) -> str | None:
-    """What is wrong with a disk or folder that the user chose, in one sentence; None for any other error."""
+    """The sentence for a fault of a disk or folder that the user chose; None for any other error."""
     if is_full(error):
         return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):

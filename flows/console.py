@@ -1,4 +1,4 @@
-"""What a person sees while stages run: a progress bar with ETA in a terminal, a line now and then elsewhere."""
+"""The display of running stages: a progress bar with ETA in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class StageDisplay:
         self._end_bar()
 
     def say(self, sentence: str) -> None:
-        """One line above the bar."""
+        """Print a line above the bar."""
         self.console.print(sentence, highlight=False, markup=False)
 
     def progress(self, progress: Progress) -> None:
-        """Move the bar, or print a line when it is time for one."""
+        """Update the bar, or without a terminal print a line now and then."""
         if progress.stage != self._stage:
             self._end_bar()
             self._stage, self._line_at = progress.stage, time.monotonic()
@@ -66,7 +66,7 @@ class StageDisplay:
             self.say(f"  {progress.stage}: {done} of {total}  {detail}".rstrip())
 
     def report(self, report: Report) -> None:
-        """One line of what a stage did."""
+        """Print the report of a stage as one line."""
         self._end_bar()
         self._stage = ""
         self.say(sentence(report))
@@ -86,7 +86,7 @@ class StageDisplay:
 
 
 def position(progress: Progress) -> tuple[int, int]:
-    """Done and total; of a training, in steps."""
+    """Numbers of units done and in total; of steps for a training."""
     d = progress.detail
     if d.get("steps"):
         return (d["epoch"] - 1) * d["steps"] + d["step"], d["epochs"] * d["steps"]
@@ -104,7 +104,7 @@ def describe(detail: Mapping[str, Any]) -> str:
 
 
 def sentence(report: Report) -> str:
-    """What a stage did, for instance "clip: 118 made, 2 failed (41.2 s)"."""
+    """The report of a stage in words, for instance "clip: 118 made, 2 failed (41.2 s)"."""
     words = []
     if report.ran:
         words.append(f"{report.ran} made" if report.total > 1 else "made")

@@ -103,7 +103,7 @@ def _decoders(ffmpeg: str) -> Iterator[Finding]:
                    "-pix_fmt", "yuv420p", str(clip)]  # fmt: skip
         subprocess.run(command, check=False, capture_output=True)
         for name in ("decord", "pyav"):
-            _, answer = _asked(DECODE_QUESTION, str(clip), name)
+            _, answer = _run_python(DECODE_QUESTION, str(clip), name)
             whole = answer == str(TEST_FRAMES)
             detail = (
                 f"all {TEST_FRAMES} frames of a test clip" if whole else f"{answer}, not {TEST_FRAMES} frames"
@@ -111,17 +111,17 @@ def _decoders(ffmpeg: str) -> Iterator[Finding]:
             yield Finding(f"decoder {name}", whole, detail)
 
 
-def _asked(question: str, *arguments: str) -> tuple[bool, str]:
-    """Whether a separate Python process succeeded, and its last line: native code may hang or crash."""
+def _run_python(question: str, *arguments: str) -> tuple[bool, str]:
+    """Whether code succeeded in a separate Python process, and its last line; native code may hang or crash."""
     try:
-        asked = subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-P", "-c", question, *arguments], capture_output=True, text=True, check=False,
             timeout=ANSWER_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False, f"no answer within {ANSWER_SECONDS} s"
-    words = (asked.stdout or asked.stderr).strip().splitlines()
-    return asked.returncode == 0, words[-1] if words else "no answer"
+    words = (ended.stdout or ended.stderr).strip().splitlines()
+    return ended.returncode == 0, words[-1] if words else "no answer"
 
 
 def _packages() -> Iterator[Finding]:
@@ -133,7 +133,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _named(noun: str, catalogue: Catalogue[Any]) -> Iterator[Finding]:
-    """Where each extractor or method comes from: one line for all that are built in, one for each of a package."""
+    """The origin of extractors or methods: one line for all built-in ones, and one for each of an installed package."""
     origins = list(catalogue.origins())
     yield Finding(f"{noun}s", True, f"{', '.join(o.name for o in origins if not o.package)}: built in")
     for origin in origins:
@@ -149,7 +149,7 @@ def _named(noun: str, catalogue: Catalogue[Any]) -> Iterator[Finding]:
 
 def _torch() -> Finding:
     """Whether torch and torchvision import together, and torch sees the GPUs; it takes seconds to import."""
-    ok, answer = _asked(TORCH_QUESTION)
+    ok, answer = _run_python(TORCH_QUESTION)
     blind = ok and gpus() > 0 and answer.startswith("0 ")
     detail = f"{answer}; {gpus()} GPUs visible"
     return Finding(

@@ -1,4 +1,4 @@
-"""An experiment file: which corpus, which methods, which settings, where the store is."""
+"""An experiment file: the corpus, the methods, the settings, and the folder of the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Experiment(Options):
     name: str = ""  # the file's name, if not given
     corpus: str
     store: str = "store"
-    methods: list[str] = Field(default_factory=list)  # trained, evaluated and compared
+    methods: list[str] = Field(default_factory=list)  # methods that are trained, evaluated and compared
     extract: list[str] = Field(default_factory=list)  # extractors to run even if no method reads them
     extractors: dict[str, dict[str, Any]] = Field(default_factory=dict)  # settings by stage
     trainers: dict[str, dict[str, Any]] = Field(default_factory=dict)  # settings by method
@@ -39,7 +39,7 @@ class Experiment(Options):
 
     @property
     def corpus_path(self) -> Path:
-        """The manifest."""
+        """The path of the manifest."""
         return self.path.parent / self.corpus
 
     @property

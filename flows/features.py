@@ -1,4 +1,4 @@
-"""Features as plain files: a stage's for programs that know nothing of the store, and other people's, opened."""
+"""Features as plain files: exports of a stage for other programs, and other people's features, opened."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StageFeatures:
 
 
 def having_features(project: Project, stage: str) -> State:
-    """The state of a stage that has features, imported ones that no method reads included.
+    """The state of a stage that has features, also of an imported one that no method reads.
 
     Raises UserError for any other.
     """
@@ -70,7 +70,7 @@ def _field(state: State, field: str) -> str:
 
 
 def export(project: Project, stage: str, target: Path, layout: str) -> int:
-    """Write one file an item or caption, and an index of all their names; returns how many files.
+    """Write one file for each item or caption, and an index of their names; return the number of files.
 
     Raises UserError where some are still to be made; those that failed are left out.
     """
@@ -94,7 +94,7 @@ def export_collection(
     project: Project, stage: str, text_stage: str, field: str, target: Path, layout: str = "ms-sl",
     subset: str = "",
 ) -> Exported:  # fmt: skip
-    """Write a stage of items and one of captions in the layout ms-sl or h2arn; the latter is found if not named.
+    """Write a stage of items and one of captions in the layout ms-sl or h2arn; without a name, the method's text stage.
 
     `subset` names the data set in h2arn's files; else it is called as the manifest is. Raises UserError where
     some are still to be made, and for what the layout cannot express.
@@ -142,7 +142,7 @@ def _text_stage(project: Project, stage: str) -> str:
 
 
 def open_tensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
-    """The tensors of a .pt file, mapped and not read; one alone is called "". Nothing else is unpickled."""
+    """The tensors of a .pt file, memory-mapped; a single one has the name "". No object is unpickled."""
     import torch  # only what asks for .pt files pays for it
 
     try:
@@ -159,7 +159,7 @@ def open_tensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
 
 
 def _entry(tensor: Any) -> Entry:
-    """A tensor as numbers that numpy knows: bfloat16 and smaller as float32."""
+    """A tensor in a dtype that numpy has: bfloat16 and smaller ones as float32."""
     tensor = tensor.detach()
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_sparse or tensor.is_quantized or tensor.is_complex():

@@ -60,7 +60,7 @@ INHERITS = {
 
 
 def _problem(found: Any, name: str) -> str:
-    """What is wrong with the extractor that a package offers under a name; "" where nothing is."""
+    """The fault of an extractor that a package offers under a name; "" if there is none."""
     if not (isinstance(found, type) and issubclass(found, Extractor)):
         return f"it is a {type(found).__name__}, not a subclass of extractors.base.Extractor"
     if not (isinstance(getattr(found, "settings", None), type) and issubclass(found.settings, Params)):
@@ -144,7 +144,7 @@ def _extractors(
 
 
 def _wishes(configs: Mapping[str, MethodConfig], experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """What the methods want of the extractors, by stage and setting, where the experiment does not say it itself.
+    """Settings of extractors that the methods need, by stage and setting, unless the experiment gives them.
 
     Raises UserError where two methods want different things of one stage.
     """

@@ -1,4 +1,4 @@
-"""The experiment file that trains methods on imported features: complete, for every method that can read them."""
+"""A complete experiment file that trains methods on imported features, for every method that can read them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ SIDES = ("items", "captions")
 
 @dataclass(frozen=True)
 class ImportedExperiment:
-    """The lines of an experiment file, "" where no method can read the features, and why some methods cannot."""
+    """The text of an experiment file ("" if no method can read the features), and the reasons of excluded methods."""
 
     text: str
     methods: tuple[str, ...]
-    refused: Mapping[str, str]  # method -> why
-    impossible: str = ""  # why no method can, where the reason is not a method's own
+    refused: Mapping[str, str]  # method -> reason
+    impossible: str = ""  # the reason that excludes every method, if it is not one of a method
 
 
 def experiment_on(manifest: Path, store: Path, stages: Mapping[str, str]) -> ImportedExperiment:
-    """The experiment file for imported features of a corpus; paths are written as they are given.
+    """The experiment file for imported features of a corpus; paths are written as given.
 
-    stages: the stage just imported by what it is of, "items" or "captions". For the other side the features of this
-    corpus that were imported before are taken, those that cover most of it, or else the methods' own extractors.
+    stages: "items" or "captions" -> the stage just imported. For the other side, the stage imported earlier that covers
+    most of this corpus is used, or else the methods' own extractors.
     """
     opened = Store(store)
     contents = read_contents(Corpus.read(manifest), opened.index)
@@ -71,13 +71,13 @@ def experiment_on(manifest: Path, store: Path, stages: Mapping[str, str]) -> Imp
 
 
 def _evaluated(corpus: Corpus) -> dict[str, Any]:
-    """The split to evaluate on, where the usual one has no captions."""
-    having = [split for split in corpus.splits if next(corpus.captions(split), None) is not None]
-    return {"evaluate": {"split": "val"}} if "test" not in having and "val" in having else {}
+    """Settings that evaluate on `val` if only that split has captions; {} for the default, `test`."""
+    captioned = [split for split in corpus.splits if next(corpus.captions(split), None) is not None]
+    return {"evaluate": {"split": "val"}} if "test" not in captioned and "val" in captioned else {}
 
 
 def _covering(contents: Contents, store: Store, imported: Mapping[str, Stage[Any]], side: str) -> str:
-    """The imported stage of a side that has features of most of a corpus; "" if none has any."""
+    """The imported stage of a side with features for the most items or captions of a corpus; "" if there is none."""
     keys = set(contents.names(side).values())
     counts = {
         name: sum(key in state.places for key in keys)
@@ -89,7 +89,7 @@ def _covering(contents: Contents, store: Store, imported: Mapping[str, Stage[Any
 
 
 def _row_counts(contents: Contents, store: Store, imported: Mapping[str, Stage[Any]], stage: str) -> set[int]:
-    """The different numbers of rows of a stage's arrays of a corpus; empty for one that was not imported."""
+    """Distinct numbers of rows of the arrays of a stage; empty if the stage was not imported."""
     if stage not in imported:
         return set()
     states = survey({stage: imported[stage]}, contents, store, RememberedDigests(store.index))
@@ -99,7 +99,7 @@ def _row_counts(contents: Contents, store: Store, imported: Mapping[str, Stage[A
 def _reason(
     tree: Mapping[str, Any], contents: Contents, store: Store, imported: Mapping[str, Stage[Any]]
 ) -> str:
-    """Why an experiment cannot be planned, in a sentence; "" if it can."""
+    """The sentence with the reason why an experiment cannot be planned; "" if it can."""
     try:
         experiment = fill(Experiment, {"name": "imported", **tree}, "")
         stages = graph.build(experiment, imported)
@@ -113,7 +113,7 @@ def _reason(
 
 
 def _lines(tree: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The experiment file as TOML, whose strings, lists and truth values are spelled as JSON spells them."""
+    """The experiment file as TOML, whose strings, lists and booleans have the syntax of JSON."""
     tables: dict[str, Mapping[str, Any]] = {n: value for n, value in tree.items() if isinstance(value, dict)}
     tables |= {f"trainers.{method}": own for method, own in settings.items()}
     top = {name: value for name, value in tree.items() if name not in tables} | {"methods": list(settings)}

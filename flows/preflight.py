@@ -1,4 +1,4 @@
-"""What would stop a run, found before any work is done: weights, settings against the corpus, devices, disk.
+"""Problems that would stop a run, found before any work is done: weights, settings, devices, disk.
 
 Only stages that would run are looked at, and no network is loaded.
 """
@@ -26,24 +26,24 @@ WEIGHTS = (
     "backbone_weights",
     "weights",
     "package",
-)  # settings that say what a stage must find on this machine
+)  # settings that name requirements of a stage on this machine
 TABLES = ("extractors.", "trainers.", "run.", "evaluate.", "store ")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a stage would stop: one sentence that begins with the setting's full name and its value."""
+    """The problem that would stop a stage: one sentence that begins with the setting's full name and value."""
 
     stage: str
     sentence: str
-    fatal: bool = False  # the stage cannot even be looked up in the store
+    fatal: bool = False  # whether the stage cannot even be looked up in the store
 
 
 def find_problems(
     project: Project, states: plan.Survey, names: Collection[str], redo: Collection[str] = (),
     retry_failed: bool = False,
 ) -> list[Problem]:  # fmt: skip
-    """Everything that would stop a run of the named stages and of what they need, in the order of the stages.
+    """Problems that would stop a run of the named stages and of those they need, in the order of the stages.
 
     The states of stages that have no fatal problem upstream are read into `states`. Nothing is made or loaded.
     """
@@ -75,7 +75,7 @@ def require_possible(
     project: Project, states: plan.Survey, names: Collection[str], redo: Collection[str] = (),
     retry_failed: bool = False,
 ) -> list[Problem]:  # fmt: skip
-    """Raise UserError with everything that would stop a run; with `run.anyway` return it, unless it is fatal."""
+    """Raise UserError with all problems of a run; with `run.anyway` return them, unless one is fatal."""
     problems = find_problems(project, states, names, redo, retry_failed)
     refused = [problem for problem in problems if problem.fatal or not project.experiment.run.anyway]
     if refused:
@@ -93,7 +93,7 @@ def as_text(problems: Sequence[Problem]) -> str:
 
 
 def _unidentified(project: Project, stage: Stage[Params]) -> Iterator[Problem]:
-    """The problem of a stage whose fingerprint cannot be worked out, because a file that decides it is not there."""
+    """The problem of a stage whose fingerprint cannot be computed, because a file that decides it is missing."""
     try:
         stage.identity(project.known)
     except UserError as error:
@@ -101,7 +101,7 @@ def _unidentified(project: Project, stage: Stage[Params]) -> Iterator[Problem]:
 
 
 def _missing(project: Project, stage: Stage[Params], begun: bool) -> Iterator[Problem]:
-    """What a stage needs on this machine and does not find.
+    """Requirements of a stage that this machine lacks.
 
     Weights of a stage that has begun before under the same fingerprint were checked then: looking at a tag's weights
     again imports torch, which takes seconds.
@@ -138,7 +138,7 @@ def _imported(project: Project, stage: Stage[Params], states: plan.Survey) -> It
 
 
 def _unsuited(project: Project, stage: Stage[Params]) -> Iterator[str]:
-    """Settings of a stage that this corpus, or this run, leaves no room for."""
+    """Settings of a stage that do not fit this corpus or this run."""
     run, contents = project.experiment.run, project.contents
     if isinstance(stage, Train):
         learn = LEARN[0]
@@ -168,11 +168,11 @@ def _gpus(project: Project) -> list[int]:
     try:
         return gpu_numbers(project.experiment.run.device)
     except UserError:
-        return []  # `_device` says it
+        return []  # `_device` reports it
 
 
 def _device(project: Project, running: Sequence[Stage[Params]]) -> Iterator[Problem]:
-    """A GPU that is asked for and not there, or more processes than GPUs."""
+    """A configured GPU that does not exist, or more processes than GPUs."""
     run = project.experiment.run
     for stage in running:
         if stage.worker_kind != "model":
@@ -192,7 +192,7 @@ def _device(project: Project, running: Sequence[Stage[Params]]) -> Iterator[Prob
 
 
 def _disk(project: Project, states: plan.Survey, needed: Collection[str]) -> Iterator[Problem]:
-    """A disk with less room than the missing artifacts are expected to take."""
+    """A disk with less free space than the missing artifacts are expected to take."""
     expected = {name: e.bytes or 0.0 for name, e in estimate(project, states).items() if name in needed}
     total, free = sum(expected.values()), shutil.disk_usage(project.store.root).free
     if total > free:

@@ -1,4 +1,4 @@
-"""Artifacts that another ffmpeg or decoder made: which stages a change of the program makes stale, or are kept."""
+"""Artifacts that another ffmpeg or decoder made: the stages that a change of the program makes stale, or keeps."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipeline.store.store import Store
 
 @dataclass(frozen=True)
 class ChangedProgram:
-    """A stage whose artifacts another version of a program made than this machine has."""
+    """A stage whose artifacts were made by a version of a program that this machine does not have."""
 
     stage: str
     program: str  # its name in the fingerprint: ffmpeg, or decoder
     before: str
     here: str
-    items: int  # in the store
+    items: int  # items in the store
     kept: bool
 
     @property
     def sentence(self) -> str:
-        """What a plan says of it; the caller adds the cost."""
+        """The sentence of a plan on it; the caller adds the cost."""
         made = f"{self.stage} of {self.items} items was made with {self.program} {self.before}, and this machine has "
         if self.kept:
             return f"{made}{self.here}; it is kept (run.keep_decoded), and only new items are made with {self.here}"
@@ -53,7 +53,7 @@ def find_changed(
         try:
             mine = plan.components_on({need: prints[need] for need in stage.needs}, stage, known)
         except UserError:
-            continue  # weights that are not there are said elsewhere
+            continue  # missing weights are reported elsewhere
         prints[name] = Fingerprint.of(mine).hex
         found = _made_before(stage, mine, prints[name], store)
         if found is None:

@@ -25,7 +25,7 @@ OnHashed = Callable[[int, int], None]
 
 @dataclass
 class Project:
-    """Everything a verb needs of an experiment."""
+    """An opened experiment: settings, corpus, stages and store."""
 
     experiment: Experiment
     store: Store
@@ -43,7 +43,7 @@ class Project:
         return dict(self.states(killed_before))
 
     def states(self, killed_before: float = 0.0) -> plan.Survey:
-        """A new survey, which reads the state of a stage from the store when it is first asked for it.
+        """A new survey, which reads the state of a stage from the store at first use.
 
         With `killed_before` 0 every stage is as the last run left it, with `math.inf` as the next run finds it. The two
         differ in the units that were killed: left out of one, missing in the other.
@@ -54,7 +54,7 @@ class Project:
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
         states: plan.Survey | None = None,
     ) -> Runner:  # fmt: skip
-        """A runner of the stages. `states`: a survey of this project to go on with, instead of a new one."""
+        """A runner of the stages. `states`: an earlier survey of this project, used instead of a new one."""
         about = {
             "name": self.experiment.name,
             "path": str(self.experiment.path),
@@ -87,7 +87,9 @@ def open_project(
         store = Store(experiment.store_path)
         stages = _stages(experiment, corpus, imported_stages(store.index))
     else:
-        stages = _stages(experiment, corpus, {})  # first, so that it complains before a store is made
+        stages = _stages(
+            experiment, corpus, {}
+        )  # before a store is made, so that an error leaves none behind
         store = Store(experiment.store_path)
     for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
         corpus.require_queries(split)
@@ -97,7 +99,7 @@ def open_project(
 
 
 def _stages(experiment: Experiment, corpus: Corpus, imported: plan.Stages) -> dict[str, Stage[Any]]:
-    """Build the stages. Raises UserError for one that reads media of another kind than the corpus holds."""
+    """Build the stages. Raises UserError if one reads another kind of media than the corpus holds."""
     stages = graph.build(experiment, imported)
     kinds = {item.kind for item in corpus.items}
     for stage in stages.values():

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did, stage by stage, and what it could not do."""
+    """The outcome of a run: the report of each stage, and the stages that stopped."""
 
     run: str
     reports: list[Report]
@@ -79,10 +79,10 @@ def run_stages(
 ) -> RunResult:
     """Bring stages, and everything they need, up to date in order; record the run in the store.
 
-    `redo` names stages that are made again, `states` is a survey of the project to go on with, if there is
-    one already. A stage that ends with an error leaves out those that need it, and the others are made; the report is
-    then one of the methods that were evaluated. Raises the first stage's error where it leaves nothing of what was
-    asked for, and any error that would meet every other stage too (a full disk); what was finished by then is kept.
+    `redo` names stages that are made again, `states` is an earlier survey of the project, if there is one. If a stage
+    ends with an error, the stages that need it are left out and the others are made; the report then covers the methods
+    that were evaluated. Raises the first stage's error if it leaves out all requested stages, and any error that would
+    stop every other stage too (a full disk); stages that were finished by then are kept.
     """
 
     def show(progress: Progress) -> None:
@@ -142,8 +142,8 @@ def run_stages(
 def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Exception]) -> list[Stopped]:
     """The stages that ended with an error, each with the stages that were left out because of it.
 
-    Raises the first error where nothing is left of what the run was asked for by `names`. An error of our own is
-    logged with its traceback.
+    Raises the first error if all requested stages (`names`) were left out. An error that is no UserError is logged with
+    its traceback.
     """
     needed = plan.ancestors(project.stages, names)
     stages = {name: project.stages[name] for name in plan.order(project.stages) if name in needed}
@@ -160,7 +160,7 @@ def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Except
 
 
 def reason(error: Exception) -> str:
-    """One line that says why a stage stopped: of a traceback the last."""
+    """The reason why a stage stopped, as one line: the last line of a traceback."""
     if isinstance(error, ItemError):
         return f"{error.item}: {error.reason}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -195,7 +195,7 @@ def nothing_to_do(states: plan.Survey, names: Sequence[str], retry_failed: bool)
 
 
 def report_path(project: Project, states: Mapping[str, plan.State]) -> Path | None:
-    """Where the report is, if it was made."""
+    """The path of the report, if it was made."""
     state = states.get(REPORT)
     if state is None or not state.complete:
         return None

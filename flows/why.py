@@ -1,4 +1,4 @@
-"""Why an artifact is there or missing: the components of its fingerprint against the nearest one in the store."""
+"""Explanation why an artifact exists or is missing: its fingerprint's components against the nearest in the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Known = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def explain(project: Project, stage: str, item: str) -> Iterator[str]:
-    """Lines that say hit or miss, and of a miss which component differs, upstream included."""
+    """Lines with hit or miss for a stage and those it needs, and for a miss the component that differs."""
     states = project.survey()
     state = states[stage]
     key, name = _unit(project, state, item)
@@ -42,7 +42,7 @@ def explain(project: Project, stage: str, item: str) -> Iterator[str]:
 
 
 def _unit(project: Project, state: plan.State, item: str) -> tuple[str, str]:
-    """The key and name of what the user means. Raises UserError with the nearest id."""
+    """The key and name of the unit that the user names. Raises UserError with the nearest id."""
     if state.stage.over == "corpus":
         return plan.WHOLE, plan.WHOLE
     names = project.contents.names(state.stage.over)
@@ -80,7 +80,7 @@ def _components(components: Mapping[str, Any], known: Known) -> Iterator[str]:
 
 
 def _miss(project: Project, states: Mapping[str, plan.State], stage: str, key: str) -> Iterator[str]:
-    """The nearest artifact of this unit that the store has, and in what it differs."""
+    """The artifact of this unit in the store with the nearest fingerprint, and the components that differ."""
     state = states[stage]
     known = project.store.index.fingerprints()
     if key in project.store.index.places(state.fingerprint.hex):

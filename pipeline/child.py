@@ -75,8 +75,10 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._ends: dict[
             subprocess.Popen[bytes], tuple[Connection, IO[bytes]]
-        ] = {}  # what closes with each process
-        self.owner: threading.Thread | None = None  # that started it; the kernel ends it with this one
+        ] = {}  # resources that close with each process
+        self.owner: threading.Thread | None = (
+            None  # the thread that started it; the kernel ends the child with that thread
+        )
 
     def start(self) -> None:
         """Start the process unless it runs already. The kernel ends it when the calling thread ends."""
@@ -242,7 +244,7 @@ def is_interrupt(error: BaseException) -> bool:
 def die_with_parent(parent: int) -> None:
     """Have the kernel end this process when the thread that started it ends (Linux)."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the line above
         os._exit(1)
 
 

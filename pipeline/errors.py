@@ -50,18 +50,18 @@ class TrainingError(Exception):
 
 
 def is_full(error: BaseException | str) -> bool:
-    """Whether an error, or what a program said of one, means that the disk is full or the quota used up.
+    """Whether an error, or a program's message about one, means that the disk is full or the quota used up.
 
-    Libraries with writers of their own (SQLite, safetensors, ffmpeg) pass on the words, not the number.
+    Libraries that write files themselves (SQLite, safetensors, ffmpeg) give the system's message, not its number.
     """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     words = str(error).lower()
-    return any(said in words for said in ("no space left on device", "disk quota exceeded", "disk is full"))
+    return any(text in words for text in ("no space left on device", "disk quota exceeded", "disk is full"))
 
 
 def is_starved(error: BaseException | str) -> bool:
-    """Whether an error, or what a program said of one, means that there was no memory, or no thread, to be had.
+    """Whether an error, or a program's message about one, means that memory or threads ran out.
 
     torch raises a RuntimeError on the CPU and a class of its own on a GPU.
     """
@@ -70,7 +70,7 @@ def is_starved(error: BaseException | str) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):
         return True
     words = str(error).lower()
-    return any(said in words for said in STARVED)
+    return any(text in words for text in STARVED)
 
 
 def nearest(value: str, possible: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What keeps millions of small objects cheap."""
+"""Settings of Python's garbage collector that keep millions of small objects cheap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TOML files and `--set a.b=c` become small frozen models; an unknown key names its nearest neighbour."""
+"""Settings: TOML files and `--set a.b=c` fill small frozen models; an error suggests the nearest possible key."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from pipeline.errors import UserError, nearest
 
 
 class Role(Enum):
-    """What a setting does besides deciding a number, stated in its annotation: `lr: Annotated[float, SPEED]`."""
+    """The role of a setting in fingerprints and paths, stated in its annotation: `lr: Annotated[float, SPEED]`."""
 
-    PACKS = (
-        "packs"  # it shapes the packed inputs of a method; any other setting retrains without packing again
-    )
-    SPEED = (
-        "speed"  # it changes only speed, memory or whether something is downloaded: no part of a fingerprint
-    )
-    DIGESTED = "digested"  # it says where something is whose digest enters the fingerprint in its place
-    UNSEEN = "unseen"  # it changes the scores of trained weights and shows in no name or shape of them
-    PATH = "path"  # it may name a file, relative to the folder of the experiment's file
+    # Shapes the packed inputs of a method. A change of any other setting retrains without packing again.
+    PACKS = "packs"
+    # Changes only speed, memory or whether something is downloaded. Left out of fingerprints.
+    SPEED = "speed"
+    # Names a file or model whose digest enters the fingerprint in its place.
+    DIGESTED = "digested"
+    # Changes the scores of trained weights although no name or shape of the weights shows it.
+    UNSEEN = "unseen"
+    # May name a file, relative to the folder of the experiment file.
+    PATH = "path"
 
 
 PACKS, SPEED, DIGESTED, UNSEEN, PATH = Role.PACKS, Role.SPEED, Role.DIGESTED, Role.UNSEEN, Role.PATH
 
 
 class Params(BaseModel):
-    """What can change a number. Every field enters the fingerprint of its stage, but those marked SPEED or DIGESTED."""
+    """Settings that can change a number. Every field enters the fingerprint, except those marked SPEED or DIGESTED."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -67,14 +68,14 @@ def _marked(model: type[Params], roles: tuple[Role, ...]) -> frozenset[str]:
 
 
 def _roles(metadata: Sequence[Any]) -> list[Role]:
-    """The roles among what stands in a field's annotation."""
+    """The roles in the metadata of a field's annotation."""
     return [mark for mark in metadata if isinstance(mark, Role)]
 
 
 def located(tree: Mapping[str, Any], model: type[Params], base: Path) -> Tree:
-    """The table with file names relative to `base` made absolute, where such a file is there.
+    """The table with file names relative to `base` made absolute, if the file exists.
 
-    Of a name with `{area}` or another word in braces it is enough that one file is there which it can stand for.
+    A name with `{area}` or another word in braces is made absolute if at least one file matches it.
     """
     out = dict(tree)
     for name in model.marked(PATH):
@@ -85,7 +86,7 @@ def located(tree: Mapping[str, Any], model: type[Params], base: Path) -> Tree:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a path exists, or one with anything at all in the place of its words in braces."""
+    """Whether a path exists; a word in braces matches any text."""
     if path.exists():
         return True
     parts = re.split(r"\{\w+\}", str(path))
@@ -93,7 +94,7 @@ def _is_there(path: Path) -> bool:
 
 
 class Options(BaseModel):
-    """What changes only speed or place (device, workers). Never enters a fingerprint."""
+    """Settings that change only speed or place (device, workers). They never enter a fingerprint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -119,7 +120,7 @@ def read_toml(path: Path) -> Tree:
 
 
 def apply_sets(tree: Tree, sets: Sequence[str]) -> Tree:
-    """A copy of the tree with every `a.b=value` applied; a value is TOML, and a bare word is text."""
+    """A copy of the tree with every `a.b=value` applied; a value that is not valid TOML is taken as text."""
     out: Tree = json.loads(json.dumps(tree, default=str))
     for text in sets:
         key, sign, raw = text.partition("=")
@@ -151,7 +152,7 @@ def fill(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
 
 
 def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    """The first complaint of a validation, in one sentence."""
+    """The first error of a validation, as one sentence."""
     first = error.errors()[0]
     key = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
     if first["type"] == "extra_forbidden":
@@ -164,7 +165,7 @@ def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str
 
 
 def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The nested model that a location inside another points to."""
+    """The nested model that a location within `model` points to."""
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:

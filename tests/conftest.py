@@ -26,25 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.media.video import find_ffmpeg
 
-EXPERIMENT = """
-corpus = "corpus.jsonl"
-store = "store"
-methods = ["hlformer"]
-
-[extractors.clip]
-model = "crossreel-demo"
-weights = "seed:0"
-
-[trainers.hlformer]
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 2
-map_size = 4
-max_ctx_l = 8
-batch_size = 3
-epochs = 2
-
+FIXTURES = Path(__file__).parent / "fixtures"
+EXPERIMENT = f"""{(FIXTURES / "experiments/hlformer.toml").read_text()}
 [run]
 workers = 1 # each worker of a network imports torch and open_clip, 5 CPU seconds, for twelve items
 """

@@ -16,19 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / name for name in ("adding-a-stage.md", "adding-a-method.md")]
-EXPERIMENT = """
-corpus = "corpus.jsonl"
-methods = ["two_towers"]
-[extractors.clip_text]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.colour_histogram]
-bins = 4
-[trainers.two_towers]
-epochs = 2
-[run]
-workers = 2
-"""
+EXPERIMENT = (ROOT / "tests/fixtures/experiments/two_towers.toml").read_text()
 
 
 class Block(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the engine and the evaluation know of a retrieval method: losses, encodings, scores."""
+"""The interface of a retrieval method for the engine and the evaluation: losses, encodings, scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Batch = Mapping[str, Tensor]
 """Named tensors of one training step or of one block of items or captions."""
 
 Encoded = dict[str, Tensor]
-"""What a method keeps of each item or caption: named tensors whose first axis counts them."""
+"""Encodings of items or captions: named tensors whose first axis counts them."""
 
 
 class Method(nn.Module):
@@ -28,11 +28,11 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """What is kept of each caption of the batch, ready to be scored (normalised once, here)."""
+        """The encodings of the captions of a batch, ready to be scored (normalisation happens here, once)."""
         raise NotImplementedError
 
     def encode_items(self, batch: Batch) -> Encoded:
-        """What is kept of each item of the batch, ready to be scored (normalised once, here)."""
+        """The encodings of the items of a batch, ready to be scored (normalisation happens here, once)."""
         raise NotImplementedError
 
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
@@ -44,7 +44,7 @@ class Method(nn.Module):
         return None
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """What carried the match of each pair, as named tensors (Q, V, ...); nothing if it cannot tell."""
+        """An explanation of the match of each pair, as named tensors (Q, V, ...); {} if the method gives none."""
         return {}
 
 

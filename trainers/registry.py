@@ -10,7 +10,7 @@ from trainers.contract import RetrievalMethod
 
 Declared = RetrievalMethod[Any]
 
-BUILT_IN = {  # by name, where each is declared; a declaration is imported when its method is looked up
+BUILT_IN = {  # name -> dotted path of the declaration, which is imported when the method is looked up
     "clip4clip": "trainers.clip4clip.declaration:CLIP4CLIP",
     "hlformer": "trainers.hlformer.declaration:HLFORMER",
     "neighborretr": "trainers.neighborretr.declaration:NEIGHBORRETR",
@@ -21,7 +21,7 @@ BUILT_IN = {  # by name, where each is declared; a declaration is imported when 
 
 
 def _problem(found: Any, name: str) -> str:
-    """What is wrong with the method that a package offers under a name; "" where nothing is."""
+    """The fault of a method that a package offers under a name; "" if there is none."""
     if not isinstance(found, RetrievalMethod):
         what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
         return f"it is {what}, not an instance of trainers.contract.RetrievalMethod"

@@ -1,4 +1,4 @@
-"""Which items are relevant to which captions: the positives of an evaluation, by position.
+"""Relevance of items to captions: the positives of an evaluation, by position.
 
 Axes: Q captions, V items, L pairs of a caption and an item that is relevant to it.
 """

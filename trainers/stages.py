@@ -38,22 +38,22 @@ PostProcessing = Literal["dual_softmax", "qb_norm", "sinkhorn"]
 
 
 class DualSoftmaxParams(Params):
-    """Of the prior that scores are multiplied by."""
+    """Settings of dual softmax: the prior by which scores are multiplied."""
 
     beta: float = Field(100.0, gt=0)  # CLIP's logit scale, on cosines; other scores may need another
 
 
 class QbNormParams(Params):
-    """Of the dynamic inverted softmax."""
+    """Settings of QB-norm, the dynamic inverted softmax."""
 
     beta: float = Field(20.0, gt=0)  # inverse temperature (Bogolin et al., for all models but one)
     k: int = Field(1, ge=1)  # first places of a bank query whose members are active (Bogolin et al.)
 
 
 class SinkhornParams(Params):
-    """Of the row and column normalisations."""
+    """Settings of the row and column normalisations of Sinkhorn."""
 
-    beta: float = Field(100.0, gt=0)  # as for the dual softmax
+    beta: float = Field(100.0, gt=0)  # the default of the dual softmax
     iterations: int = Field(10, ge=1)  # iterations of both normalisations, each a pass over all scores
 
 
@@ -256,9 +256,9 @@ class Train(Stage[MethodConfig]):
                 f"trainers.{self.method}.weights: there is no {path}; `crossreel import checkpoint` writes it"
             )
         if self.params.epochs == 0:
-            for name, (trained, wanted) in self._differences().items():
+            for name, (trained, configured) in self._differences().items():
                 raise UserError(
-                    f"trainers.{self.method}.{name} = {wanted!r}, and {self.params.weights} was trained with "
+                    f"trainers.{self.method}.{name} = {configured!r}, and {self.params.weights} was trained with "
                     f"{trained!r}: no weight shows it, and every score would be of another network"
                 )
         return own | {"start": known.file(path)}
@@ -311,10 +311,10 @@ class Evaluate(Stage[EvaluateParams]):
         They are not part of the fingerprint, which has the content of the splits.
         """
         corpus, split = briefing.contents.corpus, self.params.split
-        told = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
+        facts = {"kind": corpus.kind(split), "queries": sum(1 for _ in corpus.captions(split))}
         protocol = corpus.protocol(split)
         kept = list(briefing.about.get("kept", ()))
-        return told | ({"corpus": protocol} if protocol else {}) | ({"kept": kept} if kept else {})
+        return facts | ({"corpus": protocol} if protocol else {}) | ({"kept": kept} if kept else {})
 
 
 def _version(method: Declared) -> dict[str, int]:

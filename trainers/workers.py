@@ -88,7 +88,9 @@ def train(request: dict[str, Any], send: Send) -> None:
     declared = METHODS.find(request["method"])
     config = declared.config.model_validate_json(request["params"])
     folder = Path(request["folder"])
-    if TrainedFolder(folder).finished:  # it was killed between its last line and its publication
+    if TrainedFolder(
+        folder
+    ).finished:  # an earlier process was killed between its last line and its publication
         _close(folder, send)
         return
     (packed,) = (Path(path) for path in request["needs"].values())
@@ -164,10 +166,10 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
         params.directions, (params.directions,)
     )
     index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
-    told = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
+    facts = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
     result = measure(
         method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
-        rerank=params.rerank, post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **told,
+        rerank=params.rerank, post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **facts,
     )  # fmt: skip
     result.write(_emptied(Path(request["folder"])))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}

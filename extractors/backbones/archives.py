@@ -2,9 +2,9 @@
 
 `torch.jit.save` (the form of OpenAI's `ViT-B-32.pt`) and `torch.save` both write a zip file: `data.pkl` describes an
 object, `data/<key>` holds the bytes of a storage. torch opens a TorchScript archive by compiling and running the code
-in it. Here `data.pkl` is read by an unpickler to which every class of a scripted module is a plain table of
-attributes, and which knows nothing else but the few functions that rebuild a tensor. Describing an archive imports no
-torch.
+in it. Here a restricted unpickler reads `data.pkl`: every class of a scripted module becomes a plain table of
+attributes, the few functions that rebuild a tensor are known, and any other name is refused. Describing an archive
+imports no torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ZIP = b"PK\x03\x04"
-PICKLE = b"\x80"  # how a file of torch before 1.6 begins
-PICKLE_BYTES = 2**25  # largest data.pkl; OpenAI's largest has less than a hundredth of it
-CODE_BYTES = 2**26  # of all code together, which is searched as text
-NAMES = 100_000  # tensors of one archive at most; a module that contains itself would have no end of names
+PICKLE = b"\x80"  # first byte of a file of torch before 1.6
+PICKLE_BYTES = 2**25  # largest data.pkl that is read; OpenAI's largest has less than a hundredth of it
+CODE_BYTES = 2**26  # largest amount of code in an archive, which is searched as text
+NAMES = (
+    100_000  # limit on tensors and modules of one archive: a module that contains itself has endlessly many
+)
 DTYPES = {
     "DoubleStorage": ("float64", 8), "FloatStorage": ("float32", 4), "HalfStorage": ("float16", 2),
     "BFloat16Storage": ("bfloat16", 2), "LongStorage": ("int64", 8), "IntStorage": ("int32", 4),
@@ -39,24 +41,24 @@ DAMAGED = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError,
     AttributeError, OverflowError, NotImplementedError, RuntimeError, AssertionError,
 )  # fmt: skip
-"""What a damaged or hostile archive can raise in the modules zipfile and pickle."""
+"""Exceptions that a damaged or hostile archive can cause in the modules zipfile and pickle."""
 
 
 class Unreadable(ValueError):
-    """An archive that is damaged, or holds something else than tensors. Its text says why."""
+    """An archive is damaged, or holds something else than tensors; the message gives the reason."""
 
 
 class Storage(NamedTuple):
-    """A stretch of the archive that tensors are views of."""
+    """Bytes of the archive that tensors are views of."""
 
     key: str
     dtype: str
     bytes_each: int
-    length: int  # in elements
+    length: int  # number of elements
 
 
-class Described(NamedTuple):
-    """A tensor as `data.pkl` describes it: a view of a storage, in elements of it."""
+class TensorView(NamedTuple):
+    """A tensor as `data.pkl` describes it: a view of a storage, with offset and stride in elements."""
 
     storage: Storage
     offset: int
@@ -65,7 +67,7 @@ class Described(NamedTuple):
 
 
 class Archive:
-    """A zip file of torch's, opened. Raises Unreadable if it is none, or a damaged one."""
+    """An open zip archive of torch. Raises Unreadable if the file is damaged or of another kind."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -83,14 +85,16 @@ class Archive:
         """Whether it is a TorchScript archive, as `torch.jit.save` writes it."""
         return f"{self._root}constants.pkl" in self._members
 
-    def described(self) -> dict[str, Described]:
+    def described(self) -> dict[str, TensorView]:
         """Its tensors by name: the parameters and buffers of a scripted module, or the entries of a state dict.
 
-        Raises Unreadable for anything else, and for a tensor that reaches beyond its storage.
+        Raises Unreadable for any other object, and for a tensor that reaches beyond its storage.
         """
         try:
-            found = _Reader(io.BytesIO(self._bytes("data.pkl", PICKLE_BYTES))).load()
-            named = dict(self._of_module(found) if isinstance(found, _Attributes) else _of_table(found))
+            root = _Reader(io.BytesIO(self._bytes("data.pkl", PICKLE_BYTES))).load()
+            named = dict(
+                self._module_tensors(root) if isinstance(root, _Attributes) else _table_tensors(root)
+            )
         except Unreadable:
             raise
         except DAMAGED as error:
@@ -100,7 +104,7 @@ class Archive:
         return named
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name, in main memory, with the types in which they are stored. Raises Unreadable."""
+        """Its tensors by name, in main memory, in their stored dtypes. Raises Unreadable."""
         import torch
 
         storages: dict[str, Tensor] = {}
@@ -118,7 +122,7 @@ class Archive:
         return out
 
     def code(self) -> Iterator[str]:
-        """The source text of a TorchScript archive, file by file; nothing of it is run. Raises Unreadable."""
+        """The source text of a TorchScript archive, file by file; none of it is run. Raises Unreadable."""
         left = CODE_BYTES
         for name in self._members:
             if name.startswith(f"{self._root}code/") and name.endswith(".py"):
@@ -126,8 +130,8 @@ class Archive:
                 left -= len(text)
                 yield text
 
-    def _of_module(self, module: _Attributes) -> Iterator[tuple[str, Described]]:
-        """The parameters and buffers of a module and of those in it, by name, each module's own first."""
+    def _module_tensors(self, module: _Attributes) -> Iterator[tuple[str, TensorView]]:
+        """Parameters and buffers of a module and its submodules by name; those of a module before its submodules'."""
         kept: dict[str, dict[str, set[str]]] = {}
         waiting, count = [("", module)], 0
         while waiting:
@@ -135,7 +139,7 @@ class Archive:
             inner = []
             own = self._state_names(type(one).qualified, kept)
             for name, value in one.attributes.items():
-                if isinstance(value, Described) and (own is None or name in own):
+                if isinstance(value, TensorView) and (own is None or name in own):
                     count += 1
                     yield prefix + name, value
                 elif isinstance(value, _Attributes):
@@ -146,9 +150,9 @@ class Archive:
             waiting += reversed(inner)
 
     def _state_names(self, qualified: str, kept: dict[str, dict[str, set[str]]]) -> set[str] | None:
-        """The parameters and buffers of a scripted class, None where its code does not list them.
+        """Names of the parameters and buffers of a scripted class; None if its code does not list them.
 
-        Tensors that are mere attributes (a mask, for instance) are no part of a state dict.
+        A tensor that is a plain attribute (a mask, for instance) is no part of a state dict.
         """
         module, _, name = qualified.rpartition(".")
         if module not in kept:
@@ -159,13 +163,13 @@ class Archive:
             kept[module] = {c: set(re.findall(r'"([^"]*)"', p + b)) for c, p, b in SCRIPTED.findall(text)}
         return kept[module].get(name)
 
-    def _check(self, name: str, tensor: Described) -> None:
-        """Raise Unreadable unless a tensor lies within its storage, and the storage is there in full."""
+    def _check(self, name: str, tensor: TensorView) -> None:
+        """Raise Unreadable if a tensor reaches beyond its storage, or the storage is incomplete."""
         storage, offset, size, stride = tensor
         info = self._members.get(f"{self._root}data/{storage.key}")
         if info is None or info.file_size != storage.length * storage.bytes_each:
             raise Unreadable(f"the bytes of {name} are not all there")
-        # torch stores tensors as they are: what is compressed could unfold to more than memory holds.
+        # torch never compresses tensors; compressed bytes could unpack to more than memory holds.
         if info.compress_type != zipfile.ZIP_STORED:
             raise Unreadable(f"the bytes of {name} are compressed")
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
@@ -173,7 +177,7 @@ class Archive:
             raise Unreadable(f"{name} reaches beyond its storage")
 
     def _bytes(self, name: str, most: int) -> bytes:
-        """A member's bytes, compared with their checksum. Raises Unreadable if it has more than `most`."""
+        """A member's bytes, verified by their checksum. Raises Unreadable if there are more than `most`."""
         try:
             info = self._members[self._root + name]
             if info.file_size > most:
@@ -190,13 +194,13 @@ class Archive:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file begins as a zip archive does; a truncated one does so too."""
+    """Whether a file begins like a zip archive; the archive may be truncated."""
     with path.open("rb") as file:
         return file.read(len(ZIP)) == ZIP
 
 
 def require_torch_file(path: Path) -> None:
-    """Raise Unreadable unless a file begins as those of torch do."""
+    """Raise Unreadable unless a file begins like one that torch wrote."""
     with path.open("rb") as file:
         start = file.read(len(ZIP))
     if not start.startswith((ZIP, PICKLE)):
@@ -204,7 +208,7 @@ def require_torch_file(path: Path) -> None:
 
 
 class _Attributes:
-    """An object of a scripted class: its attributes and nothing of its code."""
+    """An object of a scripted class: its attributes without its code."""
 
     qualified = ""
     attributes: Mapping[str, Any]
@@ -219,14 +223,14 @@ class _Attributes:
 
 
 class _Table(dict[Any, Any]):
-    """An OrderedDict as torch saves one; what is set on it besides its entries (`_metadata`) does not count."""
+    """An OrderedDict as torch saves one; attributes set on it besides its entries (`_metadata`) are dropped."""
 
     def __setstate__(self, state: Any) -> None:
         pass
 
 
 class Function:
-    """One of the few functions that a description may call; it has no attributes that a pickle could set."""
+    """One of the few functions that a description may call; a pickle can set no attribute on it."""
 
     __slots__ = ("_call",)
 
@@ -234,7 +238,7 @@ class Function:
         self._call = call
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns."""
+        """The function's result."""
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -242,13 +246,13 @@ class Function:
 
 
 class _Reader(pickle._Unpickler):
-    """Reads a description. It is Python's own unpickler, not the one in C.
+    """Restricted unpickler of a description, based on Python's implementation and not on the one in C.
 
-    The one in C keeps an array as long as the highest memo index, so that a file of ten bytes can claim 32 GB.
+    The one in C allocates an array as long as the highest memo index, so that a file of ten bytes can claim 32 GB.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for here. Raises Unreadable for everything that rebuilds no tensor."""
+        """The replacement of a class or function by name. Raises Unreadable for names that rebuild no tensor."""
         if module == "__torch__" or module.startswith("__torch__."):
             return self._scripted(f"{module}.{name}")
         if module == "torch" and name in DTYPES:
@@ -265,7 +269,7 @@ class _Reader(pickle._Unpickler):
         return Storage(key, dtype, bytes_each, count)
 
     def get_extension(self, code: int) -> None:
-        """Raise Unreadable: torch writes no such codes."""
+        """Raise Unreadable: torch writes no extension codes."""
         raise Unreadable(f"it holds the extension {code}")
 
     def _scripted(self, qualified: str) -> type[_Attributes]:
@@ -276,16 +280,19 @@ class _Reader(pickle._Unpickler):
         return known[qualified]
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Described:
-    """`torch._utils._rebuild_tensor_v2`: whether a gradient is asked for and which hooks there are does not count."""
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorView:
+    """The tensor of `torch._utils._rebuild_tensor_v2`; the arguments on gradients and hooks are ignored."""
     counts = (offset, *size, *stride)
     if not isinstance(storage, Storage) or len(size) != len(stride) or not all(map(_is_count, counts)):
         raise Unreadable("it describes a tensor in a way that is not known")
-    return Described(storage, offset, tuple(size), tuple(stride))
+    return TensorView(storage, offset, tuple(size), tuple(stride))
 
 
 def _first(value: Any = None, *_: Any) -> Any:
-    """The first argument itself: a typed list is the list, a parameter the tensor. No copy: copies could add up."""
+    """The first argument, uncopied: the list of a typed list, the tensor of a parameter.
+
+    Copies could add up to more than memory holds: a file may call this any number of times.
+    """
     return value
 
 
@@ -304,15 +311,15 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**48
 
 
-def _of_table(found: Any) -> Iterator[tuple[str, Described]]:
-    """The entries of a state dict, also of one under `state_dict` in a checkpoint."""
+def _table_tensors(found: Any) -> Iterator[tuple[str, TensorView]]:
+    """The entries of a state dict, or of one under `state_dict` in a checkpoint."""
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(value, Described) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(value, TensorView) for value in found.values()):
         raise Unreadable("it is not a table of tensors by name")
     yield from ((str(name), value) for name, value in found.items())
 
 
 def reason(error: Exception) -> str:
-    """The last line of what an error says, or its kind."""
+    """The last line of an error's message, or the name of its class if it has none."""
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

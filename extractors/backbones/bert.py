@@ -1,6 +1,6 @@
 """Encoders of the Hugging Face hub as networks: captions to token states. Knows nothing of stages.
 
-Of a CLIP model the text side is read; its states are those after the final norm, before the projection.
+A CLIP model is reduced to its text side; its states are those after the final norm, before the projection.
 
 Axes: N captions, L tokens of a caption, D state size.
 """
@@ -24,20 +24,20 @@ UNKNOWN_LENGTH = 1_000_000  # transformers gives a tokenizer whose limit it does
 
 
 class Tokens(NamedTuple):
-    """The tokens of a caption: states (L, D) float32, characters [start, end) (L, 2), which are special (L,)."""
+    """The tokens of a caption: states (L, D) float32, characters [start, end) (L, 2), mask of special ones (L,)."""
 
     states: NDArray[np.float32]
     offsets: NDArray[np.int32]
     special: NDArray[np.bool_]
 
     def words(self) -> Tokens:
-        """Without the special tokens."""
+        """The tokens without special ones."""
         kept = ~self.special
         return Tokens(self.states[kept], self.offsets[kept], self.special[kept])
 
 
 class BertBackbone:
-    """A frozen encoder with its tokenizer: `tokens` of captions."""
+    """A frozen encoder with its tokenizer."""
 
     def __init__(
         self, settings: weight_files.NetworkSettings, layers: Sequence[int] = (-1,), max_tokens: int = 77,
@@ -55,17 +55,20 @@ class BertBackbone:
 
     @torch.inference_mode()
     def tokens(self, texts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each caption, special ones included; padding too if it was asked for.
+        """The tokens of each caption, including special ones, and with `pad` the padding.
 
-        A caption longer than `max_tokens` loses its tail, not its end token. What shares the batch
-        changes nothing: padding stands on the right and is masked.
+        A caption longer than `max_tokens` loses its tail, not its end token. Other captions of the batch make no
+        difference: padding stands on the right and is masked.
         """
         batch = self.tokenized(texts)
         offsets = batch.pop("offset_mapping").numpy().astype(np.int32)
         special = batch.pop("special_tokens_mask").numpy().astype(bool)
         with autocast(self.precision, self.device):
             out = self.network(**batch.to(self.device), output_hidden_states=True)
-        hidden = (*out.hidden_states[:-1], out.last_hidden_state)  # CLIP norms its last, outside the layers
+        hidden = (
+            *out.hidden_states[:-1],
+            out.last_hidden_state,
+        )  # CLIP applies its final norm after the layers
         states = torch.stack([hidden[layer].float() for layer in self._layers]).mean(dim=0)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         rows = zip(texts, states.cpu().numpy(), offsets, special, lengths, strict=True)
@@ -75,9 +78,9 @@ class BertBackbone:
         ]
 
     def tokenized(self, texts: Sequence[str]) -> Any:
-        """What the network is given, a table of (N, L): `input_ids`, `attention_mask` (0 of padding), ...
+        """The inputs of the network, each (N, L): `input_ids`, `attention_mask` (0 for padding), ...
 
-        Also `offset_mapping` (N, L, 2) and `special_tokens_mask`, which describe it.
+        Also `offset_mapping` (N, L, 2) and `special_tokens_mask` (N, L), which the network does not read.
         """
         return self._tokenizer(
             list(texts), padding="max_length" if self.pad else "longest", truncation=True,
@@ -87,7 +90,7 @@ class BertBackbone:
 
 
 def _cut(text: str, tokens: Tokens, length: int) -> Tokens:
-    """The first tokens of a padded row; the places of special ones are (0, 0), of others without outer spaces."""
+    """The first `length` tokens of a row; special ones get the position (0, 0), others lose spaces at their ends."""
     offsets = tokens.offsets[:length].copy()
     special = tokens.special[:length]
     offsets[special] = 0
@@ -102,7 +105,7 @@ def _cut(text: str, tokens: Tokens, length: int) -> Tokens:
 
 
 def _tokenizer(folder: Path, model: str) -> Any:
-    """The model's tokenizer, padding on the right. Raises UserError for one that does not give places."""
+    """The model's tokenizer, padding on the right. Raises UserError if it cannot give the positions of tokens."""
     from transformers import AutoTokenizer
 
     try:
@@ -136,20 +139,21 @@ def _network(folder: Path, settings: weight_files.NetworkSettings) -> Any:
                 network = AutoModel.from_config(config, trust_remote_code=False)
                 seeded.initialise(network, seed)
                 return network
-            network, told = AutoModel.from_pretrained(
+            network, report = AutoModel.from_pretrained(
                 folder, config=config, local_files_only=True, trust_remote_code=False, weights_only=True,
                 output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the model {settings.model!r} cannot be read: {_first_line(error)}") from error
-    missing = sorted(key for key in told["missing_keys"] if not key.startswith("pooler."))  # not used here
+    # the pooler is not read, so that weights without one are fine
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(f"the weights of {settings.model!r} lack {missing[0]} and {len(missing) - 1} others")
     return network
 
 
 def _text_side(config: Any) -> Any:
-    """The description of a CLIP model's text side; of any other model its own."""
+    """The configuration of a CLIP model's text side; that of any other model unchanged."""
     return config.text_config if config.model_type == "clip" else config
 
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from extractors.backbones.archives import DAMAGED, Function, Unreadable, reason
 
 SUFFIXES = (".npy", ".h5", ".hdf5")
-MEANS = (103.939, 116.779, 123.68)  # of blue, green and red over ImageNet, in 0..255
+MEANS = (103.939, 116.779, 123.68)  # mean blue, green and red over ImageNet, in 0..255
 BLOCKS = (2, 2, 3, 3, 3)  # convolutions between two poolings
-FC6_SIDE = 7  # of the last convolution's pictures, pooled
+FC6_SIDE = 7  # side of the pooled maps of the last convolution, which fc6 reads
 FLOATS = ("f2", "f4", "f8")  # numpy's names of the types that kernels are stored in
 
 Kernels = dict[str, tuple[NDArray, NDArray]]
@@ -201,7 +201,7 @@ class _Reader(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for here. Raises Unreadable for everything but arrays."""
+        """The replacement of a class or function by name. Raises Unreadable for all that is not part of an array."""
         if (module, name) not in self.known:
             raise Unreadable(f"it holds a {module}.{name}")
         return Function(self.known[module, name])

@@ -1,4 +1,4 @@
-"""CLIP as a network: frames and captions to vectors of one space. Knows nothing of files or stages.
+"""CLIP as a network: frames and captions to vectors of one space. Independent of files and stages.
 
 Axes: N frames or captions, H and W pixels, L tokens of the longest caption, D embedding size.
 """
@@ -21,9 +21,9 @@ from pipeline.errors import UserError
 
 Floats = NDArray[np.float32]
 Padding = Literal["open", "masked"]
-"""What stands behind a caption's end: zeros as open_clip pads, or the end token as Hugging Face pads."""
+"""Token behind a caption's end: "open" for zeros as in open_clip, "masked" for the end token as in Hugging Face."""
 
-CONTEXT_LENGTH = 77  # of every network that does not say otherwise
+CONTEXT_LENGTH = 77  # tokens, for a network whose file does not give it
 WHITEN = "whiten_when_seeded"  # a key of our own in a network's file, beside those of open_clip
 
 
@@ -78,16 +78,16 @@ class ClipBackbone:
 
     @torch.inference_mode()
     def crop_features(self, crops: NDArray[np.uint8]) -> Floats:
-        """Projected features (N, D), not normalised, of what `crops` made."""
+        """Projected features (N, D), not normalised, of crops (N, 3, S, S) from `crops`."""
         with self._autocast():
             features = self.network.encode_image(self._pixels(crops))
         return features.float().cpu().numpy()
 
     @torch.inference_mode()
     def crop_tokens(self, crops: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """What `crop_features` gives (N, D), and the last layer's state of every patch (N, P, width).
+        """The features (N, D) of `crop_features`, and the last layer's state of every patch (N, P, width).
 
-        Raises UserError where the image tower is no vision transformer of open_clip's own.
+        Raises UserError if the image tower is not open_clip's own vision transformer.
         """
         from open_clip.transformer import VisionTransformer
 
@@ -114,20 +114,20 @@ class ClipBackbone:
         pad: bool = False,
         padding: Padding = "open",
     ) -> tuple[list[Floats], list[Floats], Floats]:
-        """Token states (t, width) and projected ones (t, D), an array a caption, and their ends (N, D).
+        """For each caption token states (t, width) and their projections (t, D); for all, vectors of the ends (N, D).
 
-        States are the last hidden ones after the final norm; a projected end is the vector CLIP itself
-        keeps of a caption. They run from the start token to the end token: open_clip pads behind it and
-        masks nothing, so that what stands there means nothing. Captions of more than `max_tokens` (the
-        context length where it is None) lose the tokens before their end token, as in open_clip.
+        States come from the last layer after the final norm; the projected state of the end token is CLIP's own vector
+        of a caption. The t states run from the start token to the end token: open_clip pads behind it without a mask,
+        so the states there have no meaning. A caption of more than `max_tokens` (None: the context length) loses the
+        tokens before its end token, as in open_clip.
 
-        With `pad` every caption has all `max_tokens` states. Those behind its end see the real tokens
-        alone, unlike open_clip's own (NeighborRetr page, section 3.1). They are the states of zeros, or with
-        `padding` "masked" of the end token, as Hugging Face's CLIP has them (H2ARN page, section 4).
+        With `pad` every caption has `max_tokens` states. Those of the padding attend to real tokens only, unlike in
+        open_clip (NeighborRetr page, section 3.1). The padding's tokens are zeros, or with `padding` "masked" the end
+        token, as in Hugging Face's CLIP (H2ARN page, section 4).
         """
         longest = min(max_tokens or self.context_length, self.context_length)
         tokens = self._tokenize(list(texts), context_length=longest).to(self.device)
-        ends = tokens.argmax(dim=-1)  # the end token is the highest number there is
+        ends = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
         if padding == "masked":
             behind = torch.arange(longest, device=self.device) > ends[:, None]
             tokens = tokens.masked_fill(behind, self._tokenize.eot_token_id)
@@ -142,10 +142,10 @@ class ClipBackbone:
     def _text_states(self, tokens: Tensor, ends: Tensor, pad: bool) -> Tensor:
         """Last hidden states after the final norm, (N, L, width).
 
-        Under a causal mask no state depends on what follows it, so the padding behind the longest
-        caption of the batch is left out: captions fill 10 to 20 of 77 positions.
+        Under a causal mask no state depends on later ones, so the padding behind the longest caption of the batch is
+        left out: captions fill 10 to 20 of 77 positions.
         """
-        text = getattr(self.network, "text", self.network)  # some networks keep the text side's parts apart
+        text = getattr(self.network, "text", self.network)  # CustomTextCLIP has its text tower as a module
         mask = text.attn_mask
         if mask is not None and pad:
             real = torch.arange(tokens.shape[1], device=self.device) <= ends[:, None]
@@ -158,7 +158,7 @@ class ClipBackbone:
         return out
 
     def _project(self, states: Tensor) -> Tensor:
-        """States (N, L, width) in the space that captions and frames share, (N, L, D)."""
+        """Projections (N, L, D) of states (N, L, width) into the space that captions and frames share."""
         projection = getattr(self.network, "text", self.network).text_projection
         if projection is None:
             return states
@@ -170,9 +170,9 @@ class ClipBackbone:
 
 
 def attention_mask(real: Tensor, heads: int) -> Tensor:
-    """What is added to attention logits, (N heads, L, L): -inf for later keys and for those that are not real.
+    """Additive mask of attention logits, (N heads, L, L): -inf for later keys and for keys that are not real.
 
-    real: (N, L) bool, true at the first position at least.
+    real: (N, L) bool. The first position must be real: a row of -inf alone would make its softmax NaN.
     """
     later = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).triu(1)
     hidden = (later | ~real[:, None]).repeat_interleave(heads, 0)
@@ -190,7 +190,7 @@ def _tokenizer(config: clip_configs.Config) -> Any:
 
 
 def _build(model: str, config: clip_configs.Config) -> nn.Module:
-    """The network, with whatever weights its constructor draws; torch's own random state is left alone."""
+    """The network with weights from its constructor; torch's global random state is not advanced."""
     open_clip = weight_files.import_open_clip()
     kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
     settings = {key: value for key, value in config.items() if key not in ("custom_text", WHITEN)}
@@ -214,10 +214,10 @@ def _preprocessing(
 
     if not published:
         published = weight_files.any_tag_config(model)
-    wanted = transform.merge_preprocess_dict(transform.PreprocessCfg(), dict(published))
-    wanted["size"] = network.visual.image_size
-    steps = transform.image_transform_v2(transform.PreprocessCfg(**wanted), is_train=False).transforms
+    settings = transform.merge_preprocess_dict(transform.PreprocessCfg(), dict(published))
+    settings["size"] = network.visual.image_size
+    steps = transform.image_transform_v2(transform.PreprocessCfg(**settings), is_train=False).transforms
     converting = (transform.MaybeConvertMode, transform.MaybeToTensor, Normalize)
     resize = Compose([step for step in steps if not isinstance(step, converting)])
-    mean, std = (torch.tensor(wanted[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("mean", "std"))
     return resize, mean, std

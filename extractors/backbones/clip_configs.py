@@ -1,4 +1,4 @@
-"""Which CLIP networks there are and how they are built: read from files, so without torch."""
+"""Names and configurations of CLIP networks, read from files and without torch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _files() -> dict[str, Path]:
 
 
 def _open_clip_folder() -> Path:
-    """Where open_clip keeps its model files, found without importing it (which costs seconds)."""
+    """The folder of open_clip's model files, found without importing open_clip, which takes seconds."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise UserError("open_clip is not installed: pip install open_clip_torch")

@@ -1,7 +1,7 @@
-"""What is in a file of CLIP's weights: its tensors, their shapes without torch, and the activation they want.
+"""Files of CLIP's weights: their tensors, the shapes of these (read without torch), and the activation they need.
 
 A file is OpenAI's own (a TorchScript archive), safetensors, or a state dict that torch saved, also one under
-`state_dict` and one whose names begin with `module.`. Nothing in a file is run or unpickled freely.
+`state_dict` and one whose names begin with `module.`. No code in a file is run, and no object is unpickled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractors.backbones import archives, clip_configs
+from extractors.backbones import archives, clip_configs, tensor_files
 from extractors.backbones.archives import Archive, Unreadable
 from pipeline.errors import UserError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # integers in OpenAI's archives
 NESTED, PREFIX = "state_dict", "module."
-HEADER_BYTES = 2**27  # of a safetensors file at most, as that format has it
+HEADER_BYTES = 2**27  # largest header of a safetensors file, which that format limits
 
 RESNETS = tuple(f"RN{size}-quickgelu" for size in ("50", "101", "50x4", "50x16", "50x64"))
 
@@ -29,20 +29,17 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by OpenAI's and open_clip's names, with the types in which they are stored.
+    """The tensors of a file under OpenAI's and open_clip's names, in their stored dtypes.
 
-    Raises Unreadable for a damaged file or one of another kind, and what torch raises for a state dict of its own
-    that holds more than tensors.
+    Raises Unreadable or NotTensors for a damaged file, one of another kind, or one that holds more than tensors.
     """
     import torch
-    from safetensors.torch import load_file
 
-    if path.suffix == ".safetensors":
-        return _named(load_file(path))
-    archives.require_torch_file(path)
-    if archives.is_zip(path) and (archive := Archive(path)).scripted:
-        return _named(archive.tensors())
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if path.suffix != ".safetensors":
+        archives.require_torch_file(path)
+        if archives.is_zip(path) and (archive := Archive(path)).scripted:
+            return _named(archive.tensors())
+    state = tensor_files.read(path)
     if isinstance(state, Mapping) and isinstance(state.get(NESTED), Mapping):
         state = state[NESTED]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -66,11 +63,11 @@ def shapes(path: Path) -> Shapes | None:
     except Unreadable:
         if archive.scripted:
             raise
-        return None  # torch knows a few types more in a state dict of its own
+        return None  # torch can read a few more types in a state dict
 
 
 def require_fit(path: Path, model: str) -> None:
-    """Raise UserError unless a file can hold the weights of a network: as far as can be seen without torch."""
+    """Raise UserError if a file cannot hold the weights of a network, as far as shapes show it without torch."""
     try:
         found = shapes(path)
     except Unreadable as error:
@@ -88,9 +85,9 @@ def require_fit(path: Path, model: str) -> None:
 
 
 def quick_gelu(path: Path) -> bool | None:
-    """Whether the weights of a file want OpenAI's activation, x * sigmoid(1.702 x); None if the file does not show it.
+    """Whether the weights of a file need OpenAI's activation, x * sigmoid(1.702 x); None if the file does not show it.
 
-    The code of a TorchScript archive shows it. A state dict with the integers of OpenAI's archives comes from one.
+    The code of a TorchScript archive shows it. A state dict with the integers of OpenAI's archives was made from one.
     """
     try:
         if path.suffix != ".safetensors" and archives.is_zip(path):
@@ -101,12 +98,12 @@ def quick_gelu(path: Path) -> bool | None:
         if path.suffix == ".safetensors":
             return True if set(NO_WEIGHTS) <= set(_header(path)) else None
     except Unreadable:
-        pass  # told when it is read
+        pass  # reading the file reports it
     return None
 
 
 def expected(model: str) -> Shapes:
-    """The shapes that tell networks apart, of a network of open_clip's own two towers; {} of any other."""
+    """The shapes that distinguish networks, for one with open_clip's own two towers; {} for any other."""
     config = clip_configs.read(model)
     vision, text, dims = config["vision_cfg"], config["text_cfg"], int(config["embed_dim"])
     if config.get("custom_text") or "timm_model_name" in vision:
@@ -133,11 +130,11 @@ def expected(model: str) -> Shapes:
     return out
 
 
-USUAL_VISION = {"layers": 12, "patch_size": 16, "image_size": 224}  # of a network that does not say otherwise
+USUAL_VISION = {"layers": 12, "patch_size": 16, "image_size": 224}  # open_clip's defaults
 
 
 def _named(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that a network takes, without `module.` where all names begin with it."""
+    """The entries that are weights, without the prefix `module.` if all names begin with it."""
     if found and all(name.startswith(PREFIX) for name in found):
         found = {name.removeprefix(PREFIX): value for name, value in found.items()}
     return {name: value for name, value in found.items() if name not in NO_WEIGHTS}
@@ -164,14 +161,17 @@ def _header(path: Path) -> Shapes:
 
 
 def _activation(code: Iterable[str]) -> bool | None:
-    """QuickGELU is traced to a sigmoid and a product, the plain one to a call of its own; neither uses the other's."""
+    """Whether traced code computes QuickGELU; None if that is not clear.
+
+    QuickGELU is traced to a sigmoid and a product, GELU to a call of its own, and neither contains the other's call.
+    """
     text = [("torch.sigmoid(" in part, "torch.gelu(" in part) for part in code]
     sigmoid, plain = (any(flags) for flags in zip(*text, strict=True)) if text else (False, False)
     return None if sigmoid == plain else sigmoid
 
 
 def _instead(found: Shapes) -> str:
-    """What the file holds instead, if it is a CLIP network's weights."""
+    """The end of an error message: the CLIP network whose weights these are, or that they are none of CLIP's."""
     patches, tokens = found.get("visual.conv1.weight"), found.get("token_embedding.weight")
     if patches is None or tokens is None or len(patches) != 4 or len(tokens) != 2:
         return "; they are not those of a CLIP network"
@@ -180,7 +180,7 @@ def _instead(found: Shapes) -> str:
 
 
 def fits(found: Shapes, model: str) -> bool:
-    """Whether shapes are those of a network, as far as `expected` tells."""
+    """Whether shapes agree with all that `expected` gives for a network."""
     return all(found.get(name) == shape for name, shape in expected(model).items())
 
 

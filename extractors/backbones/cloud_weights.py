@@ -2,8 +2,7 @@
 
 A reference is the path of a local file or "seed:N", random weights for tests and the demo. A path may hold
 `{area}`: scenes of S3DIS, called `Area_<n>_<room>`, each take the file of their own area, whose weights were trained
-without that area. Files are safetensors or what torch reads without unpickling objects. Finding them imports no
-torch.
+without that area. Files are safetensors, or files of torch without Python objects. Finding them imports no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 AREA = "{area}"
 SUFFIXES = (*weight_files.SUFFIXES, ".t7")
-NESTED = ("state_dict", "model_state_dict")  # where a checkpoint keeps its weights
+NESTED = ("state_dict", "model_state_dict")  # keys under which a checkpoint holds its weights
 COUNTERS = "num_batches_tracked"  # batch norms count training steps; a frozen network does not use them
 
 
@@ -53,41 +52,41 @@ def files(weights: str, stage: str) -> dict[str, Path]:
     if not weights.endswith(SUFFIXES):
         raise UserError(f"weights {weights!r} are not possible: a file ends in {', '.join(SUFFIXES)}")
     if AREA in weights:
-        found = _of_areas(weights)
+        paths = _area_files(weights)
     else:
-        found = {"": Path(weights)} if Path(weights).is_file() else {}
-    if not found:
+        paths = {"": Path(weights)} if Path(weights).is_file() else {}
+    if not paths:
         raise UserError(f"no weights file {weights}" + (", whatever the area" if AREA in weights else ""))
-    return found
+    return paths
 
 
 def file_for(weights: str, stage: str, item: str) -> Path:
     """The weights file for an item. Raises ItemError if it has no area, or there is no file for its area."""
-    found = files(weights, stage)
+    paths = files(weights, stage)
     if AREA not in weights:
-        return found[""]
+        return paths[""]
     area = re.search(r"(?<![A-Za-z0-9])Area_(\d+)[_/]", item)
     if area is None:
         raise ItemError(
             item, f"its id names no area, as Area_<n>_... or Area_<n>/..., to choose the weights {weights} by"
         )
-    if area[1] not in found:
+    if area[1] not in paths:
         raise ItemError(item, f"no weights file {weights.replace(AREA, area[1])} for its area {area[1]}")
-    return found[area[1]]
+    return paths[area[1]]
 
 
 def fill(network: CloudNetwork, path: Path, model: str) -> None:
     """Fill a network from a file. Raises UserError if the file does not fit, to the last key."""
     with weight_files.fitting(path, model):
-        state = _tensors(path)
+        state = weight_files.read_state(path, NESTED)
     put(network, state, f"the weights in {path} do not fit {model}")
 
 
 def put(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> None:
-    """Fill a network from tensors by name, as our own or the authors' files name them.
+    """Fill a network from tensors under our own or the authors' names.
 
-    A leading `module.` is stripped, layers that the network does not use are dropped. Raises UserError, which
-    begins with `misfit`, for a key that is missing, unknown or of another shape, for a tensor that is held twice
+    A leading `module.` is stripped, and layers that the network does not use are dropped. Raises UserError, which
+    begins with `misfit`, for a key that is missing, unknown or of another shape, for a tensor that is stored twice
     with different values, and for one that is not finite.
     """
     expected = {key: value for key, value in network.state_dict().items() if not key.endswith(COUNTERS)}
@@ -106,28 +105,13 @@ def draw(network: CloudNetwork, seed: int, run: Callable[[Tensor], Any]) -> None
     seeded_clouds.settle(network, seed, run)
 
 
-def _of_areas(weights: str) -> dict[str, Path]:
-    """The files that a path with {area} stands for, by area; it may hold {area} more than once."""
+def _area_files(weights: str) -> dict[str, Path]:
+    """Files that match a path with {area}, by area; the path may contain {area} more than once."""
     first, *rest = (re.escape(part) for part in weights.split(AREA))
     pattern = re.compile(first + r"(?P<area>\d+)" + r"(?P=area)".join(rest))
     paths = glob.glob("*".join(glob.escape(part) for part in weights.split(AREA)))
     matches = {path: pattern.fullmatch(path) for path in sorted(paths) if Path(path).is_file()}
     return {match["area"]: Path(path) for path, match in matches.items() if match}
-
-
-def _tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file, also of a checkpoint that holds them among other things."""
-    import torch
-    from safetensors.torch import load_file
-
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise TypeError("it is not a table of tensors by name")
-    return state
 
 
 def _named(network: CloudNetwork, state: Mapping[str, Tensor], misfit: str) -> dict[str, Tensor]:

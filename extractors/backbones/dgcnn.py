@@ -26,7 +26,7 @@ JOINT = EDGE_WIDTH * len(EDGE_BLOCKS)  # channels of x1, x2, x3 together
 
 
 class CloudFeatures(NamedTuple):
-    """What the network says of a cloud: tokens (100, 512), the global vector (1024,), its three graphs (N, k)."""
+    """The outputs for a cloud: tokens (100, 512), the global vector (1024,), and the three graphs (N, k)."""
 
     tokens: Tensor
     overall: Tensor
@@ -36,7 +36,7 @@ class CloudFeatures(NamedTuple):
 class Dgcnn(CloudNetwork):
     """A frozen DGCNN with `k` neighbours."""
 
-    unused = frozenset({"bn8", "conv8", "conv9"})  # they tell what each point belongs to
+    unused = frozenset({"bn8", "conv8", "conv9"})  # layers of the segmentation head
     aliases = {f"bn{n}.": f"conv{n}.1." for n in range(1, 8)}
     colours = {"conv1.0.weight": (3, 4, 5, 12, 13, 14)}
 

@@ -27,7 +27,7 @@ class CloudNetwork(nn.Module):
 
     unused: ClassVar[frozenset[str]] = frozenset()  # layers that a file may hold besides, by their first name
     aliases: ClassVar[Mapping[str, str]] = {}  # beginnings under which a file holds the same tensors again
-    settling_points: ClassVar[int] = 256  # of clouds that random weights are settled on
+    settling_points: ClassVar[int] = 256  # points of the clouds with which random weights are adjusted
     colours: ClassVar[Mapping[str, tuple[int, ...]]] = {}  # columns of first matrices that colours enter by
 
     def steps(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -101,7 +101,7 @@ def pooled(points: Tensor, layer: Layer, count: int = TOKENS) -> Tensor:
 
 
 def bins(points: int, count: int = TOKENS) -> Iterator[slice]:
-    """Which points each token is made of: from floor(jN / count) up to, without, ceil((j + 1)N / count)."""
+    """The points of each token: from floor(jN / count) up to, but not including, ceil((j + 1)N / count)."""
     for token in range(count):
         yield slice(token * points // count, -(-(token + 1) * points // count))
 

@@ -1,4 +1,4 @@
-"""Which points of a cloud are near one another: k nearest neighbours, and all within a radius.
+"""Neighbours in a cloud: the k nearest ones of each point, and all within a radius.
 
 No form holds the distances of all pairs. Three channels are searched in a tree, by distances in float64; more
 are compared row by row in float32, a few rows at a time. Both forms give the same sets again for the same
@@ -23,7 +23,7 @@ ON_CPU, ON_GPU = (
     1 << 21,
     1 << 27,
 )  # numbers in memory at a time: 8 MB stay in a CPU's cache, a GPU wants much work
-PAIRS = 1 << 22  # of centres and points within a radius at a time
+PAIRS = 1 << 22  # pairs of centres and points that are compared at a time
 
 
 def nearest(features: Tensor, k: int) -> Tensor:
@@ -45,7 +45,7 @@ def nearest(features: Tensor, k: int) -> Tensor:
 
 
 def slices(rows: int, row_size: int, device: torch.device) -> Iterator[slice]:
-    """Stretches of rows of so many numbers each that together fit where memory is fast."""
+    """Slices of rows, each small enough for the cache."""
     step = max(1, (ON_GPU if device.type == "cuda" else ON_CPU) // row_size)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

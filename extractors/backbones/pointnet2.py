@@ -20,7 +20,7 @@ from pipeline.media.clouds.sampling import farthest_points
 
 COLUMNS = 9  # x y z r g b, then x y z normalised to [0, 1]
 SAMPLES = (2048, 512, 256, TOKENS)
-RADII = ((0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.8))  # in the units of the file
+RADII = ((0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 0.8))  # radii of each level, in the units of the file
 MEMBERS = (16, 32)
 WIDTHS = (
     ((16, 16, 32), (32, 32, 64)),
@@ -42,7 +42,7 @@ class Sampled(NamedTuple):
 class PointNet2(CloudNetwork):
     """A frozen PointNet++."""
 
-    settling_points = SAMPLES[0]  # of fewer the first level would repeat one point
+    settling_points = SAMPLES[0]  # with fewer points the first level would repeat one
     colours = {f"sa1.conv_blocks.{scale}.0.weight": (3, 4, 5) for scale in range(len(MEMBERS))}
 
     def __init__(self, columns: int = COLUMNS) -> None:
@@ -97,7 +97,7 @@ class SetAbstraction(nn.Module):
         points = xyz.cpu().numpy()
         samples = farthest_points(points, self.count, start)
         centres = xyz[torch.from_numpy(samples).to(xyz.device)]
-        middle = xyz.mean(0)  # so that coordinates far from the origin keep their digits
+        middle = xyz.mean(0)  # subtracted, so that coordinates far from the origin keep their digits
         groups, scales = [], []
         for scale, (radius, members) in enumerate(zip(self.radii, MEMBERS, strict=True)):
             found = ball(points, points[samples], radius, members)
@@ -123,7 +123,7 @@ class SetAbstraction(nn.Module):
 
 
 def starts_of(points: int, seed: int, key: str) -> list[int]:
-    """Where the sampling of each level begins, for a cloud of so many points: by a seed and the cloud's digest."""
+    """The first sample of each level for a cloud of `points` points, from a seed and the cloud's digest."""
     sizes = (points, *SAMPLES[:-1])
     digests = (hashlib.sha256(f"{seed} {key} {level}".encode()).digest() for level in range(len(sizes)))
     return [int.from_bytes(digest[:8], "big") % size for digest, size in zip(digests, sizes, strict=True)]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 PICTURES = 1024
-FLOOR = 0.03  # of the largest standard deviation: directions that vary less are not blown up to full size
+FLOOR = 0.03  # share of the largest standard deviation: directions that vary less are not scaled to full size
 LINEAR_FLOOR = 0.1  # the same behind convolutions, whose borders weigh otherwise in larger pictures
-AROUND = 0.2  # what is left of a convolution's weights beside its middle: they blur and carry borders
+AROUND = 0.2  # factor of a convolution's weights beside its middle, which blur and spread borders
 
 
 def initialise(network: nn.Module, seed: int) -> None:
@@ -127,7 +127,7 @@ def pictures(count: int, size_pixels: int, seed: int) -> NDArray[np.uint8]:
 def _spread(name: str, parameter: Tensor) -> float:
     """The standard deviation of a random weight."""
     if name.endswith(("positional_embedding", "position_embeddings.weight", "token_type_embeddings.weight")):
-        return 0.3  # of the content's, which has to stay in sight where positions are averaged
+        return 0.3  # share of the content's size, which must not vanish where positions are averaged
     if "embedding" in name:
         return 1.0
     if name.endswith(("proj", "projection")):  # stored as (in, out)

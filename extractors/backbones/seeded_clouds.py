@@ -20,7 +20,7 @@ from extractors.backbones.grouped import CloudNetwork
 
 CLOUDS = 8
 PASSES = 2  # the first begins with nothing known of later layers
-FLOOR = 0.01  # of the mean variance: a channel that hardly varies is not blown up to full size
+FLOOR = 0.01  # share of the mean variance: a channel that hardly varies is not scaled to full size
 BRIGHTEST = 255.0  # colours of files; the matrices are drawn for numbers of the size of coordinates
 
 
@@ -50,7 +50,7 @@ class Watched:
     """A batch norm that changes nothing yet, and what reaches the activation behind it."""
 
     norm: nn.Module
-    before: Statistics = field(default_factory=Statistics)  # of an earlier pass
+    before: Statistics = field(default_factory=Statistics)  # statistics of an earlier pass
     now: Statistics = field(default_factory=Statistics)
 
     def standardised(self, _module: nn.Module, inputs: tuple[Tensor]) -> Tensor:

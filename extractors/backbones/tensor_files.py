@@ -1,7 +1,7 @@
-"""Tensor files of somebody else (.pt, .pth, .safetensors), read without executing or unpacking what they hold.
+"""Reader of other people's tensor files (.pt, .pth, .t7, .safetensors), which executes and unpacks nothing in them.
 
-torch's restricted unpickler runs nothing, but of a file that somebody shaped it raises whatever it trips over, and a
-tensor of stride 0 or a compressed part turns a few bytes into gigabytes. Importing this imports no torch.
+torch's restricted unpickler runs no code, but a hostile file can make it raise nearly any exception, and a tensor of
+stride 0 or a compressed part turns a few bytes into gigabytes. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALL_BYTES = 2**26  # a tensor up to this size may repeat its storage as it likes: masks and positions do
+SMALL_BYTES = 2**26  # size up to which a tensor may repeat its storage: masks and tables of positions do so
 UNREADABLE = (
-    pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, ValueError,
+    SafetensorError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, ValueError,
     LookupError, TypeError, AttributeError, AssertionError, MemoryError, OverflowError, ImportError,
 )  # fmt: skip
-"""What torch's and safetensors' readers raise of bytes that are something else."""
+"""Exceptions that torch's and safetensors' readers raise for a damaged file or one of another kind."""
 
 
 class NotTensors(Exception):
-    """A file cannot be read safely, with the reason in words."""
+    """A file cannot be read safely; the message gives the reason."""
+
+
+class MoreThanTensors(NotTensors):
+    """A file holds Python objects besides tensors and plain values, or its pickle is damaged."""
 
 
 def read(path: Path, mapped: bool = False) -> Any:
-    """What a file holds: tensors on the CPU, plain values, and lists and tables of them; nothing is executed.
+    """The content of a file: tensors on the CPU, plain values, and lists and tables of them; nothing is executed.
 
-    mapped: leave tensors in the file until they are used, where the file allows it. Raises NotTensors with the
-    reason, and OSError where the file cannot be opened.
+    mapped: leave tensors in the file until they are used, if the format allows it. Raises NotTensors with the reason,
+    and OSError if the file cannot be opened.
     """
     import torch
 
     with path.open("rb"):
-        pass  # a missing or forbidden file is told as such, not as one that holds something else
+        pass  # the caller reports a missing or unreadable file as such, not as a file of another kind
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -49,12 +53,16 @@ def read(path: Path, mapped: bool = False) -> Any:
         archive = zipfile.is_zipfile(path)
         if archive:
             _require_plain(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
-        for name, tensor in _tensors(found):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+        for name, tensor in _tensors(content):
             _require_stored(name, tensor)
+    except pickle.UnpicklingError:  # torch's message advises to unpickle everything
+        raise MoreThanTensors(
+            "it is damaged, or holds more than tensors (arrays of numpy, say), and nothing else is unpickled"
+        ) from None
     except UNREADABLE as error:
         raise NotTensors(_reason(error)) from None
-    return found
+    return content
 
 
 def _require_plain(path: Path) -> None:
@@ -65,11 +73,11 @@ def _require_plain(path: Path) -> None:
                 raise ValueError(f"its part {part.filename} is compressed, which torch never writes")
 
 
-def _tensors(found: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in tables and lists, with the path of names that leads to it."""
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in tables and lists, with its dotted path of keys."""
     import torch
 
-    waiting, seen = [(name, found)], set()
+    waiting, seen = [(name, content)], set()
     while waiting:
         name, thing = waiting.pop()
         if isinstance(thing, torch.Tensor):
@@ -81,7 +89,7 @@ def _tensors(found: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _require_stored(name: str, tensor: Tensor) -> None:
-    """Raise ValueError for a large tensor that has more numbers than are stored."""
+    """Raise ValueError for a large tensor with more numbers than its storage holds."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -95,10 +103,6 @@ def _require_stored(name: str, tensor: Tensor) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line in words: torch's advice to unpickle everything is not passed on."""
-    if isinstance(error, pickle.UnpicklingError):
-        return (
-            "it is damaged, or holds more than tensors (arrays of numpy, say), and nothing else is unpickled"
-        )
+    """The reason in one line, from the first line of an error's message."""
     words = (str(error).strip().splitlines() or [""])[0]
     return f"it is damaged, or something else than its name says ({words[:160] or type(error).__name__})"

@@ -1,21 +1,21 @@
-"""Subject, relation and object of the clauses of a sentence, read off its Universal Dependencies tree.
+"""Subject, relation and object of the clauses of a sentence, read from its Universal Dependencies tree.
 
-Knows nothing of any parser: a sentence is a list of `Word`. What is taken, and in which form:
+Independent of the parser: a sentence is a list of `Word`. The rules:
 
-- a noun keeps what names it (compounds, names, adjectives before it, numbers, a noun's possessive, an
+- a noun keeps the words that name it (compounds, names, adjectives before it, numbers, a noun's possessive, an
   of-phrase: "glass of cold water") and loses determiners and possessive pronouns;
-- a relation is the verb with its auxiliaries, negation and particle, and then a preposition, wherever that
-  stands: (man, is not sitting on, bench) is also that of "on the bench a man is not sitting". A passive
-  stays passive: (ball, is thrown by, man). Adverbs are dropped;
-- conjoined subjects, verbs and objects give a triple each; a later verb borrows the first one's auxiliary;
-- a copula relates to an adjective, a noun or a place: (cat, is, black), (woman, is in, kitchen);
-- a clause below a verb continues its relation, (man, tries to open, door), or, beneath an object, takes
-  that for its subject, (son, to tie, shoes); other clauses without a subject inherit the one above;
-- a relative or participle clause has its noun for subject or object: (man, rides, horse);
-- a preposition between nouns is a relation of its own, (dog, on, grass); so is that of "there is";
-- a verb with nothing but a subject gives a triple without object, (baby, is sleeping, -), which CoreNLP
-  would not: much of what captions say is said so. A verb without a subject ("playing the guitar") gives
-  one without subject. Two of the three parts are there always, and the relation is one of them.
+- a relation is the verb with its auxiliaries, negation and particle, followed by a preposition, wherever that stands in
+  the sentence: "on the bench a man is not sitting" gives (man, is not sitting on, bench). A passive stays passive:
+  (ball, is thrown by, man). Adverbs are dropped;
+- conjoined subjects, verbs and objects give one triple each; a later verb borrows the auxiliary of the first;
+- a copula relates a subject to an adjective, a noun or a place: (cat, is, black), (woman, is in, kitchen);
+- a clause below a verb continues its relation, (man, tries to open, door), or, below an object, has that object as its
+  subject, (son, to tie, shoes); other clauses without a subject inherit the subject above;
+- a relative or participle clause has its noun as subject or object: (man, rides, horse);
+- a preposition between nouns is a relation of its own, (dog, on, grass); so is the preposition after "there is";
+- a verb with only a subject gives a triple without object, (baby, is sleeping, -). CoreNLP gives none, but many
+  captions have this form. A verb without a subject ("playing the guitar") gives a triple without subject. Every triple
+  has its relation, and at least one of the other two parts.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Spans = tuple[Span, ...]
 RELATIVE = {"who", "whom", "which", "that"}
 NEGATION = {"not", "n't", "n’t", "never", "no"}
 NEGATIVE_DETERMINER = {"no", "neither"}
-RELATIONAL = {"front", "top", "back"}  # "in front of", "on top of": one preposition of three words
+RELATIONAL = {"front", "top", "back"}  # nouns in prepositions of three words: "in front of", "on top of"
 NAMING = ("compound", "flat", "fixed", "goeswith", "nummod", "nmod:desc")
-LONGEST = 150  # words; a longer run of them is no sentence, and its tree may be deeper than calls can nest
+LONGEST = 150  # words; a longer text is no sentence, and its tree may exceed Python's limit on recursion
 CLAUSES = ("root", "conj", "acl", "advcl", "xcomp", "ccomp", "parataxis")
 NOMINAL = ("NOUN", "PROPN", "PRON", "NUM", "X", "SYM")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a parsed sentence: its place from 1, that of its head (0: none), and its characters."""
+    """A word of a parsed sentence: its index from 1, the index of its head (0: none), and its characters."""
 
     index: int
     text: str
@@ -61,9 +61,9 @@ class Word:
 
 @dataclass(frozen=True, order=True)
 class Triple:
-    """The characters of a relation, its subject and its object, each part's spans as they are to be read.
+    """The characters of a relation, its subject and its object; the spans of each part in reading order.
 
-    A part that is not there has no spans.
+    A missing part has no spans.
     """
 
     relation: Spans
@@ -72,7 +72,7 @@ class Triple:
 
 
 def triples(words: Sequence[Word]) -> list[Triple]:
-    """The triples of one sentence in the order of their relations, each once; none of one over LONGEST words."""
+    """Distinct triples of one sentence, ordered by relation; [] for a sentence of more than LONGEST words."""
     if len(words) > LONGEST:
         return []
     tree = Tree(words)
@@ -89,12 +89,12 @@ Parts = tuple[Words, Words, Words]  # subject, relation, object
 
 
 def in_order(words: Iterable[Word]) -> Words:
-    """The words as they stand in the sentence."""
+    """The words in the order of the sentence."""
     return sorted(words, key=lambda word: word.index)
 
 
 def spans(words: Iterable[Word]) -> Spans:
-    """The characters of some words in the order given, those that follow each other in one span."""
+    """The characters of words in the given order; words that follow each other in the sentence share a span."""
     merged: list[tuple[int, int, int]] = []  # start, end, index of the last word
     for word in dict.fromkeys(words):
         if merged and word.index == merged[-1][2] + 1:
@@ -105,7 +105,7 @@ def spans(words: Iterable[Word]) -> Spans:
 
 
 class Tree:
-    """A sentence's words and what depends on each."""
+    """The words of a sentence and the dependents of each."""
 
     def __init__(self, words: Sequence[Word]) -> None:
         self.words = {word.index: word for word in words}
@@ -118,27 +118,27 @@ class Tree:
         return [child for child in self.below.get(word.index, []) if child.does(*relations)]
 
     def head(self, word: Word) -> Word | None:
-        """What a word depends on; None for the root."""
+        """The head of a word; None for the root."""
         return self.words.get(word.head)
 
     def clause(self, word: Word) -> list[Parts]:
-        """What a predicate says of its subjects; nothing for a word that is none."""
+        """Subject, relation and object of each triple of a predicate; [] for a word that is no predicate."""
         if not self.is_predicate(word):
             return []
         exists = self.children(word, "expl") and self.children(word, "nsubj")
-        says = self._existence(word) if exists else self._complements(word)
+        pairs = self._existence(word) if exists else self._complements(word)
         subjects = [self.phrase(subject) for subject in self.subjects(word)] or [[]]
-        return [(subject, relation, obj) for subject in subjects for relation, obj in says]
+        return [(subject, relation, obj) for subject in subjects for relation, obj in pairs]
 
     def attachments(self, noun: Word) -> list[Parts]:
-        """Prepositional phrases of a noun, and adjectives after it that have one: "street full of people"."""
+        """Triples from a noun's prepositional phrases, also through an adjective after it: "street full of people"."""
         if noun.upos not in NOMINAL:
             return []
         found = []
         own = ("nmod",) if self.is_predicate(noun) else ("nmod", "obl")
         for phrase in self.children(noun, *own):
             if not self._names(phrase):
-                found += [(noun, phrase, *said) for said in self.prepositional(phrase)]
+                found += [(noun, phrase, *pair) for pair in self.prepositional(phrase)]
         for adjective in self.children(noun, "amod", "acl"):
             if adjective.upos == "ADJ" and not self.is_predicate(adjective):
                 found += [
@@ -164,7 +164,7 @@ class Tree:
         return not word.does("conj") or above is None or above.upos in NOMINAL or self.is_predicate(above)
 
     def subjects(self, word: Word) -> Words:
-        """The subjects of a predicate, conjoined ones one by one; its own, or inherited from above."""
+        """The subjects of a predicate, each conjunct by itself; its own subjects, or those inherited from above."""
         own = self.children(word, "nsubj")
         if own:
             return [one for subject in own for one in self._referents(word, subject)]
@@ -181,7 +181,7 @@ class Tree:
         return []
 
     def _referents(self, verb: Word, word: Word) -> Words:
-        """A word with what is conjoined to it; what a relative pronoun stands for in its place."""
+        """A word and its conjuncts; in place of a relative pronoun the nouns that it refers to."""
         clause = self._relative_clause(verb)
         if clause and word.lower in RELATIVE and (noun := self.head(clause)):
             return self.owners(noun, clause)
@@ -197,32 +197,33 @@ class Tree:
         return verb if verb.deprel == "acl:relcl" else None
 
     def owners(self, noun: Word, modifier: Word) -> Words:
-        """The nouns that a modifier belongs to: also those conjoined to its head, if it follows them."""
+        """The nouns that a modifier belongs to: `noun`, and those of its conjuncts that stand before the modifier."""
         return [noun, *(one for one in self.children(noun, "conj") if one.index < modifier.index)]
 
     def _complements(self, word: Word) -> list[tuple[Words, Words]]:
-        """Relation and object of all that a predicate says of its subjects."""
+        """Relation and object of each triple of a predicate."""
         relation = self.relation(word)
         if not self._is_verb(word):
-            says = self._copular(word, relation)
+            pairs = self._copular(word, relation)
             relation = [*relation, *self.predicate_words(word)]
         else:
             objects = [*self._objects(word, "obj"), *self._objects(word, "iobj"), *self._gap(word)]
-            says = [(relation, self.phrase(obj)) for obj in objects]
-            says += [said for state in self.children(word, "xcomp") for said in self._state(state, relation)]
+            pairs = [(relation, self.phrase(obj)) for obj in objects]
+            for state in self.children(word, "xcomp"):
+                pairs += self._state(state, relation)
         for phrase in self.children(word, "obl"):
-            says += [([*relation, *case], obj) for case, obj in self.prepositional(phrase)]
-        return says or ([] if self._continues(word) else [(relation, [])])
+            pairs += [([*relation, *case], obj) for case, obj in self.prepositional(phrase)]
+        return pairs or ([] if self._continues(word) else [(relation, [])])
 
     def _copular(self, word: Word, relation: Words) -> list[tuple[Words, Words]]:
-        """(is, black), (is, famous singer), (is in, kitchen); one each of conjoined ones."""
+        """Relation and object of a copula: (is, black), (is, famous singer), (is in, kitchen); one per conjunct."""
         alike = [
             one for one in self.children(word, "conj") if not self.is_predicate(one) and one.upos != "VERB"
         ]
         return [([*relation, *self._case(one)], self.phrase(one)) for one in (word, *alike)]
 
     def _state(self, state: Word, relation: Words) -> list[tuple[Words, Words]]:
-        """(looks, happy): a complement that is no clause of its own, said of the subject."""
+        """Relation and object of a complement that describes the subject and is no clause: (looks, happy)."""
         above = self.head(state)
         if self.is_predicate(state) or above is None or self._objects(above, "obj"):
             return []
@@ -232,22 +233,22 @@ class Tree:
         ]
 
     def _existence(self, word: Word) -> list[tuple[Words, Words]]:
-        """The places of "there is": said with the preposition alone, whatever the phrase depends on."""
-        return [said for phrase in self.children(word, "obl") for said in self.prepositional(phrase)]
+        """Relation and object of "there is": the preposition alone is the relation, the place is the object."""
+        return [pair for phrase in self.children(word, "obl") for pair in self.prepositional(phrase)]
 
     def _continues(self, word: Word) -> bool:
-        """Whether a clause below goes on with the relation of this one."""
+        """Whether a clause below continues the relation of this one."""
         return any(
             self.is_predicate(child) and not self.children(child, "nsubj")
             for child in self.children(word, "xcomp", "ccomp")
         )
 
     def _objects(self, word: Word, kind: str) -> Words:
-        """The objects of one kind, conjoined ones one by one."""
+        """The objects of one kind, each conjunct by itself."""
         return [one for obj in self.children(word, kind) for one in self._referents(word, obj)]
 
     def _gap(self, word: Word) -> Words:
-        """The noun of "the horse a girl rides" or "the horse that a girl rides", which is the verb's object."""
+        """The object of a relative clause's verb: the noun of "the horse (that) a girl rides"."""
         noun = self.head(word)
         if (
             word.deprel != "acl:relcl"
@@ -266,7 +267,7 @@ class Tree:
     # ---- relations
 
     def relation(self, word: Word) -> Words:
-        """The words of a predicate's relation in order, those of the clause that it continues among them."""
+        """The words of a predicate's relation in order, including those of a clause that it continues."""
         before: Words = []
         above = self.head(word)
         if word.does("xcomp", "ccomp") and above and not self.children(word, "nsubj"):
@@ -283,11 +284,11 @@ class Tree:
         return word.upos in ("VERB", "AUX") and not self.children(word, "cop")
 
     def predicate_words(self, word: Word) -> Words:
-        """What a predicate that is no verb adds when a relation goes on after it: "is full of"."""
+        """The words that a predicate which is no verb adds to a relation that continues after it: "is full of"."""
         return [] if self._is_verb(word) else in_order([*self._case(word), *self.phrase(word)])
 
     def _helpers(self, word: Word) -> Words:
-        """Auxiliaries, copula and negation; those of the first verb where a conjoined one of the same form has none."""
+        """Auxiliaries, copula and negation; a conjoined verb without any has those of a first verb of its form."""
         helpers = self.children(word, "aux", "cop")
         negation = [adverb for adverb in self.children(word, "advmod") if adverb.lower in NEGATION]
         first = self.head(word)
@@ -300,7 +301,7 @@ class Tree:
         return [*self._helpers(first), *negation]
 
     def _case(self, word: Word) -> Words:
-        """The preposition of a word, all the words of it."""
+        """All words of a word's preposition."""
         return [
             part
             for case in self.children(word, "case")
@@ -309,7 +310,7 @@ class Tree:
         ]
 
     def prepositional(self, phrase: Word) -> list[tuple[Words, Words]]:
-        """Preposition and noun of a phrase; nothing for one without a preposition ("every day")."""
+        """Preposition and noun of a phrase; [] for a phrase without a preposition ("every day")."""
         case = self._case(phrase)
         if not case:
             return []
@@ -326,7 +327,7 @@ class Tree:
     # ---- nouns
 
     def phrase(self, word: Word) -> Words:
-        """A noun (or adjective) with what names it, in no particular order."""
+        """A noun (or adjective) with the words that name it, in no particular order."""
         kept = [word]
         for child in self.below.get(word.index, []):
             adjective = child.does("amod") and child.index < word.index
@@ -339,7 +340,7 @@ class Tree:
         return kept
 
     def _conjoined(self, word: Word) -> Words:
-        """A modifier with what is conjoined to it and what joins them: "black and white"."""
+        """A modifier with its conjuncts and the words that join them: "black and white"."""
         kept = self.phrase(word)
         for other in self.children(word, "conj"):
             kept += [*self.children(other, "cc"), *self.phrase(other)]

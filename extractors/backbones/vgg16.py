@@ -23,12 +23,12 @@ Convention = Literal["torchvision", "caffe"]
 AFTER_RELU: dict[Layer, int] = {"fc6": 2, "fc7": 5}  # how many of torchvision's `classifier` are kept
 NARROWED = {"vgg16": 1, "crossreel-demo": 8}  # the demo's network has an eighth of the width everywhere
 SMALLEST_PIXELS = 32  # five poolings halve a side; the adaptive one behind them takes whatever is left
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what the published weights want
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # over ImageNet, which the published weights expect
 NORMALISATION: dict[Convention, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "torchvision": (MEAN, STD),  # red, green, blue in 0..1
     "caffe": (caffe_vgg16.MEANS, (1.0, 1.0, 1.0)),  # blue, green, red in 0..255
 }
-PICTURES, PICTURE_PIXELS = 256, 64  # that seeded weights are standardised on
+PICTURES, PICTURE_PIXELS = 256, 64  # pictures with which seeded weights are standardised
 
 
 class Vgg16Backbone:
@@ -105,8 +105,8 @@ def _load(network: nn.Module, path: Path, model: str, known: set[str]) -> None:
             state = {name: torch.from_numpy(values) for name, values in caffe_vgg16.read(path).items()}
         else:
             state = weight_files.read_state(path)
-        wanted = network.state_dict()
-        network.load_state_dict({key: state[key] for key in state if key in wanted or key not in known})
-    broken = [key for key in wanted if not state[key].isfinite().all()]
+        own = network.state_dict()
+        network.load_state_dict({key: state[key] for key in state if key in own or key not in known})
+    broken = [key for key in own if not state[key].isfinite().all()]
     if broken:  # torchvision's file of the convolutions alone fills the rest with NaN
         raise UserError(f"the weights in {path} do not fit {model}: {broken[0]} is not finite")

@@ -1,9 +1,9 @@
 """References to the weights of a backbone: their files, and their names in a fingerprint.
 
-A reference is one of: a tag that open_clip publishes ("openai", "laion2b_s34b_b79k"), the path of a
-local file (OpenAI's own, safetensors, or a state dict that torch reads without unpickling), or "seed:N",
-random weights for tests and the demo. Nothing is fetched unless `download` says so. Files and seeds are the
-same for every backbone; `hub` handles the networks that others publish by name.
+A reference is one of: a tag that open_clip publishes ("openai", "laion2b_s34b_b79k"), the path of a local file
+(OpenAI's own, safetensors, or a state dict of torch), or "seed:N", random weights for tests and the demo. Nothing is
+downloaded unless the setting `download` is true. Files and seeds are the same for every backbone; `hub` handles
+networks that others publish by name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import contextlib
 import functools
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from extractors.backbones import archives, clip_configs, clip_weights
+from extractors.backbones import archives, clip_configs, clip_weights, tensor_files
 from pipeline.errors import UserError, nearest
 from pipeline.run.stage import Digests
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 SEED = "seed:"
-DRAWING = 3  # raise it when a seed comes to stand for other weights, in seeded.py or in a file of models/
+DRAWING = 3  # raise it when a change of seeded.py or of a file in models/ gives a seed other weights
 
 log = logging.getLogger(__name__)
 
@@ -223,18 +223,21 @@ def _put(network: Any, state: dict[str, Tensor]) -> None:
     network.load_state_dict(state, strict=True)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; nothing is unpickled. For use within `fitting`."""
-    import torch
-    from safetensors.torch import load_file
+def read_state(path: Path, nested: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a weights file by name; no object is unpickled. For use within `fitting`.
 
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    archives.require_torch_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    `nested` are the keys under which a checkpoint may hold this table beside other entries.
+    """
+    import torch
+
+    if path.suffix != ".safetensors":
+        archives.require_torch_file(path)
+    state = tensor_files.read(path)
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in nested if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise TypeError("it is not a table of tensors by name")
-    return state
+    return dict(state)
 
 
 @contextlib.contextmanager
@@ -244,12 +247,12 @@ def fitting(path: Path, model: str) -> Iterator[None]:
 
     try:
         yield
-    except archives.Unreadable as error:
-        raise UserError(f"{path} cannot be read as weights of {model}: {error}") from error
-    except pickle.UnpicklingError:
+    except (pickle.UnpicklingError, tensor_files.MoreThanTensors):
         raise UserError(
             f"{path} holds more than tensors and is not read; convert it to safetensors"
         ) from None
+    except (archives.Unreadable, tensor_files.NotTensors) as error:
+        raise UserError(f"{path} cannot be read as weights of {model}: {error}") from error
     except (RuntimeError, SafetensorError, LookupError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error) else type(error).__name__
         raise UserError(f"the weights in {path} do not fit {model}: {reason}") from error

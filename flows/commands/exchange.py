@@ -1,4 +1,4 @@
-"""import and export: published features and authors' checkpoints in, ours out in their layout."""
+"""import and export: read published features and authors' checkpoints, and write ours in their layouts."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from pipeline.store.store import Store
 from trainers.contract import OfficialLayout
 from trainers.registry import METHODS
 
-importing = typer.Typer(help="Bring in published features or an authors' checkpoint.", no_args_is_help=True)
+importing = typer.Typer(help="Import published features or an authors' checkpoint.", no_args_is_help=True)
 exporting = typer.Typer(
     help="Write features, scores, results, a model card or a checkpoint for other programs.",
     no_args_is_help=True,
 )
 
-MethodName = Annotated[str, typer.Option("--method", help="The method it belongs to.")]
+MethodName = Annotated[str, typer.Option("--method", help="The method.")]
 StoreFolder = Annotated[
-    Path, typer.Option("--store", help="The store to fill; an experiment names it as `store`.")
+    Path, typer.Option("--store", help="The store to write to: the setting `store` of an experiment.")
 ]
-COLLECTIONS = ("ms-sl", "h2arn")  # they bring their corpus with them
-TABLES = ("parquet",)  # one file for all items or captions of a stage
+COLLECTIONS = ("ms-sl", "h2arn")  # layouts that contain captions and splits, from which a manifest is written
+TABLES = ("parquet",)  # layouts with one file for all items or captions of a stage
 FORMATS = ("npz", "safetensors", *COLLECTIONS, *TABLES)
 RESULTS = ("mteb",)
 SOURCES = (*COLLECTIONS, *SUFFIXES)
@@ -49,7 +49,8 @@ SHOWN = 20
 @importing.command("features")
 def import_features(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="The collection's folder, or folder or file.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="The folder of a collection, or a folder or file of arrays."),
     ],
     layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(SOURCES)}.")] = "ms-sl",
     store: StoreFolder = Path("store"),
@@ -59,37 +60,45 @@ def import_features(
     visual_feature: Annotated[
         str | None,
         typer.Option(
-            help="Which folder of FeatureData (ms-sl), NAME of pc_features_NAME.pt (h2arn), if several."
+            help="If there are several: the folder of FeatureData (ms-sl), NAME of pc_features_NAME.pt (h2arn)."
         ),
     ] = None,
     text_file: Annotated[
         str | None,
         typer.Option(
-            help="Which HDF5 file of TextData (ms-sl), NAME of txt_features_NAME.pt (h2arn), if several."
+            help="If there are several: the HDF5 file of TextData (ms-sl), NAME of txt_features_NAME.pt (h2arn)."
         ),
     ] = None,
     subset: Annotated[
-        str | None, typer.Option("--subset", help="Which data set, as Elephant or S3DIS, if several (h2arn).")
+        str | None,
+        typer.Option("--subset", help="If there are several: the data set, for example S3DIS (h2arn)."),
     ] = None,
     val: Annotated[
         str,
-        typer.Option("--val", help="papers, or how many training clouds to hold out; else a tenth (h2arn)."),
+        typer.Option(
+            "--val",
+            help="Validation split: `papers`, or a number of training clouds; else a tenth of them (h2arn).",
+        ),
     ] = "",
     corpus: Annotated[
         Path | None,
-        typer.Option("--corpus", help="The manifest whose items they are of; not for collections."),
+        typer.Option("--corpus", help="The manifest that the features belong to; not for collections."),
     ] = None,
-    of: Annotated[str, typer.Option("--of", help="items or captions; not for collections.")] = "items",
+    of: Annotated[
+        str, typer.Option("--of", help="Features of items or of captions; not for collections.")
+    ] = "items",
     name: Annotated[
-        str, typer.Option("--name", help="NAME of the stage import-NAME; not for collections.")
+        str, typer.Option("--name", help="NAME of the new stage import-NAME; not for collections.")
     ] = "",
-    array: Annotated[str, typer.Option("--array", help="Which array of each file, if several.")] = "",
-    dataset: Annotated[str, typer.Option("--dataset", help="Which dataset of each group (hdf5).")] = "",
+    array: Annotated[str, typer.Option("--array", help="The array to read, if a file has several.")] = "",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="The dataset to read, if a group has several (hdf5).")
+    ] = "",
 ) -> None:
-    """Bring published features into a store: a whole collection (ms-sl, h2arn), or arrays for a corpus of yours.
+    """Import published features into a store: a whole collection (ms-sl, h2arn), or arrays for a corpus of yours.
 
-    A collection brings its corpus with it, and writes the manifest. Arrays of the other layouts are named by item or
-    caption id, and become a stage of the corpus that --corpus names.
+    A collection contains captions and splits, from which the manifest is written. Arrays of the other layouts are named
+    by item or caption id, and become a stage of the corpus that --corpus names.
     """
     require_layout(layout, SOURCES)
     if not source.exists():
@@ -113,11 +122,11 @@ def import_features(
             result = import_h2arn(Store(store), files, manifest, seen, val)
         else:
             result = import_ms_sl(Store(store), source, manifest, visual_feature, text_file, seen)
-    _tell(result, store, "clouds" if layout == "h2arn" else "videos")
+    _print_import(result, store, "clouds" if layout == "h2arn" else "videos")
 
 
-def _tell(result: ImportReport, store: Path, items: str) -> None:
-    """Print what a collection brought, and the experiment file that trains methods on it."""
+def _print_import(result: ImportReport, store: Path, items: str) -> None:
+    """Print the numbers of imported items and captions, and an experiment file that trains methods on them."""
     unlinked = f" ({result.unlinked} texts that belong to none were left out)" if result.unlinked else ""
     out.print(
         f"{result.items} {items}, {result.captions} captions{unlinked}; manifest: {result.manifest}",
@@ -132,7 +141,7 @@ def _tell(result: ImportReport, store: Path, items: str) -> None:
 
 
 def _array(layout: str, array: str, dataset: str) -> str:
-    """Which array of an item, by the option that fits the layout."""
+    """Name of the array or dataset to read, from the option that fits the layout."""
     if array and layout == "hdf5":
         raise UserError("--array is for files of arrays; of hdf5, --dataset names the dataset of each group")
     if dataset and layout != "hdf5":
@@ -174,23 +183,23 @@ def _import_files(
 
 
 def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str]) -> None:
-    """Print a complete experiment file on imported features, and why a method is not in it."""
-    found = experiment_on(manifest, store, stages)
-    if found.text:
+    """Print a complete experiment file on imported features, and the reason for each method that it leaves out."""
+    proposed = experiment_on(manifest, store, stages)
+    if proposed.text:
         out.print(
             "to train on them, an experiment file (every other setting has its default):\n", markup=False
         )
-        out.print(found.text, markup=False)
-    if found.impossible:
-        out.print(f"no method can be trained on them yet: {found.impossible}", markup=False)
-    for method, reason in found.refused.items():
+        out.print(proposed.text, markup=False)
+    if proposed.impossible:
+        out.print(f"no method can be trained on them yet: {proposed.impossible}", markup=False)
+    for method, reason in proposed.refused.items():
         out.print(
             f"# {method} cannot be trained on them: {reason}", markup=False
-        )  # a comment, if it is copied too
+        )  # a TOML comment, so that it may be copied with the file
 
 
 def _list(what: str, lines: Sequence[str]) -> None:
-    """The first lines, and how many more there are."""
+    """Print the first lines, and the number of those left out."""
     for line in lines[:SHOWN]:
         out.print(f"{what}: {line}", markup=False)
     if len(lines) > SHOWN:
@@ -204,10 +213,10 @@ def import_checkpoint(
     method: MethodName = "hlformer",
     sets: Annotated[
         list[str],
-        typer.Option("--set", help="A setting it was trained with and does not show: nhead=8; repeatable."),
+        typer.Option("--set", help="A setting that the checkpoint does not show: nhead=8; repeatable."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Turn an authors' checkpoint into weights (safetensors) and settings of ours; nothing is unpickled unsafely."""
+    """Convert an authors' checkpoint to weights (safetensors) and settings of ours, without unpickling objects."""
     layout, given = official(method), apply_sets({}, sets)
     settings = layout.import_checkpoint(file, target, given)
     out.print(
@@ -250,25 +259,27 @@ def export_checkpoint(
 
 @exporting.command("features")
 def export_features(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="clip, clip_text ...")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="The stage: clip, clip_text ...")],
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(FORMATS)}.")] = "npz",
     text_stage: Annotated[
         str,
         typer.Option(
-            "--text-stage", help="The captions' features; else those its method reads (collections)."
+            "--text-stage",
+            help="The stage of the captions' features; else the one that the method reads (collections).",
         ),
     ] = "",
     field: Annotated[
-        str, typer.Option("--field", help="Which output of the stage; else its first (collections).")
+        str, typer.Option("--field", help="The output of the stage to write; else its first (collections).")
     ] = "",
     subset: Annotated[
-        str, typer.Option("--subset", help="What the data set is called there; else as the manifest (h2arn).")
+        str,
+        typer.Option("--subset", help="Name of the data set in the collection; else the manifest's (h2arn)."),
     ] = "",
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write a stage's features: a file an item or caption with an index of names, one table, or a whole collection."""
+    """Write a stage's features: one file for each item or caption, one table, or a whole collection."""
     require_layout(layout, FORMATS)
     project = open_project(experiment, sets)
     if subset and layout != "h2arn":
@@ -303,7 +314,7 @@ def export_first_places(
     method: MethodName = "hlformer",
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write the first places of every caption of an evaluated method, a row a place; other scores are not stored."""
+    """Write the first results of every caption of an evaluated method, one row each; other scores are not stored."""
     if target.suffix != ".parquet":
         raise UserError(f"{target} is no name of a table: it ends in .parquet")
     rows = export_scores(method_results(open_project(experiment, sets), method), target)
@@ -316,11 +327,12 @@ def export_results(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(RESULTS)}.")] = "mteb",
     languages: Annotated[
-        list[str], typer.Option("--language", help="Of the captions, as eng-Latn; the corpus does not tell.")
+        list[str],
+        typer.Option("--language", help="Language of the captions, which no manifest gives: eng-Latn."),
     ] = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write the figures of every method in MTEB's result format, a file a method and direction."""
+    """Write the metrics of every method in MTEB's result format, one file for each method and direction."""
     require_layout(layout, RESULTS)
     report = export_mteb(all_results(open_project(experiment, sets)), target, languages)
     for path in report.files:
@@ -334,11 +346,14 @@ def export_model_card(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     method: MethodName = "hlformer",
     license_name: Annotated[
-        str, typer.Option("--license", help="Of the weights, as the hub spells it: apache-2.0, cc-by-4.0 ...")
+        str,
+        typer.Option(
+            "--license", help="Licence of the weights, in the hub's spelling: apache-2.0, cc-by-4.0 ..."
+        ),
     ] = "",
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Write a model card of a trained method: data, protocol, figures with intervals, settings, backbones, limits."""
+    """Write a model card of a trained method: data, protocol, metrics with intervals, settings, backbones, limits."""
     from flows.results.exports.card import export_card  # the hub's library: only a card pays for it
 
     path = export_card(method_results(open_project(experiment, sets), method), target, license_name)
@@ -348,7 +363,7 @@ def export_model_card(
 
 
 def official(method: str) -> OfficialLayout:
-    """The module that knows the authors' layout of a method. Imports torch."""
+    """The module that reads and writes the authors' layout of a method. Imports torch."""
     layout = METHODS.find(method).official_layout()
     if layout is None:
         raise UserError(

@@ -70,10 +70,10 @@ def run(
     anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an experiment up to date: everything that is missing, and nothing else.
+    """Bring an experiment up to date: make all artifacts that are missing, and no others.
 
-    What is known to stop a stage (missing weights, a batch larger than the corpus, a full disk) is listed before
-    anything is made, and nothing is begun without --anyway.
+    Known problems that stop a stage (missing weights, a batch larger than the corpus, a full disk) are listed before
+    any work is done, and without --anyway the run ends there.
 
     Stages run as Prefect tasks, on the server that PREFECT_API_URL or prefect.toml names if it
     answers, else on one that lives as long as this command.
@@ -129,7 +129,7 @@ def stage(
     anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring one stage, and what it needs, up to date, here and without Prefect."""
+    """Bring one stage and the stages it needs up to date, in this process and without Prefect."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, [*sets, *ANYWAY] if anyway else sets, [], display)
         names = planning.choose(project.stages, name)
@@ -203,7 +203,7 @@ def print_result(result: RunResult) -> None:
 
 
 def decoded(reports: Sequence[Report]) -> str:
-    """How often media files were decoded, and by which stages: "24 decodes (12 compress, 12 clip + frames)"."""
+    """The numbers of decoded media files by stage: "24 decodes (12 compress, 12 clip + frames)"."""
     total = sum(report.decodes for report in reports)
     parts = []
     for report in reports:
@@ -272,7 +272,7 @@ def interval(name: str, estimate: Mapping[str, float]) -> str:
 
 def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], methods: Methods = [],  # noqa: B006
          as_json: AsJson = False) -> None:  # fmt: skip
-    """What a run would do: what is cached, what is missing, disk and time to expect."""
+    """Show what a run would do: cached and missing artifacts, expected disk space and time."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, methods, display)
     survey = project.states(math.inf)
@@ -343,7 +343,7 @@ def _state(state: planning.State) -> dict[str, Any]:
 
 
 def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
-    """How far each stage is, which items failed and why, and the latest runs."""
+    """Show the progress of each stage, the failed items with their reasons, and the latest runs."""
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
     states = project.survey(math.inf)
@@ -388,7 +388,7 @@ def why(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Why a stage's artifact of an item is there or is missing: which component of its fingerprint differs."""
+    """Explain why a stage's artifact of an item exists or is missing: which component of its fingerprint differs."""
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
     for name in planning.choose(project.stages, stage):
@@ -397,7 +397,7 @@ def why(
 
 
 def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> None:  # noqa: B006
-    """Draw the report of an experiment again, and print where it is."""
+    """Draw the report of an experiment again, and print its path."""
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
         if "report" not in project.stages:
@@ -443,7 +443,7 @@ def _with_what_is_finished(project: Project) -> tuple[Project, list[Stopped]]:
 
 
 def _cached(name: str, state: planning.State) -> dict[str, Any]:
-    """What the report says of a stage that was made by an earlier run."""
+    """The report of a stage that an earlier run made."""
     failures = [{"name": f.name, "reason": f.reason, "kind": f.kind} for f in state.failed.values()]
     return Report(
         name, state.fingerprint.hex, len(state.keys), cached=state.done,

@@ -19,7 +19,7 @@ class Verb(NamedTuple):
 
     where: str  # module:name
     line: str  # the first paragraph of its help, which a test compares
-    dashed: bool = False  # it takes ids or sentences, which may begin with a dash
+    dashed: bool = False  # whether its arguments are ids or sentences, which may begin with a dash
 
 
 class LazyGroup(TyperGroup):

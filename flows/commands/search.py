@@ -47,11 +47,11 @@ def search(
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """The items that match a sentence best; with --media, the captions that match a file best.
+    """List the items that match a sentence best; with --media, the captions that match a file best.
 
-    The first search of a split encodes all of it, which is kept.
+    The first search of a split encodes and stores all of it.
     """
-    text, experiment = _asked(words, caption, media)
+    text, experiment = _query(words, caption, media)
     require_top(top)
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
@@ -67,14 +67,14 @@ def search(
                 f"searched {searcher.split!r} with {searcher.method} in {took}, networks loaded included"
             )
     if as_json:
-        found = [hit.as_json() for hit in hits]
-        print_json({"method": searcher.method, "split": searcher.split, "hits": found})
+        rows = [hit.as_json() for hit in hits]
+        print_json({"method": searcher.method, "split": searcher.split, "hits": rows})
     else:
         _show(hits)
 
 
-def _asked(words: list[str], caption: str, media: Path | None) -> tuple[str, Path]:
-    """The sentence, "" where something else is searched for, and the experiment file."""
+def _query(words: list[str], caption: str, media: Path | None) -> tuple[str, Path]:
+    """The sentence to search for ("" with --caption or --media), and the experiment file."""
     if caption and media is not None:
         raise UserError("--caption and --media exclude each other")
     other = bool(caption) or media is not None

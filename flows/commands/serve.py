@@ -16,29 +16,29 @@ PORT = 8600
 
 def serve(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = PORT,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 for any free one.")] = PORT,
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen on; another one lets other machines in.")
+        str, typer.Option("--host", help="The address to listen on; any other one lets other machines connect.")
     ] = "127.0.0.1",
     allow_host: Annotated[
-        list[str], typer.Option("--allow-host", metavar="NAME", help="A name that others call this machine by.")
+        list[str], typer.Option("--allow-host", metavar="NAME", help="A host name under which others may connect.")
     ] = [],  # noqa: B006
     splits: Annotated[
-        list[str], typer.Option("--split", help="A split to search, beside the evaluated one.")
+        list[str], typer.Option("--split", help="A further split to search, besides the evaluated one.")
     ] = [],  # noqa: B006
-    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     sets: Sets = [],  # noqa: B006
 ) -> None:  # fmt: skip
-    """Search, watch and compare in the browser, on this machine alone. Ctrl-C ends it.
+    """Search, watch and compare in the browser, on this machine only. Ctrl-C ends it.
 
-    The first time, the splits that can be searched are encoded, which is kept.
+    The first start encodes the splits that can be searched; later starts use the stored vectors.
     """
     from flows.serve.lifecycle import Address, prepare  # uvicorn: only this verb pays for it
     from flows.serve.lifecycle import serve as serving
 
     address = Address(host, port, tuple(allow_host))
     address.require_names()
-    address.listen().close()  # complain of a taken port before work is done
+    address.listen().close()  # a port in use is reported before any work is done
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
         catalogue = prepare(project, splits, display.say)
@@ -46,7 +46,7 @@ def serve(
             display.say(f"{method.name}: {method.missing or 'searches ' + ', '.join(method.splits)}")
         if not address.is_loopback:
             display.say(
-                f"WARNING: whoever reaches {host} can see every item of this corpus; there is no password"
+                f"WARNING: everybody who can reach {host} can see every item of this corpus; there is no password"
             )
 
     def ready(url: str) -> None:
@@ -56,5 +56,5 @@ def serve(
 
     try:
         serving(project, catalogue, address, ready)
-    except KeyboardInterrupt:  # the usual end of a server, and no mistake
+    except KeyboardInterrupt:  # the usual end of a server, so no error
         out.print("ended")

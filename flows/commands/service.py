@@ -1,4 +1,4 @@
-"""demo, verify, deploy, doctor: see it work, prove it, hand it to a server, find out what is missing."""
+"""demo, verify, deploy, doctor: run a demo, compare with the authors' numbers, deploy flows, check this machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ DEMOS = {
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the corpus, the store and the report go.")] = Path(
-        "demo"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="The folder for the corpora, the store and the reports.")
+    ] = Path("demo"),
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Render a small corpus of moving shapes and one of point clouds, and run the whole pipeline on both, offline.
+    """Make a small corpus of videos and one of point clouds, and run the whole pipeline on both, offline.
 
-    Networks are small and seeded, so the figures say that everything works, not how good a method is.
+    The networks are small and have random weights: the metrics show that everything works, not how good a method is.
     """
     from pipeline.corpus.importers.demo.clouds import scan
     from pipeline.corpus.importers.demo.corpus import render
@@ -50,22 +50,23 @@ def demo(
 
 
 def _kept(path: Path, text: Path) -> Path:
-    """An experiment file; one that is there already is somebody's own."""
+    """The path of an experiment file, which is written unless it exists: the user may have changed it."""
     if not path.exists():
         path.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
     return path
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of numerical cases.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recorded cases.")],
     method: Annotated[
-        str | None, typer.Option("--method", help="Only this method's; all others are errors.")
+        str | None,
+        typer.Option("--method", help="Expect only cases of this method; a case of another is an error."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only failures and totals.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only failures and totals.")] = False,
 ) -> None:
-    """Prove that a method is the published one: run the authors' numerical cases through it.
+    """Compare a method with the published one on recorded cases of the authors' code.
 
-    A line a quantity: verdict, name, error relative to the largest value, and what is allowed.
+    Prints one line for each quantity: verdict, name, error relative to the largest value, and tolerance.
     """
     from trainers.verify.cases import verify as run_cases  # torch: only this verb pays for it
 
@@ -87,20 +88,22 @@ def verify(
 
 
 def deploy(
-    folder: Annotated[Path, typer.Argument(help="The project's folder, where runs will start.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="The project's folder, in which runs will start.")] = Path(),
     pool: Annotated[
         str,
-        typer.Option(help="The work pool; deployments of another one than `local` are called as the pool."),
+        typer.Option(help="The work pool; the deployments of any pool but `local` are named after the pool."),
     ] = "local",
     foreground: Annotated[
-        bool, typer.Option("--foreground", help="Keep the worker in this terminal.")
+        bool, typer.Option("--foreground", help="Run the worker in this terminal.")
     ] = False,
     health: Annotated[
         bool, typer.Option("--health", help="With --foreground: answer /health on port 8080.")
     ] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="End the worker that was started here.")] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End the worker that was started for this folder.")
+    ] = False,
 ) -> None:
-    """Make the flows deployments of the Prefect server that runs, and start a worker for them.
+    """Register the flows as deployments on the running Prefect server, and start a worker for them.
 
     Then: prefect deployment run extract-and-train -p experiment=experiment.toml
     """
@@ -123,11 +126,12 @@ def deploy(
 
 def doctor(
     experiment: Annotated[
-        Path | None, typer.Argument(metavar="EXPERIMENT", help="Also check what it needs.")
+        Path | None,
+        typer.Argument(metavar="EXPERIMENT", help="Also check the requirements of this experiment."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What this machine has of what crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk."""
+    """Check this machine for everything that crossreel needs: ffmpeg, decoders, torch, GPUs, weights, disk."""
     findings = examine(experiment)
     if as_json:
         print_json([vars(finding) for finding in findings])

@@ -16,30 +16,34 @@ from pipeline.errors import UserError, nearest
 from pipeline.run.execute import Progress
 from pipeline.store.store import Store, tree_bytes
 from pipeline.store.transfer.pull import pull as fetch
-from pipeline.store.transfer.push import Wanted
 from pipeline.store.transfer.push import push as publish
 from pipeline.store.transfer.remote import Remote
-from pipeline.store.transfer.work import How, OnMoved, Outcome
+from pipeline.store.transfer.work import How, OnMoved, Outcome, Selection
 
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.")]
 DEFAULT_STORE = Path("store")
-YOUNG_SECONDS = 3600.0  # younger folders may belong to a run that has not locked them yet
+YOUNG_SECONDS = 3600.0  # age below which gc keeps a folder: a run may not have locked it yet
 SHOWN = 20
 DAMAGES_SHOWN = 10
 MB = 10**6
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="s3://BUCKET/PATH, gs://..., file:// or a folder.")]
-OfStore = Annotated[
-    Path | None, typer.Option("--store", help="The store's folder; `store` if none is named.")
-]
+OfStore = Annotated[Path | None, typer.Option("--store", help="The store's folder; by default `store`.")]
 OfExperiment = Annotated[
-    Path | None, typer.Option("--experiment", help="Only what this experiment needs, with its store.")
+    Path | None,
+    typer.Option(
+        "--experiment", help="Use the store of this experiment, and only the artifacts that it needs."
+    ),
 ]
-OfStages = Annotated[list[str], typer.Option("--stage", metavar="STAGE", help="Only this stage; repeatable.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Files moved at once.")]
-EndpointUrl = Annotated[str | None, typer.Option(help="An S3 server of your own (s3:// alone).")]
+OfStages = Annotated[
+    list[str], typer.Option("--stage", metavar="STAGE", help="Only artifacts of this stage; repeatable.")
+]
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=1, max=64, help="Number of files transferred at once.")
+]
+EndpointUrl = Annotated[str | None, typer.Option(help="The URL of your own S3 server (s3:// only).")]
 
-app = typer.Typer(help="Look after a store.", no_args_is_help=True)
+app = typer.Typer(help="List, measure, check, clean and copy a store.", no_args_is_help=True)
 
 
 def _open(folder: Path) -> Store:
@@ -50,7 +54,7 @@ def _open(folder: Path) -> Store:
 
 @app.command()
 def ls(folder: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Every fingerprint in the store: its stage, its items or folder, its size."""
+    """List every fingerprint in the store with its stage, its number of items, and its size."""
     store = _open(folder)
     rows: list[tuple[str, str, int, int]] = []
     for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
@@ -66,7 +70,7 @@ def ls(folder: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 @app.command()
 def du(folder: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Bytes by stage."""
+    """Print the size of the artifacts of each stage."""
     store = _open(folder)
     sizes: dict[str, int] = {}
     for fp, (stage, _) in store.index.fingerprints().items():
@@ -92,13 +96,13 @@ def _bytes(store: Store, stage: str, fp: str) -> int:
 def verify(
     folder: StoreFolder = DEFAULT_STORE,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Drop what is damaged; the next run makes it again.")
+        bool, typer.Option("--repair", help="Drop damaged artifacts; the next run makes them again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything, compare it with its checksum, and the index with what is there.
+    """Read every artifact and compare it with its checksum, and compare the index with the artifacts.
 
-    Prints a summary and the first ten damages; --json has all of them.
+    Prints a summary and the first ten damaged artifacts; --json prints all of them.
     """
     store = _open(folder)
     count = [0]
@@ -110,13 +114,13 @@ def verify(
     if as_json:
         print_json({
             "read": count[0], "repaired": repair,
-            "damaged": [{"path": str(found.path), "sentence": found.sentence} for found in damage],
+            "damaged": [{"path": str(one.path), "sentence": one.sentence} for one in damage],
         })  # fmt: skip
     else:
         mended = ", mended or dropped" if damage and repair else ""
         out.print(f"{count[0]} segments and folders read, {len(damage)} damaged{mended}")
-        for found in damage[:DAMAGES_SHOWN]:
-            out.print(f"damaged: {found.sentence}", markup=False)
+        for one in damage[:DAMAGES_SHOWN]:
+            out.print(f"damaged: {one.sentence}", markup=False)
         if len(damage) > DAMAGES_SHOWN:
             out.print(f"... and {len(damage) - DAMAGES_SHOWN} more: --json lists all")
     if damage and not repair:
@@ -126,12 +130,14 @@ def verify(
 @app.command()
 def gc(
     experiments: Annotated[
-        list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiments whose artifacts stay.")
+        list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiments whose artifacts are kept.")
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    young_seconds: Annotated[float, typer.Option(help="Keep what is younger than this.")] = YOUNG_SECONDS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    young_seconds: Annotated[
+        float, typer.Option(help="Keep files that are younger than this.")
+    ] = YOUNG_SECONDS,
 ) -> None:
-    """Remove what none of the named experiments needs, segments that nothing refers to, and abandoned work."""
+    """Remove artifacts that none of the experiments needs, segments without references, and abandoned work files."""
     projects = [open_project(path) for path in experiments]
     store = projects[0].store
     if any(project.store.root != store.root for project in projects):
@@ -145,13 +151,13 @@ def gc(
 
 
 def _kept(project: Project) -> set[str]:
-    """The fingerprints that an experiment needs, with the search indexes of its splits."""
+    """Fingerprints of the artifacts that an experiment needs, including the search indexes of its splits."""
     corpus, tables = project.contents.corpus, [project.stages]
     for method in project.experiment.methods:
         searched = [split for split in corpus.splits if next(corpus.captions(split), None) is not None]
         tables += [with_index(project.stages, method, split) for split in searched]
     states = (replace(project, stages=stages).survey() for stages in tables)
-    return {state.fingerprint.hex for found in states for state in found.values()}
+    return {state.fingerprint.hex for by_stage in states for state in by_stage.values()}
 
 
 @app.command()
@@ -163,25 +169,28 @@ def push(
     jobs: Jobs = 4,
     endpoint_url: EndpointUrl = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Upload even what is there; mends what was damaged there.")
+        bool,
+        typer.Option(
+            "--again", help="Upload published files again, to replace copies that were damaged there."
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be sent.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish segments, items' files and finished folders below a URL, for other stores to pull.
 
-    What is there already is skipped; an interrupted push is gone on with by the same command. Failures of items
-    are not published: they are this store's own.
+    Published artifacts are skipped, and the same command resumes an interrupted push. Failures of items are not
+    published: they belong to this store only.
     """
     store, selection = _chosen(folder, experiment)
-    remote = _elsewhere(url, endpoint_url, store)
+    remote = _remote(url, endpoint_url, store)
     known = {stage for stage, _ in store.index.fingerprints().values()}
     _require_stages(stages, known, store.root)
     with StageDisplay() as display:
         outcome = publish(
             store, remote, stages, selection, How(jobs, dry_run, again), _moving(display, "push")
         )
-    _tell(outcome, "would be sent" if dry_run else "sent", as_json)
+    _print_outcome(outcome, "would be sent" if dry_run else "sent", as_json)
 
 
 @app.command()
@@ -192,25 +201,27 @@ def pull(
     stages: OfStages = [],  # noqa: B006
     jobs: Jobs = 4,
     endpoint_url: EndpointUrl = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be fetched.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be fetched.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch what was published below a URL and is not in this store, check it, and record it.
+    """Fetch the artifacts that were published below a URL and are not in this store, check and record them.
 
-    With an experiment, only what it needs and lacks. An interrupted pull is gone on with by the same command, inside
-    the file it had reached.
+    With an experiment, only artifacts that it needs. The same command resumes an interrupted pull, inside the file that
+    it had reached.
     """
     store, selection = _chosen(folder, experiment, make=True)
-    remote = _elsewhere(url, endpoint_url, store)
+    remote = _remote(url, endpoint_url, store)
     _require_stages(stages, {where.stage for where in remote.entries()} if stages else set(), url)
     with StageDisplay() as display:
         moving = _moving(display, "pull")
         outcome = fetch(store, remote, stages, selection, How(jobs, dry_run), moving, display.say)
-    _tell(outcome, "would be fetched" if dry_run else "fetched", as_json)
+    _print_outcome(outcome, "would be fetched" if dry_run else "fetched", as_json)
 
 
-def _chosen(folder: Path | None, experiment: Path | None, make: bool = False) -> tuple[Store, Wanted | None]:
-    """The store that is meant, and the units of every fingerprint an experiment needs; None for everything."""
+def _chosen(
+    folder: Path | None, experiment: Path | None, make: bool = False
+) -> tuple[Store, Selection | None]:
+    """The store, and the units of every fingerprint that an experiment needs; None for all without an experiment."""
     if experiment is None:
         place = folder or DEFAULT_STORE
         return (Store(place) if make else _open(place)), None
@@ -220,7 +231,8 @@ def _chosen(folder: Path | None, experiment: Path | None, make: bool = False) ->
     return project.store, {s.fingerprint.hex: frozenset(s.keys) for s in project.survey().values()}
 
 
-def _elsewhere(url: str, endpoint_url: str | None, store: Store) -> Remote:
+def _remote(url: str, endpoint_url: str | None, store: Store) -> Remote:
+    """The remote side at a URL. Raises UserError if it lies inside the store."""
     remote = Remote.open(url, endpoint_url)
     if remote.protocol == "file" and Path(remote.root).resolve().is_relative_to(store.root.resolve()):
         raise UserError(f"{url} lies in the store itself; name a place outside of {store.root}")
@@ -237,8 +249,8 @@ def _moving(display: StageDisplay, verb: str) -> OnMoved:
     return lambda moved, total: display.progress(Progress(f"{verb}, MB", moved // MB, -(-total // MB)))
 
 
-def _tell(outcome: Outcome, verb: str, as_json: bool) -> None:
-    """Print the numbers of files moved, already there, and failed."""
+def _print_outcome(outcome: Outcome, verb: str, as_json: bool) -> None:
+    """Print the numbers of artifacts transferred, already there, and failed."""
     if as_json:
         print_json(outcome.as_json())
     else:

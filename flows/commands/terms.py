@@ -1,4 +1,4 @@
-"""The options that many verbs share, and how verbs print."""
+"""Options that many verbs share, and functions with which verbs print."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ Sets = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Redo = Annotated[list[str], typer.Option("--redo", metavar="STAGE", help="Make this stage again.")]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try again the items that failed.")]
-Anyway = Annotated[bool, typer.Option("--anyway", help="Begin although something is known to stop a stage.")]
-Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods instead of the file's.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try failed items again.")]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Start although a problem is known that stops a stage.")
+]
+Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods to use instead of the file's.")]
 DEFAULT_EXPERIMENT = Path("experiment.toml")
 
-FAILED_ITEMS = 3  # exit status: done, but some items failed
+FAILED_ITEMS = 3  # exit status of a command that is done although some items failed
 
 out = Terminal(soft_wrap=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """JSON on standard output."""
+    """Print a value as JSON on standard output."""
     typer.echo(json.dumps(value, indent=1))
 
 
@@ -52,7 +54,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def human_bytes(size: float) -> str:
-    """For instance "3.4 MB"."""
+    """A size in words, for instance "3.4 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -61,7 +63,7 @@ def human_bytes(size: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """For instance "2 min 5 s"."""
+    """A duration in words, for instance "2 min 5 s"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)

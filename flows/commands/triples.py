@@ -8,7 +8,7 @@ import typer
 
 from extractors import triple_check
 from extractors.backbones import parsers
-from extractors.triple_check import Agreement, Said, Sentence
+from extractors.triple_check import Agreement, Sentence, TripleWords
 from extractors.triples import TriplesParams
 from flows.commands.terms import AsJson, out, print_json
 from pipeline.errors import ItemError, UserError
@@ -45,12 +45,13 @@ def triples(
         _print_check(triple_check.compare(parsed), as_json)
     else:
         readable = [
-            [triple_check.said(text, one) for one in each] for text, each in zip(texts, parsed, strict=True)
+            [triple_check.in_words(text, one) for one in each]
+            for text, each in zip(texts, parsed, strict=True)
         ]
         _print_triples(texts, readable, as_json)
 
 
-def _print_triples(texts: list[str], readable: list[list[Said]], as_json: bool) -> None:
+def _print_triples(texts: list[str], readable: list[list[TripleWords]], as_json: bool) -> None:
     if as_json:
         print_json(
             [{"text": text, "triples": triples_of} for text, triples_of in zip(texts, readable, strict=True)]
@@ -81,9 +82,9 @@ def _print_check(sentences: list[Sentence], as_json: bool) -> None:
 
 
 def _rates(rate: Agreement) -> str:
-    counts = f"{rate.right} right of {rate.found} found, {rate.wanted} wanted"
+    counts = f"{rate.correct} correct of {rate.predicted} predicted, {rate.golden} golden"
     return f"precision {rate.precision:.3f}, recall {rate.recall:.3f}, F1 {rate.f1:.3f} ({counts})"
 
 
-def _line(triple: Said) -> str:
+def _line(triple: TripleWords) -> str:
     return " | ".join(part or "-" for part in triple)

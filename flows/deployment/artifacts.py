@@ -1,6 +1,6 @@
-"""What Prefect's UI shows of a run besides its states: coverage, leaderboard, report, progress.
+"""Artifacts of a run in Prefect's UI: coverage, leaderboard, report, progress.
 
-Views only: the truth is in the store. A server that does not answer costs an artifact, never a run.
+They are copies of what the store holds. If the server does not answer, an artifact is missing and the run goes on.
 """
 
 from __future__ import annotations
@@ -28,31 +28,35 @@ from pipeline.run.execute import Progress
 from trainers.measure.metric_table import metric
 
 SECONDS_BETWEEN_UPDATES = 2.0
-NO_SERVER = (httpx.HTTPError, PrefectException, OSError, RuntimeError, ValueError)  # ValueError: none is set
+NO_SERVER = (
+    httpx.HTTPError,
+    PrefectException,
+    OSError,
+    RuntimeError,
+    ValueError,
+)  # ValueError: no URL is set
 
 log = logging.getLogger(__name__)
 
 
 def publish(result: RunResult, experiment: str) -> None:
-    """Show the outcome of a run: a table of its stages, the leaderboard, and where the report is."""
+    """Publish the outcome of a run: a table of its stages, the leaderboard, and the path of the report."""
     name = slug(experiment)
     _attempt(
-        lambda: create_table_artifact(
-            coverage(result), f"coverage-{name}", f"What the stages of {experiment} did"
-        )
+        lambda: create_table_artifact(coverage(result), f"coverage-{name}", f"The stages of {experiment}")
     )
     if result.leaderboard:
-        table = leaderboard(result.leaderboard)
-        _attempt(lambda: create_table_artifact(table, f"leaderboard-{name}", "Figures with 95 % intervals"))
+        table = leaderboard_table(result.leaderboard)
+        _attempt(lambda: create_table_artifact(table, f"leaderboard-{name}", "Metrics with 95 % intervals"))
     if result.report:
         text = f"[{result.report.name}]({result.report.as_uri()})\n\n`{result.report}`"
         _attempt(
-            lambda: create_markdown_artifact(text, f"report-{name}", "The report, on the machine that ran")
+            lambda: create_markdown_artifact(text, f"report-{name}", "The report, on the machine of the run")
         )
 
 
 def coverage(result: RunResult) -> list[dict[str, Any]]:
-    """A row a stage: units in all, cached, made, failed, killed, left out, and seconds."""
+    """One row for each stage: numbers of units in total, cached, made, failed, killed, left out, and seconds."""
     return [
         {"stage": r.stage, "total": r.total, "cached": r.cached, "made": r.ran, "failed": r.failed,
          "killed": r.killed, "left out": r.blocked, "seconds": round(r.seconds, 1)}
@@ -60,8 +64,8 @@ def coverage(result: RunResult) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def leaderboard(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a method, split and direction: each metric with its interval, for instance "23.1 [20.0, 26.3]"."""
+def leaderboard_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each method, split and direction, with intervals: "23.1 [20.0, 26.3]"."""
     return [
         {
             "method": row["method"],
@@ -79,7 +83,7 @@ def _with_interval(name: str, estimate: dict[str, float]) -> str:
 
 
 class ProgressBar:
-    """The progress of one stage as an artifact, updated every two seconds at most."""
+    """The progress of one stage as an artifact, updated at most every two seconds."""
 
     def __init__(self, experiment: str, stage: str) -> None:
         self.key = f"progress-{slug(experiment)}-{slug(stage)}"
@@ -88,7 +92,7 @@ class ProgressBar:
         self._broken = False
 
     def show(self, progress: Progress) -> None:
-        """Move the bar, if it is time."""
+        """Update the bar, unless the last update was less than two seconds ago."""
         if self._broken or time.monotonic() - self._at < SECONDS_BETWEEN_UPDATES:
             return
         self._at = time.monotonic()
@@ -97,7 +101,7 @@ class ProgressBar:
         self._move(100.0 * done / max(total, 1), text)
 
     def finish(self) -> None:
-        """Fill the bar of a stage that was done, if it has one."""
+        """Fill the bar of a finished stage, if it has one."""
         if self._id is not None and not self._broken:
             self._move(100.0, "done")
 
@@ -111,12 +115,12 @@ class ProgressBar:
 
 
 def slug(name: str) -> str:
-    """A name in the letters that Prefect allows in a key."""
+    """A name reduced to the characters that Prefect allows in a key."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "experiment"
 
 
 def _attempt(make: Callable[[], Any]) -> UUID | None:
-    """The id of an artifact, or None where no server took it."""
+    """The id of a new artifact, or None if no server accepted it."""
     try:
         made: UUID = make()
     except NO_SERVER as error:

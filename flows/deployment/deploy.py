@@ -33,9 +33,9 @@ from pipeline.child import die_with_parent
 from pipeline.errors import UserError
 
 POOL = "local"
-STOP_SECONDS = 90.0  # a training writes its checkpoint before it ends
-POLL_ENDED_SECONDS = 1.0  # between looks whether a worker in the foreground has ended
-POLL_SECONDS = "2"  # between looks for runs to start; Prefect's 15 are meant for many workers
+STOP_SECONDS = 90.0  # time to end: a training writes its checkpoint first
+POLL_ENDED_SECONDS = 1.0  # interval of checks whether a worker in the foreground has ended
+POLL_SECONDS = "2"  # interval of queries for runs to start; Prefect's 15 s are meant for many workers
 
 SETTINGS = """\
 # Prefect reads this file in the folder it is started in.
@@ -72,7 +72,7 @@ class Deployed:
 
 
 def deploy(folder: Path, serve: bool = True, pool: str = POOL) -> Deployed:
-    """Make the flows known to the running server, for experiments in `folder`, and have a worker run them.
+    """Register the flows on the running server, for experiments in `folder`, and start a worker for them.
 
     Safe to repeat. `serve=False` leaves the work to other workers of the pool. A deployment is called as
     its flow, in any pool but the usual one as the pool. Raises UserError if no server answers.
@@ -96,7 +96,7 @@ def deploy(folder: Path, serve: bool = True, pool: str = POOL) -> Deployed:
 
 
 def serve_in_foreground(folder: Path, pool: str = POOL, health: bool = False) -> int:
-    """Run a worker in this terminal, after `deploy(folder, serve=False)`, until it ends; its exit status.
+    """Run a worker in this terminal, after `deploy(folder, serve=False)`, until it ends; return its exit status.
 
     SIGTERM, Ctrl-C and `docker stop` end it as `stop` does. `health` has it answer /health on
     PREFECT_WORKER_WEBSERVER_HOST and _PORT, 8080 if not set, for the check of a container.
@@ -122,7 +122,7 @@ def serve_in_foreground(folder: Path, pool: str = POOL, health: bool = False) ->
 
 
 def stop(folder: Path, pool: str = POOL) -> bool:
-    """End the folder's background worker, and the runs it has underway; whether there was one."""
+    """End the folder's background worker and its current runs; return whether there was one."""
     folder = folder.absolute()
     with _lock(folder, pool) as lock:
         if _free(lock):
@@ -132,7 +132,7 @@ def stop(folder: Path, pool: str = POOL) -> bool:
 
 
 def _end(worker: int, over: Callable[[], bool]) -> None:
-    """End a worker that leads a session, and its runs, until it is over.
+    """End a worker that leads a session, and its runs; return when all have ended.
 
     The runs are ended first and report that themselves: those that a worker takes down with it stay
     "Running" on the server for ever.
@@ -148,13 +148,13 @@ def _end(worker: int, over: Callable[[], bool]) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
+    """The live processes that a process has started."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for line in lists for child in line.split()]
 
 
 def _wait(over: Callable[[], bool]) -> bool:
-    """Wait a while until something is over; whether it is."""
+    """Wait for a condition for a limited time; return whether it holds."""
     deadline = time.monotonic() + STOP_SECONDS
     while not (done := over()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -162,13 +162,13 @@ def _wait(over: Callable[[], bool]) -> bool:
 
 
 def _url(folder: Path) -> str:
-    """The API of the server to deploy to: the one that is set, or where `prefect server start` puts it."""
+    """The API of the server to deploy to: the configured one, or the default of `prefect server start`."""
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     return os.environ.get("PREFECT_API_URL") or configured_url(folder) or f"http://{LOOPBACK}:{port}/api"
 
 
 def _require_server(url: str) -> None:
-    """Raise UserError if no server answers; one that was started in the background just now is waited for."""
+    """Raise UserError if no server answers; wait for one that was just started in the background."""
     deadline = time.monotonic() + START_SECONDS
     while not answers(url):
         if not _starting() or time.monotonic() > deadline:
@@ -179,7 +179,7 @@ def _require_server(url: str) -> None:
 
 
 def _starting() -> bool:
-    """Whether `prefect server start --background` left the pid of a process that lives."""
+    """Whether `prefect server start --background` has stored the pid of a live process."""
     try:
         pid = int((prefect_home() / "server.pid").read_text())
         os.kill(pid, 0)

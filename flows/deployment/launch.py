@@ -1,4 +1,4 @@
-"""A flow, run in this process with a terminal to watch it, on whatever Prefect server there is."""
+"""Runs a flow in this process with a display in the terminal, on a running Prefect server or one of its own."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ FLOWS = {
     "extract": "flows.extract.extract",
     "train": "flows.train.train",
     "extract-and-train": "flows.extract_and_train.extract_and_train",
-}  # the name of flow and deployment, and where the flow is
+}  # name of flow and deployment -> dotted path of the flow
 
-CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # the display speaks; logs go to the server
-EMBEDDED_RETRIES = "3"  # 14 s a call if our server dies; with Prefect's 5, a run hung for 5 minutes
+CONSOLE = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"
+}  # logs go to the server, not into the display
+EMBEDDED_RETRIES = "3"  # a call to a dead server then takes 14 s; with Prefect's 5, a run hung for 5 minutes
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -36,20 +38,18 @@ def run_flow(
     flow_name: str, request: FlowRequest, project: Project, names: Sequence[str], display: StageDisplay,
     states: plan.Survey | None = None,
 ) -> RunResult:  # fmt: skip
-    """Run stages of an opened experiment as a run of a flow, here and watched by `display`; return the result.
+    """Run stages of an opened experiment as a flow run in this process, shown by `display`; return the result.
 
-    `request` holds the parameters that the server records, `states` is a survey of the project to go on
-    with. Raises the UserError, or the error of a stage, that ended it. SIGTERM ends the process with 143.
+    `request` holds the parameters that the server records, `states` an earlier survey of the project. Raises the
+    UserError or the error of a stage that ended the run. SIGTERM ends the process with status 143.
     """
     if flow_name not in FLOWS:
         raise UserError(f"unknown flow {flow_name!r}; {nearest(flow_name, FLOWS)}")
     redo = one_or_more(request.redo)
     with exit_on_sigterm():
         server = prepare()
-        from flows.deployment.tasks import (
-            run_as_tasks,
-            run_opened,
-        )  # Prefect reads the environment as it is imported
+        # Prefect reads the environment while it is imported, so only after `prepare`.
+        from flows.deployment.tasks import run_as_tasks, run_opened
 
         module, _, function = FLOWS[flow_name].rpartition(".")
         flow = getattr(importlib.import_module(module), function)
@@ -64,7 +64,7 @@ def run_flow(
 
 @functools.cache
 def prepare() -> EmbeddedServer | None:
-    """Point Prefect, not imported yet, at a server; start one for the life of this process if there is none."""
+    """Set the server that Prefect will use, before it is imported; start one for this process if none runs."""
     server = None
     url = api_url()
     if url is None:
@@ -73,12 +73,14 @@ def prepare() -> EmbeddedServer | None:
         atexit.register(server.stop)
         url = server.url
         os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", EMBEDDED_RETRIES)
-        for name in ("NO_PROXY", "no_proxy"):  # a proxy would be asked for our loopback port
+        for name in ("NO_PROXY", "no_proxy"):  # otherwise requests to the loopback port would go to a proxy
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK)))
     os.environ["PREFECT_API_URL"] = url
     for name, value in (QUIET | CONSOLE).items():
         os.environ.setdefault(name, value)
-    if "prefect" in sys.modules:  # by a notebook, say: its settings are those of that moment
+    if (
+        "prefect" in sys.modules
+    ):  # imported earlier, by a notebook for example, with the settings of that time
         from prefect.context import refresh_global_settings_context
 
         refresh_global_settings_context()
@@ -87,8 +89,10 @@ def prepare() -> EmbeddedServer | None:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end this process through its clean-up, as Prefect leaves it to the handler it found."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+    """Make SIGTERM end this process with its clean-up; Prefect keeps a handler that is set before it starts."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python allows handlers in this thread only
         yield
         return
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from flows.graph import EVERY_EXTRACTOR, METHODS
 
-GROUPS = ("pack", "train", "evaluate")  # of stages, one of each a method
+GROUPS = ("pack", "train", "evaluate")  # groups of stages with one stage for each method
 MOST_RETRIES = 10
 
 ExperimentFile = Annotated[str, Field(min_length=1, json_schema_extra={"examples": ["experiment.toml"]})]
@@ -36,10 +36,10 @@ Stages = (
 """Stages, or groups of them; any name is possible, as an imported feature is a stage too."""
 
 Retries = Annotated[int, Field(ge=0, le=MOST_RETRIES)]
-"""How often a stage is tried again."""
+"""Number of further attempts of a failed stage."""
 
 Words = list[str] | str | None
-"""One or more words, as a form, `-p name=word` and `-p 'name=["a", "b"]'` give them."""
+"""One or more words: the forms of `-p name=word` and of `-p 'name=["a", "b"]'`."""
 
 
 @dataclass(frozen=True)

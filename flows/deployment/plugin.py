@@ -19,7 +19,7 @@ FLAGS = frozenset({"--watch", "--no-watch"})  # options of the command that no v
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:
-    """Nothing for the environment: the arguments of this process are completed in place."""
+    """Return no environment variables; the arguments of this process are completed in place."""
     sys.argv[:] = completed(sys.argv)
 
 

@@ -1,4 +1,4 @@
-"""Which Prefect server a run talks to: the one that is configured, or one that ends with this process.
+"""The Prefect server of a run: the configured one, or one that ends with this process.
 
 Prefect can start a temporary server of its own, but that one outlives a killed run, loses the records
 of short ones, and gives up where a machine is slow. Ours is the same program with a parent-death

@@ -83,7 +83,7 @@ def run_opened(
 
     opened = copy.copy(flow)
     opened.fn = body
-    opened.should_validate_parameters = False  # it would look for the types' names in this module
+    opened.should_validate_parameters = False  # Prefect would look up the types' names in this module
     try:
         state = opened(**asdict(request), return_state=True)
     except Exception as error:
@@ -171,12 +171,12 @@ def task_of_stage(name: str, work: Callable[[], State[Any]]) -> State[Any]:
 
 
 def _outcome(report: Report, worked: bool) -> State[Any]:
-    """How the task of a stage ends."""
-    said = sentence(report)
-    get_run_logger().info(said)
+    """The final state of the task of a stage."""
+    message = sentence(report)
+    get_run_logger().info(message)
     if not worked:
-        return Completed(name="Cached", message=f"{said}; fingerprint {report.fingerprint}")
-    return Completed(message=said)
+        return Completed(name="Cached", message=f"{message}; fingerprint {report.fingerprint}")
+    return Completed(message=message)
 
 
 class RunLog(StageDisplay):
@@ -187,8 +187,8 @@ class RunLog(StageDisplay):
         self.logger = get_run_logger()
 
     def say(self, sentence: str) -> None:
-        """One line of the log."""
+        """Write a line to the log."""
         self.logger.info(sentence)
 
     def report(self, report: Report) -> None:
-        """Nothing more: the task of the stage has said it."""
+        """Do nothing: the task of the stage has logged its report."""

@@ -27,7 +27,7 @@ def leaderboard(project: Project, states: Mapping[str, State]) -> list[dict[str,
 
 
 def leaderboard_rows(method: str, evaluated: EvaluatedFolder) -> Iterator[dict[str, Any]]:
-    """One row a direction, and one for the sums over both."""
+    """One row for each direction, and one for the sums over both."""
     metrics, protocol = evaluated.metrics, evaluated.metrics.protocol
     for direction in metrics.estimates:
         side = protocol.side(direction)

@@ -60,7 +60,7 @@ def read_measured(folder: Path, name: str) -> Measured:
     protocol, queries, ranking = evaluated.metrics.protocol, evaluated.queries, evaluated.ranking
     ranked = {}
     for direction, ranks in ranking.ranks.items():
-        keyed = _captions(queries) if direction == "t2v" else _items(queries, ranking.asked)
+        keyed = _captions(queries) if direction == "t2v" else _items(queries, ranking.query_items)
         keys, units = zip(*keyed, strict=True) if keyed else ((), ())
         ranked[direction] = RankedQueries(tuple(keys), tuple(units), ranks.mean.astype(np.float64))
     return Measured(name, folder, protocol, frozenset(queries.items), ranked)
@@ -75,14 +75,14 @@ def _captions(queries: Queries) -> list[tuple[Hashable, str]]:
     return list(zip(_each_once(keys), (queries.items[item] for item in queries.caption_item), strict=True))
 
 
-def _items(queries: Queries, asked: Positions) -> list[tuple[Hashable, str]]:
+def _items(queries: Queries, query_items: Positions) -> list[tuple[Hashable, str]]:
     """Key and resampling unit of each item that has a caption.
 
     The unit of an item that is no caption's own is the own item of a caption that has it among its positives, of
     several such items the first by digest, as in `trainers.measure.metrics.units_of`.
     """
     own, out = set(queries.caption_item), []
-    for item in asked.tolist():
+    for item in query_items.tolist():
         captions = queries.captions_of[item]
         key = (queries.items[item], *sorted(queries.captions[caption] for caption in captions))
         homes = [queries.items[queries.caption_item[caption]] for caption in captions]

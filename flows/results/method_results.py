@@ -1,4 +1,4 @@
-"""What an experiment has made of a method: the folders of its training and of its evaluation, and their records."""
+"""The results of a method in an experiment: the folders of its training and evaluation, and their records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainers.measure.evaluated import EvaluatedFolder
 
 @dataclass(frozen=True)
 class MethodResults:
-    """A method with what its training and its evaluation left. Files are read when they are asked for."""
+    """A method with the folders of its training and its evaluation. Files are read at first use."""
 
     project: Project
     method: str
@@ -45,7 +45,7 @@ class MethodResults:
         return evaluated_folder(self.project, self.evaluation)
 
     def record(self, state: State) -> dict[str, Any]:
-        """What the store wrote of a stage's run: when it was made, and in how many seconds."""
+        """The store's record of a stage's run: when it was made, and in how many seconds."""
         return self.project.store.run_record(state.stage.name, state.fingerprint.hex)
 
     @property

@@ -1,1 +1,1 @@
-"""What there is: the manifest of items and captions, its content, its checks, its importers."""
+"""The corpus: manifest of items and captions, digests of their content, checks, and importers."""

@@ -1,4 +1,4 @@
-"""What a corpus contains: the digest of every item, remembered by path, size and time of its file."""
+"""The content of a corpus: the digest of every item, remembered by path, size and time of its file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Contents:
     corpus: Corpus
     digests: Mapping[str, str]  # item id -> digest
     unreadable: Mapping[str, str] = field(default_factory=dict)  # item id -> reason
-    split_digests: dict[str, str] = field(default_factory=dict, compare=False)  # filled as they are asked for
+    split_digests: dict[str, str] = field(
+        default_factory=dict, compare=False
+    )  # by split, computed at first use
 
     def items(self) -> Mapping[str, Item]:
         """Digest -> item, in manifest order; of items with the same bytes, the first."""
@@ -112,8 +114,10 @@ def _require_one_kind(corpus: Corpus) -> None:
     """Raise UserError where videos and point clouds stand in one manifest: no stage could read all items."""
     counts = Counter(item.kind for item in corpus.items)
     if len(counts) > 1:
-        found = " and ".join(f"{count} of kind {kind}" for kind, count in sorted(counts.items()))
-        raise UserError(f"{corpus.path} holds items of several kinds, {found}; make one manifest a kind")
+        kinds = " and ".join(f"{count} of kind {kind}" for kind, count in sorted(counts.items()))
+        raise UserError(
+            f"{corpus.path} holds items of several kinds, {kinds}; make one manifest for each kind"
+        )
 
 
 def _hash(
@@ -152,7 +156,7 @@ def _reason(error: Exception) -> str:
 
 
 class RememberedDigests:
-    """Digests of weights and where they were found, kept in the index between runs."""
+    """Digests and paths of weights, kept in the index between runs."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -169,7 +173,7 @@ class RememberedDigests:
         return digest
 
     def located(self, name: str, find: Callable[[], Path | None]) -> Path | None:
-        """The path of something found before, while it is still there; else what `find` finds."""
+        """The remembered path of `name`, if it still exists; else the result of `find`, which is remembered."""
         entry = self.index.known_files_at(f"located:{name}")
         if entry and Path(entry[2]).is_file():
             return Path(entry[2])

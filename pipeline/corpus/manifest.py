@@ -68,7 +68,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one line of a manifest."""
+    """The fault of one line of a manifest."""
 
     line: int
     sentence: str
@@ -141,7 +141,7 @@ class Corpus:
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
 
     def kind(self, split: str) -> str:
-        """What the items of a split are: "pointcloud" where all are, else "video"."""
+        """The kind of the items of a split: "pointcloud" if all are point clouds, else "video"."""
         return "pointcloud" if {item.kind for item in self.gallery(split)} == {"pointcloud"} else "video"
 
     def split_digest(self, split: str) -> str:

@@ -17,9 +17,9 @@ ALSO_CALLED: Mapping[str, frozenset[str]] = {
     "test": frozenset({"test", "testing", "tst"}),
 }
 CANONICAL = {other: name for name, others in ALSO_CALLED.items() for other in others}
-TAIL = re.compile(r"[\s_-]*(set|split)$")  # of "test set", "dev_split", "trainset"
+TAIL = re.compile(r"[\s_-]*(set|split)$")  # the end of "test set", "dev_split", "trainset"
 RATIO = re.compile(r"\d+(?:\.\d+)?")
-DIGITS = 16  # of the hex digest of an id that are read as a number: 64 bits
+DIGITS = 16  # digits of an id's hex digest that are read as a number: 64 bits
 
 
 def split_named(name: str) -> str | None:

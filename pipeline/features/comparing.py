@@ -21,18 +21,18 @@ Kind = Literal[
 Rows = NDArray[np.float32]
 
 SAME = 0.999  # mean cosine: another decoder or precision stays above, the next frame at 3 fps mostly below
-NETWORK = 0.5  # of the way from chance to 1: other frames of one video, by one network
+NETWORK = 0.5  # share of the way from chance to 1 that other frames of a video reach with the same network
 LOOKED_AT = 256  # rows of the shorter side that alignments are tried on
 LARGEST_STRIDE = 64  # tried beside the ratio of the lengths
 SHIFT = 2  # rows by which the beginnings may be apart
-LEAST_OVERLAP = 0.5  # of the shorter side
+LEAST_OVERLAP = 0.5  # share of the shorter side's rows that must have a partner
 FLOAT16_RELATIVE, FLOAT16_ABSOLUTE = 2.0**-10, 2.0**-24  # two roundings of one number; the subnormal step
 TIE = 1e-6  # cosines nearer than this are equal, and the simpler alignment is taken
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one item's rows in two sources, A and B, have to do with each other."""
+    """The relation of one item's rows in two sources, A and B."""
 
     rows_a: int
     rows_b: int
@@ -54,7 +54,7 @@ class Alignment:
     offset: int
 
     def pairs(self, places: NDArray[np.int64], longer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of the given rows of the shorter side those that have a partner, and their partners."""
+        """Those of the given rows of the shorter side that have a partner, and their partners."""
         partners = np.floor(self.offset + places * self.stride + 1e-9).astype(np.int64)
         there = (partners >= 0) & (partners < longer)
         return places[there], partners[there]
@@ -130,7 +130,7 @@ def _candidates(longer: int, shorter: int) -> Iterator[Alignment]:
 
 
 def _degree(x: NDArray[np.float64], y: NDArray[np.float64], gap: NDArray[np.float64]) -> Kind:
-    """How equal rows of the same directions are."""
+    """The verdict on rows with the same directions: how equal they are."""
     if not gap.any():
         return "equal"
     if (gap <= FLOAT16_RELATIVE * np.maximum(np.abs(x), np.abs(y)) + FLOAT16_ABSOLUTE).all():
@@ -139,16 +139,16 @@ def _degree(x: NDArray[np.float64], y: NDArray[np.float64], gap: NDArray[np.floa
 
 
 def _scale(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """How many times longer the longer rows are, between the sides."""
+    """Ratio of the rows' lengths on the two sides, at least 1."""
     lengths = np.linalg.norm(x, axis=1).mean(), np.linalg.norm(y, axis=1).mean()
     return float(max(lengths) / min(lengths)) if min(lengths) > 0 else 1.0
 
 
 def _above_chance(cosine: float, long_unit: Rows, short_unit: Rows) -> float:
-    """Where a cosine stands between chance (0) and 1.
+    """Position of a cosine between chance (0) and 1.
 
-    Chance is what the rows give when the numbers of one side change places, which leaves how they are
-    distributed but not what they stand for: features after a ReLU are all alike by that much.
+    Chance is the cosine after the numbers of one side have changed places, which keeps their distribution but not their
+    meaning. It is above 0 for features after a ReLU, which are all positive.
     """
     width = long_unit.shape[1]
     elsewhere = np.roll(short_unit, width // 2, axis=1)

@@ -11,7 +11,7 @@ from pipeline.store.index import Index
 
 
 class Imported(Stage[ImportedParams]):
-    """One row a frame or token, as published: float16 stays float16, which readers widen; all else is float32."""
+    """One row for each frame or token, as published: float16 stays (readers widen it), all else is float32."""
 
     settings = ImportedParams
     runner = ""
@@ -23,12 +23,12 @@ class Imported(Stage[ImportedParams]):
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
-        """One row a frame or token."""
+        """One row for each frame or token."""
         return {"row": Field(self.params.dtype, (None, None))}
 
 
 def imported_stages(index: Index) -> dict[str, Imported]:
-    """What was imported into a store, by stage name."""
+    """The imported stages of a store, by name."""
     stages = {}
     for name, components in index.fingerprints().values():
         if name.startswith(PREFIX):

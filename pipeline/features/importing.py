@@ -27,7 +27,7 @@ from pipeline.store.store import Store
 
 ITEMS_A_SEGMENT = 2048
 NOT_THERE = "not in the imported features"
-SAME_WITHIN = 2.0**-8  # of the largest number: float16 and other batch sizes stay below 2^-9
+SAME_WITHIN = 2.0**-8  # share of the largest number; float16 and other batch sizes differ by less than 2^-9
 
 Seen = Callable[[str, int, int], None]
 """Progress callback: name of the stage, number of its items that are stored, number of all its items."""

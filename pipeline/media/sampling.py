@@ -35,7 +35,7 @@ def gare_candidates(total: int, fps: float, rate: float = 1.0) -> Positions:
 def neighborretr_candidates(total: int, fps: float, rate: int = 1) -> Positions:
     """Return up to `rate` positions per second, at steps of floor(fps) // rate (NeighborRetr page, section 2.3)."""
     _require_frames(total)
-    each = math.floor(fps) or 30  # as the public loader: a rate under 1 counts as 30
+    each = math.floor(fps) or 30  # the public loader takes a rate under 1 for 30
     step = max(1, each // rate)
     seconds = max(1, math.ceil(total / each))
     offsets = np.arange(0, each, step)[:rate]
@@ -59,10 +59,10 @@ def select(candidates: Positions, count: int, how: str) -> Positions:
     raise ValueError(f"no way of selecting frames is called {how!r}")
 
 
-def uniform_positions(total: int, wanted: int) -> Positions:
-    """Return positions (wanted,) of frames in the middles of equal parts of `total`; they repeat if `total` is less."""
+def uniform_positions(total: int, count: int) -> Positions:
+    """Return positions (count,) of frames in the middles of equal parts of `total`; they repeat if `total` is less."""
     _require_frames(total)
-    return np.minimum(((np.arange(wanted) + 0.5) * total / wanted).astype(np.int64), total - 1)
+    return np.minimum(((np.arange(count) + 0.5) * total / count).astype(np.int64), total - 1)
 
 
 def _require_frames(total: int) -> None:

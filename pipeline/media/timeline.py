@@ -107,7 +107,7 @@ def tolerance(seconds: float) -> float:
 
 
 def length_trouble(
-    told: Announced,
+    announced: Announced,
     made: float,
     read: Callable[[], Timeline],
     step: float = 0.0,
@@ -118,12 +118,12 @@ def length_trouble(
     `step` is the precision of `made`. `read` reads the packets, and only if the two lengths differ. The video is still
     healthy if the announced length is that of a longer sound, or if there are enough frames to fill the time.
     """
-    seconds = told.seconds
+    seconds = announced.seconds
     if seconds is None or abs(made - seconds) <= tolerance(seconds) + step:
         return ""
     timeline = read()
     if made < seconds:
-        sound_lasts = not told.own and timeline.others > seconds - tolerance(seconds)
+        sound_lasts = not announced.own and timeline.others > seconds - tolerance(seconds)
         expected = timeline.picture if sound_lasts else seconds
         if expected - made <= tolerance(expected) + step:
             return ""

@@ -47,7 +47,9 @@ PLAYLISTS = {
     "a playlist (PLS)": (b"[playlist]",),
 }  # fmt: skip
 SNIFFED_BYTES = 64
-SHORT_BYTES = 256 << 20  # of memory; compressing 4K video takes about as much
+SHORT_BYTES = (
+    256 << 20
+)  # memory below which a machine is short of it; compressing 4K video takes about as much
 
 
 @functools.cache
@@ -281,7 +283,7 @@ def _killed(code: int, words: str) -> tuple[str, bool] | None:
     fault of a file that announces absurd sizes, unless a memory limit is set or the machine has little memory left.
     """
     if code in (255, 123) and not words.strip():
-        return "was told to end by a signal", False
+        return "was ended by a signal", False
     signalled = (
         -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else 0
     )

@@ -157,7 +157,7 @@ class Survey(Mapping[str, State]):
         self._contents, self._store, self._digests = contents, store, known
         self._order = order(stages)
         self._states: dict[str, State] = {}
-        self._recorded: dict[str, Recorded] = {}  # by fingerprint
+        self._recorded: dict[str, Recorded] = {}  # fingerprint -> the store's records
 
     def __getitem__(self, name: str) -> State:
         if name not in self._states:
@@ -185,7 +185,7 @@ class Survey(Mapping[str, State]):
     def killed_before(self, seconds: float) -> None:
         if seconds != self._killed_before:
             self._killed_before = seconds
-            self._states.clear()  # they are computed again from what was read of the store
+            self._states.clear()  # computed again from the records that were read
 
     def forget(self, names: Iterable[str]) -> None:
         """Read the store again for these stages at their next use.

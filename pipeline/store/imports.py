@@ -11,7 +11,7 @@ PREFIX = "import-"
 
 
 class ImportedParams(Params):
-    """Where imported features come from: the digest of their files stands for all their content."""
+    """The params of imported features: the digest of their files stands for all their content."""
 
     layout: str
     source: str  # digest

@@ -34,7 +34,7 @@ from pipeline.store.segments import SPOOL_LOCK, Array, Damaged, Segment, Segment
 
 RECORD = "artifact.json"
 IN_MEMORY = Path(":memory:")
-RUN_LOCK = "run-{}"  # in locks/, held by the process of the run
+RUN_LOCK = "run-{}"  # name of a lock in locks/ that the process of the run holds
 ABANDONED_SECONDS = 86400.0
 SPOOL_LETTERS = 32  # length of the name of a writer's folder in work/, which is a UUID
 

@@ -248,7 +248,7 @@ def test_the_identity_of_a_file_is_that_of_its_bytes_wherever_it_lies(tmp_path: 
         assert weights.identity(ClipParams(model=DEMO, weights=str(tmp_path / name)), Bare()) == EMPTY
 
 
-def test_a_seed_and_the_users_own_network_are_told_apart(tmp_path: Path) -> None:
+def test_a_seed_and_the_users_own_network_are_distinguished(tmp_path: Path) -> None:
     own = tmp_path / "mine.json"
     own.write_bytes(b"")
     choices = [(DEMO, "seed:0"), (DEMO, "seed:1"), (str(own), "seed:0")]

@@ -18,7 +18,7 @@ import stanza.resources.common
 
 from extractors.backbones import parsers
 from extractors.backbones.triple_rules import Triple
-from extractors.triple_check import said
+from extractors.triple_check import in_words
 from extractors.triples import TriplesParams
 from pipeline.errors import ItemError, UserError
 from pipeline.store.fingerprint import digest_file
@@ -178,7 +178,7 @@ TEXT = "A boy sees a dog . It is black"
 
 
 def words(text: str, triples: list[Triple]) -> list[tuple[str, str, str]]:
-    return [said(text, triple) for triple in triples]
+    return [in_words(text, triple) for triple in triples]
 
 
 def test_corenlps_triples_have_its_tokens_characters_each_triple_once() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from extractors.backbones import tensor_files
+from extractors.backbones import clip_weights, tensor_files, weights
 from extractors.backbones.tensor_files import NotTensors, read
+from pipeline.errors import UserError
 
 
 def test_what_torch_wrote_comes_back(tmp_path):
@@ -60,6 +61,18 @@ def test_a_tensor_of_more_numbers_than_are_stored_is_refused(tmp_path, monkeypat
         NotTensors, match=r"the tensor inner\.w of shape \(1048576, 8\) takes 33554432 bytes, 32 are stored"
     ):
         read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("load", [weights.read_state, clip_weights.read], ids=["vgg16 and clouds", "clip"])
+def test_weights_with_more_numbers_than_are_stored_are_refused_for_every_network(tmp_path, monkeypatch, load):
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(1, 8).expand(2**20, 8)}, path)
+    monkeypatch.setattr(tensor_files, "SMALL_BYTES", 2**20)
+    with (
+        pytest.raises(UserError, match=r"a\.pt cannot be read as weights of a network: .* 32 are stored"),
+        weights.fitting(path, "a network"),
+    ):
+        load(path)
 
 
 def test_a_missing_file_is_the_systems_own_error(tmp_path: Path):

@@ -149,14 +149,14 @@ def test_rows_go_by_triple_part_and_place() -> None:
 # ---- the check against triples written by hand
 
 
-def test_agreement_counts_what_is_right_of_what_is_found_and_wanted() -> None:
+def test_agreement_counts_correct_predicted_and_golden_triples() -> None:
     dog, cat, cats = ("a", "sees", "dog"), ("a", "sees", "cat"), ("the a", "sees", "black cat")
     sentences = [
         Sentence("one", frozenset({dog, cat}), frozenset({dog, cats})),
         Sentence("two", frozenset({dog}), frozenset()),
     ]
-    assert triple_check.exact(sentences) == Agreement(wanted=3, found=2, right=1)
-    assert triple_check.overlapping(sentences) == Agreement(wanted=3, found=2, right=2)
+    assert triple_check.exact(sentences) == Agreement(golden=3, predicted=2, correct=1)
+    assert triple_check.overlapping(sentences) == Agreement(golden=3, predicted=2, correct=2)
     exact = triple_check.exact(sentences)
     assert (exact.precision, exact.recall, exact.f1) == (1 / 2, 1 / 3, 2 / 5)
     assert sentences[0].missed == [cat] and sentences[0].wrong == [cats]

@@ -275,19 +275,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-COLOURS = """
-corpus = "corpus.jsonl"
-methods = ["two_towers"]
-[extractors.clip_text]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.colour_histogram]
-bins = 4
-[trainers.two_towers]
-epochs = 2
-[run]
-workers = 2
-"""
+COLOURS = (Path(__file__).parents[1] / "fixtures/experiments/two_towers.toml").read_text()
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_a_command_that_would_stop_says_all_of_it_and_makes_nothing(hopeless, cr
     assert not list((hopeless.store / "segments").glob("*"))
 
 
-def test_a_run_begins_all_the_same_where_it_is_told_to(hopeless):
+def test_a_run_begins_all_the_same_with_anyway(hopeless):
     project = open_project(hopeless.toml, ["run.anyway=true"])
     with closing(project.store.index):
         states = project.states(math.inf)

@@ -19,22 +19,9 @@ from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.errors import UserError
 from pipeline.features.layouts.ms_sl import MsSl
 
-TINY = Path(__file__).parents[1] / "fixtures/hlformer/mssl_tiny/tiny"
-SETTINGS = """
-corpus = "corpus.jsonl"
-store = "store"
-methods = ["hlformer"]
-[run]
-workers = 1
-[trainers.hlformer]
-video_features = "import-i3d_toy"
-text_features = "import-roberta_tiny_query_feat"
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 4
-epochs = 2
-"""
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TINY = FIXTURES / "hlformer/mssl_tiny/tiny"
+SETTINGS = (FIXTURES / "experiments/mssl_tiny.toml").read_text().replace("epochs = 1", "epochs = 2")
 
 
 def call(*words: object, code: int = 0) -> str:

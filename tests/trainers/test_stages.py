@@ -90,7 +90,7 @@ def briefed(survey: Any, stage: str, corpus: Contents, failed: str = "") -> dict
     return dict(states[stage].stage.brief(RunBriefing(corpus, None, states, [], {})))  # type: ignore[arg-type]
 
 
-def test_packing_is_told_the_readable_other_items_that_did_not_fail(survey: Any) -> None:
+def test_packing_gets_the_readable_other_items_that_did_not_fail(survey: Any) -> None:
     corpus = contents({"v5": ("v6", "v7"), "v7": ("v5",)})
     names = {name: corpus.digests[name] for name in ("v5", "v6", "v7")}
     told = briefed(survey, "pack-hlformer-test", corpus, failed=names["v6"])["splits"]["test"]
@@ -100,7 +100,7 @@ def test_packing_is_told_the_readable_other_items_that_did_not_fail(survey: Any)
     assert [c["also"] for c in told["captions"]] == [[names["v6"]], []]
 
 
-def test_evaluation_is_told_the_kind_and_how_many_queries_there_were_and_the_published_protocol(
+def test_evaluation_gets_the_kind_and_how_many_queries_there_were_and_the_published_protocol(
     survey: Any, tmp_path: Path
 ) -> None:
     corpus = contents({"v5": ("v6",)})

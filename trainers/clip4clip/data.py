@@ -1,4 +1,4 @@
-"""What CLIP4Clip reads: pairs of a caption and a video, of which mode frozen takes the caption's one vector."""
+"""Inputs of CLIP4Clip: pairs of a caption and a video; mode frozen reads the caption's pooled vector."""
 
 from __future__ import annotations
 

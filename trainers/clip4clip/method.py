@@ -23,7 +23,7 @@ from trainers.loop.optim import BertAdam, tower_groups
 from trainers.method import Batch, Encoded, Method
 
 BETAS = (0.9, 0.98)
-STORED_POSITIONS = 77  # of frames at least, where no CLIP network says how many it has
+STORED_POSITIONS = 77  # positions of frames without a CLIP network that defines their number
 
 
 class Clip4Clip(Method):
@@ -48,7 +48,7 @@ class Clip4Clip(Method):
     def batch_logits(self, batch: Batch, order: Tensor | None = None) -> Tensor:
         """exp(logit_scale) times the cosines (A, V) of the joint batch of all processes.
 
-        The gradient of what encodes is multiplied by `encoder_grad_scale`: the release gathers with 1 / W of the true
+        The gradient of the encoders is multiplied by `encoder_grad_scale`: the release gathers with 1 / W of the true
         one with W processes, and with the true one for the logit scale.
         """
         share = self.config.encoder_grad_scale
@@ -56,9 +56,8 @@ class Clip4Clip(Method):
             distributed.joint(distributed.scaled_gradient(rows, share), order)
             for rows in (self._texts(batch), self._videos(batch))
         )
-        with torch.autocast(
-            text.device.type, enabled=False
-        ):  # a factor of 100 asks for all digits of a cosine
+        # In float32: a factor of 100 makes the rounding of a cosine in half precision visible.
+        with torch.autocast(text.device.type, enabled=False):
             return self.network.towers.scale.float() * (text.float() @ video.float().T)
 
     def _texts(self, batch: Batch) -> Tensor:
@@ -106,7 +105,7 @@ def build(config: Clip4ClipConfig, data: PairData) -> Clip4Clip:
 
 
 def optimizer(config: Clip4ClipConfig, method: Clip4Clip, total_steps: int) -> BertAdam:
-    """The published optimizer of what is trained: CLIP at `coef_lr` times the rate of the rest."""
+    """The published optimizer of the trained parameters: CLIP has `coef_lr` times the rate of the rest."""
     named = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
     return BertAdam(
         tower_groups(named, config.weight_decay, config.lr, config.lr * config.coef_lr),

@@ -1,6 +1,6 @@
 """CLIP4Clip's network: CLIP's towers and the similarity header over frames.
 
-Axes: A captions, V videos, F frame slots, D embedding size, R pixels. Everything behind the towers is float32.
+Axes: A captions, V videos, F frame slots, D embedding size, R pixels. All parts after the towers compute in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ BLOCKS = ("visual.transformer.resblocks.", "transformer.resblocks.")
 
 
 class Clip4ClipNetwork(nn.Module):
-    """Everything that is learned. `towers` is None where CLIP's features are stored.
+    """All trained parts. Pass `towers` = None to train on stored features of CLIP.
 
-    `heads` are those of seqTransf: D / 64 of every published network, where it is None.
+    `heads` is the number of attention heads of seqTransf; None for D / 64, as in every published network.
     """
 
     def __init__(
@@ -45,26 +45,24 @@ class Clip4ClipNetwork(nn.Module):
     def texts(self, tokens: Tensor) -> Tensor:
         """Caption vectors (A, D) of token ids (A, L): CLIP's projected state of the end token.
 
-        A causal state sees nothing behind it, so padding needs no mask.
+        A causal state depends on earlier tokens only, so padding needs no mask.
         """
         towers = self._trained()
         return towers.end(towers.text(tokens), tokens)
 
     def frames(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """CLIP's features (V, F, D) of uint8 frames (V, F, R, R, 3) with mask (V, F); 0 where there is no frame."""
+        """CLIP's features (V, F, D) of uint8 frames (V, F, R, R, 3) with mask (V, F); 0 in padded slots."""
         real = mask.bool()
-        features = self._trained().image(
-            pixels(frames, mask)[real]
-        )  # padding is not encoded: nothing reads it
+        features = self._trained().image(pixels(frames, mask)[real])  # padding is never read, so not encoded
         out = features.new_zeros(*real.shape, features.shape[-1])
         out[real] = features
         return out
 
     def videos(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Unit vectors (V, D) of frame features (V, F, D), mask (V, F); what stands behind the mask changes nothing.
+        """Unit vectors (V, D) of frame features (V, F, D) with mask (V, F); padded slots make no difference.
 
-        Page, section "Similarity": the header, each frame to length 1, the mean over frames, length 1 again. A video
-        without a frame is 0.
+        Page, section "Similarity": the header, frames scaled to length 1, their mean, and that scaled to length 1. A
+        video without frames is the zero vector and scores 0; the release divides by its length and gives NaN.
         """
         frames = frames.float()
         if self.temporal is not None:
@@ -84,13 +82,12 @@ class Clip4ClipNetwork(nn.Module):
 
 @torch.no_grad()
 def freeze(towers: ClipTowers, blocks: int) -> None:
-    """Train CLIP as the release does: the blocks from number `blocks` on and what stands behind the last.
+    """Freeze parts of CLIP as the release does: train the blocks from number `blocks` on, and all layers after them.
 
-    Embeddings, positions, the patch convolution and the norm before the blocks stay as they are. With -1 everything
-    is trained.
+    Embeddings, positions, the patch convolution and the norm before the blocks are frozen. With -1 all is trained.
     """
     for full, parameter in towers.clip.named_parameters():
-        name = full.removeprefix("text.")  # open_clip keeps the text side of some networks under that name
+        name = full.removeprefix("text.")  # prefix of the text tower in some networks of open_clip
         block = next((int(name.removeprefix(b).split(".")[0]) for b in BLOCKS if name.startswith(b)), -1)
         kept = blocks < 0 or block >= blocks or name.startswith(ALWAYS_TRAINED)
         parameter.requires_grad_(kept)

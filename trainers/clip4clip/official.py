@@ -1,7 +1,7 @@
-"""CLIP4Clip's checkpoints in the format of its authors, both ways: plain state dicts, read without unpickling.
+"""Reader and writer of the CLIP4Clip authors' checkpoints: plain state dicts, read without unpickling objects.
 
-Names differ by prefixes alone. A table of positions beside an LSTM is never read: it is left out when reading and
-written as zeros, because their code looks for it.
+Names differ from ours only by prefixes. With an LSTM the release has a table of positions that it never uses: it is
+left out when reading, and written as zeros because their code requires it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from trainers.loop.trained import TrainedFolder
 POSITIONS = "frame_position_embeddings.weight"
 BLOCKS, RECURRENT, CROSS = "transformerClip.resblocks.", "lstm_visual.", ("cross.", "similarity_dense.")
 PREFIXES = {"towers.clip.": "clip.", "temporal.": ""}
-"""Ours, theirs."""
+"""Our prefix -> the authors' prefix."""
 
 NOT_SHOWN = Clip4ClipConfig.marked(UNSEEN)
-"""Settings that are in no checkpoint of theirs."""
+"""Settings that the authors' checkpoints do not show."""
 
 State = dict[str, Tensor]
 
 
 def read(path: Path) -> State:
-    """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
+    """The state dict of a checkpoint, in its stored dtypes; nothing in the file is executed."""
     return read_state(path, "CLIP4Clip")
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Every setting that the names of a checkpoint decide. Raises UserError for one of tightTransf."""
+    """The settings that the tensor names of a checkpoint decide. Raises UserError for a checkpoint of tightTransf."""
     if any(name.startswith(CROSS) for name in state):
         raise UserError("the checkpoint is one of sim_header = 'tightTransf', which is not built here")
     blocks = {name.split(".")[2] for name in state if name.startswith(BLOCKS)}
@@ -54,9 +54,9 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def network_from(
     state: Mapping[str, Tensor], config: Clip4ClipConfig, dims: int = 0, heads: int | None = None
 ) -> Clip4ClipNetwork:
-    """A network with the sizes and weights of a checkpoint; without CLIP in it, one for stored features.
+    """A network with the sizes and weights of a checkpoint; a checkpoint without CLIP gives one for stored features.
 
-    `dims` is the embedding size, which meanP's weights alone do not show. Raises UserError naming what does not fit.
+    `dims` is the embedding size, which meanP's weights do not show. Raises UserError naming a tensor that does not fit.
     """
     clip = {name.removeprefix("clip."): value for name, value in state.items() if name.startswith("clip.")}
     towers = None
@@ -94,15 +94,15 @@ def official_name(name: str) -> str:
 
 
 def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+    """Write an authors' checkpoint as a trained folder of ours; return the settings that differ from the defaults.
 
-    `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
+    `given` holds settings that the checkpoint does not show (`NOT_SHOWN`) and that differ from the published ones.
     """
     state = read(file)
     known = {
         **sizes(state),
         "base_encoder": encoder_of(state, "CLIP4Clip"),
-        "backbone_weights": "seed:0",  # the towers need no other weights: all of them are replaced
+        "backbone_weights": "seed:0",  # needs no download; the checkpoint replaces all weights of the towers
     }
     config = fill(Clip4ClipConfig, {**known, **(given or {})}, "trainers.clip4clip")
     method = Clip4Clip(config, network_from(state, config))
@@ -114,7 +114,7 @@ def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None 
 def export_checkpoint(trained: Path, file: Path) -> None:
     """Write a trained method's folder as a state dict that the authors' code loads.
 
-    Raises UserError for one that was trained on stored features: it has no CLIP.
+    Raises UserError if the method was trained on stored features, because the folder then has no CLIP.
     """
     folder = TrainedFolder(trained)
     config = folder.config(Clip4ClipConfig)
@@ -130,7 +130,7 @@ def export_checkpoint(trained: Path, file: Path) -> None:
 
 
 def _load(network: Clip4ClipNetwork, state: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint into a network. Raises UserError naming what does not fit."""
+    """Copy a checkpoint into a network. Raises UserError naming a tensor that does not fit."""
     own = {
         (f"towers.{name}" if name.startswith("clip.") else f"temporal.{name}"): value.float()
         for name, value in state.items()
@@ -147,6 +147,6 @@ def _load(network: Clip4ClipNetwork, state: Mapping[str, Tensor]) -> None:
                 f"tensor {theirs} is {what}: these weights are not CLIP4Clip's with such settings"
             )
         if have[name].shape != own[name].shape:
-            found, needed = tuple(own[name].shape), tuple(have[name].shape)
-            raise UserError(f"tensor {theirs} is {found}, {needed} is needed")
+            given, needed = tuple(own[name].shape), tuple(have[name].shape)
+            raise UserError(f"tensor {theirs} is {given}, {needed} is needed")
     network.load_state_dict(own)

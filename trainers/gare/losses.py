@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-STD_EPS = 1e-6
-LOG_EPS = 1e-8
+STD_EPS = 1e-6  # keeps the logarithm finite where the increments of a video are equal
+LOG_EPS = 1e-8  # as published (page section 6)
 
 
 def contrastive(similarity: Tensor, scale: Tensor) -> Tensor:
@@ -36,7 +36,10 @@ def divergence(delta: Tensor, reduction: str) -> Tensor:
 
 
 def direction(delta: Tensor, alpha: float) -> Tensor:
-    """How alike the directions of a caption's increments (A, B, D) are, over all ordered pairs of videos."""
+    """Log mean of exp(alpha (cos - 1)) over all ordered pairs of a caption's increments (A, B, D), mean over captions.
+
+    0 if all increments of a caption have the same direction, lower the more they differ.
+    """
     unit = F.normalize(delta, dim=-1)
     cosines = unit @ unit.transpose(1, 2)  # (A, B, B)
     return ((alpha * (cosines - 1)).exp().mean((1, 2)) + LOG_EPS).log().mean()
@@ -48,9 +51,9 @@ def norm_variance(delta: Tensor) -> Tensor:
 
 
 def norm(delta: Tensor, lower: float) -> Tensor:
-    """Minus the variance of lengths while it is at most `lower`, else 0 without a gradient.
+    """Minus the variance V of lengths if V <= `lower`, else 0 without a gradient.
 
-    The paper prints max(-V, -lower): the same gradient, another value.
+    The paper prints max(-V, -lower), which has the same gradient and another value.
     """
     variance = norm_variance(delta)
     return torch.where(variance <= lower, -variance, torch.zeros_like(variance))

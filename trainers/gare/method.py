@@ -21,7 +21,7 @@ from trainers.loop.optim import BertAdam, tower_groups
 from trainers.method import Batch, Encoded, Method
 
 BETAS = (0.9, 0.98)
-STORED_POSITIONS = 77  # of frames at least, where no CLIP network says how many it has
+STORED_POSITIONS = 77  # positions of frames without a CLIP network that defines their number
 
 
 class Gare(Method):
@@ -40,7 +40,7 @@ class Gare(Method):
         return self.terms(text, frames, mask, self._keep(len(text), len(frames), text.shape[1], text.device))
 
     def shared(self, text: Tensor, frames: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Captions and frames of all processes; their gradient, and no other, times `encoder_grad_scale`.
+        """Captions and frames of all processes; only their gradient is multiplied by `encoder_grad_scale`.
 
         The release's gradient is 1 / W of the true one with W processes for all that encodes, and the true
         one for the head and the logit scale.
@@ -53,7 +53,9 @@ class Gare(Method):
         self, text: Tensor, frames: Tensor, mask: Tensor, keep: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The weighted terms of captions (B, D) and frames (B, F, D); keep (B, B, D) is 1 where dropout keeps."""
-        with torch.autocast(text.device.type, enabled=False):  # a tau of 0.01 asks for all digits of a cosine
+        with torch.autocast(
+            text.device.type, enabled=False
+        ):  # float32: a tau of 0.01 needs all digits of a cosine
             return self.pair_terms(self.network.head(text, frames, mask, keep))
 
     def pair_terms(self, pairs: Pairs) -> dict[str, Tensor]:
@@ -67,7 +69,7 @@ class Gare(Method):
         }
 
     def _keep(self, texts: int, videos: int, dims: int, device: torch.device) -> Tensor | None:
-        """The dropout mask (A, B, D) of a step, the same in every process; None where nothing is dropped."""
+        """The dropout mask (A, B, D) of a step, the same in every process; None without dropout."""
         rate = self.config.psi_dropout
         if not self.training or rate == 0:
             return None
@@ -83,7 +85,7 @@ class Gare(Method):
         )
 
     def _videos(self, batch: Batch) -> Tensor:
-        """Frames in their context (B, F, D)."""
+        """Frames (B, F, D) after the temporal stage."""
         frames, mask = batch["frames"], batch["frame_mask"]
         features = frames if self.config.mode == "frozen" else self.network.frames(frames, mask)
         return self.network.videos(features, mask)

@@ -1,7 +1,7 @@
-"""GARE's checkpoints in the format of its authors, both ways: plain state dicts, read without unpickling.
+"""Reader and writer of the GARE authors' checkpoints: plain state dicts, read without unpickling objects.
 
-Names differ by prefixes alone. What their code creates and never uses is left out when reading, and written as
-zeros, or as it was read, because their code looks for it. `psi.*` repeats `agent.psi.*`.
+Names differ from ours only by prefixes. Tensors that the release creates and never uses are left out when reading, and
+written as zeros, or as they were read, because their code requires them. `psi.*` repeats `agent.psi.*`.
 """
 
 from __future__ import annotations
@@ -31,30 +31,27 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 POSITIONS = "frame_position_embeddings.weight"
 DEAD = re.compile(r"(agent\.psi\.(layers\.0\.(linear2|mlp)|log_std_proj)|weight_fc)\.")
 PREFIXES = {"towers.clip.": "clip.", "temporal.": "", "head.psi.": PSI}
-"""Ours, theirs."""
+"""Our prefix -> the authors' prefix."""
 
 NOT_SHOWN = GareConfig.marked(UNSEEN)
-"""Settings that are in no checkpoint of theirs."""
+"""Settings that the authors' checkpoints do not show."""
 
 State = dict[str, Tensor]
 
 
 def read(path: Path) -> State:
-    """The state dict of a checkpoint, its tensors as they are stored; nothing in the file is executed."""
+    """The state dict of a checkpoint, in its stored dtypes; nothing in the file is executed."""
     return read_state(path, "GARE")
 
 
 def dead(state: Mapping[str, Tensor]) -> State:
-    """The entries that change no score, by their names in the checkpoint, aliases left out.
-
-    An LSTM has a table of positions that it never reads.
-    """
+    """The entries of a checkpoint that change no score, without aliases; with an LSTM also the table of positions."""
     recurrent = any(name.startswith("lstm_visual.") for name in state)
     return {name: v for name, v in state.items() if DEAD.match(name) or (name == POSITIONS and recurrent)}
 
 
 def own_state(state: Mapping[str, Tensor]) -> State:
-    """Our names and float32 tensors for the checkpoint's. Raises UserError if `psi.*` is not `agent.psi.*`."""
+    """The checkpoint's tensors in float32 under our names. Raises UserError if `psi.*` differs from `agent.psi.*`."""
     out: State = {}
     unused = dead(state)
     for name, value in state.items():
@@ -67,7 +64,7 @@ def own_state(state: Mapping[str, Tensor]) -> State:
 
 
 def load_state(network: GareNetwork, state: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint into a network. Raises UserError naming what does not fit."""
+    """Copy a checkpoint into a network. Raises UserError naming a tensor that does not fit."""
     own, have = own_state(state), network.state_dict()
     for name in [*have, *own]:
         theirs = official_name(name)
@@ -83,7 +80,7 @@ def load_state(network: GareNetwork, state: Mapping[str, Tensor]) -> None:
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Every setting that the names and shapes of a checkpoint decide."""
+    """The settings that the tensor names of a checkpoint decide."""
     blocks = {name.split(".")[2] for name in state if name.startswith("transformerClip.resblocks.")}
     if blocks:
         return {"agg_module": "seqTransf", "num_hidden_layers": len(blocks)}
@@ -92,7 +89,7 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def network_from(state: Mapping[str, Tensor], config: GareConfig) -> GareNetwork:
-    """A network with the sizes and weights of a checkpoint; without CLIP in it, one for stored features."""
+    """A network with the sizes and weights of a checkpoint; a checkpoint without CLIP gives one for stored features."""
     query = f"{PSI}{LAYER}cross_attn.q_proj.weight"
     if query not in state:
         raise UserError(f"the checkpoint has no tensor {query}: it is not one of GARE's authors")
@@ -108,8 +105,9 @@ def network_from(state: Mapping[str, Tensor], config: GareConfig) -> GareNetwork
 
 
 def state_of(network: GareNetwork, unused: Mapping[str, Tensor] | None = None) -> State:
-    """The authors' state dict of a network, CLIP's tensors in open_clip's order; what they do not use is
-    taken from `unused`, else zeros.
+    """The authors' state dict of a network, with CLIP's tensors in open_clip's order.
+
+    Tensors that their code creates and never uses come from `unused`, or are zeros.
     """
     own = {official_name(name): value for name, value in network.state_dict().items()}
     clip = {name: value for name, value in own.items() if name.startswith("clip.")}
@@ -134,12 +132,12 @@ def official_name(name: str) -> str:
 
 
 def _grouped(name: str) -> str:
-    """The attention's projections under the name of the attention."""
+    """The authors' name of a tensor whose attention projections stand under `cross_attn.`."""
     return re.sub(rf"^({PSI})({'|'.join(ATTENTION)})\.", r"\1cross_attn.\2.", name)
 
 
 def _ours(name: str) -> str:
-    """Our name of a tensor of a checkpoint that is used."""
+    """Our name of a tensor of a checkpoint."""
     if name.startswith(PSI):
         return "head.psi." + name.removeprefix(PSI).removeprefix(LAYER).removeprefix("cross_attn.")
     if name.startswith("clip."):
@@ -156,7 +154,7 @@ def _psi_names() -> list[str]:
 
 
 def _idle(dims: int, positions: int) -> State:
-    """Zeros for what the authors' modules create and do not use."""
+    """Zeros for the tensors that the authors' modules create and never use."""
     shapes = {
         f"{PSI}{LAYER}linear2": (dims, dims),
         f"{PSI}{LAYER}mlp.0": (4 * dims, dims),
@@ -172,9 +170,9 @@ def _idle(dims: int, positions: int) -> State:
 
 
 def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+    """Write an authors' checkpoint as a trained folder of ours; return the settings that differ from the defaults.
 
-    `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
+    `given` holds settings that the checkpoint does not show (`NOT_SHOWN`) and that differ from the published ones.
     """
     state = read(file)
     known = {**sizes(state), "base_encoder": encoder_of(state, "GARE"), "backbone_weights": "seed:0"}

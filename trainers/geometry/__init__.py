@@ -1,1 +1,1 @@
-"""Hyperbolic geometry as plain functions."""
+"""Hyperbolic geometry in the Lorentz model, as plain functions."""

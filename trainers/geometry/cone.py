@@ -1,7 +1,8 @@
-"""Entailment cones in the Lorentz model (MERU): how wide a cone is, and how far outside its axis a point lies.
+"""Entailment cones in the Lorentz model (MERU): the aperture of a cone, and the angle between its axis and a point.
 
-Curvature -c, c > 0; points have time and space components, (...) and (..., D), and stay in float32 or wider. What
-keeps quotients and slopes finite is an argument, because methods publish different bounds.
+Curvature -c, c > 0; points have time and space components, (...) and (..., D), in float32 or wider: the angles are
+differences of large products that cancel, so half precision would lose them. The bounds that keep quotients and slopes
+finite are an argument, because methods publish different ones.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from torch import Tensor
 from trainers.geometry.lorentz import time_of
 
 EPS = 1e-8
-RADIUS = 0.1  # K: nearer to the origin than about 2K a cone is a half space
+RADIUS = 0.1  # K: the cone of an apex nearer to the origin than about 2K is a half space
 
 
 class Bounds(NamedTuple):
-    """What keeps quotients and slopes finite: how a denominator stays off 0, and where sines and cosines are cut.
+    """Bounds that keep quotients and slopes finite.
 
-    They are cut to [cut - 1, 1 - cut], and nearer to the ends than `slope_cut` they have no gradient.
+    off_zero: moves a denominator away from 0. cut: sines and cosines are limited to [cut - 1, 1 - cut]. slope_cut:
+    nearer than this to -1 or 1 they have no gradient, because asin and acos have an infinite slope at the ends.
     """
 
     off_zero: Callable[[Tensor], Tensor]
@@ -30,10 +32,10 @@ class Bounds(NamedTuple):
 
 
 MERU = Bounds(lambda below: below + EPS, cut=EPS, slope_cut=1e-6)
-"""MERU's values. Its cut is 1 in float32, where acos and asin have an infinite slope, which is not kept."""
+"""MERU's values. 1 - 1e-8 rounds to 1 in float32, where the slope is infinite: `slope_cut` leaves it out."""
 
 CLAMPED = Bounds(lambda below: below.clamp_min(EPS), cut=1e-7, slope_cut=1e-7)
-"""H2ARN's values. Its cut, 1 - 1e-7, is a float32 number other than 1, so that slopes stay finite."""
+"""H2ARN's values. 1 - 1e-7 rounds to a float32 number below 1, so slopes stay finite without a further bound."""
 
 
 def half_aperture(space: Tensor, c: Tensor | float, radius: float = RADIUS, bounds: Bounds = MERU) -> Tensor:
@@ -42,12 +44,12 @@ def half_aperture(space: Tensor, c: Tensor | float, radius: float = RADIUS, boun
 
 
 def aperture_at(norm: Tensor, c: Tensor | float, radius: float = RADIUS, bounds: Bounds = MERU) -> Tensor:
-    """Half the opening angle (...) of the cones whose apexes have space components of the length `norm` (...)."""
+    """Half the opening angle (...) of cones, from the lengths `norm` (...) of their apexes' space components."""
     return _guarded(torch.asin, 2 * radius / bounds.off_zero(norm * c**0.5), bounds)
 
 
 def exterior_angle(apex_space: Tensor, space: Tensor, c: Tensor | float, bounds: Bounds = MERU) -> Tensor:
-    """The angle (...), in [0, pi], between the axis of the cone at `apex_space` and the way on to `space`."""
+    """The angle (...), in [0, pi], between the axis of the cone at `apex_space` and the geodesic to `space`."""
     apex_time, time = time_of(apex_space, c).squeeze(-1), time_of(space, c).squeeze(-1)
     inner = (apex_space * space).sum(-1) - apex_time * time
     return angle_at(apex_space.norm(dim=-1), apex_time, time, inner, c, bounds)
@@ -56,20 +58,20 @@ def exterior_angle(apex_space: Tensor, space: Tensor, c: Tensor | float, bounds:
 def angle_at(
     norm: Tensor, apex_time: Tensor, time: Tensor, inner: Tensor, c: Tensor | float, bounds: Bounds = MERU
 ) -> Tensor:
-    """The exterior angle (...) from what it depends on, so that products of many points can be one of matrices.
+    """The exterior angle (...) from precomputed parts, so that callers can get all products from one matrix product.
 
     MERU eq. for oxy-angle: acos((y_t + p x_t) / (|x_s| sqrt(p^2 - 1))) with p = c <x, y>. `norm` and `apex_time` are
     |x_s| and x_t, `time` is y_t, `inner` is <x, y>.
     """
-    p = c * inner
+    p = c * inner  # at most -1; p^2 - 1 is 0 for equal points and can round to less
     below = bounds.off_zero(norm * (p.square() - 1).clamp_min(EPS).sqrt())
     return _guarded(torch.acos, (time + p * apex_time) / below, bounds)
 
 
 def _guarded(function: Callable[[Tensor], Tensor], value: Tensor, bounds: Bounds) -> Tensor:
-    """The function of `value`, cut, with no gradient near the ends."""
+    """The function of `value` within the bounds, with no gradient near the ends."""
     inside = function(value.clamp(bounds.slope_cut - 1, 1 - bounds.slope_cut))
     if bounds.slope_cut == bounds.cut:
         return inside
     exact = function(value.detach().clamp(bounds.cut - 1, 1 - bounds.cut))
-    return inside + (exact - inside.detach())
+    return inside + (exact - inside.detach())  # the value of `exact` with the gradient of `inside`

@@ -1,9 +1,9 @@
 """The Lorentz model of hyperbolic space: points, lifts, maps at the origin, midpoints.
 
-Curvature is -c with c > 0: a point x satisfies <x, x> = -1/c and carries its time component first,
-(..., 1 + D). A function that takes space components alone, (..., D), says `space` in the parameter's name.
-`c` is a number or a tensor that broadcasts. The lower bounds are arguments, because methods publish
-different ones; they keep a square root's gradient finite at the origin.
+Curvature is -c with c > 0: a point x satisfies <x, x> = -1/c and has its time component first, (..., 1 + D). A function
+that takes only space components, (..., D), has `space` in the parameter's name. `c` is a number or a tensor that
+broadcasts. Lower bounds keep the gradient of a square root finite at the origin; they are arguments, because methods
+publish different ones.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-MAX_SINH = math.asinh(2**15)  # MERU: beyond it sinh of the tangent norm leaves half precision
+MAX_SINH = math.asinh(2**15)  # MERU: the sinh of a larger tangent norm exceeds half precision
 MIN_NORM = 1e-8
-MIN_EXCESS = 1e-7  # acosh has an infinite slope at 1
+MIN_EXCESS = 1e-7  # lower bound of -c <x, y> - 1, because acosh has an infinite slope at 1
 
 
 def pairwise_inner(x: Tensor, y: Tensor) -> Tensor:
@@ -24,9 +24,10 @@ def pairwise_inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
-    """Lorentz products <x, y> (...) of points (..., 1+D), one with one, the sum over space rounded by itself.
+    """Lorentz products <x, y> (...) of points (..., 1+D), element by element.
 
-    Of points near each other that is what float32 keeps most of; `pairwise_inner` is for many with many.
+    Space and time parts are rounded before their difference is taken, which keeps most digits of float32 for points
+    near each other. `pairwise_inner` gives the products of all pairs.
     """
     return (x[..., 1:] * y[..., 1:]).sum(-1) - x[..., 0] * y[..., 0]
 
@@ -34,13 +35,13 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 def distance(product: Tensor, c: Tensor | float, min_excess: float = MIN_EXCESS) -> Tensor:
     """Geodesic distances (...) of points with Lorentz products (...), at most -1/c: acosh(-c <x, y>) / sqrt(c).
 
-    -c <x, y> is bounded from below by 1 + `min_excess`; where it is less, the gradient is 0.
+    -c <x, y> is bounded from below by 1 + `min_excess`; at a smaller value the gradient is 0.
     """
     return torch.acosh((-c * product).clamp_min(1 + min_excess)) / c**0.5
 
 
 def flip_time(x: Tensor) -> Tensor:
-    """Points (..., 1+D) with the sign of the time component turned, so that a plain product is Lorentz's."""
+    """Points (..., 1+D) with the time component's sign flipped, so that a plain product is the Lorentz product."""
     return torch.cat([-x[..., :1], x[..., 1:]], dim=-1)
 
 
@@ -59,7 +60,7 @@ def exp_origin(
 ) -> Tensor:
     """Space components (..., D) of the exponential map at the origin: sinh(r) / r * v with r = sqrt(c) |v|.
 
-    r is bounded from below by `min_norm` and, inside sinh alone, from above by `max_norm`.
+    r is bounded from below by `min_norm`, and from above by `max_norm` in sinh only.
     """
     r = (c * tangent_space.square().sum(-1, keepdim=True)).clamp_min(min_norm**2).sqrt()
     return torch.sinh(r.clamp_max(max_norm)) / r * tangent_space
@@ -68,8 +69,8 @@ def exp_origin(
 def log_origin(points: Tensor, min_square: float = 1e-9) -> Tensor:
     """Tangent vectors (..., D) at the origin of points (..., 1+D) for c = 1: acosh(t) / sqrt(t^2 - 1) * x_s.
 
-    The space components are taken as they are, so that a point off the hyperboloid is mapped by its time
-    alone (HLFormer joins heads into such points). t^2 - 1 is bounded from below by `min_square`.
+    The length of the result follows from the time component only. This matters for points off the hyperboloid, which
+    HLFormer makes when it joins attention heads. t^2 - 1 is bounded from below by `min_square`.
     """
     time = points[..., :1]
     root = (time.square() - 1).clamp_min(min_square).sqrt()

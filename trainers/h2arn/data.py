@@ -51,7 +51,7 @@ def pack(folder: Path, config: H2arnConfig, splits: Mapping[str, Split], read: M
 
 
 def _write(folder: Path, name: str, keys: Sequence[str], read: Rows, *, equal: bool) -> None:
-    """Write the rows of every key in the type they come in."""
+    """Write the rows of every key in their own dtype."""
     first = checked_rows(keys[0], read(keys[0])) if keys else np.zeros((0, 0))
     lengths = []
     for key in keys:
@@ -129,7 +129,7 @@ class H2arnData:
         return {"cloud": torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))}
 
     def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, Tensor]:
-        """Tokens in as many slots as the longest caption of the packed splits has, zeros behind."""
+        """Tokens padded with zeros to the slots of the longest caption in the packed splits."""
         rows = [index.caption_rows[caption] for caption in captions]
         if not self.config.mask_padding:
             tokens = np.stack([self.texts[row] for row in rows]).astype(np.float32, copy=False)
@@ -142,7 +142,7 @@ class H2arnData:
 
 
 def _share(count: int, rank: int, world: int) -> list[int]:
-    """Places 0 to `count` that a process takes. All take part in every step: where they run out, one is seen twice."""
+    """Positions below `count` of a process. All take part in every step: if there are too few, one is used twice."""
     return list(range(rank, count, world)) or [0]
 
 

@@ -57,7 +57,7 @@ class H2arn(Method):
         return found
 
     def require_usable_scalars(self) -> None:
-        """Raise TrainingError if the curvature or a temperature has become a number that nothing can be learned with.
+        """Raise TrainingError if the curvature or a temperature has a value with which learning is impossible.
 
         A temperature below 0 is none: as released, far tokens then weigh most.
         """
@@ -85,7 +85,7 @@ class H2arn(Method):
         return {"point": found.point, "weights": found.weights}
 
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
-        """Lorentz products (Q, V), at most -1/c, by one product of matrices; or negative distances, or cosines."""
+        """Lorentz products (Q, V), at most -1/c, from one matrix product; or negative distances, or cosines."""
         return self.network.similarity(self.network.inner(texts["point"], items["point"]))
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ def build(config: H2arnConfig, data: H2arnData) -> H2arn:
 
 
 def optimizer(config: H2arnConfig, method: H2arn, total_steps: int) -> WarmupAdamW:
-    """The published optimizer: everything is decayed, and the first update has rate 0."""
+    """The published optimizer: all parameters have weight decay, and the first update has rate 0."""
     return WarmupAdamW(
         method.parameters(),
         lr=config.lr,

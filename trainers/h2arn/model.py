@@ -1,7 +1,7 @@
 """The network of H2ARN: two stacks of attention blocks, contribution-aware aggregation, points on a hyperboloid.
 
-Attributes carry the authors' names (`text_encoder`, `encoder_layer`, `log_alpha_pcd` ...), so that a state dict
-travels unchanged. Points carry their time first; the authors' carry it last, which no weight knows of.
+Attributes have the authors' names (`text_encoder`, `encoder_layer`, `log_alpha_pcd` ...), so that state dicts are
+interchangeable. Points have their time component first; the authors' have it last, which affects no weight.
 
 Axes: N captions or clouds, L tokens of each, W width of the input, D d_model.
 """
@@ -18,20 +18,18 @@ from torch.nn import functional as F
 from trainers.geometry import lorentz
 from trainers.h2arn.config import H2arnConfig
 
-LEAST_C, GREATEST_C = 0.1, 10.0  # outside, log_c has no gradient, as released
+LEAST_C, GREATEST_C = 0.1, 10.0  # bounds of c; outside of them log_c has no gradient, as released
 START_TEMPERATURE = 0.07
-CPU_BATCH = (
-    8  # captions or clouds whose activations stay in the cache: 15 % less time than 48 at published size
-)
-HIDDEN = 4  # times the width, of a block's feed-forward part
+CPU_BATCH = 8  # inputs whose activations stay in the cache: 15 % less time than 48 at the published size
+HIDDEN = 4  # width of a block's feed-forward part, as a multiple of d_model
 
 
 class Pooled(NamedTuple):
-    """A caption or cloud as one vector, and how it came about.
+    """Captions or clouds as one vector each, with the weights of their tokens.
 
-    point: (N, 1 + D) on the hyperboloid, time first, or (N, D) of length 1 in Euclidean geometry. weights: (N, L), of
-    the tokens, which sum to 1. distances: (N, L), of the tokens from their mean; in Euclidean geometry minus their
-    dot products with it.
+    point: (N, 1 + D) on the hyperboloid, time first, or (N, D) of length 1 in Euclidean geometry. weights: (N, L) of
+    the tokens, which sum to 1. distances: (N, L) between tokens and their mean; in Euclidean geometry minus their dot
+    products with it.
     """
 
     point: Tensor
@@ -40,7 +38,7 @@ class Pooled(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, after a linear map where the tokens have another width: (N, L, W) to (N, L, D)."""
+    """A pre-norm transformer block (N, L, W) to (N, L, D), after a linear map if W differs from D."""
 
     def __init__(self, inputs: int, config: H2arnConfig) -> None:
         super().__init__()
@@ -51,12 +49,12 @@ class Block(nn.Module):
         )
 
     def forward(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """Tokens in their context; padding (N, L) is true for those that must not be seen."""
+        """Tokens (N, L, D) after attention; `padding` (N, L) is true for tokens that are not attended to."""
         return self.encoder_layer(self.input_proj(tokens), src_key_padding_mask=padding)
 
 
 class Aggregator(nn.Module):
-    """Weighs the tokens of a caption or cloud by how near they are to their mean."""
+    """Weights the tokens of a caption or cloud by their distance from their mean: near tokens weigh more."""
 
     def __init__(self, config: H2arnConfig) -> None:
         super().__init__()
@@ -64,7 +62,7 @@ class Aggregator(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(START_TEMPERATURE))
 
     def forward(self, tokens: Tensor, c: Tensor, padding: Tensor | None = None) -> Pooled:
-        """Tokens (N, L, D), already scaled, as one point; padding (N, L) takes no part."""
+        """One point for the scaled tokens (N, L, D) of each input; tokens with `padding` (N, L) true take no part."""
         anchor = _mean(tokens, padding)
         distances = self.distances(tokens, anchor, c)
         if self.config.aggregation == "mean":
@@ -78,27 +76,27 @@ class Aggregator(nn.Module):
         return Pooled(self.point(pooled, c), weights, distances)
 
     def distances(self, tokens: Tensor, anchor: Tensor, c: Tensor) -> Tensor:
-        """How far tokens (N, L, D) are from their anchor (N, D): (N, L)."""
+        """Distances (N, L) between tokens (N, L, D) and their anchor (N, D)."""
         anchor = anchor[:, None]
         if self.config.geometry == "euclidean":
             return -(anchor @ tokens.mT).squeeze(1)
         return lorentz.distance(lorentz.inner(self.lifted(anchor, c), self.lifted(tokens, c)), c)
 
     def point(self, pooled: Tensor, c: Tensor) -> Tensor:
-        """The point of vectors (N, D)."""
+        """Points of vectors (N, D)."""
         if self.config.geometry == "euclidean":
             return F.normalize(pooled, dim=-1)
         return self.lifted(pooled, c)
 
     def lifted(self, vectors: Tensor, c: Tensor) -> Tensor:
-        """Points (..., 1 + D) of vectors (..., D): their space components, or their exponential map at the origin."""
+        """Points (..., 1 + D) of vectors (..., D), taken as space components or mapped exponentially at the origin."""
         if self.config.lift == "exponential":
             vectors = lorentz.exp_origin(vectors, c)
         return lorentz.lift(vectors, c)
 
 
 class H2arnNetwork(nn.Module):
-    """Captions (N, L, W) and clouds (N, L, W'), each to a point."""
+    """Captions (N, L, W) and clouds (N, L, W') to one point each."""
 
     def __init__(self, config: H2arnConfig, text_dim: int, cloud_dim: int) -> None:
         super().__init__()
@@ -111,33 +109,32 @@ class H2arnNetwork(nn.Module):
 
     @property
     def c(self) -> Tensor:
-        """The curvature is -c."""
+        """c, where the curvature is -c."""
         return self.log_c.exp().clamp(LEAST_C, GREATEST_C)
 
     def texts(self, tokens: Tensor, padding: Tensor | None = None) -> Pooled:
-        """Captions; padding (N, L) is true for tokens that take no part, None: all do."""
+        """Captions to points; `padding` (N, L) is true for tokens that take no part, None if all do."""
         encoded = encode(self.text_encoder, tokens, padding)
         return self.pool_texts(encoded, padding)
 
     def clouds(self, tokens: Tensor) -> Pooled:
-        """Clouds."""
+        """Clouds to points."""
         return self.pool_clouds(encode(self.pcd_encoder, tokens))
 
     def pool_texts(self, encoded: Tensor, padding: Tensor | None = None) -> Pooled:
-        """Captions from what their encoder made of them (N, L, D)."""
-        with torch.autocast(
-            encoded.device.type, enabled=False
-        ):  # differences of great products need all digits
+        """Captions to points, from their encoder's outputs (N, L, D)."""
+        # In float32: distances are differences of large products, which cancel.
+        with torch.autocast(encoded.device.type, enabled=False):
             scaled = self.log_alpha_txt.exp() * _full(encoded)
             return self.text_aggregator(scaled, self.c, padding)
 
     def pool_clouds(self, encoded: Tensor) -> Pooled:
-        """Clouds from what their encoder made of them (N, L, D)."""
+        """Clouds to points, from their encoder's outputs (N, L, D); in float32, as captions."""
         with torch.autocast(encoded.device.type, enabled=False):
             return self.pcd_aggregator(self.log_alpha_pcd.exp() * _full(encoded), self.c)
 
     def inner(self, texts: Tensor, clouds: Tensor) -> Tensor:
-        """Products (Q, V) of points (Q, 1 + D) and (V, 1 + D), Lorentz's or in Euclidean geometry plain."""
+        """Lorentz products (Q, V) of points (Q, 1 + D) and (V, 1 + D); plain products in Euclidean geometry."""
         with torch.autocast(texts.device.type, enabled=False):
             if self.config.geometry == "euclidean":
                 return texts @ clouds.T
@@ -165,12 +162,12 @@ def _encoder(config: H2arnConfig, inputs: int) -> nn.ModuleList:
 
 
 def _full(values: Tensor) -> Tensor:
-    """In float32, or wider if it is."""
+    """The values in float32; wider ones unchanged."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _mean(tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Means (N, D) of the tokens (N, L, D) that are no padding."""
+    """Means (N, D) of the tokens (N, L, D) without padding."""
     if padding is None:
         return tokens.mean(1)
     kept = (~padding).to(tokens.dtype)

@@ -1,8 +1,8 @@
-"""H2ARN's checkpoints in the format of its authors, both ways, read without executing anything in them.
+"""Reader and writer of the H2ARN authors' checkpoints; nothing in them is executed.
 
-Their best files are bare state dicts; the checkpoints they write every 25 epochs hold one under `model_state_dict`
-beside the states of optimizer and schedule, which are not imported. Our tensors have the same names. The
-number of attention heads does not show in any tensor, so that the caller must pass it.
+Their file of the best epoch is a bare state dict. Their checkpoints of every 25 epochs hold one under
+`model_state_dict`, beside the states of optimizer and schedule, which are not imported. Our tensors have the same
+names. No tensor shows the number of attention heads, so the caller must give it.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from trainers.loop.checkpoint import fill_weights, read_foreign
 from trainers.loop.trained import TrainedFolder
 
 INNER = "model_state_dict"
-PREFIX = "module."  # of a model that was trained on several devices
+PREFIX = "module."  # prefix of all names if the model was trained on several devices
 ENCODERS = ("text_encoder", "pcd_encoder")
 BLOCK = re.compile(r"(text_encoder|pcd_encoder)\.(\d+)\.")
 
 NOT_SHOWN = H2arnConfig.marked(UNSEEN)
-"""Settings that are in no checkpoint of theirs."""
+"""Settings that the authors' checkpoints do not show."""
 
 State = dict[str, Tensor]
 
 
 def read(path: Path) -> State:
-    """The state dict of a best file or of a checkpoint, as float32."""
-    found = read_foreign(path)
-    if isinstance(found, Mapping) and INNER in found:
-        found = found[INNER]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    """The state dict of a file of the best epoch or of a checkpoint, in float32."""
+    content = read_foreign(path)
+    if isinstance(content, Mapping) and INNER in content:
+        content = content[INNER]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(
             f"{path} has neither a state dict nor one under {INNER!r}: it is not one of H2ARN's authors"
         )
-    return {name.removeprefix(PREFIX): value.float() for name, value in found.items()}
+    return {name.removeprefix(PREFIX): value.float() for name, value in content.items()}
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """d_model, num_layers, d_txt and d_pcd, which names and shapes decide. Raises UserError if they cannot."""
+    """d_model, num_layers, d_txt and d_pcd, from names and shapes. Raises UserError for weights of another method."""
     first = "text_encoder.0.encoder_layer.linear2.bias"
     if first not in state:
         raise UserError(f"the tensor {first} is missing: these are no weights of H2ARN's authors")
     width = len(state[first])
-    blocks = [int(found[2]) for found in map(BLOCK.match, state) if found]
+    blocks = [int(match[2]) for match in map(BLOCK.match, state) if match]
     inputs = {}
     for name, encoder in zip(("d_txt", "d_pcd"), ENCODERS, strict=True):
         projection = state.get(f"{encoder}.0.input_proj.weight")
@@ -60,9 +60,9 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def config_of(state: Mapping[str, Tensor], **settings: Any) -> H2arnConfig:
-    """Settings that fit a state dict. Raises UserError unless `nhead` is among those given: no tensor shows it.
+    """Settings that fit a state dict. Raises UserError unless `nhead` is given, because no tensor shows it.
 
-    With another number of heads the weights fit just as well, and every score is wrong: Rsum 322 instead of 438.
+    Weights also load with a wrong number of heads, and then every score is wrong: Rsum 322 instead of 438.
     """
     known = sizes(state)
     width: int = known["d_model"]
@@ -77,7 +77,7 @@ def config_of(state: Mapping[str, Tensor], **settings: Any) -> H2arnConfig:
 
 
 def method_from(state: Mapping[str, Tensor], config: H2arnConfig) -> H2arn:
-    """A method with the weights of a state dict. Raises UserError naming what is missing, unknown or misshapen."""
+    """A method with the weights of a state dict. Raises UserError naming a missing, unknown or misshapen tensor."""
     known = sizes(state)
     method = H2arn(config, known["d_txt"], known["d_pcd"])
     have = method.network.state_dict()
@@ -100,9 +100,9 @@ def state_of(method: H2arn) -> State:
 
 
 def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings to use them with.
+    """Write an authors' checkpoint as a trained folder of ours; return the settings that its use requires.
 
-    `given` are settings that the checkpoint does not show: `nhead` must be among them.
+    `given` holds settings that the checkpoint does not show; `nhead` must be among them.
     """
     state, given = read(file), dict(given or {})
     config = config_of(state, **given)

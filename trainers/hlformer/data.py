@@ -30,7 +30,7 @@ from trainers.data import (
 from trainers.hlformer.config import HLFormerConfig
 from trainers.method import Batch
 
-NORM_EPS = 1e-5  # added to a row's norm, as published: rows end a little shorter than 1
+NORM_EPS = 1e-5  # added to a row's norm, as published, so that rows are slightly shorter than 1
 
 
 def pool_segments(rows: NDArray, segments: int) -> NDArray[np.float64]:
@@ -47,13 +47,13 @@ def pool_segments(rows: NDArray, segments: int) -> NDArray[np.float64]:
 
 
 def unit_rows(rows: NDArray) -> NDArray:
-    """Rows (n, D) over their length plus 1e-5, in the precision they come in."""
+    """Rows (n, D) divided by their length plus 1e-5, in their own precision."""
     norms = np.sqrt(np.square(rows).sum(-1, keepdims=True))
     return rows / (norms + rows.dtype.type(NORM_EPS))
 
 
 def clip_rows(rows: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
-    """The clips (map_size, D) of a video: always pooled, also from fewer rows."""
+    """The clips (map_size, D) of a video: always pooled, even from fewer rows."""
     return unit_rows(pool_segments(rows, config.map_size)).astype(np.float32)
 
 
@@ -191,7 +191,7 @@ def open_data(folder: Path, config: HLFormerConfig) -> HLFormerData:
 
 
 def padded(arrays: Sequence[NDArray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrays (L_i, D) as one (N, L, D) with zeros behind, and its mask (N, L), 1 where there is a row."""
+    """Arrays (L_i, D) as one (N, L, D) padded with zeros, and its mask (N, L), 1 for real rows."""
     length = max(len(array) for array in arrays)
     values = np.zeros((len(arrays), length, arrays[0].shape[1]), dtype=np.float32)
     mask = np.zeros((len(arrays), length), dtype=np.float32)

@@ -16,20 +16,19 @@ from trainers.geometry.cone import exterior_angle, half_aperture
 
 
 class Negatives(NamedTuple):
-    """Drawn for the triplet loss: a caption of another video for each video (V,), another video for each
-    caption (Q,)."""
+    """Negatives of the triplet loss: for each video (V,) a caption of another one, for each caption (Q,) a video."""
 
     captions: Tensor
     videos: Tensor
 
 
 def positives(owner: Tensor, videos: int) -> Tensor:
-    """Which pairs belong together, bool (Q, V)."""
+    """Mask (Q, V), true for a caption and its own video."""
     return owner[:, None] == torch.arange(videos, device=owner.device)
 
 
 def nce(scores: Tensor, owner: Tensor) -> Tensor:
-    """Each caption against the videos, each video against the captions; a video's captions count together.
+    """Contrastive loss in both directions; all captions of a video are one joint positive of it.
 
     mean_q [lse_v R_qv - R_q,owner] + mean_v [lse_q R_qv - lse over the captions of v of R_qv].
     """
@@ -49,6 +48,7 @@ def draw_negatives(scores: Tensor, owner: Tensor, hard: bool, pool: int) -> Nega
     if not hard:
         captions = torch.rand_like(scores).masked_fill(own, -1).argmax(0)
         others = torch.randint(scores.shape[1] - 1, owner.shape, device=owner.device)
+        # Numbers from the own video on are shifted by one, so that it is never drawn.
         return Negatives(captions, others + (others >= owner))
     masked = scores.masked_fill(own, -torch.inf)
     best = masked.topk(min(pool, scores.shape[1] - 1), dim=1).indices
@@ -73,18 +73,18 @@ def diversity(queries: Tensor, owner: Tensor, mu: float, scale: float, power: fl
     cosine = unit @ unit.T
     pairs = owner[:, None] == owner
     pairs = pairs & ~torch.eye(len(owner), dtype=torch.bool, device=owner.device)
-    # 1 + cos may round below 0, which a broken power would turn into NaN
+    # 1 + cos may round to less than 0, whose power with a fractional exponent is NaN
     terms = (1 + cosine).clamp_min(0) ** power * F.softplus(scale * (cosine + mu))
     return torch.where(pairs, terms, 0).sum() / len(owner)
 
 
 def cone_terms(texts_space: Tensor, videos_space: Tensor, owner: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Angle (Q,) of each caption outside the axis of its video's cone, and the half aperture (Q,) of that cone."""
+    """For each caption (Q,): the angle between the axis of its video's cone and the caption, and half the aperture."""
     apex = videos_space[owner]
     return exterior_angle(apex, texts_space, c), half_aperture(apex, c)
 
 
 def partial_order(texts_space: Tensor, videos_space: Tensor, owner: Tensor, c: Tensor) -> Tensor:
-    """By how much captions (Q, D) lie outside the cones of their videos (V, D), on average."""
+    """Mean angle in radians by which captions (Q, D) lie outside the cones of their videos (V, D)."""
     angle, aperture = cone_terms(texts_space, videos_space, owner, c)
     return (angle - aperture).relu().mean()

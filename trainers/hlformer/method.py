@@ -83,7 +83,7 @@ class HLFormer(Method):
             first, second = (distributed.joint(rows, joint.captions) for rows in (first, second))
             clips, frames, vectors = (distributed.joint(rows, joint.videos) for rows in (*tokens, vectors))
             tokens = VideoTokens(clips, frames)
-        # float32: margins of 0.1 between cosines, and sinh and acos, are beyond bfloat16's 8 bits
+        # float32: bfloat16's 8 bits are too few for margins of 0.1 between cosines, and for sinh and acos
         with torch.autocast(first.device.type, enabled=False):
             return TrainingOutputs(
                 clip=Scores(*max_scores(first, tokens.clips)),
@@ -143,7 +143,7 @@ class HLFormer(Method):
         return {"query": F.normalize(self.network.queries(batch["tokens"], batch["token_mask"]), dim=-1)}
 
     def encode_items(self, batch: Batch) -> Encoded:
-        """Unit clip tokens (V, map_size, D) and frame tokens (V, max_ctx_l, D), zeros where there is no frame."""
+        """Unit clip tokens (V, map_size, D) and frame tokens (V, max_ctx_l, D), which are 0 beyond the last frame."""
         tokens = self.network.videos(batch["clips"], batch["frames"], batch["frame_mask"])
         return {"clips": F.normalize(tokens.clips, dim=-1), "frames": F.normalize(tokens.frames, dim=-1)}
 

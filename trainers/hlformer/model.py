@@ -1,7 +1,7 @@
 """The network of HLFormer: stems, Gaussian and Lorentz attention, the mean-guided mixture of their blocks.
 
-Attributes carry the authors' names (`self`, `output`, `norm1`, `e_attns` ...), so that a state dict travels
-unchanged and the rule which parameters are decayed, a rule about names, means the same parameters.
+Attributes have the authors' names (`self`, `output`, `norm1`, `e_attns` ...), so that state dicts are interchangeable
+and the rule of weight decay, which goes by names, covers the same parameters.
 
 Axes: N sequences, L positions, D hidden size, H heads, m Lorentz dimension, K blocks, Q captions, V videos.
 """
@@ -19,13 +19,13 @@ from trainers.geometry import lorentz
 from trainers.hlformer.config import HLFormerConfig
 
 MASKED_LOGIT = -10000.0  # added to Euclidean attention
-MASKED_LORENTZ_LOGIT = -1e18  # put in place of a Lorentz logit, which is unbounded from below
+MASKED_LORENTZ_LOGIT = -1e18  # replaces a Lorentz logit; adding would not do, as these have no lower bound
 MASKED_TOKEN_LOGIT = -1e10
 MIN_LORENTZ_TIME = 1.1
 MAX_TANGENT_NORM = 10.0
 MIN_TANGENT_NORM = 1e-9**0.5
-# The authors divide by the next two unguarded: with a small m, dropout can empty a token's whole point, and
-# one step of training then fills the weights with NaN. On ordinary input neither bound is ever met.
+# The authors divide by these two squares without a bound. With a small m, dropout can set all of a token's coordinates
+# to 0, and one step of training then turns the weights into NaN. On ordinary input neither bound is reached.
 MIN_SPACE_SQUARE = 1e-12
 MIN_LOG_SQUARE = 1e-9
 
@@ -54,8 +54,8 @@ def gaussian_window(length: int, width: float, device: torch.device) -> Tensor:
 def windowed(logits: Tensor, width: float | None, form: str) -> Tensor:
     """Attention logits (..., L, L) under a window.
 
-    "multiply" is published. It is local for Euclidean logits of either sign on average only, and anti-local
-    for Lorentz logits: they are at most 0, so that a far key moves to the greatest value. "additive" is local.
+    "multiply" is published. For Euclidean logits, which have either sign, it prefers near keys only on average; Lorentz
+    logits are at most 0, so that far keys move to the largest value and win. "additive" prefers near keys.
     """
     if width is None:
         return logits
@@ -73,7 +73,7 @@ class InputProjection(nn.Module):
         self.net = nn.Sequential(nn.Dropout(dropout), nn.Linear(inputs, outputs), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Projected rows, none below 0."""
+        """Projected rows (..., O), at least 0."""
         return self.net(self.LayerNorm(x))
 
 
@@ -186,14 +186,14 @@ class LorentzMultiAttention(nn.Module):
         return logits
 
     def forward(self, points: Tensor, mask: Tensor | None) -> Tensor:
-        """The heads' centroids side by side (N, L, m+1). That is one point no more; it is used as one."""
+        """The heads' centroids, concatenated (N, L, m+1). The result is off the hyperboloid and used as a point."""
         logits = self.logits(self.linear_query(points), self.linear_keys(points), mask)
         middle = lorentz.midpoint(logits.softmax(-1), self.linear_values(points))  # no dropout, as published
         return middle.transpose(1, 2).flatten(2)
 
 
 class LorentzAttention(nn.Module):
-    """Tokens up to the hyperboloid, attention there, back down: (N, L, D) to (N, L, D), none below 0."""
+    """Maps tokens to the hyperboloid, attends there, and maps back: (N, L, D) to (N, L, D), at least 0."""
 
     def __init__(self, config: HLFormerConfig, width: float | None = None) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class LorentzAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attended tokens (N, L, D); mask (N, L) is 1 for keys that exist."""
         with torch.no_grad():
-            self.scale_alpha.clamp_(max=0)  # published in place, in evaluation too
+            self.scale_alpha.clamp_(max=0)  # in place and in evaluation too, as published
         tangent = self.input_proj(x)
         # float32: t^2 - |s|^2 is the difference of two large numbers, which bfloat16's 8 bits would lose
         with torch.autocast(x.device.type, enabled=False):
@@ -245,7 +245,7 @@ class ResidualShell(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """What follows the attention; x, which broadcasts, is its residual."""
+        """The block after its attention; x, which broadcasts, is the residual."""
         x = self.norm1(x + self.drop(attended))
         return self.norm2(x + self.drop(self.output(x)))
 
@@ -262,7 +262,7 @@ class AttentionBlock(ResidualShell):
 
 
 class PoolingBlock(ResidualShell):
-    """The block that reads one vector out of each block's output, guided by the mean token."""
+    """The block that pools each block's output to one vector, guided by the mean token."""
 
     def __init__(self, config: HLFormerConfig) -> None:
         super().__init__(PoolingAttention(config), config, config.hidden_size)
@@ -273,7 +273,7 @@ class PoolingBlock(ResidualShell):
 
 
 class MixtureEncoder(nn.Module):
-    """K/2 Gaussian and K/2 Lorentz blocks beside each other, mixed at each position by learned weights."""
+    """K/2 Gaussian and K/2 Lorentz blocks in parallel, mixed at each position by learned weights."""
 
     def __init__(self, config: HLFormerConfig, length: int) -> None:
         super().__init__()
@@ -359,12 +359,14 @@ class HLFormerNetwork(nn.Module):
         x = self.query_encoder(x, mask)
         logits = self.modular_vector_mapping(x).squeeze(-1).float()
         weights = (logits * mask + (1 - mask) * MASKED_TOKEN_LOGIT).softmax(1)
-        return (weights[..., None] * x.float()).sum(1)  # no product: autocast would round it to bfloat16
+        return (weights[..., None] * x.float()).sum(
+            1
+        )  # a matrix product would be rounded to bfloat16 by autocast
 
     def videos(self, clips: Tensor, frames: Tensor, mask: Tensor) -> VideoTokens:
         """Tokens of clip rows (N, map_size, visual_dim) and frame rows (N, L, visual_dim) with mask (N, L)."""
         clip_tokens = self.clip_encoder(self.clip_pos_embed(self.clip_input_proj(clips)), None)
-        # Padding comes before the stem: padded positions are no keys, but they enter the mean token.
+        # Frames are padded before the stem: padded positions are no keys, but they are part of the mean token.
         missing = self.config.max_ctx_l - frames.shape[1]
         frames, mask = nn.functional.pad(frames, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
         x = self.frame_pos_embed(self.frame_input_proj(frames))
@@ -372,7 +374,7 @@ class HLFormerNetwork(nn.Module):
         return VideoTokens(clip_tokens.float(), frame_tokens.float() * mask[..., None])
 
     def video_vectors(self, tokens: VideoTokens) -> Tensor:
-        """One vector (N, D) of each video; rows of padding have logit and value 0, but take their share."""
+        """One vector (N, D) of each video; rows of padding have logit and value 0, but take their softmax weight."""
         frames = self.pooled(self.modular_vector_mapping_2, tokens.frames)
         return (frames + self.pooled(self.modular_vector_mapping_3, tokens.clips)) / 2
 

@@ -1,7 +1,7 @@
-"""The authors' checkpoints of HLFormer, read and written: one torch pickle with weights and optimizer.
+"""Reader and writer of the HLFormer authors' checkpoints: one torch file with weights and optimizer.
 
-Their optimizer holds a pickled schedule object, which a safe load refuses; a stub of its name lets it pass.
-Their state dict repeats the constant curvature 1 of every Lorentz module: dropped here, written back there.
+Their optimizer holds a pickled schedule object, which safe loading refuses, so a stub of the same name is allowed.
+Their state dict repeats the constant curvature 1 for every Lorentz module: left out when reading, added when writing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CONFIG_NAMES = {
     "eval_query_bsz": "text_batch",
     "eval_context_bsz": "item_batch",
 }
-"""Their setting, ours. Their `wd` is read by nothing: the decay is a literal 0.01, which is our default."""
+"""The authors' setting -> ours. Their code never reads their `wd`: its decay is the literal 0.01, our default."""
 
 LOSS_FACTOR = ("clip_nce_weight", "frame_nce_weight", "diversity_weight", "partial_order_weight")
 NEG_FACTOR = ("mu", "diversity_scale", "diversity_power")
@@ -64,7 +64,7 @@ PRESET_OF = {"tvr": "tvr", "activitynet": "act", "act": "act", "charades": "cha"
 
 
 class WarmupLinearSchedule:
-    """Stands in for the authors' schedule object: attributes and nothing else."""
+    """Stub of the authors' schedule object, with its attributes only."""
 
     def __init__(self, warmup: float, t_total: float) -> None:
         self.warmup, self.t_total = warmup, t_total
@@ -76,7 +76,7 @@ WarmupLinearSchedule.__module__ = SCHEDULE_MODULE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An authors' checkpoint as it stands in the file, the prefix of a parallel wrapper removed."""
+    """The content of an authors' checkpoint, without the prefix of a parallel wrapper."""
 
     config: dict[str, Any]
     epoch: int
@@ -90,21 +90,21 @@ def read(path: Path) -> Checkpoint:
     with torch.serialization.safe_globals(
         [(WarmupLinearSchedule, f"{SCHEDULE_MODULE}.WarmupLinearSchedule")]
     ):
-        found = read_foreign(path)
-    if not isinstance(found, dict) or "state_dict" not in found:
+        content = read_foreign(path)
+    if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path} has no 'state_dict': it is not a checkpoint of HLFormer's authors")
-    state = {name.removeprefix("module."): value for name, value in found["state_dict"].items()}
+    state = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
     return Checkpoint(
-        config=dict(found.get("config", {})),
-        epoch=int(found.get("epoch", 0)),
-        model_val=[float(figure) for figure in found.get("model_val", [])],
+        config=dict(content.get("config", {})),
+        epoch=int(content.get("epoch", 0)),
+        model_val=[float(value) for value in content.get("model_val", [])],
         state_dict=state,
-        optimizer=found.get("optimizer", {}),
+        optimizer=content.get("optimizer", {}),
     )
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Every setting that the shapes of a state dict decide, and `visual_dim` and `text_dim`."""
+    """The settings that the shapes of a state dict decide, and `visual_dim` and `text_dim`."""
     try:
         hidden, visual = state["clip_input_proj.net.1.weight"].shape
         first = state["clip_encoder.h_attns.0.self.input_proj.net.1.weight"]
@@ -164,7 +164,7 @@ def state_of(method: HLFormer) -> dict[str, Tensor]:
 
 
 def _with_constants(names: Sequence[str] | Mapping[str, Tensor]) -> Iterator[str]:
-    """Our names with those of the constants in the places where the authors' modules register them."""
+    """Our names, and those of the constants at the positions where the authors' modules register them."""
     for name in names:
         if name.endswith(".self.output_proj.LayerNorm.weight"):
             yield name.replace("output_proj.LayerNorm.weight", CURVATURE)
@@ -176,7 +176,7 @@ def _with_constants(names: Sequence[str] | Mapping[str, Tensor]) -> Iterator[str
 
 
 def load_optimizer(ours: BertAdam, method: HLFormer, official: Mapping[str, Any]) -> None:
-    """Continue from an authors' optimizer state: moments, count of updates, schedule."""
+    """Copy an authors' optimizer state into ours: moments, number of updates, schedule."""
     groups = official["param_groups"]
     names = _optimizer_names(method)
     indices = dict(zip(names, [i for group in groups for i in group["params"]], strict=True))
@@ -204,14 +204,14 @@ def load_optimizer(ours: BertAdam, method: HLFormer, official: Mapping[str, Any]
 
 
 def optimizer_from(method: HLFormer, checkpoint: Checkpoint) -> BertAdam:
-    """The checkpoint's optimizer for a method that carries its weights."""
+    """The checkpoint's optimizer for a method that has the checkpoint's weights."""
     ours = optimizer(method.config, method, total_steps=1)
     load_optimizer(ours, method, checkpoint.optimizer)
     return ours
 
 
 def optimizer_state_of(method: HLFormer, ours: BertAdam) -> dict[str, Any]:
-    """The authors' optimizer state: group 0 decayed, group 1 not, both in their order of parameters."""
+    """The authors' optimizer state: group 0 with weight decay, group 1 without, both in their order of parameters."""
     index = {name: number for number, name in enumerate(_optimizer_names(method))}
     state = {}
     for name, parameter in method.network.named_parameters():
@@ -243,7 +243,7 @@ def optimizer_state_of(method: HLFormer, ours: BertAdam) -> dict[str, Any]:
 
 
 def _optimizer_names(method: HLFormer) -> list[str]:
-    """The authors' parameters in the order of their optimizer: theirs count the one constant, once."""
+    """Names of the authors' parameters in the order of their optimizer, which also holds the curvature, once."""
     names: list[str] = []
     for name, _ in method.network.named_parameters():
         names += [name, CURVATURE] if name == "video_alpha" else [name]
@@ -255,7 +255,7 @@ def _undecayed(name: str) -> bool:
 
 
 def config_of(method: HLFormer, carried: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-    """The authors' config of a method; what we have no word for is kept from `carried`."""
+    """The authors' config of a method; entries without a setting of ours are kept from `carried`."""
     c = method.config
     known = sizes(method.network.state_dict())
     collection, feature = {
@@ -303,7 +303,7 @@ def write(
 
 @contextmanager
 def _schedule_module() -> Iterator[None]:
-    """The authors' module under its name while a schedule is pickled: pickle looks classes up by name."""
+    """Provide the authors' module under its name while a schedule is pickled, because pickle looks it up by name."""
     names = [SCHEDULE_MODULE.partition(".")[0], SCHEDULE_MODULE]
     kept = {name: sys.modules.get(name) for name in names}
     for name in names:
@@ -320,9 +320,9 @@ def _schedule_module() -> Iterator[None]:
 
 
 def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+    """Write an authors' checkpoint as a trained folder of ours; return the settings that differ from the defaults.
 
-    Their checkpoints hold every setting. Raises UserError for one that is `given` all the same.
+    Their checkpoints hold every setting. Raises UserError if one is `given` nevertheless.
     """
     for name in given or {}:
         raise UserError(f"{name} stands in the checkpoint; HLFormer's checkpoints hold all settings")
@@ -336,7 +336,7 @@ def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None 
 
 
 def export_checkpoint(trained: Path, file: Path) -> None:
-    """Write a trained method's folder as a checkpoint that the authors' code loads; its optimizer is fresh."""
+    """Write a trained method's folder as a checkpoint that the authors' code loads, with a new optimizer state."""
     folder = TrainedFolder(trained)
     config = folder.config(HLFormerConfig)
     tensors, about = folder.tensors()

@@ -1,4 +1,4 @@
-"""What the checkpoints of CLIP4Clip and its successors have in common: a state dict with CLIP under `clip.`."""
+"""Common parts of the checkpoints of CLIP4Clip and its successors: a state dict with CLIP under `clip.`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SIZES = {
     (1024, 14, 24): "ViT-L/14",
     (256, 8, 1): "crossreel-demo",
 }
-"""The networks of the releases and our small one by vision width, patch and number of blocks."""
+"""(vision width, patch side, number of blocks) -> CLIP network: those of the releases and our small one."""
 
 
 def read_state(path: Path, method: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint as they are stored, without `module.`; nothing in the file is executed.
+    """The tensors of a checkpoint in their stored dtypes, without the prefix `module.`; nothing is executed.
 
-    Raises UserError for a file that is none, or holds more than named tensors. `method` is the published name.
+    Raises UserError for a file of another kind, or with more than named tensors. `method` is the published name.
     """
-    found = read_foreign(path)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    content = read_foreign(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(
             f"{path} is not a state dict: {method}'s checkpoints hold named tensors and nothing else"
         )
-    return {name.removeprefix("module."): value for name, value in found.items()}
+    return {name.removeprefix("module."): value for name, value in content.items()}
 
 
 def encoder_of(state: Mapping[str, Tensor], method: str) -> str:
@@ -38,10 +38,10 @@ def encoder_of(state: Mapping[str, Tensor], method: str) -> str:
     if first is None:
         raise UserError(f"the checkpoint has no CLIP in it: it is not one of {method}'s authors")
     blocks = {n.split(".")[4] for n in state if n.startswith("clip.visual.transformer.resblocks.")}
-    found = (first.shape[0], first.shape[-1], len(blocks))
-    if found not in SIZES:
+    size = (first.shape[0], first.shape[-1], len(blocks))
+    if size not in SIZES:
         raise UserError(
-            f"the checkpoint's CLIP has width {found[0]}, patches of {found[1]} pixels and {found[2]} blocks; "
+            f"the checkpoint's CLIP has width {size[0]}, patches of {size[1]} pixels and {size[2]} blocks; "
             f"known are {', '.join(SIZES.values())}"
         )
-    return SIZES[found]
+    return SIZES[size]

@@ -1,6 +1,6 @@
-"""What CLIP's towers are given: padded frames, normalised on the device, and padded token ids.
+"""Inputs of CLIP's towers: padded frames, normalised on the device, and padded token ids.
 
-Axes: V videos, F frame slots, T frames there are, R side in pixels, A captions, L token slots.
+Axes: V videos, F frame slots, T frames of a video, R side in pixels, A captions, L token slots.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from extractors.backbones.weights import import_open_clip
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of red, green, blue in 0..1, over CLIP's training images."""
+"""Mean and standard deviation of red, green and blue, in 0..1, over CLIP's training images."""
 
 
 def pixels(frames: Tensor, mask: Tensor) -> Tensor:
-    """Frames (..., F, R, R, 3) uint8 as (..., F, 3, R, R) float32 normalised, where the mask (..., F) is true.
+    """Normalised frames (..., F, 3, R, R) float32 from uint8 frames (..., F, R, R, 3) with mask (..., F).
 
-    Elsewhere 0 *after* normalisation: a frame of the mean colour, as the published code feeds it.
+    A padded slot is 0 *after* normalisation, which is a frame of the mean colour, as in the published code.
     """
     mean, std = (torch.tensor(value, device=frames.device) for value in (MEAN, STD))
     normalised = ((frames.float() / 255 - mean) / std).movedim(-1, -3)
@@ -32,7 +32,7 @@ def pixels(frames: Tensor, mask: Tensor) -> Tensor:
 
 
 def padded_frames(frames: NDArray[Any], slots: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """The first `slots` of T frames (T, ...), pictures or features, in slots (F, ...), and which (F,) are filled."""
+    """The first frames or features of (T, ...) in `slots` slots (F, ...), and a mask (F,) of the filled ones."""
     kept = frames[:slots]
     out = np.zeros((slots, *frames.shape[1:]), dtype=frames.dtype)
     out[: len(kept)] = kept
@@ -40,10 +40,10 @@ def padded_frames(frames: NDArray[Any], slots: int) -> tuple[NDArray[Any], NDArr
 
 
 def tokenise(texts: Sequence[str], max_words: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Token ids (A, L = max_words) and which slots hold real tokens (A, L), start and end included.
+    """Token ids (A, L = max_words) and a mask (A, L) of real tokens, start and end token included.
 
-    Start token, word pieces as many as leave room, end token, zeros. The mask comes from lengths: id 0 is a
-    real token, "!".
+    A row holds the start token, as many word pieces as fit, the end token, and zeros. The mask is made from lengths,
+    because id 0 is a real token, "!".
     """
     tokenizer = _tokenizer()
     ids = np.zeros((len(texts), max_words), dtype=np.int64)
@@ -57,5 +57,5 @@ def tokenise(texts: Sequence[str], max_words: int) -> tuple[NDArray[np.int64], N
 
 @cache
 def _tokenizer() -> Any:
-    """open_clip's byte-pair tokenizer; its vocabulary comes with the package, and takes a while to read."""
+    """open_clip's byte-pair tokenizer, cached because its vocabulary takes long to read."""
     return import_open_clip().SimpleTokenizer()

@@ -1,4 +1,4 @@
-"""CLIP's two towers as a method trains them: frames to vectors, captions to a state a token.
+"""CLIP's two towers as a method trains them: frames to vectors, captions to one state for each token.
 
 Axes: N frames, R their side in pixels, A captions, L token positions, D embedding size. Names of parameters are
 open_clip's, which are OpenAI's, under the prefix `clip.`.
@@ -19,12 +19,12 @@ from extractors.backbones.weights import import_open_clip
 from pipeline.errors import UserError
 from trainers.layers.pair_config import ClipPairConfig
 
-HEAD_WIDTH = 64  # of every CLIP network: a tower of width W has W / 64 heads
+HEAD_WIDTH = 64  # width of an attention head in every CLIP network: a tower of width W has W / 64 heads
 MAX_LOGIT_SCALE = math.log(100)
 
 
 class LogitScale(nn.Module):
-    """What has CLIP's logit scale, the logarithm of the factor of cosines in a contrastive loss."""
+    """Base of modules with CLIP's logit scale, the logarithm of the factor of cosines in a contrastive loss."""
 
     clip: Any
 
@@ -36,12 +36,12 @@ class LogitScale(nn.Module):
 
     @torch.no_grad()
     def clamp_scale_(self) -> None:
-        """Keep the factor at 100 at most."""
+        """Limit the factor to 100, as in CLIP's own training."""
         self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 class StoredScale(LogitScale):
-    """Stands where the towers do when CLIP is not trained: their logit scale alone, at CLIP's trained 100."""
+    """Takes the place of the towers if CLIP is not trained: only their logit scale, at CLIP's trained value of 100."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class StoredScale(LogitScale):
 class ClipTowers(LogitScale):
     """An open_clip network to be trained. LayerNorms compute in float32 whatever the rest does.
 
-    `freeze_patches` leaves the patch convolution as it is, as CLIP4Clip and its successors do. `half` turns
-    weights of linear layers, convolutions, attention and both projections into float16, as OpenAI's loader
-    does on a GPU: legacy only, since gradients and an optimizer's moments are then float16 too.
+    `freeze_patches` freezes the patch convolution, as CLIP4Clip and its successors do. `half` converts the weights of
+    linear layers, convolutions, attention and both projections to float16, as OpenAI's loader does on a GPU. This
+    exists for the published runs only, because gradients and the optimizer's moments are then float16 too.
     """
 
     def __init__(self, clip: nn.Module, freeze_patches: bool = True, half: bool = False) -> None:
@@ -97,7 +97,7 @@ class ClipTowers(LogitScale):
     ) -> ClipTowers:
         """Towers with the sizes and weights of a state dict in OpenAI's names, without the prefix `clip.`.
 
-        float16 tensors are taken up as float32. Raises UserError naming what is missing or too much.
+        float16 tensors are converted to float32. Raises UserError naming a missing or unknown tensor.
         """
         own = {name: tensor.float() for name, tensor in state.items() if name not in NO_WEIGHTS}
         network = _build(own, quick_gelu)
@@ -129,7 +129,7 @@ class ClipTowers(LogitScale):
 
     @property
     def context_length(self) -> int:
-        """The most token positions a caption may have."""
+        """Largest number of token positions of a caption."""
         return int(self._text.positional_embedding.shape[0])
 
     @property
@@ -145,16 +145,16 @@ class ClipTowers(LogitScale):
         return out
 
     def image(self, pixels: Tensor) -> Tensor:
-        """Projected features (N, D) float32, not normalised, of frames (N, 3, R, R) normalised as CLIP wants."""
+        """Projected features (N, D) float32, not normalised, of frames (N, 3, R, R) normalised for CLIP."""
         features: Tensor = self.clip.encode_image(pixels.half() if self.half_weights else pixels)
         return features.float()
 
     def text(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Projected states (A, L, D) float32, not normalised, of every position of the captions.
 
-        tokens: (A, L) int64, L at most the context length: nothing is padded to it, which halves the work
-        at 32 positions. mask: (A, L) bool, true where a token is real, at least at the first. A position sees
-        those up to itself, and with a mask the real ones of them; the mask changes padding alone. Raises
+        tokens: (A, L) int64, L at most the context length. They are not padded to it, which halves the work at 32
+        positions. mask: (A, L) bool, true for real tokens, of which the first must be one. A position attends to
+        earlier ones and itself, with a mask only to real ones; the mask changes the states of padding only. Raises
         UserError if the captions are too long.
         """
         text, length = self._text, tokens.shape[1]
@@ -176,20 +176,17 @@ class ClipTowers(LogitScale):
         return out.float()
 
     def end(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """The states (A, D) of the end tokens, whose number is the highest there is."""
+        """The states (A, D) of the end tokens, which have the highest id of the vocabulary."""
         return states[torch.arange(len(states), device=states.device), tokens.argmax(dim=-1)]
 
     @property
     def _text(self) -> Any:
-        """The network that holds the text tower: some networks keep its parts apart."""
+        """The module with the text tower's parts: the network itself, or `text` in some networks of open_clip."""
         return getattr(self.clip, "text", self.clip)
 
 
 def load_towers(config: ClipPairConfig, side: int) -> ClipTowers:
-    """The towers that a method starts from, for pictures of `side` pixels.
-
-    Raises UserError if that is not the size the network reads.
-    """
+    """The towers that a training starts from. Raises UserError if they do not read pictures of `side` pixels."""
     half = config.precision == "fp16-legacy"
     towers = ClipTowers.load(config.clip_model, config.backbone_weights, config.backbone_download, half=half)
     if towers.image_size != side:

@@ -14,13 +14,13 @@ from pipeline.settings import DIGESTED, PACKS, PATH, SPEED
 from trainers.config import InputShape, TrainingSizes, VideoMethodConfig
 
 CLIP_TEXT = "clip_text"  # the one stage that can store states of padding
-USUAL_PIXELS = 224  # of a network that does not say what it reads
-USUAL_POSITIONS = 77  # of the texts of such a network
+USUAL_PIXELS = 224  # side of the pictures, if a network's file does not give it
+USUAL_POSITIONS = 77  # token positions, if a network's file does not give them
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What says where CLIP's weights come from."""
+    """The settings that choose CLIP's weights."""
 
     model: str
     weights: str
@@ -28,13 +28,13 @@ class Backbone:
 
 
 class ClipPairConfig(VideoMethodConfig):
-    """What GARE and NeighborRetr have in common; names are those of their releases.
+    """Settings that CLIP4Clip, GARE and NeighborRetr share; names are those of their releases.
 
     Mode `finetune` trains CLIP's towers from the pictures of the stage `frames`; mode `frozen` trains what stands
     behind them on the stored features of `clip` and `clip_text`: minutes on a CPU instead of hours on GPUs.
     """
 
-    text_output: ClassVar[str]  # of `clip_text`, that mode frozen reads
+    text_output: ClassVar[str]  # the output of `clip_text` that mode frozen reads
 
     mode: Annotated[Literal["finetune", "frozen"], PACKS] = "finetune"
 
@@ -63,8 +63,10 @@ class ClipPairConfig(VideoMethodConfig):
         1e-3, gt=0
     )  # CLIP's learning rate as a share of lr; see the page before fp32 or bf16
     weight_decay: float = Field(0.2, ge=0)  # on everything but biases: norms and positions too, as released
-    max_grad_norm: float = Field(1.0, ge=0)  # of each tensor by itself, after the global clip; 0: no clipping
-    clip_norm: float = Field(1.0, gt=0)  # of all gradients together
+    max_grad_norm: float = Field(
+        1.0, ge=0
+    )  # limit for each tensor by itself, after the global clipping; 0: none
+    clip_norm: float = Field(1.0, gt=0)  # limit for all gradients together
     seed: int = Field(42, ge=0)
 
     @property

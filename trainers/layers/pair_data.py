@@ -1,4 +1,4 @@
-"""What methods on pairs of a caption and a video read: pictures and token ids, or CLIP's stored features.
+"""Inputs of methods on pairs of a caption and a video: pictures and token ids, or CLIP's stored features.
 
 Packing knows no store: it is handed the splits and functions that give an output of an item or caption.
 Axes: n frames of a video, F frame slots, R pixels, D feature size, A captions, L tokens or stored states.
@@ -43,7 +43,7 @@ from trainers.layers.rand_augment import RandAugment
 from trainers.method import Batch
 
 PICTURE, FEATURES = 4, 2  # axes of the frames of a video in mode finetune and in mode frozen
-POSITIONS = 77  # of CLIP's captions: `clip_text` keeps no token beyond
+POSITIONS = 77  # token positions of CLIP's captions: `clip_text` stores at most this many
 REAL = "words.real.npy"  # (captions,) states that are no padding; there only where some are
 
 
@@ -93,7 +93,7 @@ def _write_states(folder: Path, config: ClipPairConfig, texts: Mapping[str, str]
 
 
 def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling.Positions:
-    """Which of a video's stored frames are kept; `times` (n,) where they are all frames, not candidates already."""
+    """Positions of the stored frames that are kept; `times` (n,) if all frames are stored, not only candidates."""
     candidates = np.arange(total)
     if times is not None:
         candidates = sampling.gare_candidates(total, sampling.average_fps(times), config.video_framerate)
@@ -107,8 +107,8 @@ def _states(rows: NDArray, real: int, most: int) -> NDArray:
 
 def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
     if rows.ndim != axes or 0 in rows.shape:
-        wanted = "pictures" if axes == PICTURE else "rows of numbers"
-        raise ItemError(name, f"its features have the shape {rows.shape}, {wanted} are needed")
+        needed = "pictures" if axes == PICTURE else "rows of numbers"
+        raise ItemError(name, f"its features have the shape {rows.shape}, {needed} are needed")
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         raise ItemError(name, "its features are not all finite")
     return rows
@@ -132,7 +132,7 @@ class PairData:
         self.frames, self.tokens = Ragged.open(folder, "frames"), Ragged.open(folder, "tokens")
         self.splits = read_splits(folder)
         self.side: int = self.frames.values.shape[1]  # pixels, of pictures
-        self.dims: int = self.frames.values.shape[-1]  # of features
+        self.dims: int = self.frames.values.shape[-1]  # size of a feature vector
         if config.mode == "frozen":
             self.words = Ragged.open(folder, "words")
             self._real = np.load(folder / REAL) if (folder / REAL).is_file() else self.words.lengths

@@ -1,7 +1,7 @@
 """RandAugment of whole clips: every frame of a clip goes through the same operations (rand-m7-n4-mstd0.5-inc1).
 
-Pillow's operations, so that pixels are those of the published training; grey levels may differ a little
-between versions of Pillow. Axes: T frames, H and W pixels.
+The operations are Pillow's, as in the published training; grey levels may differ slightly between versions of Pillow.
+Axes: T frames, H and W pixels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from PIL import Image, ImageEnhance, ImageOps
 Frames = NDArray[np.uint8]
 Apply = Callable[[Image.Image, float], Image.Image]
 Level = Callable[[float, int], float]
-GREY = (128, 128, 128)  # fills what a geometric operation uncovers
+GREY = (128, 128, 128)  # colour of the areas that a geometric operation leaves empty
 MAX_MAGNITUDE = 10.0
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is done to a frame at a level, and the level of a magnitude in 0..10 and a sign of 1 or -1."""
+    """A change of a frame at a level, and the level for a magnitude in 0..10 and a sign of 1 or -1."""
 
     apply: Apply
     level: Level
@@ -32,8 +32,8 @@ class Operation:
 class RandAugment:
     """Draws operations for a clip and applies them to all its frames.
 
-    Of `operations` draws with replacement each is skipped with probability 1/2; its magnitude is
-    N(magnitude, std) within 0..10; a sign, where an operation has one, is a fair coin.
+    `operations` are drawn with replacement, and each is skipped with probability 1/2. The magnitude is drawn from
+    N(magnitude, std) and limited to 0..10; the sign, if the operation has one, is positive with probability 1/2.
     """
 
     magnitude: float = 7.0
@@ -41,7 +41,7 @@ class RandAugment:
     operations: int = 4
 
     def __call__(self, frames: Frames, rng: np.random.Generator) -> Frames:
-        """Frames (T, H, W, 3) of the same size, changed alike."""
+        """The frames (T, H, W, 3) after the same operations on each."""
         images = [Image.fromarray(frame) for frame in frames]
         for name, level in self.draw(rng):
             images = [OPERATIONS[name].apply(image, level) for image in images]
@@ -69,7 +69,7 @@ def _rotate(image: Image.Image, degrees: float) -> Image.Image:
 
 
 def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    """Output pixel (x, y) is input pixel (a x + b y + c, d x + e y + f)."""
+    """The image whose pixel (x, y) is pixel (a x + b y + c, d x + e y + f) of the input."""
     return image.transform(
         image.size,
         Image.Transform.AFFINE,
@@ -101,7 +101,7 @@ def _solarize_add(image: Image.Image, added: float) -> Image.Image:
 
 
 def _enhanced(enhance: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
-    """An enhancement by a factor of 1 at magnitude 0, further from 1 the greater the magnitude."""
+    """An enhancement whose factor is 1 at magnitude 0 and moves away from 1 as the magnitude grows."""
     return Operation(
         lambda image, factor: enhance(image).enhance(factor), lambda m, sign: 1 + sign * 0.09 * m
     )
@@ -134,7 +134,7 @@ OPERATIONS: dict[str, Operation] = {
     "SharpnessIncreasing": _enhanced(ImageEnhance.Sharpness),
     "ShearX": _signed(_shear_x, 0.03),
     "ShearY": _signed(_shear_y, 0.03),
-    "TranslateXRel": _signed(_translate_x, 0.045),  # of the width
-    "TranslateYRel": _signed(_translate_y, 0.045),  # of the height
+    "TranslateXRel": _signed(_translate_x, 0.045),  # share of the width
+    "TranslateYRel": _signed(_translate_y, 0.045),  # share of the height
 }
 """The 15 operations of the "increasing" set: the greater the magnitude, the stronger each of them."""

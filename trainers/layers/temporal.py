@@ -14,12 +14,12 @@ from extractors.backbones.weights import import_open_clip
 from pipeline.errors import UserError
 from trainers.layers.clip_towers import HEAD_WIDTH, ClipTowers
 
-EPS = 1e-12  # of the LayerNorms: not CLIP's 1e-5
-PADDED = -1e6  # what is added to the logits of padded keys: finite, so a video without frames stays finite
+EPS = 1e-12  # epsilon of the LayerNorms in the releases; CLIP's own is 1e-5
+PADDED = -1e6  # added to the logits of padded keys; finite, so that a video without frames gives no NaN
 
 
 class TemporalTransformer(nn.Module):
-    """Frame features plus what pre-norm blocks with QuickGELU make of them and their positions; always float32."""
+    """Frame features plus the output of pre-norm blocks with QuickGELU over features and positions; in float32."""
 
     def __init__(
         self, dims: int, layers: int, positions: int, eps: float = EPS, padded: float = PADDED,
@@ -36,7 +36,7 @@ class TemporalTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """N(0, 0.02) for what is linear, as published; `start_from` overwrites what CLIP has."""
+        """Draw linear layers and embeddings from N(0, 0.02), as published; `start_from` overwrites CLIP's part."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -45,7 +45,7 @@ class TemporalTransformer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, towers: ClipTowers) -> None:
-        """Copy CLIP's text positions, and text block n into block n; blocks beyond keep what they drew.
+        """Copy CLIP's text positions, and text block n into block n; further blocks keep their initial values.
 
         Raises UserError if the text tower is not as wide as the embedding.
         """
@@ -61,9 +61,9 @@ class TemporalTransformer(nn.Module):
             block.load_state_dict({name: tensor.float() for name, tensor in source.state_dict().items()})
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Features (V, F, D) of frames in their context. frames: (V, F, D); mask: (V, F), true where real.
+        """Features (V, F, D) after attention over frames. frames: (V, F, D); mask: (V, F), true where real.
 
-        Padded frames are no keys, but keep values of their own.
+        No frame attends to padded ones, but they get an output too.
         """
         with torch.autocast(frames.device.type, enabled=False):
             frames = frames.float()
@@ -75,7 +75,7 @@ class TemporalTransformer(nn.Module):
 
 
 class RecurrentFrames(nn.Module):
-    """`seqLSTM`: an LSTM over the real frames, added to the features; behind the longest video they are doubled."""
+    """`seqLSTM`: features plus an LSTM over real frames; slots beyond the longest video are doubled, as released."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class RecurrentFrames(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Features (B, F, D) of frames (B, F, D) with mask (B, F)."""
         with torch.autocast(frames.device.type, enabled=False):
-            frames, lengths = frames.float(), mask.sum(1).clamp_min(1).cpu()  # a sequence has a first step
+            frames, lengths = frames.float(), mask.sum(1).clamp_min(1).cpu()  # torch refuses empty sequences
             packed = nn.utils.rnn.pack_padded_sequence(
                 frames, lengths, batch_first=True, enforce_sorted=False
             )

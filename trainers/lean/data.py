@@ -34,7 +34,7 @@ from trainers.lean import nodes
 from trainers.lean.config import LeanConfig
 from trainers.method import Batch
 
-MOST_RUNS = 6  # runs of characters kept of a triple for display; its vector uses all of them
+MOST_RUNS = 6  # largest number of runs of characters stored of a triple for display; its vector uses all
 
 
 class Caption(NamedTuple):
@@ -48,14 +48,14 @@ class Caption(NamedTuple):
 
 
 class Video(NamedTuple):
-    """The key frames (m, D) float32 of a video, and the places (k,) of the top ones."""
+    """The key frames (m, D) float32 of a video, and the positions (k,) of the top ones."""
 
     frames: NDArray[np.float32]
     top: NDArray[np.int64]
 
 
 def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Caption:
-    """The nodes of a caption from its tokens, their places, and its triples."""
+    """The nodes of a caption from its tokens, their positions, and its triples."""
     tokens = checked_rows(name, read["token"](name))
     offsets = read["offset"](name) if "offset" in read else None
     if offsets is not None and offsets.shape != (len(tokens), 2):
@@ -69,7 +69,7 @@ def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Ca
 
 
 def video_frames(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Video:
-    """The key frames of a video; without a stage that names the top ones, the rows themselves tell."""
+    """The key frames of a video; without a stage that gives the top ones, they are selected by the rows."""
     rows = checked_rows(name, read["frame"](name)).astype(np.float32)
     if "top" not in read:
         return Video(*nodes.salient_rows(rows, config.frames, config.top))
@@ -101,7 +101,7 @@ def pack(folder: Path, config: LeanConfig, splits: Mapping[str, Split], read: Ma
 
     write_ragged(folder, "frames", frames(), [config.frames] * len(videos))
     write_ragged(folder, "top", tops, [len(top) for top in tops], np.int64)
-    texts = [caption_nodes(name, config, read) for name in captions]  # at most max_triples rows each
+    texts = [caption_nodes(name, config, read) for name in captions]  # each with at most max_triples rows
     write_ragged(folder, "triples", (t.vectors for t in texts), [len(t.vectors) for t in texts])
     write_ragged(folder, "words", (t.words for t in texts), [len(t.words) for t in texts], np.int32)
     write_splits(folder, splits)
@@ -148,7 +148,7 @@ class LeanData:
         order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            # every process must take part in every step: where pairs run out, one is seen twice
+            # every process must take part in every step: if there are too few pairs, one is used twice
             place = np.arange(rank, len(batch), world) if rank < len(batch) else np.zeros(1, np.int64)
             captions = batch[place]
             items = np.asarray(index.caption_item)[captions]
@@ -168,14 +168,14 @@ class LeanData:
             yield {**self._texts(index, places), "index": torch.tensor(places)}
 
     def _videos(self, index: SplitIndex, items: Sequence[int] | NDArray) -> dict[str, Tensor]:
-        """frames (V, m, D) and top (V, k), which repeats a place where a video has fewer than others."""
+        """frames (V, m, D) and top (V, k), which repeats a position if a video has fewer than others."""
         rows = [index.item_rows[item] for item in items]
         frames = torch.from_numpy(np.stack([self.frames[row] for row in rows]))
         tops = [nodes.repeated(self.top[row], self._most_top) for row in rows]
         return {"frames": frames, "top": torch.from_numpy(np.stack(tops))}
 
     def _texts(self, index: SplitIndex, captions: Sequence[int] | NDArray) -> dict[str, Tensor]:
-        """triples (Q, M, T) with zeros behind, count (Q,), and words (Q, M, S, 2), the characters of each."""
+        """triples (Q, M, T) padded with zeros, count (Q,), and words (Q, M, S, 2), the characters of each."""
         rows = [index.caption_rows[caption] for caption in captions]
         most = self.config.max_triples
         triples = np.zeros((len(rows), most, self.text_dim), np.float32)
@@ -191,7 +191,7 @@ class LeanData:
 
 
 def _fill(words: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
-    """Put rows [node, start, end) at their node (M, S, 2), as many as there is room for."""
+    """Write rows [node, start, end) to their nodes in an array (M, S, 2), as many as fit."""
     for node in np.unique(rows[:, 0]):
         runs = rows[rows[:, 0] == node, 1:][:MOST_RUNS]
         words[node, : len(runs)] = runs

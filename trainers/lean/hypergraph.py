@@ -1,8 +1,9 @@
 """The hypergraph of each pair of a caption and a video (eq. 4-7), by kind of node.
 
 Nodes stand in the order V, I_1..I_m, w_1..w_n; hyperedges in the order global, visual, text, cross_1..cross_n.
-V and the top frames are in the same hyperedges, and so are all other frames: a graph of 1 + m + n nodes has
-2 + n kinds of nodes, and whatever the incidence alone decides is computed once a kind.
+V and the top frames are members of the same hyperedges, and so are all other frames among themselves. A graph of
+1 + m + n nodes therefore has 2 + n kinds of nodes, and values that depend only on incidence are computed once for each
+kind.
 
 Axes: V videos, Q captions that have the same number n of triples, N = 1 + m + n nodes, R = 2 + n kinds
 (salient visual, other visual, each triple), K = 3 + n hyperedges, D any size.
@@ -22,10 +23,10 @@ EDGES = ("global", "visual", "text", "cross")
 
 @dataclass(frozen=True)
 class Hypergraphs:
-    """The hypergraphs of all pairs of some videos with captions of n triples; those of a video are alike.
+    """The hypergraphs of all pairs of V videos with captions of n triples; they depend on the video only.
 
-    salient: (V, 1 + m) bool, V and the top frames. kinds: (R, K), 1 where nodes of a kind are in a hyperedge.
-    edges: (K,) bool, the hyperedges that are not left out.
+    salient: (V, 1 + m) bool, V and the top frames. kinds: (R, K), 1 if nodes of a kind are members of a hyperedge.
+    edges: (K,) bool, the hyperedges that are not left out by the setting `without`.
     """
 
     salient: Tensor
@@ -34,28 +35,28 @@ class Hypergraphs:
 
     @property
     def visual(self) -> int:
-        """Visual nodes of a graph, 1 + m."""
+        """Number of visual nodes of a graph, 1 + m."""
         return self.salient.shape[1]
 
     @property
     def triples(self) -> int:
-        """Text nodes of a graph, n."""
+        """Number of text nodes of a graph, n."""
         return len(self.kinds) - 2
 
     @property
     def counts(self) -> Tensor:
-        """Nodes of each kind (V, R)."""
+        """Number of nodes of each kind (V, R)."""
         top = self.salient.sum(1, keepdim=True)
         ones = top.new_ones(1, 1).expand(len(top), self.triples)
         return torch.cat([top, self.visual - top, ones], 1).to(self.kinds.dtype)
 
     @property
     def degrees(self) -> Tensor:
-        """Members of each hyperedge (V, K), 1 for one that is left out, for it is divided by."""
+        """Number of members of each hyperedge (V, K); 1 for one that is left out, because it is a divisor."""
         return (self.counts @ self.kinds).clamp_min(1)
 
     def incidence(self) -> Tensor:
-        """Which nodes are in which hyperedges, (V, N, K)."""
+        """Incidence (V, N, K): 1 if a node is a member of a hyperedge."""
         return self.spread(self.kinds.expand(len(self.salient), 1, *self.kinds.shape)).squeeze(1)
 
     def sums(self, x: Tensor) -> Tensor:
@@ -64,18 +65,18 @@ class Hypergraphs:
         return torch.cat([select @ x[:, :, : self.visual], x[:, :, self.visual :]], 2)
 
     def spread(self, kinds: Tensor) -> Tensor:
-        """The values (V, Q, R, D) of its kind for each node, (V, Q, N, D)."""
+        """Values (V, Q, N, D) of the nodes, each with the value of its kind (V, Q, R, D)."""
         visual = torch.where(self.salient[:, None, :, None], kinds[:, :, :1], kinds[:, :, 1:2])
         return torch.cat([visual, kinds[:, :, 2:]], 2)
 
     def propagation(self, alpha: Tensor) -> Tensor:
         """D_d^-1/2 H W D_e^-1 H^T D_d^-1/2 (V, Q, R, R) between kinds, W = diag(alpha (V, Q, K)).
 
-        The paper prints D_e^-1/2; ours is that of the hypergraph convolution it cites. A node gets from a
-        kind this much of the sum over its nodes.
+        Entry (i, j) is the factor with which a node of kind i receives the sum over the nodes of kind j. The paper
+        prints D_e^-1/2; ours is D_e^-1 of the hypergraph convolution that it cites.
         """
         degree = alpha @ self.kinds.T  # (V, Q, R)
-        scale = degree.clamp_min(1e-12).rsqrt()
+        scale = degree.clamp_min(1e-12).rsqrt()  # attention can round to 0 for all hyperedges of a kind
         weights = self.kinds * (alpha / self.degrees[:, None])[:, :, None]  # (V, Q, R, K)
         return scale[..., None] * (weights @ self.kinds.T) * scale[:, :, None]
 
@@ -83,7 +84,7 @@ class Hypergraphs:
 def hypergraphs(
     top: Tensor, frames: int, triples: int, dtype: torch.dtype, without: Collection[str] = ()
 ) -> Hypergraphs:
-    """The hypergraphs of videos whose top frames are `top` (V, k), places among m frames, one may come twice."""
+    """The hypergraphs of videos with top frames `top` (V, k), positions among m frames, which may repeat."""
     salient = torch.zeros(len(top), 1 + frames, dtype=torch.bool, device=top.device)
     salient[:, 0] = True
     salient.scatter_(1, top + 1, True)
@@ -95,7 +96,7 @@ def hypergraphs(
 def _kinds(
     triples: int, without: frozenset[str], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Incidence (R, K) of kinds, and which hyperedges (K,) are there."""
+    """Incidence (R, K) of kinds, and mask (K,) of the hyperedges that are not left out."""
     with torch.inference_mode(False):  # a cached inference tensor could not take part in training later
         kinds = torch.zeros(2 + triples, 3 + triples)
         kinds[:, 0] = 1

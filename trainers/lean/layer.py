@@ -21,8 +21,8 @@ ATTENTION_FLOATS = 2**19  # 2 MB of node pairs at a time: 7 times faster than in
 
 
 class Edged(NamedTuple):
-    """What a layer makes of a block of pairs: nodes (V, Q, N, D), the attention (V, Q, K) that its hyperedges
-    got, and the hyperedges (V, Q, K, D) for the next layer (eq. 13), None after the last."""
+    """Outputs of a layer for a block of pairs: nodes (V, Q, N, D), attention (V, Q, K) of the hyperedges, and the
+    hyperedges (V, Q, K, D) for the next layer (eq. 13), None after the last layer."""
 
     nodes: Tensor
     alpha: Tensor
@@ -35,7 +35,7 @@ class Weight(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
-        bound = shape[-1] ** -0.5  # as nn.Linear begins
+        bound = shape[-1] ** -0.5  # the initial range of nn.Linear
         nn.init.uniform_(self.weight, -bound, bound)
 
 
@@ -66,12 +66,12 @@ class LeanLayer(nn.Module):
         return self.edged(self.update_items(visual, textual), None, graphs)
 
     def update(self, nodes: Tensor) -> Tensor:
-        """Eq. 8: every other node is a neighbour, through the global hyperedge or a cross edge."""
+        """Eq. 8: all other nodes are neighbours of a node, through the global hyperedge or a cross edge."""
         own, others = self._split(nodes.shape[2])
         return (F.linear(nodes, own) + F.linear(nodes.sum(2, keepdim=True), others)).relu_()
 
     def update_items(self, visual: Tensor, textual: Tensor) -> Tensor:
-        """Eq. 8 of start values, whose products are taken once an item and only added for a pair."""
+        """Eq. 8 of start values; products are computed once for each item, and only sums for each pair."""
         own, others = self._split(visual.shape[1] + textual.shape[1])
         total_v, total_t = (F.linear(side.sum(1), others) for side in (visual, textual))
         base_v = F.linear(visual, own) + total_v[:, None]
@@ -80,7 +80,7 @@ class LeanLayer(nn.Module):
         return torch.cat(pairs, 2).relu_()
 
     def _split(self, nodes: int) -> tuple[Tensor, Tensor]:
-        """Weights of a node and of the sum of all nodes, itself included: one product a node instead of two."""
+        """Weights for a node and for the sum of all nodes, which includes it: one product for each node, not two."""
         others = self.neighbour.weight / (nodes - 1)
         return self.self.weight - others, others
 
@@ -95,7 +95,7 @@ class LeanLayer(nn.Module):
         return Edged(x, logits.softmax(-1), refined)
 
     def start(self, x: Tensor, graphs: Hypergraphs) -> Tensor:
-        """Eq. 9-10, the hyperedges (V, Q, K, D): members in fixed places, absent ones zero."""
+        """Eq. 9-10, the hyperedges (V, Q, K, D): members are concatenated at fixed positions, absent ones are zero."""
         width, flat = x.shape[-1], x.flatten(0, 1).flatten(1)  # (V Q, N D)
         split = graphs.visual * width
         whole = F.linear(flat, self.edge_global.weight[:, : flat.shape[1]])
@@ -113,7 +113,7 @@ class LeanLayer(nn.Module):
         return F.linear(kept.flatten(2), self.edge_visual.weight)[:, :, None]
 
     def logits(self, x: Tensor, graphs: Hypergraphs) -> Tensor:
-        """Attention logits (V, Q, K) of eq. 11: the mean over ordered pairs of members, a node with itself too."""
+        """Attention logits (V, Q, K) of eq. 11: the mean over ordered pairs of members, including (i, i)."""
         both = F.linear(x, torch.cat([self.attn_left.weight, self.attn_right.weight]))
         left, right = both.chunk(2, -1)
         pairs = node_attention(left, right, self.attn_out.weight)  # (V, Q, N, N)
@@ -123,7 +123,8 @@ class LeanLayer(nn.Module):
         return means.masked_fill(~graphs.edges, -torch.inf)
 
     def refined(self, x: Tensor, graphs: Hypergraphs) -> Tensor:
-        """Eq. 13, the hyperedges for the next layer (V, Q, K, D); a mean over members is one of kinds."""
+        """Eq. 13, the hyperedges for the next layer (V, Q, K, D); the mean over members is taken over kinds."""
+        # Bounded: the exponent grows with the node's own values, and exp overflows float32 above 88.
         weighed = x * (-self.gamma * x).clamp(-MOST_REFINEMENT, MOST_REFINEMENT).exp()
         kinds = F.linear(graphs.sums(weighed), self.edge_refine.weight)
         return ((graphs.kinds.T @ kinds) / graphs.degrees[:, None, :, None]).relu_()

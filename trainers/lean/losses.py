@@ -8,21 +8,21 @@ from torch.nn import functional as F
 
 
 def contrastive(scores: Tensor, video: Tensor) -> Tensor:
-    """Cross entropy of each row of scores (B, B) with the diagonal as target.
+    """Mean cross entropy of the rows of scores (B, B), with the diagonal as target.
 
-    Rows and columns with the same `video` (B,) are all positives of each other, and left out of the negatives.
+    Other pairs of the same `video` (B,) match too, so they are left out of the negatives.
     """
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    also = (video[:, None] == video) & ~own
+    same_video = (video[:, None] == video) & ~own
     target = torch.arange(len(scores), device=scores.device)
-    return F.cross_entropy(scores.masked_fill(also, -torch.inf), target)
+    return F.cross_entropy(scores.masked_fill(same_video, -torch.inf), target)
 
 
 def divergence(mean: Tensor, log_sigma: Tensor, counts: Tensor) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)) of each pair (V, Q), a mean over its nodes and latent dimensions, in nats.
+    """KL(N(mu, sigma^2) || N(0, 1)) of each pair (V, Q) in nats, the mean over its nodes and latent dimensions.
 
-    Eq. 19 prints the sum without the factor -1/2, which training would then push the wrong way; we take the
-    divergence that the text names. mean, log_sigma: (V, Q, R, Z), each row standing for counts (V, R) nodes.
+    Eq. 19 prints the sum without the factor -1/2; minimising that would maximise the divergence. We take the divergence
+    that the text names. mean, log_sigma: (V, Q, R, Z), each row for counts (V, R) nodes.
     """
     each = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma)
     return (each.mean(-1) * counts[:, None]).sum(-1) / counts.sum(-1, keepdim=True)

@@ -21,7 +21,7 @@ from trainers.loop import distributed
 from trainers.measure.scoring import tiles
 from trainers.method import Batch, Encoded, Method
 
-CPU_BYTES = 2**26  # pairs held at once, 64 MB: more gain nothing
+CPU_BYTES = 2**26  # memory of the pairs that are scored at once, 64 MB: more gives no speed
 LEAST_DEVIATION = 1e-6  # relative to a dimension's mean; a smaller deviation is the rounding of a constant
 
 
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 
 
 class Standard(nn.Module):
-    """Rows (..., D) less the mean of the training rows, over their standard deviation: kept with the weights."""
+    """Standardises rows (..., D) by mean and deviation of the training rows, which are saved with the weights."""
 
     mean: Tensor
     deviation: Tensor
@@ -44,12 +44,12 @@ class Standard(nn.Module):
         self.register_buffer("deviation", torch.ones(dim))
 
     def fit(self, mean: Tensor, deviation: Tensor) -> None:
-        """Take over mean and deviation (D,); a dimension that never changes is only moved."""
+        """Set mean and deviation (D,); a dimension without variance is only shifted."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.where(deviation > LEAST_DEVIATION * mean.abs(), 1.0))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The rows in units of the deviation."""
+        """The standardised rows."""
         return (rows - self.mean) / self.deviation
 
 
@@ -64,7 +64,7 @@ class Lean(Method):
             self.standard = nn.ModuleDict({"frames": Standard(visual_dim), "triples": Standard(text_dim)})
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Start values (Q, M, D) of the triples, how many (Q,) there are, and their words' characters."""
+        """Start values (Q, M, D) of the triples, their numbers (Q,), and the characters of their words."""
         triples = self.network.texts(self._rows(batch, "triples"))
         kept = torch.arange(triples.shape[1], device=triples.device) < batch["count"][:, None]
         return {
@@ -76,7 +76,7 @@ class Lean(Method):
         return {"nodes": self.network.videos(self._rows(batch, "frames")).float(), "top": batch["top"]}
 
     def _rows(self, batch: Batch, name: str) -> Tensor:
-        """The `frames` or `triples` of a batch as the network takes them."""
+        """The `frames` or `triples` of a batch, standardised for the network."""
         return self.standard[name](batch[name]) if self.config.standardise else batch[name]
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Lean(Method):
         return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
     def pairs(self, texts: Encoded, items: Encoded, eps: Tensor | None) -> Pairs:
-        """Captions with all videos, with the noise eps (b, B, N, Z), or none and then z = mu."""
+        """Captions with all videos, with the noise eps (b, B, N, Z); without noise z = mu."""
         places, parts = [], []
         for where, group in by_count(texts):
             drawn = None if eps is None else eps[where, :, : items["nodes"].shape[1] + group.shape[1]]
@@ -128,7 +128,7 @@ class Lean(Method):
         return Pairs(scores.T, losses.divergence(mean, log_sigma, latent.counts).T)
 
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
-        """Scores (Q, V) with z = mu, in blocks of pairs that keep within `work_bytes`."""
+        """Scores (Q, V) with z = mu, in blocks of pairs that need at most `work_bytes`."""
         out = texts["triples"].new_empty(len(texts["count"]), len(items["nodes"]))
         for where, group in by_count(texts):
             rows = out.new_empty(len(where), out.shape[1])
@@ -148,14 +148,14 @@ class Lean(Method):
         return tiles(texts, videos, max(1, memory // self.pair_bytes(triples)))
 
     def pair_bytes(self, triples: int) -> int:
-        """Upper bound of the memory for scoring a pair with that number of triples."""
+        """Upper bound in bytes of the memory for scoring a pair with `triples` triples."""
         c = self.config
         nodes, edges = 1 + c.frames + triples, 3 + triples
         floats = 5 * c.hidden * (nodes + edges)
         if c.layer == "hgnn":
-            floats += 2 * c.hidden * nodes * edges  # a message a member of a hyperedge, twice
+            floats += 2 * c.hidden * nodes * edges  # a message for each member of a hyperedge, twice
         elif c.layer in ("gcn", "gat"):
-            floats += 3 * c.hidden * nodes**2  # a message a pair of nodes
+            floats += 3 * c.hidden * nodes**2  # a message for each pair of nodes
         return 4 * floats
 
     def cheap_scores(self, texts: Encoded, items: Encoded) -> Tensor:
@@ -199,7 +199,7 @@ class Lean(Method):
 
 
 def by_count(texts: Encoded) -> Iterator[tuple[Tensor, Tensor]]:
-    """Captions with the same number n of triples: their places (q,) and triples (q, n, D), none of them padding."""
+    """Captions with the same number n of triples: their positions (q,) and triples (q, n, D) without padding."""
     for count in texts["count"].unique().tolist():
         (where,) = (texts["count"] == count).nonzero(as_tuple=True)
         yield where, texts["triples"][where, :count]
@@ -218,5 +218,5 @@ def build(config: LeanConfig, data: LeanData) -> Lean:
 
 
 def optimizer(config: LeanConfig, method: Lean, total_steps: int) -> torch.optim.AdamW:
-    """AdamW at a constant rate: the paper names no schedule."""
+    """AdamW at a constant rate, because the paper gives no schedule."""
     return torch.optim.AdamW(method.parameters(), lr=config.lr, weight_decay=config.weight_decay)

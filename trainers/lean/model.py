@@ -19,17 +19,17 @@ from trainers.lean.replacements import Replacement
 
 
 class Refined(NamedTuple):
-    """Nodes (V, Q, N, D) after the last layer, and the attention (V, Q, K) that its hyperedges got."""
+    """Nodes (V, Q, N, D) after the last layer, and the attention (V, Q, K) of its hyperedges."""
 
     nodes: Tensor
     alpha: Tensor
 
 
 class Latent(NamedTuple):
-    """What the nodes' latent vectors are drawn from, a row for nodes that share it.
+    """Parameters of the distribution of latent vectors, one row for all nodes that share it.
 
-    states: (V, Q, R, D), which mean and log sigma are linear in; counts: (V, R) nodes of each row. Without the
-    hypergraph network a row is a node, and R is N.
+    states: (V, Q, R, D); mean and log sigma are linear in them. counts: (V, R), number of nodes of each row. Without
+    the hypergraph network every node has its own row, and R is N.
     """
 
     states: Tensor
@@ -102,21 +102,21 @@ class LeanNetwork(nn.Module):
         return Refined(nodes, (edges / edges.sum()).expand(*nodes.shape[:2], -1))
 
     def infer(self, visual: Tensor, textual: Tensor, graphs: Hypergraphs) -> Latent:
-        """All pairs of videos (V, 1 + m, D) with captions (Q, n, D), up to what eq. 15 is linear in."""
+        """Latent states of all pairs of videos (V, 1 + m, D) with captions (Q, n, D), the inputs of eq. 15."""
         if self.config.hypergraph:
             return self.encode(self.refine(visual, textual, graphs), graphs)
-        # each node by itself, joined with the partner's in the readout alone
+        # each node is encoded by itself; caption and video meet only in the readout
         states = every_pair(*(F.linear(side, self.gcn.weight).relu_() for side in (visual, textual)))
         return Latent(states, states.new_ones(len(visual), states.shape[2]), None)
 
     def encode(self, refined: Refined, graphs: Hypergraphs) -> Latent:
-        """Eq. 14-15: two convolutions over the hypergraph that the last layer weighed."""
+        """Eq. 14-15: two convolutions over the hypergraph, weighted by the attention of the last layer."""
         step = graphs.propagation(refined.alpha)
         hidden = F.linear(step @ graphs.sums(refined.nodes), self.gcn.weight).relu_()
         return Latent((step * graphs.counts[:, None, None]) @ hidden, graphs.counts, graphs)
 
     def mean(self, latent: Latent) -> Tensor:
-        """mu (V, Q, R, Z)."""
+        """Mean mu (V, Q, R, Z)."""
         return F.linear(latent.states, self.gcn_mu.weight)
 
     def log_sigma(self, latent: Latent) -> Tensor:
@@ -124,7 +124,7 @@ class LeanNetwork(nn.Module):
         return F.linear(latent.states, self.gcn_logsigma.weight)
 
     def expected(self, latent: Latent) -> Scored:
-        """Eq. 16 with z = mu, which is linear: nodes of a row have one weight, and the sum is projected alone."""
+        """Eq. 16 with z = mu. mu is linear in the states, so only the weighted sum is projected, not every node."""
         weight = self.readout.weight @ self.gcn_mu.weight
         logits = F.linear(latent.states, weight).tanh_() @ self.readout.vector  # (V, Q, R)
         beta = (logits + latent.counts.log()[:, None]).softmax(-1)

@@ -1,4 +1,4 @@
-"""Published graph networks in the place of LEAN's layer, from torch-geometric: what the layer itself is worth.
+"""Published graph networks from torch-geometric in place of LEAN's layer, which show what that layer contributes.
 
 Axes: V videos, Q captions, N nodes, K hyperedges, D hidden size, P = V Q pairs.
 """
@@ -47,13 +47,13 @@ class Replacement(nn.Module):
 
 
 def hyperedge_index(incidence: Tensor) -> Tensor:
-    """Pairs (2, members) of a node and a hyperedge of P disjoint graphs (P, N, K), both numbered through."""
+    """Pairs (2, members) of a node and a hyperedge of P disjoint graphs (P, N, K), numbered over all graphs."""
     graph, node, edge = incidence.nonzero(as_tuple=True)
     return torch.stack([graph * incidence.shape[1] + node, graph * incidence.shape[2] + edge])
 
 
 def clique_expansion(incidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Ordered pairs (2, E) of different nodes that share hyperedges, and how many (E,), of P graphs (P, N, K)."""
+    """Ordered pairs (2, E) of different nodes that share hyperedges, and their numbers (E,), of P graphs (P, N, K)."""
     shared = incidence @ incidence.transpose(1, 2)
     shared = shared - torch.diag_embed(shared.diagonal(dim1=1, dim2=2))
     graph, one, other = shared.nonzero(as_tuple=True)

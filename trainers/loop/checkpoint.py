@@ -98,12 +98,12 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
 
 
 def save_weights(path: Path, method: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Write the weights and buffers of a method alone, with what `meta` says of them."""
+    """Write only the weights and buffers of a method, with metadata."""
     save(path, method.state_dict(), meta)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in a file by name, and what was said of them. Raises UserError for a missing or damaged file."""
+    """The weights in a file by name, and their metadata. Raises UserError for a missing or damaged file."""
     if not path.is_file():
         raise UserError(f"no weights at {path}")
     try:
@@ -113,10 +113,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_weights(path: Path, method: nn.Module, whole: bool = False) -> dict[str, Any]:
-    """Fill a method with saved weights; what was said of them. Raises UserError naming the first misfit.
+    """Fill a method with saved weights and return their metadata. Raises UserError naming the first misfit.
 
-    A part that says `passing = True` stays as it is: it belongs to the run that the weights are from. With `whole`, as
-    for an evaluation of that very run, it is filled too where the file holds it.
+    A part with `passing = True`, such as a memory bank, is not filled, because it belongs to the run that saved the
+    weights. With `whole`, for an evaluation of that run, it is filled too if the file holds it.
     """
     tensors, meta = load_tensors(path)
     own = method.state_dict()
@@ -127,7 +127,7 @@ def load_weights(path: Path, method: nn.Module, whole: bool = False) -> dict[str
 
 
 def _passing(method: nn.Module) -> list[str]:
-    """The parts that hold what only the run under way needs: a resumption fills them, a new run starts them anew."""
+    """Names of the parts that belong to one run: a resumed run fills them, a new run starts with empty ones."""
     return [name for name, part in method.named_modules() if getattr(part, "passing", False)]
 
 

@@ -68,7 +68,7 @@ class Record(Document):
 
 @dataclass(frozen=True)
 class TrainedFolder:
-    """The folder of a training, or of an imported checkpoint. Nothing is read before it is asked for."""
+    """The folder of a training, or of an imported checkpoint. Files are read at first use."""
 
     folder: Path
 

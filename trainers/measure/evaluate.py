@@ -398,8 +398,8 @@ def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[st
     ordered = [direction for direction in DIRECTIONS if direction in directions]
     return Ranking(
         {direction: ranks[direction] for direction in ordered},
-        asked=relevance.captioned_items,
-        right=np.concatenate(best_positives),
+        query_items=relevance.captioned_items,
+        best_positives=np.concatenate(best_positives),
         top_items=top_items,
         top_scores=np.concatenate([scores for _, scores in places]),
         occurrences={direction: occurrences(*held[direction]) for direction in ordered},

@@ -199,17 +199,17 @@ class Queries(Document):
 
 @dataclass(frozen=True)
 class Ranking:
-    """The rank of every query's positive, and the first places. `v2t` ranks the items with a caption (`asked`).
+    """The rank of every query's positive, and the first places. `v2t` ranks the items with a caption (query_items).
 
-    ranks: by direction, (Q,) of captions and (A,) of items. asked: (A,) positions of the items with a caption, empty if
-    `v2t` was not evaluated. right: (Q,), each caption's best-ranked positive, which its rank is of. top_items,
-    top_scores: (Q, K), best first, equal scores in gallery order. occurrences: by direction, for each candidate the
-    number of queries that have it in their first places; evaluations of early versions lack them.
+    ranks: by direction, (Q,) of captions and (A,) of items. query_items: (A,) positions of the items with a caption,
+    empty if `v2t` was not evaluated. best_positives: (Q,), each caption's best-ranked positive, whose rank is stored.
+    top_items, top_scores: (Q, K), best first, equal scores in gallery order. occurrences: by direction, for each
+    candidate the number of queries that have it in their first places; evaluations of early versions lack them.
     """
 
     ranks: dict[str, Ranks]
-    asked: Positions
-    right: Positions
+    query_items: Positions
+    best_positives: Positions
     top_items: Positions
     top_scores: NDArray[np.float32]
     occurrences: dict[str, Counts]
@@ -220,9 +220,9 @@ class Ranking:
         for direction, ranks in self.ranks.items():
             arrays |= {f"{direction}.rank": ranks.strict, f"{direction}.mean_rank": ranks.mean}
         if "t2v" in self.ranks and several:
-            arrays["t2v.item"] = self.right
+            arrays["t2v.item"] = self.best_positives
         if "v2t" in self.ranks:
-            arrays["v2t.item"] = self.asked
+            arrays["v2t.item"] = self.query_items
         arrays |= {f"{direction}.occurrences": counts for direction, counts in self.occurrences.items()}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
@@ -288,10 +288,10 @@ class EvaluatedFolder:
         """The ranks and first places of ranking.safetensors."""
         path, queries = self.folder / RANKING, self.queries
         arrays = _read_arrays(path)
-        asked = self._positions(arrays, "v2t.item", np.empty(0, np.int64))
+        query_items = self._positions(arrays, "v2t.item", np.empty(0, np.int64))
         if "v2t.rank" in arrays and "v2t.item" not in arrays:
             raise UserError(f"{path} is damaged: it does not say whose the ranks of items are")
-        counts = {"t2v": len(queries.captions), "v2t": len(asked)}
+        counts = {"t2v": len(queries.captions), "v2t": len(query_items)}
         ranks = {
             direction: self._ranks(arrays, direction, counts[direction])
             for direction in DIRECTIONS
@@ -309,9 +309,9 @@ class EvaluatedFolder:
                 f"{path} is of another evaluation than {QUERIES}: it has first places {top_items.shape} and scores "
                 f"{top_scores.shape} of {counts['t2v']} captions"
             )
-        right = self._positions(arrays, "t2v.item", np.asarray(queries.caption_item, np.int64))
+        best_positives = self._positions(arrays, "t2v.item", np.asarray(queries.caption_item, np.int64))
         occurrences = {d: self._occurrences(arrays, d) for d in ranks if f"{d}.occurrences" in arrays}
-        return Ranking(ranks, asked, right, top_items, top_scores, occurrences)
+        return Ranking(ranks, query_items, best_positives, top_items, top_scores, occurrences)
 
     @cached_property
     def explanation(self) -> dict[str, NDArray[Any]]:

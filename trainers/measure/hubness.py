@@ -1,4 +1,4 @@
-"""Hubness of a gallery: how unevenly the top places of all rankings fall on its members; no model and no torch.
+"""Hubness of a gallery: how unevenly its members share the top places of all rankings. No torch.
 
 Axes: Q queries, N gallery, K places kept, q rows of a block of scores, V its columns.
 """
@@ -18,14 +18,14 @@ PLACES = 10  # k of the k-occurrence
 
 @dataclass(frozen=True)
 class Hubness:
-    """The k-occurrence N_k of a gallery (Radovanovic et al. 2010, section 3): in how many top k each member stands.
+    """Statistics of the k-occurrence N_k (Radovanovic et al. 2010, section 3): the number of top-k lists with a member.
 
-    skewness: E(N_k - mean)^3 / std^3, 0 where all are equal. anti_hub_share: of the members, those nobody's top k
-    holds. hub_share: of all top places, those held by members with N_k > mean + 2 std. Shares lie in [0, 1].
+    skewness: E(N_k - mean)^3 / std^3, 0 if all are equal. anti_hub_share: share of the members that no top-k list
+    holds. hub_share: share of all top places held by members with N_k > mean + 2 std. Shares lie in [0, 1].
     """
 
     k: int
-    mean: float  # of N_k: k * queries / gallery
+    mean: float  # mean of N_k, which is k * queries / gallery
     most: int  # the largest N_k
     skewness: float
     anti_hub_share: float
@@ -33,7 +33,7 @@ class Hubness:
 
 
 def hubness(counts: NDArray[np.int64], k: int) -> Hubness:
-    """The figures of N_k (N,). Raises ValueError if no place was given."""
+    """The statistics of N_k (N,). Raises ValueError if there are no rankings."""
     if not counts.any():
         raise ValueError("hubness of no rankings")
     mean, std = counts.mean(), counts.std()

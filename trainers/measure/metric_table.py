@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError, nearest
 
 DIRECTIONS = ("t2v", "v2t")  # a caption looks for its item, an item for its captions
-CUTOFFS = (1, 5, 10, 100)  # of the recalls that are measured, and of SumR
+CUTOFFS = (1, 5, 10, 100)  # K of the measured recalls, and of SumR
 RSUM_CUTOFFS = (1, 5, 10)
 HALF = 1e-9  # a share of queries this near to a half is a half: it is a sum of many products
 
@@ -26,7 +26,7 @@ positives."""
 
 @dataclass(frozen=True)
 class Metric:
-    """What is true of a metric wherever it is shown. `least` and `most` bound its value in one direction.
+    """Facts of a metric that hold wherever it is shown. `least` and `most` bound its value in one direction.
 
     parts: the cutoffs of the recalls that it is the sum of. hub_name: how the Hugging Face hub spells it. on_clouds:
     papers on point clouds give it, and tables of clouds show it. brief: it is shown where there is room for a few
@@ -166,5 +166,5 @@ def metric(name: str) -> Metric:
 
 
 def shown_metrics(names: Iterable[str], kind: str) -> tuple[str, ...]:
-    """Those of the names that tables of a kind of items show, each once, in their order."""
+    """The names that tables of a kind of items show, each once, in their order."""
     return tuple(name for name in dict.fromkeys(names) if metric(name).shown(kind))

@@ -24,7 +24,7 @@ from trainers.measure.metric_table import CUTOFFS, METRICS, RSUM_CUTOFFS
 from trainers.relevance import Positions, Relevance, Scores
 
 RESAMPLES = 1000
-LEVEL = 0.95  # of the bootstrap intervals
+LEVEL = 0.95  # confidence level of the bootstrap intervals
 SAMPLE_ENTRIES = 2**22  # counts held at once while bootstrapping: 32 MB
 
 Block = tuple[slice, Scores]
@@ -218,7 +218,7 @@ def _kinds(ranks: NDArray[Any], units: Positions) -> _Kinds:
     """The kinds of units, in ascending order of their ranks."""
     if len(ranks) == 0:
         raise ValueError("metrics of no ranks")
-    if len(np.unique(units)) == len(units):  # as many units as queries: a kind is a rank
+    if len(np.unique(units)) == len(units):  # every unit has one query, so that a kind is a rank
         values, counts = np.unique(ranks, return_counts=True)
         every = np.arange(len(values))
         return _Kinds(counts, values, every, values, every)

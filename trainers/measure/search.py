@@ -1,4 +1,4 @@
-"""What a search needs of a trained method: a split's encodings on disk, a new query encoded, the best of all.
+"""Search with a trained method: a split's encodings on disk, the encoding of a new query, and its best matches.
 
 Axes: V entries of an index (items, or captions), K places.
 """
@@ -37,17 +37,17 @@ DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
-}  # as safetensors calls them
+}  # names of safetensors
 
 Read = Callable[[str, str, str], NDArray[Any]]
-"""What a stage (its name) has in an output ("": the first) of an item or caption (its key)."""
+"""Function from stage, output ("" for the first) and key of an item or caption to the stored array."""
 
 Score = Callable[[Encoded], Tensor]
 """Scores (V,) of one query with a block of encodings."""
 
 
 class Encodings:
-    """The encodings of a split's items or captions in a file: memory-mapped, so that only what is asked for is read."""
+    """The encodings of a split's items or captions in a file: memory-mapped, so that only used parts are read."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
@@ -58,7 +58,7 @@ class Encodings:
 
     @property
     def bytes_each(self) -> int:
-        """What one entry takes."""
+        """Size of one entry in bytes."""
         return max(1, sum(values[:1].nbytes for values in self._tensors.values()))
 
     def block(self, first: int, last: int, device: str | torch.device = "cpu") -> Encoded:
@@ -118,11 +118,13 @@ def _room(path: Path, like: Encoded, count: int) -> Encoded:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.flush()
-        os.posix_fallocate(file.fileno(), 0, file.tell() + end)  # a full disk is told here, not by a SIGBUS
+        os.posix_fallocate(
+            file.fileno(), 0, file.tell() + end
+        )  # a full disk raises here; in the map it is a SIGBUS
     raw = torch.from_numpy(np.memmap(path, np.uint8, "r+", offset=8 + len(text)))
     return {
-        name: raw[slice(*told["data_offsets"])].view(like[name].dtype).reshape(told["shape"])
-        for name, told in header.items()
+        name: raw[slice(*entry["data_offsets"])].view(like[name].dtype).reshape(entry["shape"])
+        for name, entry in header.items()
     }
 
 
@@ -157,7 +159,7 @@ class Trained:
         self.method.work_bytes = memory_mb * 2**20 // 2
 
     def encode_text(self, text: str, caption: str, item: str, read: Read, work: Path) -> Encoded:
-        """What is kept of one caption.
+        """The encoding of one caption.
 
         It is packed as the only caption of a split with one item, any that has features, because a method packs both;
         `caption` and `item` are the keys `read` knows them by, `work` is a folder that is not there yet.
@@ -166,7 +168,7 @@ class Trained:
             return self._encoded(self.method.encode_texts, data.text_batches(QUERY))
 
     def encode_item(self, item: str, text: str, caption: str, read: Read, work: Path) -> Encoded:
-        """What is kept of one item, packed beside any caption that has features."""
+        """The encoding of one item, packed with any caption that has features."""
         with self._packed(text, caption, item, read, work) as data:
             return self._encoded(self.method.encode_items, data.item_batches(QUERY))
 
@@ -185,14 +187,14 @@ class Trained:
             return encode({name: values.to(self.device) for name, values in batch.items()})
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, NDArray[Any]]:
-        """What the method says of one caption and each of K items, arrays (K, ...); nothing if it cannot tell."""
+        """The method's explanation of one caption and each of K items, arrays (K, ...); {} if it gives none."""
         with torch.inference_mode():
-            said = self.method.explain(texts, items)
-        return {name: np.ascontiguousarray(values[0].cpu().numpy()) for name, values in said.items()}
+            explained = self.method.explain(texts, items)
+        return {name: np.ascontiguousarray(values[0].cpu().numpy()) for name, values in explained.items()}
 
 
 def best_stretches(clip_scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Where on each item its best clip lies, (K, 2), as shares of its length.
+    """Start and end of the best clip of each item, (K, 2), as shares of its length.
 
     clip_scores: (K, T), of T stretches of equal length; of equal scores the first counts.
     """

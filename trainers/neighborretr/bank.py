@@ -31,14 +31,14 @@ class Pairs(NamedTuple):
 
 
 class Bank(nn.Module):
-    """A queue of M pairs without gradient. It is part of the state dict, so a resumed run finds it as it was.
+    """A queue of M pairs without gradient. It is part of the state dict, so that a resumed run continues with it.
 
-    A run that starts from trained weights begins with an empty one, whose sizes may be others.
+    A new run that starts from trained weights begins with an empty one, which may have other sizes.
     """
 
     passing = True
-    filled: Tensor  # entries there are
-    epoch: Tensor  # at the last call of `begin`
+    filled: Tensor  # number of entries
+    epoch: Tensor  # the epoch of the last call of `begin`
 
     def __init__(self, size: int, words: int, frames: int, dims: int) -> None:
         super().__init__()
@@ -51,16 +51,16 @@ class Bank(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
     def content(self) -> Pairs | None:
-        """The entries there are, newest first; None while there is none."""
+        """The entries, newest first; None if the bank is empty."""
         count = int(self.filled)
         parts = (getattr(self, name)[:count] for name in Pairs._fields)
         return Pairs(*parts) if count else None
 
     @torch.no_grad()
     def push(self, pairs: Pairs) -> None:
-        """Put the pairs before the others and forget what is then too much.
+        """Add the pairs in front of the others, and drop entries beyond M.
 
-        All of a process's buffers are replaced, none is written to: a gradient may still need the old ones.
+        Buffers are replaced and not written to, because the gradient of an earlier step may still need the old ones.
         """
         for name, new in pairs._asdict().items():
             old = getattr(self, name)
@@ -68,7 +68,7 @@ class Bank(nn.Module):
         self.filled = (self.filled + len(pairs.words)).clamp_max(self.size)
 
     def begin(self, epoch: int) -> None:
-        """Forget everything if this is another epoch than at the last call."""
+        """Empty the bank if this is another epoch than at the last call."""
         if int(self.epoch) != epoch:
             self.filled, self.epoch = torch.zeros_like(self.filled), torch.full_like(self.epoch, epoch)
 

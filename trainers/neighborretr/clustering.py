@@ -1,4 +1,4 @@
-"""Tokens to few vectors: density-peak clustering, a weighted merge, and attention from clusters to tokens.
+"""Clustering of tokens to few vectors: density peaks, a weighted merge, and attention from clusters to tokens.
 
 Axes: B samples, N tokens, K clusters, D width, H heads. A mask (B, N) is True on real tokens.
 """
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-MERGE_EPS = 1e-6  # added to the sum of a cluster's weights
+MERGE_EPS = 1e-6  # added to the sum of a cluster's weights, so that an empty cluster gives 0 and not 0 / 0
 
 
 class Clusters(NamedTuple):
-    """A clustering stage's outcome.
+    """The result of a clustering stage.
 
     tokens: (B, N, D); score: (B, N), -inf where padded; assign: (B, N) int64; merged: (B, K, D).
     """
@@ -27,25 +27,25 @@ class Clusters(NamedTuple):
 
 
 def cluster_count(tokens: int, ratio: float) -> int:
-    """Clusters that a share of the tokens makes, 1 at least."""
+    """Number of clusters for a share `ratio` of the tokens, at least 1."""
     return max(math.ceil(tokens * ratio), 1)
 
 
 class TokenConv(nn.Module):
-    """A convolution along tokens (B, N, D), padding included."""
+    """A convolution along tokens (B, N, D), which also reads padding, as released."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, kernel_size=3, padding=1, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Same shape."""
+        """The convolved tokens (B, N, D)."""
         out: Tensor = self.conv(tokens.transpose(1, 2)).transpose(1, 2)
         return out
 
 
 class TokenClustering(nn.Module):
-    """Groups the tokens of each sample around density peaks and merges each group, by learned weights."""
+    """Groups the tokens of each sample around density peaks, and merges each group with learned weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TokenClustering(nn.Module):
     def forward(
         self, tokens: Tensor, mask: Tensor | None, clusters: int, knn: int, noise: Tensor | None
     ) -> Clusters:
-        """Steps 1 to 4 of a stage. tokens: (B, N, D); noise: (B, N), added to the densities."""
+        """Steps 1 to 4 of a clustering stage. tokens: (B, N, D); noise: (B, N), added to the densities."""
         tokens = self.norm(tokens + self.conv(tokens))
         score = self.score(tokens).squeeze(-1)
         if mask is not None:
@@ -69,34 +69,39 @@ class TokenClustering(nn.Module):
 def density_peaks(
     tokens: Tensor, mask: Tensor | None, clusters: int, knn: int, noise: Tensor | None = None
 ) -> Tensor:
-    """The cluster (B, N) of each token, numbered from the most to the least outstanding centre.
+    """The cluster (B, N) of each token, numbered by descending peak value of the clusters' centres.
 
-    Padded columns are further away than any pair of the whole batch, rows are kept, as released. A single
-    cluster takes all tokens, however few they are.
+    The peak value of a token is its density times its distance to the nearest denser token. Distances to padding are
+    set above those of all pairs of the batch, as released; distances from padding are kept.
     """
-    if clusters == 1:
+    if clusters == 1:  # a shortcut, which also holds for fewer tokens than `knn`
         return torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
     apart = torch.cdist(tokens, tokens) / tokens.shape[-1] ** 0.5
     if mask is not None:
         apart = torch.where(mask[:, None], apart, apart.max() + 1)
-    density = (-apart.topk(knn, largest=False).values.square().mean(-1)).exp()  # itself included
+    density = (
+        -apart.topk(knn, largest=False).values.square().mean(-1)
+    ).exp()  # each token is its own neighbour too
     if noise is not None:
         density = density + noise
     if mask is not None:
         density = density * mask
-    denser = density[:, None] > density[:, :, None]  # (B, N, N): is the column denser than the row
+    denser = density[:, None] > density[:, :, None]  # (B, N, N), whether the column is denser than the row
+    # The densest token has no denser one; the largest distance of its sample stands in.
     peak = torch.where(denser, apart, apart.flatten(1).amax(1)[:, None, None]).amin(-1) * density
-    centres = peak.topk(clusters).indices  # (B, K), best first
+    centres = peak.topk(clusters).indices  # (B, K), highest peak first
     rows = apart.gather(1, centres[..., None].expand(-1, -1, apart.shape[-1]))  # (B, K, N)
     numbers = torch.arange(clusters, device=tokens.device).expand_as(centres)
-    return rows.argmin(1).scatter(1, centres, numbers)
+    return rows.argmin(1).scatter(
+        1, centres, numbers
+    )  # a centre belongs to its own cluster even at equal distances
 
 
 def merge(tokens: Tensor, score: Tensor, assign: Tensor, clusters: int) -> Tensor:
     """y_c = sum_{i in c} x_i w_i / (sum_{i in c} w_i + 1e-6), w = exp(score); (B, K, D).
 
-    A cluster without a real token is a zero vector. The release takes plain exponentials, which overflow
-    above a score of 88; here each cluster's are divided by its greatest, and so is the 1e-6: same value.
+    A cluster without a real token is a zero vector. The release takes plain exponentials, which overflow float32 above
+    a score of 88. Here the exponentials of a cluster and the 1e-6 are divided by its largest one, for the same value.
     """
     inside = assign[:, None] == torch.arange(clusters, device=assign.device)[:, None]  # (B, K, N)
     logits = score[:, None].masked_fill(~inside, -torch.inf)
@@ -107,7 +112,7 @@ def merge(tokens: Tensor, score: Tensor, assign: Tensor, clusters: int) -> Tenso
 
 
 class ClusterAttention(nn.Module):
-    """Adds to each cluster what it attends to among all tokens; a token's score is added to its logits."""
+    """Clusters plus their attention over all tokens; the score of a token is added to its attention logits."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -115,7 +120,7 @@ class ClusterAttention(nn.Module):
         self.attn = ScoredAttention(width, heads)
 
     def forward(self, clusters: Clusters) -> Tensor:
-        """(B, K, D)."""
+        """The clusters (B, K, D) after attention."""
         attended = self.attn(self.norm1(clusters.merged), self.norm1(clusters.tokens), clusters.score)
         out: Tensor = clusters.merged + attended
         return out
@@ -132,7 +137,7 @@ class ScoredAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """(B, K, D)."""
+        """The attended values (B, K, D)."""
         q = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, K, D / H)
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H)
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias[:, None, None]
@@ -141,7 +146,7 @@ class ScoredAttention(nn.Module):
 
 
 def initialise_clustering(module: nn.Module) -> None:
-    """Truncated N(0, 0.02) weights and zero biases of the attention's Linear layers; the rest is torch's own."""
+    """Draw the attention's Linear layers from a truncated N(0, 0.02) with zero biases; others keep torch's values."""
     for part in module.modules():
         if isinstance(part, ScoredAttention):
             for linear in (part.q, part.kv, part.proj):

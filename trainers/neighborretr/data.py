@@ -11,5 +11,5 @@ __all__ = ["open_data", "pack"]
 
 
 def open_data(folder: Path, config: NeighborRetrConfig) -> PairData:
-    """The data that `pack` wrote into a folder; the bank holds captions of one length, so all have it."""
+    """The data that `pack` wrote into a folder; all captions have one length, because the bank needs that."""
     return PairData(folder, config, word_slots=config.max_words)

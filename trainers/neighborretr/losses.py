@@ -27,14 +27,15 @@ class Neighbors(NamedTuple):
 def centrality(vectors: Tensor, tokens: Tensor, scale: float) -> Tensor:
     """exp(scale * mean cosine of each vector (B, D) with every token (B, L, D) of the batch), (B,).
 
-    Padded tokens count, as released. The mean of cosines is the product with the mean of unit tokens.
+    Padded tokens are included, as released. The mean of cosines is computed as the product with the mean of unit
+    tokens: one vector instead of B x B x L cosines.
     """
     mean = F.normalize(tokens, dim=-1).flatten(0, 1).mean(0)
     return (scale * (F.normalize(vectors, dim=-1) @ mean)).exp()
 
 
 def weighted_nce(scores: Tensor, text_weights: Tensor, video_weights: Tensor, gamma: Tensor) -> Tensor:
-    """C: cross-entropy of gamma * scores in both directions, each pair by its centrality, which learns too."""
+    """C: cross-entropy of gamma * scores in both directions; each pair is weighted by its centrality, with gradient."""
     logits = gamma * scores
     texts = text_weights * logits.log_softmax(1).diagonal()
     videos = video_weights * logits.log_softmax(0).diagonal()
@@ -43,7 +44,10 @@ def weighted_nce(scores: Tensor, text_weights: Tensor, video_weights: Tensor, ga
 
 @torch.no_grad()
 def transport_plan(scores: Tensor, iterations: int) -> Tensor:
-    """The doubly stochastic matrix exp(scores + u + v + log 2B) that Sinkhorn's steps lead to."""
+    """The doubly stochastic matrix exp(scores + u + v + log 2B) after `iterations` steps of Sinkhorn.
+
+    u and v stay logarithms: exponentials of the scores could overflow.
+    """
     marginal = math.log(2 * len(scores))
     u = v = scores.new_zeros(len(scores))
     for _ in range(iterations):
@@ -68,10 +72,10 @@ def uniform(scores: Tensor, beta: float, scale: float, iterations: int) -> Tenso
 
 
 def neighbors(scores: Tensor, column_centrality: Tensor, count: int, temperature: float) -> Neighbors:
-    """N of the rows: neighbours that score high and are no hubs are positives too.
+    """N of the rows: a row's nearest columns count as further positives, weighted up by score and down by hubness.
 
-    column_centrality: (B,), each column's mean score with the bank. Scores and centrality are scaled by the
-    columns that are neither neighbour nor pair, so B >= count + 3.
+    column_centrality: (B,), each column's mean score with the bank. Scores and centrality are scaled by the range of
+    the columns that are neither neighbour nor pair. A range needs two of them, so B >= count + 3.
     """
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     nearest = scores.detach().masked_fill(own, -torch.inf).topk(count, dim=1).indices
@@ -87,10 +91,10 @@ def neighbors(scores: Tensor, column_centrality: Tensor, count: int, temperature
 
 
 def _scaled(values: Tensor, left_out: Tensor) -> Tensor:
-    """Each row by the least and the greatest of the values that are not left out; where these are equal, by 1.
+    """Each row scaled by the range of its values that are not left out, or only shifted if that range is 0.
 
-    Equal values do occur: where padding counts 0 in the maxima, every item that a caption does not match
-    scores 0. The release then divides by zero.
+    Ranges of 0 occur: if padding adds a product of 0 to every maximum, all items that do not match a caption can score
+    exactly 0. The release divides by that range.
     """
     least = values.masked_fill(left_out, torch.inf).min(1, keepdim=True).values
     greatest = values.masked_fill(left_out, -torch.inf).max(1, keepdim=True).values
@@ -99,7 +103,7 @@ def _scaled(values: Tensor, left_out: Tensor) -> Tensor:
 
 
 def divergence(local: Tensor, overall: Tensor) -> Tensor:
-    """KL: from the softmax of the token-wise to that of the global scores, both ways round, over B * B."""
+    """KL divergence between the softmax of token-wise and of global scores, over rows and columns, divided by B * B."""
     losses = [
         F.kl_div(q.log_softmax(1), p.log_softmax(1), reduction="sum", log_target=True) / p.numel()
         for p, q in ((local, overall), (local.T, overall.T))

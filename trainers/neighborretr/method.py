@@ -36,11 +36,11 @@ class NeighborRetr(Method):
         self.config = config
         self.network = NeighborRetrNetwork(config, towers, dims)
         self.bank = Bank(config.bank_size, config.max_words, config.max_frames, dims)
-        self._asking: Tokens | None = None  # the bank's captions, as `explain` takes them
+        self._bank_texts: Tokens | None = None  # the bank's captions, prepared for `explain`
 
     def train(self, mode: bool = True) -> NeighborRetr:
-        """Change the mode. What was prepared of the bank is then made anew: weights change in training alone."""
-        self._asking = None
+        """Change the mode, and drop the prepared captions of the bank: training changes the weights they depend on."""
+        self._bank_texts = None
         return super().train(mode)
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class NeighborRetr(Method):
         pairs = self.joint(self.pairs(batch), distributed.joint_order(batch))
         self._require_others(len(pairs.words))
         kept = Pairs(*(part.detach() for part in pairs))
-        # float32: G reaches hundreds, and C, N live on differences of cosines
+        # float32: G reaches hundreds, and C and N depend on small differences of cosines
         with torch.autocast(pairs.words.device.type, enabled=False):
             sharded = distributed.world() > 1 and self.config.gather_grad == "sum"
             out = objective.outputs(net.head, pairs, self.bank.content() or kept, sharded)
@@ -65,7 +65,7 @@ class NeighborRetr(Method):
         return terms
 
     def _require_others(self, count: int) -> None:
-        """Raise UserError if a joint batch is too small: N would divide by a spread of zero."""
+        """Raise UserError if a joint batch is too small: N would divide by a range of zero."""
         least = self.config.num_neighbors + BESIDES
         if count < least:
             raise UserError(
@@ -85,7 +85,7 @@ class NeighborRetr(Method):
         return self.network.words(batch["tokens"], batch["word_mask"])
 
     def frames(self, batch: Batch) -> Tensor:
-        """Frame features (B, Q, D) float32 in their context."""
+        """Frame features (B, Q, D) float32 after the temporal transformer."""
         frames, mask = batch["frames"], batch["frame_mask"].bool()
         if self.network.towers is not None:
             frames = self.network.frame_features(clip_input.pixels(frames, mask))
@@ -100,19 +100,19 @@ class NeighborRetr(Method):
         return Pairs(*(distributed.joint(part, order) for part in pairs))
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Unit word features, their weights, and the slots they fill."""
+        """Unit word features, their weights, and numbers of filled slots."""
         return _encoded(self.network.head.tokens("text", self.words(batch), batch["word_mask"]))
 
     def encode_items(self, batch: Batch) -> Encoded:
-        """Unit frame features, their weights, and the slots they fill."""
+        """Unit frame features, their weights, and numbers of filled slots."""
         return _encoded(self.network.head.tokens("video", self.frames(batch), batch["frame_mask"]))
 
     def scores(self, texts: Encoded, items: Encoded) -> Tensor:
-        """The token-wise scores (Q, V); the global ones only train."""
+        """The token-wise scores (Q, V); global scores are used in training only."""
         return local_similarity(self._tokens(texts), self._tokens(items))
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, Tensor]:
-        """Centrality (Q, V), each video's mean score with the bank, by which training weighs down hubs.
+        """Centrality (Q, V), each video's mean score with the bank, with which training gives hubs less weight.
 
         It is r of the published neighbour term, with the captions in the bank at the end of training, and is
         not part of the score. Empty if the bank is empty, because the weights were not trained here.
@@ -120,9 +120,9 @@ class NeighborRetr(Method):
         bank = self.bank.content()
         if bank is None:
             return {}
-        if self._asking is None:
-            self._asking = self.network.head.tokens("text", bank.words, bank.word_mask)
-        centrality = local_similarity(self._asking, self._tokens(items)).mean(0)
+        if self._bank_texts is None:
+            self._bank_texts = self.network.head.tokens("text", bank.words, bank.word_mask)
+        centrality = local_similarity(self._bank_texts, self._tokens(items)).mean(0)
         return {"centrality": centrality.expand(len(texts["length"]), -1)}
 
     def _tokens(self, encoded: Encoded) -> Tokens:
@@ -135,7 +135,7 @@ def _encoded(tokens: Tokens) -> Encoded:
 
 
 def _gather_local(rows: Tensor) -> Tensor:
-    """The rows of all processes; only this one's carry a gradient, and of this process's loss alone."""
+    """The rows of all processes; only the own rows have a gradient, and only of this process's loss."""
     parts = distributed.gather(rows)
     parts[distributed.rank()] = rows
     return torch.cat(parts)
@@ -150,7 +150,7 @@ def build(config: NeighborRetrConfig, data: PairData) -> NeighborRetr:
 
 
 def optimizer(config: NeighborRetrConfig, method: NeighborRetr, total_steps: int) -> BertAdam:
-    """The published optimizer: CLIP at a share of the learning rate, everything but biases decayed.
+    """The published optimizer: CLIP has a share of the learning rate, and all but biases have weight decay.
 
     The release means to spare norms as well, but looks for a name that none has; so do we spare none.
     """

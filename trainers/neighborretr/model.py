@@ -1,4 +1,4 @@
-"""The network of NeighborRetr: CLIP's towers, frames in their context, and the head on word and frame features.
+"""The network of NeighborRetr: CLIP's towers, the temporal transformer, and the head on word and frame features.
 
 Axes: B pairs, P word slots, Q frame slots, D embedding size, N slots of one side. Parameters are named as in the
 published checkpoints, under `towers.`, `temporal.` and `head.`.
@@ -27,13 +27,13 @@ from trainers.neighborretr.similarity import Tokens, prepare, weighting_net
 
 Side = Literal["text", "video"]
 SIDES: tuple[Side, Side] = ("text", "video")
-UNUSED = ("fc0", "fc1", "intra")  # weighting nets that the release creates besides `fc`
-NOISE = 1e-6  # greatest value added to a density
-FRAME_POSITIONS = 77  # without a CLIP network to ask: its context length
+UNUSED = ("fc0", "fc1", "intra")  # weighting networks of the release, besides `fc`, that change no score
+NOISE = 1e-6  # largest value added to a density, which orders the clusters of equally dense tokens
+FRAME_POSITIONS = 77  # positions of frames without a CLIP network: the context length of CLIP
 
 
 class Summary(NamedTuple):
-    """One vector (B, D) for each sample, and the two clustering stages it comes from."""
+    """One vector (B, D) for each sample, and the two clustering stages that lead to it."""
 
     vectors: Tensor
     first: Clusters
@@ -56,7 +56,7 @@ class NeighborRetrHead(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """N(0, 0.02) in the weighting nets, and each clustering part's own."""
+        """Draw the weighting networks from N(0, 0.02), and initialise the clustering parts."""
         for name, part in self.named_children():
             if "_weight_" in name:
                 for layer in part.modules():
@@ -66,14 +66,14 @@ class NeighborRetrHead(nn.Module):
             initialise_clustering(part)
 
     def tokens(self, side: Side, features: Tensor, mask: Tensor) -> Tokens:
-        """What the token-wise score needs of features (N, L, D)."""
+        """Inputs of the token-wise score, from features (N, L, D) and mask (N, L)."""
         return prepare(getattr(self, f"{side}_weight_fc"), features, mask, self.config.mask_mode)
 
     def summary(self, side: Side, features: Tensor, mask: Tensor) -> Summary:
-        """One vector of each sample's features (B, N, D), through two clustering stages.
+        """One vector for each sample's features (B, N, D), from two clustering stages.
 
-        The second makes one cluster however many tokens reach it. That is what the published sizes lead to;
-        with more than 24 words or 12 frames the release is left with several vectors and fails.
+        The second stage always makes one cluster. In the release its number of clusters depends on the number of
+        slots: 1 for the published sizes, but with more than 24 words or 12 frames several vectors remain and it fails.
         """
         ratio = self.config.text_ratios if side == "text" else self.config.video_ratios
         count, mask = cluster_count(features.shape[1], ratio[0]), mask.bool()
@@ -84,10 +84,10 @@ class NeighborRetrHead(nn.Module):
         return Summary(self._attention(side, 1)(second).squeeze(1), first, first_out, second)
 
     def overall(self, texts: Tensor, videos: Tensor) -> Tensor:
-        """Global scores (B, B) of vectors (B, D): plain products, as published, unless cosines are set.
+        """Global scores (B, B) of vectors (B, D): plain products as published, or cosines if configured.
 
-        The release weighs the one vector of each side by a softmax over it, which is 1, through nets that get
-        a gradient of exactly zero, and so decay.
+        The release multiplies them by a softmax over the single vector of each side. It is always 1, so its networks
+        get a gradient of exactly 0 and only weight decay changes them.
         """
         if self.config.global_similarity == "cosine":
             texts, videos = F.normalize(texts, dim=-1), F.normalize(videos, dim=-1)
@@ -108,13 +108,13 @@ class NeighborRetrHead(nn.Module):
 
 
 def shared_noise(shape: torch.Size, device: torch.device) -> Tensor:
-    """U(0, 1e-6), the same in every process: all must cluster the joint batch alike."""
+    """Noise from U(0, 1e-6), the same in every process, because all must cluster the joint batch alike."""
     generator = torch.Generator().manual_seed(distributed.shared_seed())
     return (NOISE * torch.rand(shape, generator=generator)).to(device)
 
 
 class NeighborRetrNetwork(nn.Module):
-    """Everything that is trained. Without towers, features of CLIP come in, and its logit scale is kept here."""
+    """All trained parts. Without towers it reads stored features of CLIP, and holds the logit scale itself."""
 
     def __init__(self, config: NeighborRetrConfig, towers: ClipTowers | None, dims: int) -> None:
         super().__init__()
@@ -124,7 +124,9 @@ class NeighborRetrNetwork(nn.Module):
         self.temporal = TemporalTransformer(dims, config.temporal_layers, max(positions, config.max_frames))
         self.head = NeighborRetrHead(config, dims)
         if towers is None:
-            self.logit_scale = nn.Parameter(torch.tensor(MAX_LOGIT_SCALE))  # where OpenAI's training ended
+            self.logit_scale = nn.Parameter(
+                torch.tensor(MAX_LOGIT_SCALE)
+            )  # the value at the end of OpenAI's training
         else:
             self.temporal.start_from(towers)
             if not config.train_token_embedding:
@@ -132,25 +134,25 @@ class NeighborRetrNetwork(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """gamma, the factor of the token-wise scores in C."""
+        """gamma, the factor of the token-wise scores in the loss C."""
         return self.logit_scale.exp() if self.towers is None else self.towers.scale
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Keep gamma at 100 at most."""
+        """Limit gamma to 100, as CLIP's training does."""
         if self.towers is None:
             self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         else:
             self.towers.clamp_scale_()
 
     def words(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Word features (B, P, D) of token ids (B, P), not normalised, padded slots included."""
+        """Word features (B, P, D) of token ids (B, P), not normalised, including those of padded slots."""
         if self.towers is None:
             raise ValueError("a network without CLIP's towers takes word features, not token ids")
         return self.towers.text(tokens.long(), mask.bool())
 
     def frame_features(self, pixels: Tensor) -> Tensor:
-        """Features (B, Q, D) of normalised frames (B, Q, 3, R, R), each by itself."""
+        """Features (B, Q, D) of normalised frames (B, Q, 3, R, R), each encoded by itself."""
         if self.towers is None:
             raise ValueError("a network without CLIP's towers takes frame features, not frames")
         return self.towers.image(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])

@@ -19,7 +19,7 @@ from trainers.neighborretr.similarity import local_similarity
 
 
 class Outputs(NamedTuple):
-    """One pass over a batch. Without the bank's share of other processes, but for the means over it.
+    """Outputs of one pass over a batch. Only the means over the bank include the bank shares of other processes.
 
     local, overall: (B, B); bank_texts: (M, B), the bank's texts with the batch's videos; bank_videos: (B, M);
     text_hubness, video_hubness: (B,), the mean score with all bank entries; centralities: (B,).
@@ -38,7 +38,7 @@ class Outputs(NamedTuple):
 
 
 def outputs(head: NeighborRetrHead, batch: Pairs, bank: Pairs, sharded: bool = False) -> Outputs:
-    """Everything the losses read of a batch. The bank's features carry no gradient, its tokens' weights do.
+    """The inputs of the losses for a batch. The bank's features have no gradient, the weights of its tokens have.
 
     sharded: every process scores its part of the bank, which all of them hold alike, and the means are merged.
     """

@@ -1,7 +1,7 @@
-"""The authors' checkpoints of NeighborRetr, read and written: a plain state dict in one torch pickle.
+"""Reader and writer of the NeighborRetr authors' checkpoints: a plain state dict in one torch file.
 
-Their names are ours without the places of our modules. GPU checkpoints hold float16 tensors: taken up as
-float32. Nets that the release creates and never uses are kept under `unused_nets`, so nothing is lost.
+Names differ from ours only by prefixes. Checkpoints made on a GPU hold float16 tensors, which are read as float32.
+Networks that the release creates and never uses are kept with the setting `unused_nets`, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ PREFIXES = {
     "network.head.": "",
     "network.": "clip.",  # the logit scale of a method without towers
 }
-"""Beginnings of our names, and of the authors'."""
+"""Our prefix -> the authors' prefix."""
 
 NOT_SHOWN = NeighborRetrConfig.marked(UNSEEN)
-"""Settings that are in no checkpoint of theirs."""
+"""Settings that the authors' checkpoints do not show."""
 
-BANK = "bank."  # not in their checkpoints
+BANK = "bank."  # prefix of the memory bank, which their checkpoints do not hold
 TEMPORAL = "transformerClip."
 ENCODERS = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (256, 8): "crossreel-demo"}
-"""The networks of the release and our small one, by vision width and patch side."""
+"""(vision width, patch side) -> CLIP network: those of the release and our small one."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of an authors' checkpoint, in float32; nothing in it is executed."""
-    found = read_foreign(path)
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    content = read_foreign(path)
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a plain state dict: it is not a checkpoint of NeighborRetr's authors")
-    state = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     ignored = {f"clip.{name}" for name in NO_WEIGHTS}
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The settings that a state dict decides, but for those of CLIP."""
+    """The settings that a state dict decides, except CLIP's."""
     blocks = {name.split(".")[2] for name in state if name.startswith(f"{TEMPORAL}resblocks.")}
     return {"temporal_layers": len(blocks), "unused_nets": "text_weight_fc1.0.weight" in state}
 
@@ -70,7 +70,7 @@ def width(state: Mapping[str, Tensor]) -> int:
 
 
 def base_encoder(state: Mapping[str, Tensor]) -> str:
-    """The name of the CLIP network that the weights are of. Raises UserError for one they never trained."""
+    """The CLIP network that the weights belong to. Raises UserError for one that the authors never trained."""
     patches = state.get("clip.visual.conv1.weight")
     shape = None if patches is None else (patches.shape[0], patches.shape[-1])
     if shape is None or shape not in ENCODERS:
@@ -79,7 +79,7 @@ def base_encoder(state: Mapping[str, Tensor]) -> str:
 
 
 def method_from(state: Mapping[str, Tensor], config: NeighborRetrConfig) -> NeighborRetr:
-    """NeighborRetr with an authors' weights and our settings; the shapes decide sizes and unused nets."""
+    """NeighborRetr with an authors' weights and our settings; the weights decide sizes and unused networks."""
     dims = width(state)
     clip = {name.removeprefix("clip."): t for name, t in state.items() if name.startswith("clip.")}
     half = config.precision == "fp16-legacy"
@@ -90,30 +90,30 @@ def method_from(state: Mapping[str, Tensor], config: NeighborRetrConfig) -> Neig
 
 
 def load_state(method: NeighborRetr, state: Mapping[str, Tensor]) -> None:
-    """Copy an authors' state dict into a method. Raises UserError naming what does not fit.
+    """Copy an authors' state dict into a method. Raises UserError naming a tensor that does not fit.
 
-    A method without towers takes none of CLIP's tensors but the logit scale.
+    A method without towers takes only the logit scale of CLIP's tensors.
     """
     own = _own(method)
-    wanted = dict(state)
+    taken = dict(state)
     if method.network.towers is None:
-        wanted = {n: t for n, t in state.items() if not n.startswith("clip.") or n in own}
-    for name in [*own, *wanted]:
-        if name not in own or name not in wanted:
+        taken = {n: t for n, t in state.items() if not n.startswith("clip.") or n in own}
+    for name in [*own, *taken]:
+        if name not in own or name not in taken:
             what = "missing" if name in own else "not known"
             raise UserError(
                 f"tensor {name} is {what}: these weights are not NeighborRetr's with such settings"
             )
-        if own[name].shape != wanted[name].shape:
-            found, needed = tuple(wanted[name].shape), tuple(own[name].shape)
-            raise UserError(f"tensor {name} is {found}, {needed} is needed")
+        if own[name].shape != taken[name].shape:
+            given, needed = tuple(taken[name].shape), tuple(own[name].shape)
+            raise UserError(f"tensor {name} is {given}, {needed} is needed")
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name, tensor in taken.items():
             own[name].copy_(tensor)
 
 
 def state_of(method: NeighborRetr) -> dict[str, Tensor]:
-    """The authors' state dict of a method; the bank, which theirs does not hold, is left out."""
+    """The authors' state dict of a method, which does not hold the bank."""
     return {name: tensor.detach().cpu() for name, tensor in _own(method).items()}
 
 
@@ -130,12 +130,12 @@ def _own(method: NeighborRetr) -> dict[str, Tensor]:
 
 
 def import_checkpoint(file: Path, folder: Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write an authors' checkpoint as weights and settings of ours; returns the settings that are no defaults.
+    """Write an authors' checkpoint as a trained folder of ours; return the settings that differ from the defaults.
 
-    `given` are settings that the checkpoint does not show (`NOT_SHOWN`), where they are not the published ones.
+    `given` holds settings that the checkpoint does not show (`NOT_SHOWN`) and that differ from the published ones.
     """
     state = read(file)
-    # The towers need no other weights once these are loaded: those of a seed are at hand anywhere.
+    # seed:0 needs no download; the checkpoint replaces all weights of the towers.
     known = {**sizes(state), "base_encoder": base_encoder(state), "backbone_weights": "seed:0"}
     config = fill(NeighborRetrConfig, {**known, **(given or {})}, "trainers.neighborretr")
     TrainedFolder(folder).write("neighborretr", config, method_from(state, config))

@@ -16,17 +16,19 @@ from trainers.measure.scoring import CPU_FLOATS, GPU_FLOATS
 
 MaskMode = Literal["zero", "neg_inf"]
 
-NORM_EPS = 1e-12  # least length that a token is divided by
-PADDED = -9e15  # logit of a padded token: a weight of exactly 0, unless all are padded
-GROUPS = 4  # of samples with alike lengths: a caption fills half of its slots, and zeros need no product
+NORM_EPS = 1e-12  # lower bound of the length that a token is divided by
+PADDED = -9e15  # logit of a padded token; finite, because a row of -inf alone would give NaN weights
+GROUPS = (
+    4  # groups of samples of similar length: captions fill half of their slots, and padding needs no product
+)
 SMALLEST_GROUP = 16
 
 
 class Tokens(NamedTuple):
     """Inputs of the score from the tokens of one side, computed once for each sample.
 
-    unit: (N, L, D), of length 1, zero where padded. weights: (N, L), of sum 1. length: (N,) int64,
-    the slots up to the last token. padding_counts: whether a padded slot is a partner of product 0.
+    unit: (N, L, D), of length 1, zero where padded. weights: (N, L), which sum to 1. length: (N,) int64, number of
+    slots up to the last token. padding_counts: whether a padded slot takes part in maxima, with a product of 0.
     """
 
     unit: Tensor
@@ -35,20 +37,20 @@ class Tokens(NamedTuple):
     padding_counts: bool = True
 
     def rows(self, where: Tensor | slice, slots: int) -> Tokens:
-        """Some samples, cut to their first slots."""
+        """Samples `where`, cut to their first `slots` slots."""
         unit, weights = self.unit[where, :slots], self.weights[where, :slots]
         return Tokens(unit, weights, self.length[where], self.padding_counts)
 
 
 def weighting_net(width: int) -> nn.Sequential:
-    """The net that gives each token a logit of its importance."""
+    """The network that gives each token a logit of its importance."""
     return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(inplace=True), nn.Linear(2 * width, 1))
 
 
 def token_weights(net: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Softmax (N, L) of the net's logits over the real tokens. tokens: (N, L, D); mask: (N, L) bool.
+    """Softmax (N, L) of the network's logits over the real tokens. tokens: (N, L, D); mask: (N, L) bool.
 
-    The net sees real tokens alone: half of its work would go into logits that are thrown away.
+    The network encodes real tokens only: with padding, half of its work would go into logits that are not used.
     """
     logits = tokens.new_full(mask.shape, PADDED)
     logits[mask] = net(tokens[mask]).squeeze(-1)
@@ -75,44 +77,46 @@ def prepare(net: nn.Module, tokens: Tensor, mask: Tensor, mode: MaskMode = "zero
 def local_similarity(texts: Tokens, videos: Tokens) -> Tensor:
     """L (A, V) = (sum_p a_p max_q s_pq + sum_q b_q max_p s_pq) / 2 with s the products of unit tokens.
 
-    Samples of alike lengths are taken together and cut to the longest of them: their padding is not multiplied,
-    and takes part in the maxima as the 0 that it is.
+    Samples of similar length form groups that are cut to their longest sample. The padding that is cut off is not
+    multiplied; it takes part in the maxima as the constant 0.
     """
     text_groups, video_groups = _groups(texts), _groups(videos)
     blocks = [
         [_block(texts.rows(*rows), videos.rows(*columns), texts, videos) for columns in video_groups]
         for rows in text_groups
     ]
-    found = torch.cat([torch.cat(row, 1) for row in blocks])
-    return _put_back(_put_back(found, text_groups, 0), video_groups, 1)
+    scores = torch.cat([torch.cat(row, 1) for row in blocks])
+    return _put_back(_put_back(scores, text_groups, 0), video_groups, 1)
 
 
 Group = tuple[Tensor | slice, int]
-"""Samples, and the slots that they need."""
+"""Samples, and the number of slots that they need."""
 
 
 def _groups(tokens: Tokens) -> list[Group]:
-    """The samples in groups of alike lengths."""
+    """The samples in groups of similar length."""
     count, slots = tokens.weights.shape
-    wanted = min(GROUPS, count // SMALLEST_GROUP)
-    if wanted < 2:
+    groups = min(GROUPS, count // SMALLEST_GROUP)
+    if groups < 2:
         return [(slice(None), slots)]
     order = tokens.length.argsort()
-    parts = order.tensor_split(wanted)
-    longest = tokens.length[torch.stack([part[-1] for part in parts])].tolist()  # one look from the host
+    parts = order.tensor_split(groups)
+    longest = tokens.length[
+        torch.stack([part[-1] for part in parts])
+    ].tolist()  # one synchronisation with the GPU
     if longest[0] == slots:
         return [(slice(None), slots)]
     return [(part, max(1, length)) for part, length in zip(parts, longest, strict=True)]
 
 
 def _put_back(scores: Tensor, groups: list[Group], axis: int) -> Tensor:
-    """Rows or columns in the order that they had before they were grouped."""
+    """Rows or columns in their original order, before they were grouped."""
     where = [rows for rows, _ in groups if isinstance(rows, Tensor)]
     return scores.index_select(axis, torch.cat(where).argsort()) if where else scores
 
 
 def _block(texts: Tokens, videos: Tokens, all_texts: Tokens, all_videos: Tokens) -> Tensor:
-    """L of some texts and some videos, whose slots may have been cut."""
+    """L of a group of texts and a group of videos, whose slots may have been cut."""
     best_frame, best_word = token_maxima(texts.unit, videos.unit)
     if texts.padding_counts and texts.unit.shape[1] < all_texts.unit.shape[1]:
         best_word = best_word.clamp_min(0)
@@ -171,12 +175,12 @@ def _products(words: Tensor, frames: Tensor) -> Iterator[tuple[slice, slice, Ten
 
 
 def _memory(kept: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The memory of the block before where it is enough: fresh pages would cost more than the maxima."""
+    """The memory of the previous block if it is large enough: new pages would cost more time than the maxima."""
     return kept if kept.numel() >= math.prod(shape) else kept.new_empty(math.prod(shape))
 
 
 class _TokenMaxima(torch.autograd.Function):
-    """The maxima with the places where they are, instead of all products, kept for the gradient."""
+    """The maxima; only their positions are kept for the gradient, not all products."""
 
     @staticmethod
     def forward(ctx: Any, words: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from pipeline.errors import ItemError, UserError, nearest
 from trainers.registry import METHODS
 
-T = TypeVar("T")  # of tensors: this module imports no torch
+T = TypeVar("T")  # a type of tensors; this module imports no torch
 
 BROKEN = (UserError, ItemError, OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError)
-"""What a case that is damaged or does not fit can raise while it is run."""
+"""Exceptions that a damaged or unsuitable case can raise while it runs."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One compared quantity: the greatest error relative to the greatest expected value, and what is allowed."""
+    """One compared quantity: the largest error relative to the largest expected value, and the tolerance."""
 
     name: str
     error: float
@@ -62,7 +62,7 @@ class CaseResult:
 
 
 class MethodVerify(Protocol):
-    """What the module offers that a method names as its `cases`."""
+    """Interface of the module that a method names as its `cases`."""
 
     def understands(self, case: Mapping[str, Any]) -> bool:
         """Whether the content of a .json file is a case of the method."""
@@ -75,7 +75,7 @@ class MethodVerify(Protocol):
 
 @runtime_checkable
 class ReadsFolders(Protocol):
-    """What that module also offers where its cases bring data that are .json files themselves."""
+    """Interface of such a module if the data of its cases include .json files."""
 
     def data(self, path: Path, case: Mapping[str, Any]) -> Collection[Path]:
         """The folders of a case's data; what is in them and below is no case."""
@@ -103,7 +103,7 @@ def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
 
 
 def run_case(path: Path, method: str | None = None) -> CaseResult:
-    """One case; whatever keeps it from being run is a failed quantity."""
+    """The result of one case; an error that prevents it is a failed quantity."""
     try:
         case = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -205,7 +205,7 @@ def _without_data(paths: list[Path], method: str | None) -> list[Path]:
         try:
             case = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # it fails with its reason when it is run
+            continue  # running it gives a failed quantity with the reason
         name = _method_of(case, method)
         if name is not None:
             cases.add(path)

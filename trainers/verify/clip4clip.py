@@ -22,7 +22,7 @@ from trainers.verify.cases import Quantity, Recorded, compare, failure
 
 HEAD = "head"
 ALLOWED = {"values": "atol 2e-5", "losses": "rtol 1e-5", "grads": "rtol 1e-4 of the tensor norm"}
-FLOOR = 1e-8  # of an allowed error: a gradient of exactly 0 has no norm to take a share of
+FLOOR = 1e-8  # lower bound of a tolerance: a share of the norm of a gradient of exactly 0 would be 0
 
 
 def understands(case: Mapping[str, Any]) -> bool:

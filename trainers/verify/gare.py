@@ -36,7 +36,10 @@ from trainers.measure.metrics import text_ranks
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same
 from trainers.verify.following import training_loop
 
-VALUES, CHANGES = 1e-4, 5e-4  # of the greatest value expected: values; gradients and parameters after updates
+VALUES, CHANGES = (
+    1e-4,
+    5e-4,
+)  # tolerances as shares of the largest expected value: of values; of gradients and updated parameters
 ABSOLUTE = 1e-5
 PILLOW = 13  # the version that the recorded pictures come from; others differ by a few grey levels
 GREY_LEVELS = 8
@@ -91,7 +94,7 @@ def _named(path: Path, case: Mapping[str, Any]) -> set[Path]:
 
 
 class ModelCase:
-    """What a case of the whole model and one of the head have in common."""
+    """Base of the cases of the whole model and of the head alone."""
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.path, self.case, self.spec = path, case, case["spec"]
@@ -219,7 +222,7 @@ class ModelCase:
     def one_update(
         self, method: Gare, adam: BertAdam, loss: Loss, expected: Mapping[str, Any], share: float
     ) -> Iterator[Quantity]:
-        """One update as the engine does it, and what is recorded of it."""
+        """One update as the engine makes it, with the recorded quantities."""
         pairs, total = loss(method)
         total.backward()
         parameters = [p for p in method.parameters() if p.grad is not None]

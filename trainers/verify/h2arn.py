@@ -41,21 +41,21 @@ SETTINGS = {
 }  # fmt: skip
 """A case's setting, ours."""
 SHAPES = {"d_txt", "d_pcd"}
-"""What a case states and its weights decide."""
+"""Entries of a case that its weights decide."""
 ADAM = {"betas": list(BETAS), "eps": 1e-8}
-"""What a case states of the optimizer and is no setting of ours."""
+"""Entries of a case on the optimizer that are no settings of ours."""
 RECIPE = {"lr": "lr", "weight_decay": "weight_decay", "clip_grad_norm": "clip_norm"}
 SCALARS = re.compile(r"log_c|log_alpha_\w+|\w+\.temperature")
 DOUBLE = (1e-9, 1e-7)  # absolute and relative, of everything in float64
 CONSTANT = 2**53  # updates of a schedule whose first has the full rate
-AFTER_STEPS = 1e-8  # of parameters in float64
+AFTER_STEPS = 1e-8  # tolerance of parameters in float64 after updates
 NOISE, LEAST_NOISE = (
     20,
     1e-5,
-)  # of the geometry: times the recorded difference of the precisions, and at least
-CLAMPED_DISTANCES = ("same_tokens", "one_token")  # of these and of that pair a clamp decides
+)  # tolerance of the geometry: multiple of the recorded difference between precisions, and lower bound
+CLAMPED_DISTANCES = ("same_tokens", "one_token")  # cases whose distances a clamp decides
 CLAMPED_PAIR = "coincident_pair"
-CLAMPED_DISTANCE = 2e-3  # what a clamped distance may be in float32
+CLAMPED_DISTANCE = 2e-3  # largest value of a clamped distance in float32
 SCALAR_SLOPE = 1e-3  # relative, of the gradient of a scalar, a sum that cancels
 DIRECTIONS = {"t2c": 0, "c2t": 1}
 
@@ -157,11 +157,11 @@ class RetrievalCase:
         yield compare("checkpoint values", max(errors), 0.0, 0.0)
 
     def input(self, name: str, method: H2arn) -> Tensor:
-        """One of the inputs in the method's precision."""
+        """An input in the method's precision."""
         return self.recorded[f"in.{name}"].to(method.network.log_c.dtype)
 
     def evaluated(self, method: H2arn) -> dict[str, Tensor]:
-        """What an evaluation computes, and the encoders' output of the first caption and cloud."""
+        """The quantities of an evaluation, and the encoders' outputs of the first caption and cloud."""
         method.eval()
         net = method.network
         with torch.inference_mode():
@@ -269,7 +269,7 @@ class RetrievalCase:
         return made
 
     def update(self, method: H2arn, adam: WarmupAdamW) -> tuple[float, float, float]:
-        """One update as the engine does it: the loss, the rate, the norm of the gradients before they are clipped."""
+        """One update as the engine makes it: the loss, the rate, the norm of the gradients before clipping."""
         (rate,) = adam.learning_rates()
         computed = self.trained(method)
         clip = self.config.clip_norm
@@ -362,11 +362,11 @@ def geometry(path: Path, case: Case) -> Iterator[Quantity]:
 
 
 Compute = Callable[[Recorded[Tensor], Case, str, torch.dtype], dict[str, Tensor]]
-"""What a part of a case computes in one precision, by the names it is recorded under."""
+"""The quantities of a part of a case in one precision, by their recorded names."""
 
 
 def _both(recorded: Recorded[Tensor], row: Case, part: str, compute: Compute) -> Iterator[Quantity]:
-    """What one row of a case computes, against what is recorded, in both precisions."""
+    """The quantities of one row of a case compared with the recorded ones, in both precisions."""
     name = f"{part}.{row['tag']}"
     for dtype in (torch.float32, torch.float64):
         prefix = f"{name}." if dtype is torch.float32 else f"f64.{name}."
@@ -380,7 +380,7 @@ def _both(recorded: Recorded[Tensor], row: Case, part: str, compute: Compute) ->
 
 
 def _geometric(name: str, tag: str, computed: Tensor, expected: Tensor, noise: float) -> Quantity:
-    """One quantity of the geometry to its tolerance; where a clamp decides, to that of the clamp.
+    """One quantity of the geometry with its tolerance, or with the clamp's if a clamp decides it.
 
     noise: what float32 made of it in the authors' modules; of one number it can be near 0 by luck.
     """
@@ -481,4 +481,4 @@ KINDS: dict[str, Callable[[Path, Case], Iterator[Quantity]]] = {
     **verify_pipeline.KINDS,
 }
 FOLDERS = {"feature_extraction_end_to_end": ("data", "clip", "bert")}
-"""Where cases of a kind keep their data, beside them."""
+"""Kind of a case -> folder of its data, beside the case."""

@@ -1,7 +1,7 @@
 """Runs the recorded cases of the encoders of point clouds, and of the sampling before them.
 
 Sizes come from the case and its weights. A tensor that is not understood is a failure; a weights file that is not
-on this machine is told and not compared.
+on this machine is reported and not compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainers.verify.cases import Quantity, Recorded, compare, failure, same, sk
 Case = Mapping[str, Any]
 N = TypeVar("N", bound=CloudNetwork)
 
-ATOL, RTOL = 2e-4, 1e-4  # of tokens, as the cases ask
+ATOL, RTOL = 2e-4, 1e-4  # tolerances of tokens, which the cases give
 USUAL, USUAL_SHARE, LARGEST = 0.01, 0.99, 0.25  # absolute, where neighbours near a tie may differ
 DATA = Path("../../data/weights")  # from the folder of a case: weights that no case carries
 
@@ -137,7 +137,7 @@ KINDS: dict[str, Callable[[Path, Case], Iterator[Quantity]]] = {
     "pointnet2_msg_encoder": pointnet2,
     "farthest_point_sampling": sampling,
 }
-"""What runs the cases of each kind."""
+"""Kind of a case -> the function that runs it."""
 
 
 def _computed_weights(network: Dgcnn, base_stream: int) -> dict[str, Tensor]:

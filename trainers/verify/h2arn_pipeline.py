@@ -50,7 +50,7 @@ NO_OTHERS = re.compile(r"no weights for .*")
 
 
 class Tolerance(NamedTuple):
-    """What may be off: of points, and of features absolutely and relatively."""
+    """Tolerances: of points, and of features absolute and relative."""
 
     points: float
     features: float
@@ -68,7 +68,7 @@ class Model:
 
 @dataclass
 class Extracted:
-    """What became of a split: sampled rows and nine columns by object, tokens (m, 100, 512), texts, links."""
+    """The outputs for a split: sampled rows and nine columns by object, tokens (m, 100, 512), texts, links."""
 
     rows: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     points: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -106,7 +106,7 @@ def end_to_end(path: Path, case: Case) -> Iterator[Quantity]:
 
 
 KINDS: dict[str, Callable[[Path, Case], Iterator[Quantity]]] = {"feature_extraction_end_to_end": end_to_end}
-"""What runs the cases of each kind."""
+"""Kind of a case -> the function that runs it."""
 
 
 def extract(
@@ -181,7 +181,7 @@ def _network(k: int, state: Mapping[str, Tensor], name: str = "", shift: float =
 
 
 def tolerance_of(case: Case) -> Tolerance:
-    """What the case allows. Raises UserError where that is not understood."""
+    """The tolerances of a case. Raises UserError if they cannot be read."""
     computed = TOLERANCE.search(case["tolerance"])
     if computed is None:
         raise _not_understood(case["tolerance"])

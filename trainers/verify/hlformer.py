@@ -34,10 +34,10 @@ from trainers.verify.cases import Quantity, Recorded, compare, failure, same, wo
 from trainers.verify.following import training_loop
 
 DATA_TOLERANCE = 1e-6  # absolute, of rows of length 1
-RELATIVE = 1e-5  # of gradients, and of quantities for which a case records no float32 noise
-STEP_SHARE = 2e-3  # of a learning rate, by which parameters may differ after an update
+RELATIVE = 1e-5  # relative tolerance of gradients, and of quantities without recorded float32 noise
+STEP_SHARE = 2e-3  # share of a learning rate by which parameters may differ after an update
 ULPS = 2.4e-7  # two units in the last place: a step of a large value cannot be recorded more finely
-NOISE_SHARE = 5e-6  # of a tensor's greatest gradient: below it an element's gradient is rounding noise
+NOISE_SHARE = 5e-6  # share of a tensor's largest gradient below which an element's gradient is rounding noise
 NORM_SHARE = 5e-4
 RECALLS = ("R@1", "R@5", "R@10", "R@100")
 

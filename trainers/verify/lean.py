@@ -20,15 +20,18 @@ from trainers.lean.method import Lean, by_count
 from trainers.method import Encoded
 from trainers.verify.cases import Quantity, compare, failure
 
-TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}  # of the greatest value of a quantity
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}  # tolerances as shares of a quantity's largest value
 SIZES = ("hidden", "latent", "attention_hidden", "frames", "max_triples", "layers")
 WEIGHTS = {"v2t": "v2t_weight", "t2v": "t2v_weight", "kl": "kl_weight"}
 ROUNDING = (
-    1e-6  # of the greatest gradient: below it a gradient in float32 is what rounding left of a sum near zero
+    1e-6  # share of the largest gradient below which a float32 gradient is the rounding of a sum near zero
 )
 DIMENSIONS = ("text_dim", "visual_dim")
 INPUTS = {"in.triples", "in.triple_counts", "in.frames", "in.top_frames", "in.eps"}
-UNUSED = ("edge_refine.weight", "gamma")  # of the last layer: recorded, though nothing refines after it
+UNUSED = (
+    "edge_refine.weight",
+    "gamma",
+)  # parameters of the last layer, recorded although no layer follows that reads them
 
 
 def understands(case: Mapping[str, Any]) -> bool:

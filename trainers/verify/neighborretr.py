@@ -58,15 +58,15 @@ RECIPE = {
     "global_clip": "clip_norm",
 }
 FIXED = {"b1": BETAS[0], "b2": BETAS[1], "eps": EPS, "logit_scale_max": MAX_LOGIT_SCALE}
-"""What a case states and is no setting of ours."""
+"""Entries of a case that are no settings of ours."""
 SHAPES = {"D", "steps", "image_resolution", "patch", "context_length", "vocab", "logit_scale_exp"} | {
     f"{tower}_{what}" for tower in ("vision", "text") for what in ("width", "layers", "heads")
 }
-"""What a case states and its weights decide."""
+"""Entries of a case that its weights decide."""
 
-ATOL, RTOL = 2e-5, 1e-4  # of values, where a case states no tolerance
+ATOL, RTOL = 2e-5, 1e-4  # tolerances of values for which a case gives none
 LATER, GRADIENTS, DELTAS = 1e-3, 2e-3, 2e-2
-EXACT = 1e-6  # of figures and schedules, computed in float64
+EXACT = 1e-6  # tolerance of metrics and schedules, computed in float64
 
 
 def understands(case: Mapping[str, Any]) -> bool:
@@ -98,10 +98,10 @@ def _is_misc_case(case: Mapping[str, Any]) -> bool:
 
 
 class ModelCase:
-    """What cases of the head alone and of the whole model have in common."""
+    """Base of the cases of the head alone and of the whole model."""
 
     mode = "frozen"
-    prefix = ""  # of the head's intermediates
+    prefix = ""  # prefix of the names of the head's intermediates
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.case, files = case, case["files"]
@@ -547,7 +547,7 @@ def _without_keys(name: str, value: Tensor) -> NDArray[np.float64]:
 
 
 def misc(case: Mapping[str, Any]) -> Iterator[Quantity]:
-    """What needs no weights: token ids, frame positions, schedule, cluster counts, metrics."""
+    """Quantities that need no weights: token ids, frame positions, schedule, cluster counts, metrics."""
     for name, content in case.items():
         if name in MISC:
             yield from MISC[name](content)
@@ -617,7 +617,7 @@ def _metrics_multi(case: Mapping[str, Any]) -> Iterator[Quantity]:
     texts = text_ranks(scores, np.repeat(np.arange(len(ends)), ends - starts)).strict
     groups = np.maximum.reduceat(scores, starts)  # (V, V), rows groups of captions
     videos = text_ranks(groups.T, np.arange(len(ends))).strict
-    lower = float(np.sort(texts)[(len(texts) - 1) // 2])  # of captions the release takes the lower median
+    lower = float(np.sort(texts)[(len(texts) - 1) // 2])  # for captions the release takes the lower median
     yield from _figures("metrics_multi t2v", texts, case["t2v"], lower)
     yield from _figures("metrics_multi v2t", videos, case["v2t"], float(np.median(videos)))
 

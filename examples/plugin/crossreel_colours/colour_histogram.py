@@ -1,4 +1,4 @@
-"""How much of each colour the frames of a video have."""
+"""Colour histograms of the frames of a video."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.store.fields import Field
 
 
 class ColourHistogramParams(Params):
-    """How fine the histogram is."""
+    """The number of bins of the histogram."""
 
-    bins: int = Setting(8, ge=2, le=256)  # of each of the three channels
+    bins: int = Setting(8, ge=2, le=256)  # bins of each of the three channels
 
 
 class ColourHistogram(FrameExtractor[ColourHistogramParams]):
@@ -33,5 +33,5 @@ class ColourHistogram(FrameExtractor[ColourHistogramParams]):
         return np.stack(counts) / (frames.shape[1] * frames.shape[2])
 
     def encode(self, prepared: Array) -> dict[str, Array]:
-        """One row a frame."""
+        """One row for each frame."""
         return {"frame": prepared.astype(np.float32)}

@@ -15,6 +15,6 @@ class TwoTowersConfig(VideoMethodConfig):
 
     video_features: Annotated[str, PACKS] = "colour_histogram"
 
-    width: int = Field(64, ge=1)  # of the space that both sides are mapped to
+    width: int = Field(64, ge=1)  # size of the space that both sides are mapped to
     temperature: float = Field(0.07, gt=0)
     lr: float = Field(1e-3, gt=0)

@@ -1,4 +1,4 @@
-"""What two towers declare to crossreel. Importing it imports no torch."""
+"""Declaration of the method two_towers. Importing it imports no torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What other programs read of an experiment: results, model cards, tables. A format a file."""
+"""Exports of an experiment for other programs: results, model cards, tables; one module for each format."""

@@ -26,7 +26,7 @@ ABOUT = b"crossreel"  # the key of the schema's metadata under which a table say
 
 
 def export_features(project: Project, stage: str, target: Path) -> tuple[Path, int]:
-    """Write FOLDER/STAGE.parquet: a row an item or caption, `id`, `digest`, and its rows of each output.
+    """Write FOLDER/STAGE.parquet: one row for each item or caption with `id`, `digest`, and its rows of each output.
 
     An output (T, D) is a list of T lists of the fixed length D, in the type it is stored in; further axes are further
     fixed lists. Raises UserError where some are still to be made; those that failed are left out.
@@ -51,7 +51,7 @@ def export_features(project: Project, stage: str, target: Path) -> tuple[Path, i
 def _feature_groups(
     kept: Mapping[str, str], reader: FeatureReader, fields: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Columns of as many items as fill a row group."""
+    """Yield columns of the items of each row group."""
     ids: list[str] = []
     held: dict[str, list[Array]] = {name: [] for name in fields}
     size = 0
@@ -75,7 +75,7 @@ def _feature_columns(
 
 
 def _nested(arrays: Sequence[Array]) -> Any:
-    """Arrays (T_i, D, ...) as one column: lists of T_i fixed lists, nothing copied but their rows end to end."""
+    """Arrays (T_i, D, ...) as one column: lists of T_i fixed lists, from one concatenated copy of the rows."""
     pa, _ = _arrow()
     column = pa.array(np.concatenate([array.reshape(-1) for array in arrays]))
     for width in reversed(arrays[0].shape[1:]):
@@ -85,7 +85,7 @@ def _nested(arrays: Sequence[Array]) -> Any:
 
 
 def export_scores(one: MethodResults, path: Path) -> int:
-    """Write the first places of each caption of an evaluated split, a row a place; returns how many rows.
+    """Write the first results of each caption of an evaluated split, one row each; return the number of rows.
 
     query_id and item_id are ids of the corpus, query and item digests; `rank` counts from 1, equal scores in gallery
     order; `right` says whether the item is right for the caption. Scores of other pairs are not stored.
@@ -100,7 +100,7 @@ def export_scores(one: MethodResults, path: Path) -> int:
 
 
 def _score_groups(one: MethodResults) -> Iterator[dict[str, Any]]:
-    """Columns of so many captions, place after place."""
+    """Columns of the results of a group of captions, one place after another."""
     pa, _ = _arrow()
     queries, ranking = one.evaluated.queries, one.evaluated.ranking
     items, scores = ranking.top_items, ranking.top_scores
@@ -132,7 +132,7 @@ def _each(values: Sequence[str], times: int) -> list[str]:
 
 
 def _write(path: Path, groups: Iterator[dict[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write a table, aside and then renamed; the schema is that of the first group, its metadata say what it is."""
+    """Write a table under a temporary name and rename it; the first group defines the schema, which holds `about`."""
     pa, parquet = _arrow()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
@@ -149,7 +149,7 @@ def _write(path: Path, groups: Iterator[dict[str, Any]], about: Mapping[str, Any
 
 
 def _arrow() -> tuple[Any, Any]:
-    """pyarrow and its Parquet. Raises UserError where it is not installed."""
+    """The modules pyarrow and pyarrow.parquet. Raises UserError if they are not installed."""
     try:
         import pyarrow
         from pyarrow import parquet

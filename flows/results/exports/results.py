@@ -1,4 +1,4 @@
-"""Figures of an evaluation as MTEB writes its results: one JSON file a method and direction.
+"""Metrics of an evaluation in MTEB's result format: one JSON file for each method and direction.
 
 The form is that of `mteb.TaskResult` as mteb 2.26 writes it to disk: dataset_revision, task_name, mteb_version, scores
 (a list of subsets by split, each with main_score, hf_subset, languages and the metrics), evaluation_time, date. The
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from flows.results.method_results import MethodResults
 from pipeline.store.store import write_json
 
-CUTOFFS = (1, 3, 5, 10, 20, 100, 1000)  # those of mteb's retrieval tasks
+CUTOFFS = (1, 3, 5, 10, 20, 100, 1000)  # cutoffs of mteb's retrieval tasks
 SUBSET = "default"
 UNDETERMINED = (
     "und-Zyyy"  # ISO 639-3 and 15924 for an unknown language; mteb counts no subset without a language
@@ -39,14 +39,14 @@ Ranks = NDArray[np.float64]
 
 @dataclass
 class Written:
-    """The files, and by file what could not be computed, with the reason."""
+    """The files, and file -> the reason of what could not be computed."""
 
     files: list[Path] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
 def export_mteb(methods: Sequence[MethodResults], target: Path, languages: Sequence[str] = ()) -> Written:
-    """Write FOLDER/crossreel__METHOD/REVISION/TASK.json, as mteb lays out results.
+    """Write FOLDER/crossreel__METHOD/REVISION/TASK.json, the paths that mteb uses for results.
 
     The revision is the training's fingerprint, the task the corpus and the direction: no task of mteb's own, whose
     samples of public sets are others. `languages` are those of the captions, as eng-Latn; the corpus does not tell.
@@ -65,7 +65,7 @@ def export_mteb(methods: Sequence[MethodResults], target: Path, languages: Seque
 
 
 def task_name(one: MethodResults, direction: str) -> str:
-    """The corpus and the direction, in letters that file names and mteb's task names have: `activitynet-T2V`."""
+    """The task of a corpus and direction in characters that mteb's names allow: `activitynet-T2V`."""
     name = re.sub(r"[^\w-]+", "-", one.project.contents.corpus.path.stem)
     return f"{name}-{direction.upper()}"
 

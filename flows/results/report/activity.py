@@ -1,4 +1,4 @@
-"""What a run did: stages that ran or were cached, what failed and why, with which settings."""
+"""The report's account of a run: stages that ran or were cached, failures with their reasons, and settings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 from flows.results.report.wording import counted, duration, plain
 from pipeline.corpus.manifest import SPLITS
 
-MOST_FAILURES = (
-    2000  # a row is up to 500 bytes; a corpus that fails as a whole must not make a page of 100 MB
-)
-MOST_REASON = 400  # characters
+# Limit on the table of failures: a row has up to 500 bytes, and a corpus that fails as a whole would make 100 MB.
+MOST_FAILURES = 2000
+MOST_REASON = 400  # characters of a reason
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage as the table of stages tells it."""
+    """One row of the table of stages."""
 
     name: str
-    state: str  # ran, cached, or empty where there was nothing to do
+    state: str  # "ran", "cached", or "" if it had no units
     total: int
     ran: int
     cached: int
@@ -34,7 +33,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that a stage could not process."""
+    """An item, caption or medium that a stage could not process."""
 
     stage: str
     name: str
@@ -43,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a method that are not those published: name, value here, published value."""
+    """The settings of a method that differ from the published ones: name, value here, published value."""
 
     method: str
     differences: tuple[tuple[str, str, str], ...]
@@ -64,7 +63,7 @@ def stage_rows(reports: list[Mapping[str, Any]]) -> list[StageRow]:
 
 
 def failures(inputs: Mapping[str, Any]) -> list[Failure]:
-    """Media that cannot be read, then what each stage could not process."""
+    """Unreadable media, then the failures of each stage."""
     rows = [("corpus", name, reason) for name, reason in inputs["corpus"]["unreadable"].items()]
     for report in inputs["stages"]:
         rows += [(report["stage"], failed["name"], failed["reason"]) for failed in report["failures"]]
@@ -86,7 +85,7 @@ def splits(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
 def settings(
     tree: Mapping[str, Mapping[str, Any]], reports: list[Mapping[str, Any]]
 ) -> dict[str, list[tuple[str, str]]]:
-    """The settings by stage in the order of the run, tables within by dotted names; stages alike stand together."""
+    """Settings (dotted name, value) by stage in the order of the run; stages with equal settings share an entry."""
     shared: dict[str, list[str]] = {}
     for stage in dict.fromkeys([*(report["stage"] for report in reports), *tree]):
         if tree.get(stage):
@@ -98,7 +97,7 @@ def settings(
 
 
 def recipes(methods: Sequence[Mapping[str, Any]]) -> list[Recipe]:
-    """How each method is trained otherwise than published; of evaluations whose brief does not say it, nothing."""
+    """The recipe of each method; methods whose evaluation does not record the differences are left out."""
     return [
         Recipe(
             entry["method"],

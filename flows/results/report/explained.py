@@ -98,7 +98,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that is drawn of one result, and a sentence that describes it."""
+    """The drawing of one result, and a sentence that describes it."""
 
     sentence: str
     timeline: Timeline | None = None

@@ -162,7 +162,7 @@ class _QueryWriter:
             int(position): (place, f"{scores[place - 1]:.3f}")
             for place, position in enumerate(ranking.top_items[q], start=1)
         }
-        best = int(ranking.right[q])
+        best = int(ranking.best_positives[q])
         shown = list(dict.fromkeys([*list(places)[:PLACES], best]))
         results = tuple(
             self._result(

@@ -23,7 +23,7 @@ PAPER = 229  # grey of the background, and what far points fade to
 LOW, HIGH = (
     np.array([46, 80, 150.0]),
     np.array([245, 175, 60.0]),
-)  # by height, if a cloud has no colours
+)  # colours by height, for a cloud without colours
 
 Points = NDArray[np.floating]
 Picture = NDArray[np.uint8]

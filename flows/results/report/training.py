@@ -1,4 +1,4 @@
-"""Training curves as small pictures, one a quantity: any number of loss terms stays readable."""
+"""Training curves as small pictures, one for each quantity, so that any number of loss terms stays readable."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from flows.results.report.wording import counted, duration
 from trainers.loop.trained import Epoch, TrainedFolder
 
-WIDTH, HEIGHT = 280, 132  # of a panel, in its own units
+WIDTH, HEIGHT = 280, 132  # size of a panel, in units of its picture
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 22  # margins for the labels
-MOST_POINTS = 240  # more than a panel can show
-MOST_ROWS = 200  # of the table of numbers
+MOST_POINTS = 240  # largest number of points of a curve; a panel is narrower than 240 pixels
+MOST_ROWS = 200  # largest number of rows in the table of numbers
 
 Series = list[tuple[int, float]]
-"""Epochs, from 1, with the value of each."""
+"""(epoch, value) of one quantity; epochs count from 1."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """A text beside an axis, at a place along it."""
+    """A text beside an axis, and its position along the axis."""
 
     at: float
     text: str
@@ -28,30 +28,30 @@ class Label:
 
 @dataclass(frozen=True)
 class Panel:
-    """One curve, in units of its picture: a polyline, the best epoch, labels, and all of it in a sentence."""
+    """One curve in units of its picture: polyline, labels, the point of the best epoch, and a summary sentence."""
 
     title: str
     points: str
     x_labels: tuple[Label, ...]
     y_labels: tuple[Label, ...]
-    best: tuple[float, float] | None  # where the curve is at the best epoch
+    best: tuple[float, float] | None  # point of the curve at the best epoch
     summary: str
 
 
 @dataclass(frozen=True)
 class Training:
-    """The training of one method."""
+    """The section of the report on the training of one method."""
 
     method: str
     sentence: str
     panels: tuple[Panel, ...]
-    columns: tuple[str, ...]  # of the table of numbers, epoch first
+    columns: tuple[str, ...]  # headers of the table of numbers, epoch first
     rows: tuple[tuple[str, ...], ...]
     best_epoch: int
 
 
 def read_training(method: str, folder: TrainedFolder) -> Training:
-    """The curves that a training left in its folder, validation first; none of a training of no epochs."""
+    """The curves from the folder of a training, validation first; no curves if it had no epochs."""
     history, best = folder.history, folder.summary.best_epoch
     series = _series(history)
     columns = ("epoch", *series)
@@ -65,7 +65,7 @@ def read_training(method: str, folder: TrainedFolder) -> Training:
 
 
 def _series(history: Sequence[Epoch]) -> dict[str, Series]:
-    """Every quantity by epoch; a term that not all epochs have is there for those that do."""
+    """The series of every quantity; a loss term may be missing in some epochs."""
     out: dict[str, Series] = {}
     for row in history:
         named = {f"validation {name}": value for name, value in row.validation.items()}
@@ -90,7 +90,7 @@ def _sentence(folder: TrainedFolder) -> str:
 
 
 def panel(title: str, series: Series, best_epoch: int) -> Panel:
-    """The picture of one quantity by epoch; values that are not finite leave no point."""
+    """The picture of one quantity by epoch; a value that is not finite has no point."""
     values = {epoch: value for epoch, value in series if math.isfinite(value)}
     epochs = [epoch for epoch, _ in series]
     low, high = (min(values.values()), max(values.values())) if values else (0.0, 1.0)
@@ -127,13 +127,13 @@ def _in_words(title: str, values: Mapping[int, float], best_epoch: int) -> str:
 
 
 def _thinned(epochs: Sequence[int], most: int, keep: int) -> list[int]:
-    """At most about so many epochs, evenly spaced, with the first, the last and the one to keep."""
+    """Evenly spaced epochs, about `most` of them, including the first, the last and `keep`."""
     step = max(1, -(-len(epochs) // most))
     return [e for n, e in enumerate(epochs) if n % step == 0 or n == len(epochs) - 1 or e == keep]
 
 
 def _number(value: float) -> str:
-    """Two to four digits, short enough to stand beside an axis."""
+    """A value with two to four digits, short enough for a label."""
     if value and (abs(value) < 1e-2 or abs(value) >= 1e5):
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits}e{int(exponent)}"

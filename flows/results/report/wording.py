@@ -1,21 +1,21 @@
-"""How reports and tables say numbers, times, places and what is ranked; knows no section."""
+"""Words of reports and tables for numbers, times, places and ranked items; independent of their sections."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-NOUNS = {"video": "video", "pointcloud": "cloud"}  # what is ranked, by the kind of the corpus
+NOUNS = {"video": "video", "pointcloud": "cloud"}  # kind of the corpus -> noun for an item
 
 
 def titles(kind: str) -> dict[str, str]:
-    """What a table calls each direction, for instance "Text to cloud"."""
+    """The title of a direction in tables, for instance "Text to cloud"."""
     noun = NOUNS[kind]
     return {"t2v": f"Text to {noun}", "v2t": f"{noun.capitalize()} to text", "both": "Both directions"}
 
 
 def member(kind: str) -> str:
-    """What one of those that are ranked is called: an item, or a cloud."""
+    """The noun for one ranked item: "item" or "cloud"."""
     return "cloud" if kind == "pointcloud" else "item"
 
 

@@ -1,8 +1,8 @@
-// What is shown, as the address says it: so that the back button, a bookmark and a link all work.
+// The state of the page in its address, so that the back button, a bookmark and a link all work.
 
 const NAMES = ["q", "method", "split", "with", "top", "item", "in"];
 
-/** The state that the address names; a name that is not there is "". */
+/** The state in the address; a missing parameter is "". */
 export function read() {
   const parameters = new URLSearchParams(location.search);
   return Object.fromEntries(NAMES.map((name) => [name, parameters.get(name) ?? ""]));
@@ -15,7 +15,7 @@ export function of(state) {
   return query ? `?${query}` : "/";
 }
 
-/** Go to a state; the one before stays behind the back button unless `replace`. */
+/** Go to a state; the back button returns to the previous one, unless `replace` is true. */
 export function go(state, { replace = false, opened = false } = {}) {
   history[replace ? "replaceState" : "pushState"]({ opened }, "", of(state));
 }

@@ -1,4 +1,4 @@
-// Questions to the server. Every error is one sentence.
+// Requests to the server. Every error is one sentence.
 
 const items = new Map();
 
@@ -25,7 +25,7 @@ export const search = (q, method, split, top, signal) =>
 export const explain = (q, method, split, key, signal) =>
   json(`/api/explain?${new URLSearchParams({ q, method, split, key })}`, signal);
 
-/** An item with its pictures; fetched once. */
+/** An item with its pictures, fetched once and cached. */
 export function item(key) {
   if (!items.has(key)) {
     const answer = json(`/api/item/${key}`);

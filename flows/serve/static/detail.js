@@ -1,4 +1,4 @@
-// One result, large: played or turned, with what carried its match and its captions.
+// The dialog of one result: its video or cloud, the explanation of its match, and its captions.
 
 import { explain, item } from "./asking.js";
 import { byId, clock, html, score } from "./dom.js";
@@ -37,13 +37,13 @@ export async function show(hit, found) {
   }
 }
 
-/** Play or pause what is shown; whether it can be played. */
+/** Play or pause the video; returns whether there is one. */
 export function toggle() {
   shown?.toggle?.();
   return Boolean(shown?.toggle);
 }
 
-/** Close it, and end what it plays. */
+/** Close the dialog and its player. */
 export function hide() {
   end();
   if (dialog.open) dialog.close();

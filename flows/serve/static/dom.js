@@ -1,4 +1,4 @@
-// Elements made in one call. Text is only ever set as text, so nothing of a corpus can become markup.
+// Elements made in one call. Text is always set as text, so that text of a corpus cannot become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -17,7 +17,7 @@ export function html(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
 
-/** An SVG element, likewise. */
+/** An SVG element with attributes, listeners and children. */
 export function svg(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
@@ -27,7 +27,7 @@ export const byId = (id) => document.getElementById(id);
 /** "1 result", "12 results". */
 export const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-/** Seconds as a player says them: "0:07.5". */
+/** Seconds in the form of a player: "0:07.5". */
 export function clock(seconds) {
   const minutes = Math.floor(seconds / 60);
   const rest = (seconds - 60 * minutes).toFixed(1);
@@ -36,5 +36,5 @@ export function clock(seconds) {
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-/** A score with a minus sign that is one. */
+/** A score with a typographic minus sign. */
 export const score = (value) => value.toFixed(3).replace("-", "\u2212");

@@ -1,4 +1,4 @@
-// Draws what a method says of a match: known arrays as what they mean, any other as bars or a number.
+// Draws a method's explanation of a match: known arrays by their meaning, any other as bars or a number.
 
 import { clock, html, svg } from "./dom.js";
 
@@ -6,7 +6,7 @@ const WIDE = 600;
 const TALL = 120;
 const WORDS = /[\p{L}\p{N}]+|[^\s\p{L}\p{N}]/gu;
 
-/** `arrays`: by name, nested lists. Gives `{parts, at}`: elements, and what hears the seconds that a player shows. */
+/** `arrays`: nested lists by name. Returns `{parts, at}`: elements, and a function to call with the player's time in seconds. */
 export function draw(arrays, about) {
   if (!Object.keys(arrays).length) {
     return { parts: [html("p", {}, `${about.method} gives a score alone: it cannot say what carried it.`)] };
@@ -30,7 +30,7 @@ const number = (value) => (value === null ? "–" : Math.abs(value) >= 100 ? val
 const paragraph = (...parts) => html("p", {}, ...parts);
 const highest = (values) => values.reduce((best, value, place) => (value > values[best] ? place : best), 0);
 
-/** HLFormer: cosines over time; the best clip and the best frame make the score. */
+/** HLFormer: cosines over time; the score is the weighted sum of the best clip's and the best frame's. */
 function timeline(arrays, about) {
   const clips = arrays.clip_scores;
   const frames = arrays.frame_scores.slice(0, arrays.frame_count ?? undefined);
@@ -81,7 +81,7 @@ function increments(arrays, about) {
   return { parts, used: ["increment", "text", "frame_increments", "pool_weights", "real"] };
 }
 
-/** LEAN: attention to hyperedges, and the share of nodes in what is classified. */
+/** LEAN: attention to hyperedges, and the nodes' shares in the classified sum. */
 function hyperedges(arrays, about) {
   const triples = (arrays.words ?? []).map((spans) => spans.filter(([start, end]) => end > start).map(([start, end]) => [...about.query].slice(start, end).join("")));
   const named = triples.map((words) => words.join(" · ")).filter(Boolean);
@@ -100,7 +100,7 @@ function hyperedges(arrays, about) {
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-/** H2ARN: where the cloud stands to the caption's cone, and what each token weighs. */
+/** H2ARN: the cloud's angle to the caption's cone, and the weight of each token. */
 function cone(arrays, about) {
   const parts = [];
   if ("angle" in arrays) {
@@ -132,7 +132,7 @@ function coned(angle, aperture, inside) {
     svg("text", { x: x - 8, y: y + 4, "text-anchor": "end" }, "caption"));
 }
 
-/** NeighborRetr: how much of a hub the video is. */
+/** NeighborRetr: the hubness of the video. */
 function hub(arrays) {
   return {
     parts: [paragraph("The video's mean score with the captions in the memory bank of training is ", html("b", {}, number(arrays.centrality)), ". During training, this method gives less weight to videos that are close to many captions; the score itself does not use this value.")],
@@ -140,11 +140,11 @@ function hub(arrays) {
   };
 }
 
-/** A caption whose words are shaded by weight, where there is a token a word; bars otherwise. */
+/** A caption whose words are shaded by weight if every word is one token; bars otherwise. */
 function words(weights, query) {
   const found = query.match(WORDS) ?? [];
   const used = weights.findLastIndex((value) => value > 0) + 1;
-  if (used !== found.length + 2) { // words of several tokens, or padding that takes part
+  if (used !== found.length + 2) { // a word has several tokens, or padding has weights
     return titled(`What the ${used} tokens of the caption weigh: its begin, words, end and padding`, columns(weights.slice(0, used)));
   }
   const inner = weights.slice(1, -1).slice(0, found.length);
@@ -168,7 +168,7 @@ const titled = (title, picture) => html("figure", { class: "panel" }, html("figc
 
 const thinned = (values, most) => (values.length <= most ? values : Array.from({ length: most }, (_, place) => values[Math.floor((place * values.length) / most)]));
 
-/** Upright bars; those of `marked` places stand out. With the length of a video, a click shows that second. */
+/** Vertical bars; those at `marked` positions are highlighted. With the length of a video, a click seeks to that time. */
 function columns(values, about = {}, marked = new Set()) {
   const tall = 64;
   const high = Math.max(...values.map((value) => value ?? 0), 1e-9);
@@ -190,7 +190,7 @@ function columns(values, about = {}, marked = new Set()) {
   }, ...bars);
 }
 
-/** Lying bars with names. */
+/** Horizontal bars with names. */
 function rows(entries) {
   const high = Math.max(...entries.map(([, value]) => value), 1e-9);
   return html("dl", { class: "rows" }, ...entries.map(([name, value]) =>

@@ -1,4 +1,4 @@
-// The page: from an address to what is shown, and back.
+// The page: shows the state in the address, and changes the address.
 
 import * as address from "./address.js";
 import * as asking from "./asking.js";
@@ -27,7 +27,7 @@ function normal(target) {
   return { ...target, method: method.name, split, with: other?.name ?? "", top };
 }
 
-/** Show the state that the address names. */
+/** Show the state in the address. */
 async function render() {
   state = normal(address.read());
   fill();
@@ -84,7 +84,7 @@ function summary(found) {
   return `${text}, by ${first.method} and ${second.method}; ${both} of them in both.`;
 }
 
-/** Show the result that the address names, or none. */
+/** Show the result in the address, or none. */
 function opened() {
   const found = rankings.find((one) => one.method === (state.in || state.method)) ?? rankings[0];
   const hit = state.item && found?.hits.find((one) => one.key === state.item);
@@ -105,7 +105,7 @@ function open(target) {
   render();
 }
 
-/** Leave the opened result: back to where it was opened from, if it was opened here. */
+/** Close the opened result; go back if this page opened it. */
 function leave() {
   if (!state.item) return;
   if (history.state?.opened) history.back();
@@ -178,7 +178,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     field.focus();
     field.select();
-  } else if ((!typing || (event.target === field && event.key === "ArrowDown")) && results.moved(event, columns)) {
+  } else if ((!typing || (event.target === field && event.key === "ArrowDown")) && results.moveFocus(event, columns)) {
     event.preventDefault();
   }
 });
@@ -204,7 +204,7 @@ function missing(methods) {
   place.append(html("summary", {}, `${counted(methods.length, "method")} cannot be searched yet`), ...ways);
 }
 
-/** A sentence with what stands in backquotes as code. */
+/** A sentence in which text between backquotes becomes code. */
 const coded = (text) => text.split("`").map((part, place) => (place % 2 ? html("code", {}, part) : part));
 
 async function begin() {

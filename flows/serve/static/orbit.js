@@ -1,32 +1,32 @@
-// A point cloud that can be turned. three.js is loaded when the first one is opened.
+// Viewer of a point cloud that the user can rotate. three.js is loaded when the first cloud is opened.
 
 import { points } from "./asking.js";
 import { calm, html } from "./dom.js";
 
-const STEP = Math.PI / 18; // of one press of an arrow key
-const FIELD = 36; // degrees
-const FAR = 3.4; // of the eye, in radii of the cloud: all of it is seen from every side
-const ROUND = "if (length(gl_PointCoord - 0.5) > 0.5) discard;";
-const HELP = "Drag to turn, pinch or wheel to come closer; arrow keys turn, + and − come closer and go away.";
+const STEP = Math.PI / 18; // rotation for one press of an arrow key
+const FIELD = 36; // field of view, degrees
+const FAR = 3.4; // distance of the camera, in radii of the cloud: all of it is visible from every side
+const ROUND = "if (length(gl_PointCoord - 0.5) > 0.5) discard;"; // draws points as discs instead of squares
+const HELP = "Drag to rotate, pinch or scroll to zoom; arrow keys rotate, + and − zoom.";
 
-/** Put a viewer into `stage`; gives back `{close}`. */
-export function orbit(stage, found) {
+/** Put a viewer of `item` into `stage`; returns `{close}`. */
+export function orbit(stage, item) {
   const ended = new AbortController();
-  const canvas = html("canvas", { tabindex: 0, role: "img", "aria-label": `The point cloud ${found.item}. ${HELP}` });
-  const word = html("p", { class: "soft", role: "status" }, "Loading the point cloud …");
-  stage.replaceChildren(canvas, word);
+  const canvas = html("canvas", { tabindex: 0, role: "img", "aria-label": `The point cloud ${item.item}. ${HELP}` });
+  const status = html("p", { class: "soft", role: "status" }, "Loading the point cloud …");
+  stage.replaceChildren(canvas, status);
   let viewer = null;
-  Promise.all([points(found.key, ended.signal), import("/static/vendor/three/three.module.min.js")])
+  Promise.all([points(item.key, ended.signal), import("/static/vendor/three/three.module.min.js")])
     .then(([cloud, three]) => {
       if (ended.signal.aborted) return;
       viewer = new Viewer(three, canvas, cloud);
-      word.textContent = `${cloud.count.toLocaleString("en")} points. ${HELP}`;
+      status.textContent = `${cloud.count.toLocaleString("en")} points. ${HELP}`;
     })
     .catch((error) => {
       if (error.name === "AbortError") return;
       canvas.remove();
-      word.textContent = error.message.includes("WebGL") ? "This browser has no WebGL; these are views of it:" : error.message;
-      stage.append(...found.pictures.map((p) => html("img", { src: p.source, width: p.width, height: p.height, alt: `seen from ${p.at} degrees` })));
+      status.textContent = error.message.includes("WebGL") ? "This browser has no WebGL; these pictures show the cloud:" : error.message;
+      stage.append(...item.pictures.map((p) => html("img", { src: p.source, width: p.width, height: p.height, alt: `seen from ${p.at} degrees` })));
     });
   return {
     close() {
@@ -40,10 +40,10 @@ class Viewer {
   constructor(three, canvas, cloud) {
     this.canvas = canvas;
     this.renderer = new three.WebGLRenderer({ canvas, antialias: true, alpha: true });
-    this.renderer.outputColorSpace = "srgb-linear"; // colours come as the file has them and are shown so
+    this.renderer.outputColorSpace = "srgb-linear"; // shows the file's colours unchanged
     this.scene = new three.Scene();
-    this.scene.fog = new three.Fog(getComputedStyle(canvas).backgroundColor, FAR - 1.2, FAR + 3.7); // shows what is behind
-    this.scene.fog.color.convertLinearToSRGB(); // as the page has it, like the colours of the points
+    this.scene.fog = new three.Fog(getComputedStyle(canvas).backgroundColor, FAR - 1.2, FAR + 3.7); // fades points at the back
+    this.scene.fog.color.convertLinearToSRGB(); // the page's colour, unchanged like the colours of the points
     this.camera = new three.PerspectiveCamera(FIELD, 1, 0.01, 100);
     this.camera.up.set(0, 0, 1);
     this.camera.position.set(0.72 * FAR, 0.54 * FAR, 0.43 * FAR);
@@ -94,11 +94,11 @@ class Viewer {
     this.cloud.geometry.dispose();
     this.cloud.material.dispose();
     this.renderer.dispose();
-    this.renderer.forceContextLoss(); // a browser allows few at once
+    this.renderer.forceContextLoss(); // a browser allows only a few WebGL contexts at once
   }
 }
 
-/** The cloud about the origin, within a ball of radius 1; dots as large as their number lets them be. */
+/** The cloud scaled into a ball of radius 1 around the origin; points are smaller the more there are. */
 function drawn(three, cloud) {
   const { positions, colours, count } = cloud;
   const low = [Infinity, Infinity, Infinity];

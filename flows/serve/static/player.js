@@ -4,7 +4,7 @@ import { clock, html } from "./dom.js";
 
 const LEAD_SECONDS = 0.3; // before the moment, so that it is not cut
 
-/** Put a player into `stage`. Gives back `{seek, toggle, onTime, close}`; playing needs no further click where a click opened it. */
+/** Put a player into `stage`; returns `{seek, toggle, onTime, close}`. It starts to play if the browser allows that, as it does after a click. */
 export function player(stage, found, moment) {
   const video = html("video", { controls: true, playsinline: true, preload: "metadata", loop: !moment, src: `/media/${found.key}`, tabindex: 0 });
   video.muted = true; // what the store keeps has no sound, and a muted player may start by itself

@@ -1,4 +1,4 @@
-// The rankings: one column a method, a card a result.
+// The rankings: one column for each method, one card for each result.
 
 import * as address from "./address.js";
 import { html, score } from "./dom.js";
@@ -6,28 +6,28 @@ import { strip } from "./strip.js";
 
 const SKELETONS = 6;
 
-/** A column that waits. */
+/** A column of placeholders, shown while a search runs. */
 export function waiting(method) {
   const cards = Array.from({ length: SKELETONS }, () => html("li", { class: "card waiting", "aria-hidden": "true" }));
   return html("section", { class: "column", "aria-busy": "true" }, html("h2", {}, method), html("ol", { class: "results" }, ...cards));
 }
 
-/** A column that failed, in a sentence. */
+/** A column with the reason of a failed search, and a button that calls `again`. */
 export function failed(method, sentence, again) {
   return html("section", { class: "column" }, html("h2", {}, method),
     html("div", { class: "warn", role: "alert" }, html("p", {}, sentence), html("button", { type: "button", onclick: again }, "Try again")));
 }
 
-/** A column of hits. `other`: the method beside it and its hits, null where there is none. */
-export function column(found, other, state, open) {
+/** A column of hits. `ranking` has the method and its hits; `other` is the ranking beside it, or null. */
+export function column(ranking, other, state, open) {
   const places = other && new Map(other.hits.map((hit) => [hit.key, hit.place]));
-  const cards = found.hits.map((hit) => card(hit, found, state, open, places && mark(hit, places, other)));
-  return html("section", { class: "column", "data-method": found.method },
-    html("h2", {}, found.method), html("ol", { class: "results" }, ...cards));
+  const cards = ranking.hits.map((hit) => card(hit, ranking, state, open, places && mark(hit, places, other)));
+  return html("section", { class: "column", "data-method": ranking.method },
+    html("h2", {}, ranking.method), html("ol", { class: "results" }, ...cards));
 }
 
-function card(hit, found, state, open, difference) {
-  const target = { ...state, item: hit.key, in: found.method };
+function card(hit, ranking, state, open, difference) {
+  const target = { ...state, item: hit.key, in: ranking.method };
   const link = html("a", {
     class: `card${hit.right ? " right" : ""}`, href: address.of(target), "data-key": hit.key,
     onclick: (event) => {
@@ -44,18 +44,19 @@ function card(hit, found, state, open, difference) {
     html("span", { class: "score" }, html("span", { class: "hidden" }, "score "), score(hit.score))),
   strip(hit),
   html("span", { class: "caption" }, hit.captions[0] ?? ""));
-  link.addEventListener("pointerenter", () => twins(hit.key, true));
-  link.addEventListener("pointerleave", () => twins(hit.key, false));
-  link.addEventListener("focus", () => twins(hit.key, true));
-  link.addEventListener("blur", () => twins(hit.key, false));
+  link.addEventListener("pointerenter", () => markTwins(hit.key, true));
+  link.addEventListener("pointerleave", () => markTwins(hit.key, false));
+  link.addEventListener("focus", () => markTwins(hit.key, true));
+  link.addEventListener("blur", () => markTwins(hit.key, false));
   return html("li", {}, link);
 }
 
-function twins(key, on) {
+/** Highlight the cards of an item in both columns. */
+function markTwins(key, on) {
   for (const node of document.querySelectorAll(`.card[data-key="${CSS.escape(key)}"]`)) node.classList.toggle("twin", on);
 }
 
-/** How the place of a hit differs from that in the other ranking. */
+/** A mark with the difference between a hit's places in the two rankings. */
 function mark(hit, places, other) {
   const there = places.get(hit.key);
   if (there === undefined) {
@@ -70,8 +71,8 @@ function mark(hit, places, other) {
 const difference = (kind, short, long) =>
   html("span", { class: `difference ${kind}`, title: long }, html("span", { "aria-hidden": "true" }, short), html("span", { class: "hidden" }, long));
 
-/** Move the focus among the cards by keys; whether the key was one of ours. */
-export function moved(event, columns) {
+/** Move the focus among the cards by arrow keys, Home and End; returns whether the key was one of these. */
+export function moveFocus(event, columns) {
   const current = document.activeElement?.closest?.("a.card");
   const lists = [...columns.querySelectorAll(".column")].map((one) => [...one.querySelectorAll("a.card")]).filter((list) => list.length);
   if (!lists.length) return false;
@@ -94,7 +95,7 @@ export function moved(event, columns) {
   return true;
 }
 
-/** How many cards stand in the first row. */
+/** Number of cards in the first row. */
 function perRow(list) {
   const top = list[0].getBoundingClientRect().top;
   const second = list.findIndex((card) => card.getBoundingClientRect().top > top + 1);

@@ -1,4 +1,4 @@
-// The pictures of an item and where its best moment lies; fetched when they come into sight.
+// The pictures of an item and its best moment on a timeline, fetched when they become visible.
 
 import { item } from "./asking.js";
 import { html, svg } from "./dom.js";
@@ -11,7 +11,7 @@ const seen = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "300px" });
 
-/** A strip of a hit, empty until it is seen. */
+/** The strip of a hit, empty until it becomes visible. */
 export function strip(hit) {
   const place = html("div", { class: "strip waiting" }, ...Array.from({ length: 4 }, () => html("span")));
   const around = html("div", { class: "pictures" }, place);

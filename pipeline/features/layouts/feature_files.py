@@ -229,7 +229,7 @@ def _one_an_item(
                 return chosen(stack).read()
 
         try:
-            with ExitStack() as stack:  # so many files are not kept open
+            with ExitStack() as stack:  # closed at once: thousands of files cannot stay open
                 head = chosen(stack)
             entries[name] = Entry(head.shape, head.dtype, read)
         except ItemError as error:
@@ -316,7 +316,7 @@ def _open_npz(path: Path, stack: ExitStack) -> dict[str, Entry]:
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("one array, not an archive of arrays")
     stack.enter_context(archive)
-    assert archive.zip is not None  # it is open
+    assert archive.zip is not None  # the archive is open here
     entries = {}
     for key in archive.files:
         member = key if key in archive.zip.NameToInfo else f"{key}.npy"
@@ -349,7 +349,7 @@ def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
     file = stack.enter_context(safe_open(path, framework="numpy"))
     kinds = {"F16": np.float16, "F64": np.float64}
     entries = {}
-    for key in file.keys():  # noqa: SIM118  # it is no mapping
+    for key in file.keys():  # noqa: SIM118  # h5py's file is no mapping
         part = file.get_slice(key)
         dtype = np.dtype(kinds.get(part.get_dtype(), np.float32))
         entries[key] = Entry(tuple(part.get_shape()), dtype, partial(file.get_tensor, key))

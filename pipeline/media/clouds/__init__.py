@@ -1,1 +1,1 @@
-"""Point clouds: files of many kinds to coordinates and colours, and which points are taken."""
+"""Point clouds: readers of files in many formats, and sampling of points."""

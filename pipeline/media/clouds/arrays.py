@@ -13,10 +13,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.media.clouds.cloud import LARGEST_BYTES, Cloud, Columns, Refused, finite, of_table
+from pipeline.media.clouds.cloud import LARGEST_BYTES, Cloud, Columns, Refused, finite, from_table
 
-COORDINATES = ("xyz", "points", "coords", "coord", "pos", "arr_0", "data")  # the first that is there counts
-UNREADABLE = (  # what a damaged header, which is a Python literal, makes numpy raise
+COORDINATES = ("xyz", "points", "coords", "coord", "pos", "arr_0", "data")  # the first name present is used
+UNREADABLE = (  # exceptions that numpy raises for a damaged header, which is a Python literal
     ValueError, EOFError, TypeError, SyntaxError, OverflowError, TokenError, RecursionError, MemoryError,
 )  # fmt: skip
 COLOURS = ("rgb", "colors", "colours", "color", "colour")
@@ -24,7 +24,7 @@ COLOURS = ("rgb", "colors", "colours", "color", "colour")
 
 def read_npy(data: bytes, columns: Columns | None) -> Cloud:
     """The cloud of an array (N, columns). Raises Refused; nothing is unpickled."""
-    return of_table(_table(_array(data), "its array"), columns)
+    return from_table(_table(_array(data), "its array"), columns)
 
 
 def read_npz(data: bytes, columns: Columns | None) -> Cloud:
@@ -40,7 +40,7 @@ def read_npz(data: bytes, columns: Columns | None) -> Cloud:
                 )
             table = _table(_member(archive, points), points)
             if colours is None or table.shape[1] > 3:
-                return of_table(table, columns)
+                return from_table(table, columns)
             rgb = _table(_member(archive, colours), colours)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise Refused(f"it is no .npz file that can be read ({error})") from None
@@ -60,7 +60,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
 
 
 def _array(data: bytes) -> NDArray[Any]:
-    """The array of a .npy file, whose header is read first, so that it cannot ask for more than is there."""
+    """The array of a .npy file. Raises Refused before memory is allocated for more values than the file holds."""
     try:
         file = io.BytesIO(data)
         version = npy.read_magic(file)

@@ -1,7 +1,6 @@
-"""Meshes (.off, .obj, .stl, .glb, .ply with faces) as clouds: points drawn from their faces, uniformly by area.
+"""Meshes (.off, .obj, .stl, .glb, .ply with faces) as clouds: points sampled from their faces, uniformly by area.
 
-trimesh reads them, from bytes that are in memory already and without a resolver of names: nothing that a
-file refers to is ever opened.
+trimesh parses them from bytes in memory, without a resolver of file names, so that no file a mesh refers to is opened.
 """
 
 from __future__ import annotations
@@ -24,28 +23,28 @@ UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
     RuntimeError, TypeError, ValueError, ImportError, StopIteration, SyntaxError, struct.error,
 )  # fmt: skip
-"""What trimesh raises for files that are damaged in one way or another: nearly everything."""
+"""Exceptions that trimesh raises for damaged files: nearly all that Python has."""
 
 
 def read_mesh(data: bytes, suffix: str, count: int, seed: int, coloured: bool | None) -> Cloud:
-    """`count` points of a mesh, drawn with a seed; the vertices as they are where it has no faces.
+    """`count` points sampled from the faces of a mesh with a seed, or the vertices if it has no faces.
 
-    Colours, if it has any (of vertices, faces or, in a .glb, a picture), are 0 to 255 whatever the file
-    has. Raises Refused.
+    Colours, if the mesh has any (of vertices, of faces or, in a .glb, a texture), range from 0 to 255 whatever the
+    scale in the file. `coloured`: required (True), left out (False), or read if present (None). Raises Refused.
     """
-    said = _without_references(data, suffix)
-    points, faces, rgb = _drawn(data, suffix, count, seed, coloured is not False)
+    remarks = _reference_remarks(data, suffix)
+    points, faces, rgb = _sample(data, suffix, count, seed, coloured is not False)
     if coloured and rgb is None:
         raise Refused("it has no colours")
     if faces:
-        said.append(f"{len(points)} points were drawn from {faces} faces")
-    return finite(points if rgb is None else np.concatenate([points, rgb], axis=1), said)
+        remarks.append(f"{len(points)} points were drawn from {faces} faces")
+    return finite(points if rgb is None else np.concatenate([points, rgb], axis=1), remarks)
 
 
-def _drawn(
+def _sample(
     data: bytes, suffix: str, count: int, seed: int, coloured: bool
 ) -> tuple[Doubles, int, Doubles | None]:
-    """Points (count, 3), how many faces there are, and colours (count, 3) or None. Raises Refused."""
+    """Points (count, 3), the number of faces, and colours (count, 3) or None. Raises Refused."""
     import trimesh
 
     try:
@@ -61,8 +60,8 @@ def _drawn(
         points, chosen, weights = trimesh.sample.sample_surface(
             mesh, count, _areas(mesh), return_barycentric=True, seed=seed
         )
-        pictured = suffix == ".glb" and b"baseColorTexture" in data
-        rgb = _colours(mesh, chosen, weights, pictured) if coloured else None
+        textured = suffix == ".glb" and b"baseColorTexture" in data
+        rgb = _colours(mesh, chosen, weights, textured) if coloured else None
         return np.asarray(points, np.float64), len(mesh.faces), rgb
     except UNREADABLE as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
@@ -70,7 +69,7 @@ def _drawn(
 
 
 def _areas(mesh: Trimesh) -> Doubles:
-    """The area of every face; 0 of one with a corner that is not finite. Raises Refused without any."""
+    """Area of every face (F,), 0 for a face with a corner that is not finite. Raises Refused if all areas are 0."""
     if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
         raise Refused("a face has a corner that is none of its vertices")
     areas = np.nan_to_num(np.asarray(mesh.area_faces, np.float64), nan=0.0, posinf=0.0)
@@ -80,7 +79,7 @@ def _areas(mesh: Trimesh) -> Doubles:
 
 
 def _vertices(parts: list[Any], coloured: bool) -> tuple[Doubles, int, Doubles | None]:
-    """The vertices of what has no faces, with their colours if all have some."""
+    """Vertices (V, 3) of a scene without faces, 0 faces, and colours (V, 3) if every vertex has one."""
     points = [np.asarray(part.vertices, np.float64) for part in parts if len(getattr(part, "vertices", ()))]
     if not points:
         raise Refused("it holds neither faces nor points that can be read")
@@ -92,37 +91,37 @@ def _vertices(parts: list[Any], coloured: bool) -> tuple[Doubles, int, Doubles |
     return whole, 0, rgb if rgb is not None and len(rgb) == len(whole) else None
 
 
-def _colours(mesh: Trimesh, chosen: NDArray[np.int64], weights: Doubles, pictured: bool) -> Doubles | None:
-    """Colours (count, 3) from 0 to 255 of points on faces, by their weights (count, 3) of the corners.
+def _colours(mesh: Trimesh, chosen: NDArray[np.int64], weights: Doubles, textured: bool) -> Doubles | None:
+    """Colours (count, 3) from 0 to 255 of points on the faces `chosen`, by barycentric weights (count, 3).
 
-    Raises Refused where a picture should give them and none is there: trimesh leaves out what it cannot open.
+    Raises Refused if a texture defines the colours and cannot be read: trimesh silently drops such a texture.
     """
     visual: Any = mesh.visual
 
-    def between(values: Any) -> Doubles:
-        """What points have of values (V, D) of the vertices."""
+    def interpolated(values: Any) -> Doubles:
+        """Values (count, D) at the points, from values (V, D) at the vertices."""
         corners = np.asarray(values, np.float64)[mesh.faces[chosen]]  # (count, 3, D)
         return np.einsum("nc,ncd->nd", weights, corners)
 
     if visual.kind == "vertex":
-        return between(visual.vertex_colors)[:, :3]
+        return interpolated(visual.vertex_colors)[:, :3]
     if visual.kind == "face":
         return np.asarray(visual.face_colors, np.float64)[chosen, :3]
     if visual.kind != "texture":
         return None
-    pictures = [getattr(visual.material, name, None) for name in ("baseColorTexture", "image")]
-    picture = next((picture for picture in pictures if picture is not None), None)
-    if picture is None and pictured:
+    textures = [getattr(visual.material, name, None) for name in ("baseColorTexture", "image")]
+    texture = next((texture for texture in textures if texture is not None), None)
+    if texture is None and textured:
         raise Refused("the picture of its colours cannot be read")
-    if picture is None or visual.uv is None:
+    if texture is None or visual.uv is None:
         return np.tile(np.asarray(visual.material.main_color, np.float64)[:3], (len(chosen), 1))
     from trimesh.visual.color import uv_to_interpolated_color
 
-    return np.asarray(uv_to_interpolated_color(between(visual.uv), picture), np.float64)[:, :3]
+    return np.asarray(uv_to_interpolated_color(interpolated(visual.uv), texture), np.float64)[:, :3]
 
 
-def _without_references(data: bytes, suffix: str) -> list[str]:
-    """What a file refers to and is not read, in words. Raises Refused where its geometry lies elsewhere."""
+def _reference_remarks(data: bytes, suffix: str) -> list[str]:
+    """Remarks on other files that a mesh refers to. Raises Refused if one of them holds its geometry."""
     if suffix == ".obj" and b"mtllib" in data:
         return ["the materials it refers to are not read"]
     if suffix == ".glb":
@@ -131,7 +130,7 @@ def _without_references(data: bytes, suffix: str) -> list[str]:
 
 
 def _glb_tree(data: bytes) -> dict[str, Any]:
-    """What a .glb file says of itself. Raises Refused."""
+    """The JSON description in a .glb file. Raises Refused."""
     if len(data) < 20 or data[:4] != b"glTF":
         raise Refused("it is no .glb file")
     length, kind = struct.unpack("<II", data[12:20])
@@ -147,7 +146,7 @@ def _glb_tree(data: bytes) -> dict[str, Any]:
 
 
 def _require_whole(tree: dict[str, Any]) -> None:
-    """Raise Refused for a file that refers to others, or announces what no byte of it holds."""
+    """Raise Refused if a .glb file refers to other files, or announces values that it does not hold."""
     for key in ("buffers", "images"):
         for entry in _objects(tree, key):
             if not str(entry.get("uri", "data:")).startswith("data:"):

@@ -20,15 +20,15 @@ from pipeline.media.clouds.ply import COORDINATES, named_colours
 from pipeline.media.clouds.text import numbers, require_width, separated, widths
 
 LONGEST_HEADER = 1 << 16  # bytes
-PACKED = ("rgb", "rgba")  # one number, whose bytes are 0, r, g, b
-EXPANSION = 90  # at most: three bytes of LZF stand for 264
+PACKED = ("rgb", "rgba")  # fields that hold a colour as one number, whose bytes are 0, r, g, b
+EXPANSION = 90  # largest ratio of unpacked to packed bytes: three bytes of LZF expand to at most 264
 
 
 @dataclass(frozen=True)
 class Header:
-    """The layout of a point, how many there are, how they are stored, and the byte where they begin."""
+    """The layout of a point, the number of points, their storage format, and the byte where they begin."""
 
-    kinds: dict[str, str]  # of each field
+    kinds: dict[str, str]  # dtype of each field
     counts: tuple[int, ...]  # numbers in each field
     points: int
     storage: str
@@ -42,7 +42,10 @@ class Header:
 
 
 def read_pcd(data: bytes, coloured: bool | None) -> Cloud:
-    """The points as a cloud. Raises Refused; also where colours are wanted and there are none."""
+    """The points as a cloud; `coloured`: required (True), left out (False), or read if present (None).
+
+    Raises Refused.
+    """
     header = _header(data)
     for name in COORDINATES:
         if name not in header.kinds:
@@ -56,36 +59,39 @@ def read_pcd(data: bytes, coloured: bool | None) -> Cloud:
     columns = read(data, header, names)
     if packed:
         columns[3:] = _unpacked(columns[3], header.kinds[packed])
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is dropped like others
+    with np.errstate(invalid="ignore"):  # converting a signalling NaN warns; `finite` drops it like any other
         return finite(np.stack([column.astype(np.float64) for column in columns], axis=1))
 
 
 def _header(data: bytes) -> Header:
-    told: dict[str, list[str]] = {}
+    entries: dict[str, list[str]] = {}
     start = 0
-    while "DATA" not in told:
+    while "DATA" not in entries:
         end = data.find(b"\n", start, LONGEST_HEADER)
         if end < 0:
             raise Refused("it is no .pcd file: its header has no line DATA")
         key, *words = data[start:end].decode("ascii", "replace").split() or ["#"]
-        told[key] = words
+        entries[key] = words
         start = end + 1
     try:
-        return _described(told, start)
+        return _parse_header(entries, start)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise Refused(f"its header is not that of a .pcd file ({error})") from None
 
 
-def _described(told: dict[str, list[str]], start: int) -> Header:
-    names, sizes, types = told["FIELDS"], told["SIZE"], [word.lower() for word in told["TYPE"]]
-    counts = tuple(int(word) for word in told.get("COUNT", ["1"] * len(names)))
-    named = [name if name != "_" else f"_{n}" for n, name in enumerate(names)]  # bytes that mean nothing
+def _parse_header(entries: dict[str, list[str]], start: int) -> Header:
+    names, sizes, types = entries["FIELDS"], entries["SIZE"], [word.lower() for word in entries["TYPE"]]
+    counts = tuple(int(word) for word in entries.get("COUNT", ["1"] * len(names)))
+    named = [name if name != "_" else f"_{n}" for n, name in enumerate(names)]  # "_" marks padding bytes
     if not set(types) <= set("iuf") or len({*named}) != len(counts) or min(counts) < 1:
         raise Refused("its header describes fields that are not possible")
     fields = zip(named, types, sizes, strict=True)
     kinds = {name: np.dtype(f"<{kind}{size}").str for name, kind, size in fields}
-    points = int(told["POINTS"][0]) if "POINTS" in told else int(told["WIDTH"][0]) * int(told["HEIGHT"][0])
-    header = Header(kinds, counts, points, told["DATA"][0], start)
+    if "POINTS" in entries:
+        points = int(entries["POINTS"][0])
+    else:
+        points = int(entries["WIDTH"][0]) * int(entries["HEIGHT"][0])
+    header = Header(kinds, counts, points, entries["DATA"][0], start)
     if header.row.itemsize > LONGEST_HEADER:
         raise Refused("its header describes fields that are not possible")
     return header
@@ -97,9 +103,9 @@ def _ascii(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDArray[
     positions = Columns(tuple(first[name] for name in names))
     before = data.count(b"\n", 0, header.start) + 1
     body = separated(data[header.start :])
-    found = int((widths(body)[0] > 0).sum())
-    if found > header.points:
-        raise Refused(f"it announces {header.points} points and has {found}: its header is wrong")
+    lines = int((widths(body)[0] > 0).sum())
+    if lines > header.points:
+        raise Refused(f"it announces {header.points} points and has {lines}: its header is wrong")
     require_width(body, sum(header.counts), before, header.points)
     rows = numbers(body, positions, before, header.points)
     require_points(header.points, len(rows))
@@ -107,7 +113,10 @@ def _ascii(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDArray[
 
 
 def _typed(column: Doubles, kind: str) -> NDArray[np.generic]:
-    """Numbers read as float64 in the type of their field, which packed colours depend on. Raises Refused."""
+    """Numbers (N,) converted from float64 to the dtype of their field, whose bits hold packed colours.
+
+    Raises Refused for a number out of range.
+    """
     if np.dtype(kind).kind != "f":
         limits = np.iinfo(kind)
         if not ((column >= limits.min) & (column <= limits.max)).all():
@@ -126,7 +135,7 @@ def _binary(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDArray
 
 
 def _compressed(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDArray[np.generic]]:
-    """Of compressed points all values of a field stand together, one field after another."""
+    """Columns of compressed points, in which all values of a field stand together, one field after another."""
     sizes = np.frombuffer(data[header.start : header.start + 8].ljust(8, b"\0"), "<u4")
     packed = data[header.start + 8 : header.start + 8 + int(sizes[0])]
     row, size = header.row, int(sizes[1])
@@ -141,10 +150,10 @@ def _compressed(data: bytes, header: Header, names: tuple[str, ...]) -> list[NDA
 
 
 def expand(packed: bytes, size: int) -> bytes:
-    """The `size` bytes that LZF packed. Raises Refused for what is no LZF, or another number of bytes.
+    """The `size` bytes that LZF packed. Raises Refused for data that is not LZF or unpacks to another size.
 
-    A byte below 32 is followed by as many plain bytes and one more; another one repeats what was there: three
-    bits of length (7: the next byte adds to it) and 13 of distance.
+    A control byte n below 32 is followed by n + 1 plain bytes. Any other copies earlier output: three bits of length
+    (7: the next byte is added to it) and 13 bits of distance.
     """
     out, at = bytearray(), 0
     try:
@@ -164,7 +173,9 @@ def expand(packed: bytes, size: int) -> bytes:
             if back < 0:
                 raise Refused("its compressed points are damaged")
             piece = out[back : back + length + 2]
-            out += (piece * (-(-(length + 2) // len(piece))))[: length + 2]  # it may repeat what it writes
+            out += (piece * (-(-(length + 2) // len(piece))))[
+                : length + 2
+            ]  # a copy may overlap its own output
     except IndexError:
         raise Refused("its compressed points are truncated") from None
     if len(out) != size:
@@ -173,7 +184,7 @@ def expand(packed: bytes, size: int) -> bytes:
 
 
 def _unpacked(packed: NDArray[np.generic], kind: str) -> list[NDArray[np.generic]]:
-    """Red, green and blue from 0 to 255 of a number of four bytes, whatever type it is told to be."""
+    """Red, green and blue (N,) from 0 to 255 out of packed numbers (N,) of four bytes, of whatever dtype."""
     if np.dtype(kind).itemsize != 4:
         raise Refused(f"its packed colours are of {np.dtype(kind).itemsize} bytes, not 4")
     bits = np.ascontiguousarray(packed, kind).view("<u4")

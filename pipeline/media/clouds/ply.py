@@ -1,4 +1,4 @@
-"""The vertices of a .ply file, ascii or binary of either byte order, with their colours as they stand there."""
+"""The vertices of a .ply file, ascii or binary of either byte order, with their colours in the file's scale."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_b
 
 @dataclass
 class Element:
-    """A kind of row: how many there are, and the type of each property, None for a list."""
+    """A kind of row: the number of rows, and the type of each property, None for a list."""
 
     name: str
     count: int
@@ -38,7 +38,7 @@ class Element:
 
 @dataclass
 class Header:
-    """What a .ply file announces; its rows begin at byte `start`."""
+    """The header of a .ply file; its rows begin at byte `start`."""
 
     order: str
     elements: list[Element]
@@ -46,12 +46,12 @@ class Header:
 
     @property
     def faces(self) -> int:
-        """How many faces it announces."""
+        """Number of faces announced."""
         return sum(element.count for element in self.elements if element.name == "face")
 
 
 def read_header(data: bytes) -> Header:
-    """What a .ply file announces. Raises Refused where that cannot be, or is more than the file can hold."""
+    """The header of a .ply file. Raises Refused if it is malformed, or announces more than the file can hold."""
     end = re.search(rb"\bend_header[ \t]*(\r\n|\n|\r)", data[:LONGEST_HEADER])
     if not data.startswith(b"ply") or not end:
         raise Refused(
@@ -78,7 +78,7 @@ def read_header(data: bytes) -> Header:
 
 
 def _require_room(header: Header, size: int) -> None:
-    """Raise Refused where the rows announced cannot stand in `size` bytes."""
+    """Raise Refused if the announced rows do not fit into `size` bytes."""
     for element in header.elements:
         row = 2 * len(element.properties) if header.order == "" else element.smallest
         most = (size + 1) // max(1, row)
@@ -89,16 +89,16 @@ def _require_room(header: Header, size: int) -> None:
 
 
 def require_no_more(data: bytes, header: Header) -> None:
-    """Raise Refused where a file holds more rows than its header announces: the others would be lost."""
+    """Raise Refused if a file holds more rows than its header announces: the rest would be lost."""
     announced = sum(element.count for element in header.elements)
     points = next((element.count for element in header.elements if element.name == "vertex"), 0)
     body = data[header.start :]
     if header.order == "":
         counts, _ = widths(separated(body if b"\n" in body else body.replace(b"\r", b"\n")))
-        found = int((counts > 0).sum())
-        if found > announced:
+        rows = int((counts > 0).sum())
+        if rows > announced:
             more = f", and {announced - points} other rows" if announced > points else ""
-            raise Refused(f"it announces {points} points{more}, and has {found} rows: its header is wrong")
+            raise Refused(f"it announces {points} points{more}, and has {rows} rows: its header is wrong")
     elif not any(kind is None for element in header.elements for kind in element.properties.values()):
         size = sum(element.count * element.smallest for element in header.elements)
         row = max((element.smallest for element in header.elements), default=1)
@@ -109,7 +109,10 @@ def require_no_more(data: bytes, header: Header) -> None:
 
 
 def read_ply(data: bytes, header: Header, coloured: bool | None) -> Cloud:
-    """The vertices as a cloud. Raises Refused; also where colours are wanted and there are none."""
+    """The vertices as a cloud; `coloured`: required (True), left out (False), or read if present (None).
+
+    Raises Refused.
+    """
     place = next((n for n, element in enumerate(header.elements) if element.name == "vertex"), None)
     if place is None:
         raise Refused("it has no vertices")
@@ -121,12 +124,15 @@ def read_ply(data: bytes, header: Header, coloured: bool | None) -> Cloud:
     return finite((_ascii if header.order == "" else _binary)(data, header, before, vertex, names))
 
 
-def named_colours(having: list[str], wanted: bool | None) -> tuple[str, ...]:
-    """The names of the colours among those there are; () without, or if unwanted (False). Raises Refused."""
-    found = next((names for names in COLOURS if set(names) <= set(having)), ())
-    if wanted and not found:
-        raise Refused(f"it has no colours; its columns: {' '.join(having)}")
-    return () if wanted is False else found
+def named_colours(fields: list[str], coloured: bool | None) -> tuple[str, ...]:
+    """Names of the colour fields among `fields`; () if there are none, or colours are left out (False).
+
+    Raises Refused if colours are required (True) and there are none.
+    """
+    colours = next((names for names in COLOURS if set(names) <= set(fields)), ())
+    if coloured and not colours:
+        raise Refused(f"it has no colours; its columns: {' '.join(fields)}")
+    return () if coloured is False else colours
 
 
 def _ascii(
@@ -154,12 +160,12 @@ def _binary(
     kind = kinds[-1][1]
     require_points(vertex.count, (len(data) - start) // kind.itemsize)
     rows: NDArray[np.void] = np.frombuffer(data, kind, vertex.count, start)
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is dropped like others
+    with np.errstate(invalid="ignore"):  # converting a signalling NaN warns; `finite` drops it like any other
         return np.stack([rows[name].astype(np.float64) for name in names], axis=1)
 
 
 def _row(element: Element, order: str) -> np.dtype[np.void]:
-    """The layout of a row. Raises Refused for lists, whose rows differ in length."""
+    """The dtype of a row. Raises Refused for an element with lists, whose rows differ in length."""
     fields = []
     for name, kind in element.properties.items():
         if kind is None:

@@ -1,7 +1,7 @@
-"""A point cloud from a file, whatever its kind; what cannot be used is one ItemError.
+"""A point cloud from a file of any supported format; a file that cannot be used raises one ItemError.
 
-Nothing is unpickled, nothing that a file refers to is opened, and no header makes us allocate what its file
-cannot hold. Large or hostile files may still take long: callers read them in a process that can be killed.
+Nothing is unpickled, no file that another refers to is opened, and a header cannot make us allocate more memory than
+its file can fill. Large or hostile files may still take long: callers read them in a process that can be killed.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ TABLES: dict[str, Callable[[bytes, Columns | None], Cloud]] = {
 }  # fmt: skip
 MESHES = (".off", ".obj", ".stl", ".glb")
 SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", *MESHES})
-MESH_POINTS = 20_000  # drawn from a mesh, of which farthest-point sampling then takes 10,000
+MESH_POINTS = 20_000  # points sampled from a mesh; farthest-point sampling then takes 10,000 of them
 
 
 def read(
     path: Path, columns: str = AUTO, colour_scale: Scale = "as-in-file", mesh_points: int = MESH_POINTS,
     seed: int = 0,
 ) -> Cloud:  # fmt: skip
-    """The cloud of a file, by its suffix. Raises ItemError.
+    """A cloud from a file, whose suffix decides the format. Raises ItemError.
 
-    `columns` says where a table (.txt, .xyz, .pts, .npy, .npz) has its coordinates and colours; files that
-    name their columns are read by these names, and `columns` only says whether colours are needed ("x y z r
-    g b"), left aside ("x y z") or taken if there are any ("auto"). `colour_scale` "unit" divides colours by
-    255. Of a mesh, `mesh_points` points are drawn with a seed.
+    `columns` gives the positions of coordinates and colours in a table (.txt, .xyz, .pts, .npy, .npz). Other formats
+    name their columns; for them `columns` only decides whether colours are required ("x y z r g b"), left out
+    ("x y z") or read if present ("auto"). `colour_scale` "unit" divides colours by 255. `mesh_points` points are
+    sampled from a mesh with `seed`.
     """
     try:
         cloud = _read(path.suffix.lower(), _bytes(path), parse_columns(columns), mesh_points, seed)
@@ -76,16 +76,18 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
 
 
 def _mistaken(path: Path) -> str:
-    """The reason of a file that is something else than a cloud, such as an HTML page; "" if it may be one."""
-    if path.suffix.lower() == ".npz" or not path.is_file():  # a ZIP archive that is damaged is no other thing
+    """The reason why a file is no cloud but another kind of file, such as an HTML page; "" if it may be a cloud."""
+    if (
+        path.suffix.lower() == ".npz" or not path.is_file()
+    ):  # .npz is a ZIP archive, which mistaken_for reports
         return ""
     with path.open("rb") as file:
-        found = mistaken_for(file.read(HEAD_BYTES))
-    return f"it is {found}" if found else ""
+        kind = mistaken_for(file.read(HEAD_BYTES))
+    return f"it is {kind}" if kind else ""
 
 
 def _bytes(path: Path) -> bytes:
-    """What a file holds. Raises Refused."""
+    """The content of a file. Raises Refused."""
     try:
         if path.is_dir():
             raise Refused("it is a folder, not a file")
@@ -104,14 +106,14 @@ def _bytes(path: Path) -> bytes:
 
 
 def serve_probe(request: dict[str, Any], send: Send) -> None:
-    """Entry of a probing child process: `{"path"}` and settings of `read` to what a cloud holds, as plain numbers.
+    """Entry of a probing child process: `{"path"}` and settings of `read` to a summary of the cloud.
 
-    {"points", "dropped", "odd", "brightest": of its colours or None, "extent": of its longest side, "farthest":
-    from the origin along an axis, "doubts": what may be wrong with the file, in words}.
+    {"points", "dropped", "odd", "brightest": the largest colour value or None, "extent": length of the longest side,
+    "farthest": the largest absolute coordinate, "doubts": sentences on what may be wrong with the file}.
     """
     path, settings = Path(request["path"]), {key: value for key, value in request.items() if key != "path"}
     cloud = read(path, **settings)
-    found = {
+    summary = {
         "points": cloud.points,
         "dropped": cloud.dropped,
         "odd": cloud.odd,
@@ -120,4 +122,4 @@ def serve_probe(request: dict[str, Any], send: Send) -> None:
         "farthest": float(np.abs(cloud.xyz).max()),
         "doubts": list(cloud.doubts),
     }
-    send(found, {})
+    send(summary, {})

@@ -1,4 +1,4 @@
-"""Which points of a cloud are taken, in which order, and the nine columns that the encoders read.
+"""Farthest-point sampling of a cloud, and the nine columns that the encoders read.
 
 N points. The order of the samples matters: encoders pool over it.
 """
@@ -10,25 +10,26 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-FARTHEST = 1e10  # squared, what every point starts with (H2ARN)
-PRUNED_ABOVE = (
-    40_000  # points; 10,000 of 25,000 take 0.27 s of CPU, plainly 0.24 s; of 100,000 0.37 s and 0.89 s
-)
+FARTHEST = 1e10  # squared distance that every point starts with (H2ARN): larger ones count as equal
+# Points from which pruning pays. 10,000 samples of 25,000 points take 0.27 s of CPU pruned and 0.24 s plain, of
+# 100,000 points 0.37 s and 0.89 s.
+PRUNED_ABOVE = 40_000
 LEAF_POINTS = 512
-SMALLEST_RANGE = 1e-8
+SMALLEST_RANGE = 1e-8  # divisor instead of a range of zero (H2ARN)
 
 
 def farthest_points(xyz: NDArray[np.floating], count: int, start: int | None = None) -> Indices:
-    """Rows (count,) of xyz (N, 3) by farthest-point sampling, in the order of their selection.
+    """Row numbers (count,) of xyz (N, 3) by farthest-point sampling, in the order of their selection.
 
-    In float32, as H2ARN samples: from `start`, or else the point farthest from the barycentre, always on to
-    the point whose squared distance to the nearest taken one is largest; the lowest row wins a tie. Once
-    every distinct point is taken, or where N < count, row 0 repeats. Raises ValueError for no points.
+    The first is `start`, or the point farthest from the barycentre; each next one is the point with the largest
+    squared distance to its nearest selected point, and the lowest row wins a tie. Distances are float32, in which
+    H2ARN samples: float64 has other ties. Once every distinct point is selected, or if N < count, row 0 repeats.
+    Raises ValueError if N is 0.
     """
     if len(xyz) == 0:
         raise ValueError("there is no point to start from")
     axes = [np.ascontiguousarray(xyz[:, axis], dtype=np.float32) for axis in range(3)]
-    with np.errstate(over="ignore"):  # a squared distance of infinity is still the largest
+    with np.errstate(over="ignore"):  # squares may overflow to infinity, which is still the largest distance
         if start is None:
             start = _farthest_from_centre(axes)
         sampled = _pruned if len(xyz) > PRUNED_ABOVE else _plain
@@ -47,7 +48,7 @@ def _squared(axes: list[Floats], centre: list[np.float32]) -> Floats:
 
 
 def _plain(axes: list[Floats], count: int, index: int) -> Indices:
-    """Every point at every step, in place: no array is made inside the loop."""
+    """Compares every point at every step, in place: no array is allocated inside the loop."""
     nearest = np.full(len(axes[0]), FARTHEST, np.float32)
     total, part = np.empty_like(nearest), np.empty_like(nearest)
     x, y, z = axes
@@ -66,16 +67,17 @@ def _plain(axes: list[Floats], count: int, index: int) -> Indices:
 
 
 def _pruned(axes: list[Floats], count: int, index: int) -> Indices:
-    """The same rows; a leaf of points is looked at only where its box is nearer than its farthest point.
+    """The rows of `_plain`, without visiting leaves that the new point cannot change.
 
-    Rounding cannot make a difference: the distance to a box is computed by the same operations as those to
-    its points, and each of them is monotone, so it is never larger than the distance to any point inside.
+    A leaf is visited only if its bounding box is nearer to the new point than the leaf's farthest point is to its
+    nearest selected one. Rounding makes no difference: the distance to a box is computed by the same operations as
+    the distances to its points, and each operation is monotone, so it never exceeds the distance to a point inside.
     """
     points = np.stack(axes, axis=1)
-    rows = _leaves(points)  # (leaves, points of a leaf), rising within a leaf; -1 fills up
+    rows = _leaves(points)  # (leaves, points of a leaf), ascending within a leaf; padded with -1
     leaves = np.ascontiguousarray(points[rows].transpose(2, 0, 1))  # (3, leaves, points of a leaf)
     low, high = leaves.min(axis=2), leaves.max(axis=2)
-    nearest = np.where(rows < 0, np.float32(-1), np.float32(FARTHEST))  # what fills up is never the farthest
+    nearest = np.where(rows < 0, np.float32(-1), np.float32(FARTHEST))  # padding is never the farthest
     most, first = nearest.max(axis=1), rows[np.arange(len(rows)), nearest.argmax(axis=1)]
     taken = np.empty(count, np.int64)
     for step in range(count):
@@ -100,7 +102,7 @@ def _pruned(axes: list[Floats], count: int, index: int) -> Indices:
 
 
 def _leaves(points: Floats) -> Indices:
-    """Rows of the points in boxes of equal size, by halving each along its longest side."""
+    """Row numbers (leaves, points of a leaf) of the points, from halving boxes along their longest side."""
     halvings = max(0, int(np.ceil(np.log2(len(points) / LEAF_POINTS))))
     size = -(-len(points) // 2**halvings)
     rows = np.full(size * 2**halvings, -1, np.int64)
@@ -117,9 +119,9 @@ def _leaves(points: Floats) -> Indices:
 
 
 def nine_columns(rows: NDArray[np.floating]) -> Floats:
-    """The first six columns of rows (N, 6 or more), then x, y, z from 0 to 1 over these rows: (N, 9) float32.
+    """The first six columns of rows (N, 6 or more), then x, y, z scaled to 0 to 1 over these rows: (N, 9) float32.
 
-    Computed in float64; a range of zero is taken for 1e-8, so that its column is 0 (H2ARN).
+    Computed in float64. A range of zero is replaced by 1e-8 (H2ARN), so that its column is 0, not NaN.
     """
     first = np.asarray(rows, np.float64)[:, :6]
     xyz = first[:, :3]

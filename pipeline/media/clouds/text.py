@@ -1,4 +1,4 @@
-"""Point clouds as text, a point a line: .txt, .xyz, .pts, and the bodies of ascii .ply and .pcd files."""
+"""Point clouds as text, one point on each line: .txt, .xyz, .pts, and the bodies of ascii .ply and .pcd files."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from numpy.typing import NDArray
 
 from pipeline.media.clouds.cloud import Cloud, Columns, Doubles, Refused, automatic, finite, require_columns
 
-HEADER_LINES = 32  # at most, before the first line of numbers
-PARTS = b"+-.#/\n"  # with digits and letters, what is not a separator
+HEADER_LINES = 32  # limit on the lines before the first line of numbers
+PARTS = b"+-.#/\n"  # bytes that are no separators, with ASCII digits and letters
 SEPARATED = bytes(n if n in PARTS or (chr(n).isalnum() and n < 128) else 32 for n in range(256))
-ODD_LINES = 0.01  # of a file's lines, at most, are left out because they have more columns than it
+ODD_LINES = 0.01  # largest share of a file's lines that is left out for another number of columns
 # One comma between digits and none beside them: "0,458"; in "1,2,3" and "0.5,1.5" commas stand between numbers.
 DECIMAL_COMMA = re.compile(rb"(?<![\d.,])\d+,\d+(?=[\s;|eE]|,\s|\Z)")
-SPACED = re.compile(rb"\d(?:[;|]|,?[ \t])[ \t]*[-+]?\d")  # two numbers with more between them than a comma
+SPACED = re.compile(rb"\d(?:[;|]|,?[ \t])[ \t]*[-+]?\d")  # two numbers separated by more than a comma
 COMMENT = re.compile(rb"(#|//)[^\n]*")
 
 
 def read_text(data: bytes, columns: Columns | None) -> Cloud:
-    """The cloud of a text; leading lines that are no numbers, and a count of points, are skipped and told.
+    """A cloud from a text. Leading lines without numbers, and a count of points, are skipped with a remark.
 
-    Columns stand between spaces, tabs, commas, or any other byte that no number has: in S3DIS,
-    Area_5/hallway_6/Annotations/ceiling_1.txt has one such byte between two numbers. A line with another number of
-    columns than the file, as one with such a byte inside a number (Area_3/hallway_2), is left out and
-    named; where more than one in a hundred are so, the file is refused. Raises Refused.
+    Any byte that no number contains separates columns: spaces, tabs, commas and others, because
+    Area_5/hallway_6/Annotations/ceiling_1.txt of S3DIS has a stray byte between two numbers. A line whose number of
+    columns differs from the file's, as where a stray byte splits a number (Area_3/hallway_2), is left out with a
+    remark. Raises Refused, also if more than one line in a hundred is left out.
     """
     if b"\0" in data:
         raise Refused("it holds null bytes, so it is no text of numbers (UTF-16, or a binary file?)")
     _require_decimal_points(data)
-    data, said = _without_comments(data)
-    start, announced = _header(data, said)
+    data, remarks = _without_comments(data)
+    start, announced = _header(data, remarks)
     first = data.count(b"\n", 0, start) + 1
     body, width, odd = _regular(data[start:], columns, first)
     columns = columns or automatic(width)
     rows = numbers(body, columns, first)
     doubts = [
-        f"line {number} has {found} columns, the file has {width}; it is left out" for number, found in odd
+        f"line {number} has {count} columns, the file has {width}; it is left out" for number, count in odd
     ]
     points = len(rows) + len(odd)
     if announced is not None and announced > points:
         raise Refused(f"it announces {announced} points and has {points}: truncated")
     if announced is not None and announced < points:
         doubts.append(f"it announces {announced} points and has {points}")
-    return finite(rows, said, doubts, len(odd))
+    return finite(rows, remarks, doubts, len(odd))
 
 
 def count_columns(data: bytes) -> int:
-    """How many columns the first line of numbers has, from the beginning of a file; 0 without one."""
-    data, said = _without_comments(data)
+    """Number of columns in the first line of numbers, given the beginning of a file; 0 if it has no such line."""
+    data, remarks = _without_comments(data)
     try:
-        return len(_first_line(data[_header(data, said)[0] :]))
+        return len(_first_line(data[_header(data, remarks)[0] :]))
     except Refused:
         return 0
 
 
 def widths(body: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many columns each line of numbers between spaces has, 0 for a blank line, and where each line begins."""
+    """Number of columns of each line (0 for a blank line), and the offset of each line; spaces separate columns."""
     signs = np.frombuffer(body, np.uint8)
     inside = (signs != ord(" ")) & (signs != ord("\n"))
     begins = inside.copy()
@@ -71,10 +71,10 @@ def widths(body: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _regular(body: bytes, columns: Columns | None, first: int) -> tuple[bytes, int, list[tuple[int, int]]]:
-    """The body with a few odd lines blanked, the file's number of columns, and each odd line with its own.
+    """The body with odd lines blanked, the file's number of columns, and (line number, columns) of each odd line.
 
-    A line is odd that has another number of columns than most. One that is too narrow to be read is left
-    for `numbers` to name. Raises Refused where many lines are odd.
+    An odd line has another number of columns than most lines. One that is too narrow to be read is left in place, so
+    that `numbers` raises an error with its number. Raises Refused if many lines are odd.
     """
     counts, starts = widths(body)
     filled = counts[counts > 0]
@@ -98,7 +98,7 @@ def _regular(body: bytes, columns: Columns | None, first: int) -> tuple[bytes, i
 
 
 def require_width(body: bytes, width: int, first: int, rows: int) -> None:
-    """Raise Refused where one of the first `rows` lines that are not blank has more columns than the header names."""
+    """Raise Refused if one of the first `rows` lines that are not blank has more columns than the header names."""
     counts, _ = widths(body)
     filled = np.flatnonzero(counts)[:rows]
     wide = filled[counts[filled] > width]
@@ -107,28 +107,28 @@ def require_width(body: bytes, width: int, first: int, rows: int) -> None:
 
 
 def _require_decimal_points(data: bytes) -> None:
-    """Raise Refused for a line whose numbers have decimal commas, which would be read as two numbers each."""
+    """Raise Refused for a line with decimal commas: each such number would be read as two."""
     if b"," not in data or not (DECIMAL_COMMA.search(data) and SPACED.search(data)):
         return
     for number, line in enumerate(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"), start=1):
         bare = COMMENT.sub(b"", line)
-        found = DECIMAL_COMMA.search(bare)
-        if found and SPACED.search(bare) and all(map(_is_number, separated(bare).split())):
+        decimal = DECIMAL_COMMA.search(bare)
+        if decimal and SPACED.search(bare) and all(map(_is_number, separated(bare).split())):
             raise Refused(
-                f"line {number}: {found[0].decode()!r} has a decimal comma; numbers need decimal points"
+                f"line {number}: {decimal[0].decode()!r} has a decimal comma; numbers need decimal points"
             )
 
 
 def numbers(body: bytes, columns: Columns, first: int = 1, most: int | None = None) -> Doubles:
-    """The wanted columns (N, 3 or 6) of at most so many lines of numbers, between spaces.
+    """The given columns (N, 3 or 6) of at most `most` lines of numbers separated by spaces.
 
-    Raises Refused with the first line that is wrong; `first` is the number of the body's first line.
+    Raises Refused with the number of the first line that is wrong; `first` is the number of the body's first line.
     """
     if not body.strip():
         raise Refused("it holds no points")
     try:
         return np.loadtxt(io.BytesIO(body), usecols=columns.positions, comments=None, ndmin=2, max_rows=most)
-    except ValueError:  # which line is looked for below
+    except ValueError:  # numpy's message has no line number: the loop below finds the line
         pass
     for number, line in enumerate(body.split(b"\n"), start=first):
         words = line.split()
@@ -145,12 +145,12 @@ def _require_numbers(words: list[bytes], line: int) -> None:
 
 
 def separated(data: bytes) -> bytes:
-    """The same lines with a space for every byte that no number has."""
+    """The same lines with a space in place of every byte that no number contains."""
     return data.translate(SEPARATED)
 
 
 def _without_comments(data: bytes) -> tuple[bytes, list[str]]:
-    """Lines with columns between spaces, and whether there were comments among them."""
+    """Lines without comments and with spaces between columns, and a remark if there were comments."""
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")
     data = separated(data)
@@ -158,8 +158,8 @@ def _without_comments(data: bytes) -> tuple[bytes, list[str]]:
     return bare, ["comments were skipped"] if len(bare) < len(data) else []
 
 
-def _header(data: bytes, said: list[str]) -> tuple[int, int | None]:
-    """Where the first line of numbers begins, and the number of points announced before it."""
+def _header(data: bytes, remarks: list[str]) -> tuple[int, int | None]:
+    """Offset of the first line of numbers, and the announced number of points or None; appends to `remarks`."""
     announced, start = None, 0
     for _ in range(HEADER_LINES):
         end = data.find(b"\n", start)
@@ -170,7 +170,7 @@ def _header(data: bytes, said: list[str]) -> tuple[int, int | None]:
                 return start, announced
             announced = int(words[0][:18])
         elif words:
-            said.append("a header line was skipped")
+            remarks.append("a header line was skipped")
         if end == len(data):
             raise Refused("it has no line of numbers" if data.strip() else "it holds no points")
         start = end + 1

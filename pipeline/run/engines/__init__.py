@@ -1,1 +1,1 @@
-"""Where the shards of a stage are worked on: processes of this machine, or Ray actors."""
+"""Engines, which run the shards of a stage: in processes of this machine, or in Ray actors."""

@@ -1,4 +1,4 @@
-"""The engine that a run asks for."""
+"""The engine that the run options choose."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from pipeline.run.engines.work import Engine
 
 
 def engine_for(options: RunOptions, say: Callable[[str], None]) -> Engine:
-    """Processes of this machine or Ray actors. Raises UserError where Ray is asked for and not installed."""
+    """Processes of this machine, or Ray actors. Raises UserError if Ray is chosen and not installed."""
     return RayEngine(options, say) if options.engine == "ray" else LocalEngine(options, say)

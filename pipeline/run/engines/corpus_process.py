@@ -1,8 +1,8 @@
-"""One process for consecutive stages over the corpus: importing torch, which each would do, takes seconds.
+"""One process for consecutive stages over the corpus, because importing torch in each would take seconds.
 
-What a stage could leave behind ends with the process: it is started anew after a GPU was used, after any
-error or interrupt, when it has grown, and when the thread that started it (with which the kernel ends it) is
-not the one that asks.
+A new process is started after a GPU was used, after any error or interrupt, when the process has grown, and for
+another thread than the one that started it (the kernel ends a child with its thread). So no stage inherits memory or
+state that another left.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 from pipeline.child import Child, Send, is_interrupt, resolve
 from pipeline.errors import UserError, is_starved
 
-KEPT_BYTES = 1 << 30  # resident; torch and a method's modules are 0.4 GB
-STOP_SECONDS = 60.0  # a training stage writes its checkpoint before it ends
+KEPT_BYTES = (
+    1 << 30
+)  # resident memory above which a process is not kept; torch and a method's modules take 0.4 GB
+STOP_SECONDS = 60.0  # time to end after an interrupt: a training stage writes its checkpoint first
 
 
 def serve(request: dict[str, Any], send: Send) -> None:
-    """Entry of the process: calls what the request names with the request inside it.
+    """Entry of the process: call the function `entry` of the request with the inner `request`.
 
-    Raises UserError with the settings that need less memory where there is none.
+    Raises UserError that names the settings which need less memory, if memory runs out.
     """
     inner = request["request"]
     try:
@@ -41,7 +43,7 @@ def serve(request: dict[str, Any], send: Send) -> None:
 
 
 class CorpusProcess:
-    """Makes stages over the corpus, one after the other."""
+    """Runs stages over the corpus, one after the other."""
 
     def __init__(self) -> None:
         self._child: Child | None = None
@@ -49,21 +51,20 @@ class CorpusProcess:
 
     def run(
         self, entry: str, request: Mapping[str, Any], env: Mapping[str, str], keep: bool,
-        tell: Callable[[dict[str, Any]], None],
+        report: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
-        """Have `module:function` answer a request. With `keep` the process may serve the next one too.
+        """Have `module:function` answer a request, and pass every reply to `report`.
 
-        Raises what that raises, and ChildDied. An interrupt, wherever it arrives, asks the process to end
-        in order, and waits for that.
+        With `keep` the process may serve the next request too. Raises the function's exception, or ChildDied. After an
+        interrupt, wherever it arrives, the process is asked to end in order, and this waits until it has.
         """
         child = self._started(env)
-        replies = child.call(
-            {"entry": entry, "request": dict(request)}
-        )  # kept: closing it would kill the child
+        # Held in a variable: a generator that nobody holds is closed, and closing this one kills the child.
+        replies = child.call({"entry": entry, "request": dict(request)})
         ended = False
         try:
             for header, _ in replies:
-                tell(header)
+                report(header)
             ended = True
         except BaseException as error:
             if is_interrupt(error):

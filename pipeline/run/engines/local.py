@@ -35,7 +35,7 @@ class LocalEngine:
         with contextlib.ExitStack() as held:
             numbers = gpu_numbers(self.options.device) if work.network else []
             if numbers and not self.options.share_gpu:
-                most = wanted_gpus(self.options, len(numbers), len(work.shards) or 1)
+                most = usable_gpus(self.options, len(numbers), len(work.shards) or 1)
                 numbers = held.enter_context(gpu_slots(numbers, 1, most, self.say))
             devices = [f"cuda:{number}" for number in numbers] or ["cpu"]
             count = local_workers(self.options, len(numbers))
@@ -59,7 +59,7 @@ def local_workers(options: RunOptions, gpus: int) -> int:
     return int(gpus / options.gpu_fraction + 1e-9) if gpus else cores()
 
 
-def wanted_gpus(options: RunOptions, gpus: int, shards: int) -> int:
+def usable_gpus(options: RunOptions, gpus: int, shards: int) -> int:
     """Return the number of GPUs that `shards` shards can keep busy, at most `gpus`."""
     workers = min(local_workers(options, gpus), shards)
     return max(1, min(gpus, int(workers * options.gpu_fraction + 0.999)))

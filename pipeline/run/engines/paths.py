@@ -1,4 +1,4 @@
-"""Paths of the coordinator's machine as another machine knows them."""
+"""Translation of the coordinator's paths for another machine that mounts a shared folder elsewhere."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from pipeline.errors import UserError
 
 VARIABLE = "CROSSREEL_PATHS"
-WORDS = ("key", "name", "text")  # of a unit: what looks like a path there is none
+NO_PATHS = ("key", "name", "text")  # fields of a unit that are no paths, although a caption may look like one
 
 
-class Elsewhere:
-    """Replaces the beginnings of paths, for a machine that has a shared folder at another place."""
+class PathMap:
+    """Prefixes of paths on the coordinator's machine, each with the prefix that replaces it on this machine."""
 
     def __init__(self, pairs: Mapping[str, str]) -> None:
-        self.pairs = sorted(pairs.items(), key=lambda pair: -len(pair[0]))  # the longest beginning decides
+        self.pairs = sorted(pairs.items(), key=lambda pair: -len(pair[0]))  # the longest prefix is used
 
     @classmethod
-    def from_environment(cls) -> Elsewhere:
-        """As this machine's CROSSREEL_PATHS says: `/there=/here`, several between colons."""
+    def from_environment(cls) -> PathMap:
+        """The map in this machine's variable CROSSREEL_PATHS: `/there=/here`, several separated by colons."""
         pairs = {}
         for text in filter(None, os.environ.get(VARIABLE, "").split(":")):
             there, sign, here = text.partition("=")
@@ -31,26 +31,26 @@ class Elsewhere:
         return cls(pairs)
 
     def applied(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A worker's request with every path in it as this machine knows it, those in its params too."""
+        """A worker's request with every path translated, also those in the params of its stages."""
         if not self.pairs:
             return request
         stages = [
-            stage | {"params": json.dumps(self._everywhere(json.loads(stage["params"])))}
+            stage | {"params": json.dumps(self._translated(json.loads(stage["params"])))}
             for stage in request["stages"]
         ]
         units = [
-            {key: value if key in WORDS else self._everywhere(value) for key, value in unit.items()}
+            {key: value if key in NO_PATHS else self._translated(value) for key, value in unit.items()}
             for unit in request["units"]
         ]
         return request | {"store": self._path(request["store"]), "units": units, "stages": stages}
 
-    def _everywhere(self, value: Any) -> Any:
+    def _translated(self, value: Any) -> Any:
         if isinstance(value, str):
             return self._path(value)
         if isinstance(value, list):
-            return [self._everywhere(one) for one in value]
+            return [self._translated(one) for one in value]
         if isinstance(value, dict):
-            return {key: self._everywhere(one) for key, one in value.items()}
+            return {key: self._translated(one) for key, one in value.items()}
         return value
 
     def _path(self, text: str) -> str:

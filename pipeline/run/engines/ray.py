@@ -1,8 +1,8 @@
-"""Shards in Ray actors, as the coordinator sees them: it asks a process that alone knows Ray.
+"""Shards in Ray actors. A child process is Ray's driver; only that process imports Ray.
 
-That process is Ray's driver. Ray's threads and signal handlers so stay out of the process that holds the
-index and, under Prefect, Prefect; ending it ends its actors, wherever they are. A cluster of our own, where
-no address is given, listens on the loopback interface alone, asks for a token, and sends nobody statistics.
+This keeps Ray's threads and signal handlers out of the coordinator, which holds the index and may run under Prefect.
+When the driver ends, its actors end on every machine. Without an address the driver starts a cluster that listens on
+the loopback interface only, requires a token, and sends no usage statistics.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from pipeline.run.pool import Events, Killed, Message
 DRIVER = "pipeline.run.engines.ray_driver:run"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray is about to do anyway; it warns until then
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's announced default; unset, it prints a warning
 }
 LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the switch by which Ray binds to 127.0.0.1, on Linux too
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray bind to 127.0.0.1, on Linux too
     "RAY_AUTH_MODE": "token",
-    "RAY_memory_monitor_refresh_ms": "0",  # it kills workers at 95 % of the machine's memory, whoever took it
+    "RAY_memory_monitor_refresh_ms": "0",  # the monitor kills workers at 95 % of memory, whatever process uses it
 }
-SHORT_PATH = 40  # of a folder for Ray's sockets, whose paths Linux limits to 107 bytes
+SHORT_PATH = 40  # longest path of the folder of Ray's sockets, whose own paths Linux limits to 107 bytes
 
 
 class RayEngine:
-    """Actors on a cluster that runs already, or on one of this machine that lasts as long as the run."""
+    """Actors on a running cluster, or on a cluster of this machine that lasts as long as the run."""
 
     def __init__(self, options: RunOptions, say: Callable[[str], None] = lambda sentence: None) -> None:
         if importlib.util.find_spec("ray") is None:
@@ -52,10 +52,10 @@ class RayEngine:
         self._folder = ""
 
     def run(self, work: Work) -> Events:
-        """What workers reply, until every shard is done. Anything that ends it early ends the cluster too."""
+        """Yield the workers' replies until every shard is done. An early end of it ends the cluster too."""
         with contextlib.ExitStack() as held:
             here = gpu_numbers(self.options.device) if work.network and not self.options.address else []
-            if here and not self.options.share_gpu:  # Ray gives out all that it sees
+            if here and not self.options.share_gpu:  # Ray may use every visible GPU, so all are locked
                 held.enter_context(gpu_slots(here, len(here), len(here), self.say))
             ended = False
             try:
@@ -81,7 +81,7 @@ class RayEngine:
                 yield Message(header["message"])
 
     def _started(self) -> Child:
-        """The driver; a new one with a new cluster if there is none, or if its thread is gone."""
+        """The driver; a new one, with a new cluster, if none is running."""
         if self._driver is not None and self._driver.pid is not None:
             return self._driver
         env = dict(QUIET)
@@ -98,20 +98,20 @@ class RayEngine:
         return self._driver
 
     def close(self) -> None:
-        """End the driver, its actors, and the cluster if it is ours. Returns when all of it is gone."""
+        """End the driver, its actors, and a cluster that it started; return when all their processes are gone."""
         driver, self._driver = self._driver, None
         reaping, self._reaper = self._reaper, None
         self._folder = ""
         if driver is not None:
             driver.kill()
         if reaping is not None:
-            reaping.communicate()  # the end of its input is its sign
+            reaping.communicate()  # closes its input, at which it kills the session, and waits for it
 
 
 def start_reaper(session: int, folder: str) -> subprocess.Popen[Any]:
-    """A process that ends all others of a session, and removes a folder, when its input closes.
+    """Start a process that kills all others of a session, and removes a folder, once its input closes.
 
-    It closes with this process, however that ends: the kernel ends our children then, but not theirs.
+    The input closes when this process ends for whatever reason. The kernel then ends our own children, but not theirs.
     """
     command = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), str(session), folder]
     return subprocess.Popen(

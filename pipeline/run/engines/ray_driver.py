@@ -1,7 +1,7 @@
-"""The process that drives Ray: connects to a cluster or starts one, and has actors work on shards.
+"""The process that drives Ray: it connects to a cluster or starts one, and has actors work on shards.
 
-The one module that imports Ray. What happens to a shard whose worker died is decided in pipeline.run.pool, as
-for local processes; Ray's own retries are off.
+The only module that imports Ray. If a worker dies, pipeline.run.pool decides about its shard, as it does for local
+processes; Ray's own retries are off.
 """
 
 from __future__ import annotations
@@ -27,30 +27,32 @@ from pipeline.run.engines.ray_actor import ShardActor
 from pipeline.run.engines.work import Work
 from pipeline.run.pool import Killed, run_shards
 
-OBJECT_STORE_BYTES = 80 << 20  # Ray's least, about: only sentences pass through it, arrays go to the store
-NODE_SECONDS = 60.0  # beyond a worker's own limit, for its node to say so
-PATIENCE_SECONDS = 15.0  # before a run says what it is waiting for
+OBJECT_STORE_BYTES = (
+    80 << 20
+)  # about Ray's minimum: only short messages pass through it, arrays go to the store
+NODE_SECONDS = 60.0  # time beyond a worker's own limit for its node to report that
+PATIENCE_SECONDS = 15.0  # waiting time before a run prints what it waits for
 CONNECT_SECONDS = 10.0
-STARTS = 3  # of an actor, before what it dies of is reported
+STARTS = 3  # attempts to start an actor before its error is raised
 
 
 def run(request: dict[str, Any], send: Send) -> None:
     """Entry of the driver: one pass. Replies are `{"message"}`, `{"killed", "reason", "own_doing"}` and `{"say"}`."""
     options, work = RunOptions(**request["options"]), Work.from_json(request["work"])
     connect(options.address, request["folder"])
-    guard = threading.Lock()
+    lock = threading.Lock()
 
-    def tell(header: Mapping[str, Any]) -> None:
-        with guard:
+    def reply(header: Mapping[str, Any]) -> None:
+        with lock:  # workers are served by threads of their own
             send(header, {})
 
     demand = Demand.of(options, work.network, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     env = threads(demand.threads) | RETURN_MEMORY
     workers = [
-        RayWorker(work.entry, env, demand.each, lambda sentence: tell({"say": sentence}))
+        RayWorker(work.entry, env, demand.each, lambda sentence: reply({"say": sentence}))
         for _ in range(min(demand.workers, len(work.shards) or 1))
     ]
-    device = "cuda:0" if "num_gpus" in demand.each else "cpu"  # an actor sees its own GPU alone
+    device = "cuda:0" if "num_gpus" in demand.each else "cpu"  # an actor sees only its own GPU
     with contextlib.closing(
         run_shards(
             workers, work.shards,
@@ -60,16 +62,16 @@ def run(request: dict[str, Any], send: Send) -> None:
     ) as events:  # fmt: skip
         for event in events:
             if isinstance(event, Killed):
-                tell({"killed": event.key, "reason": event.reason, "own_doing": event.own_doing})
+                reply({"killed": event.key, "reason": event.reason, "own_doing": event.own_doing})
             else:
-                tell({"message": event.header})
+                reply({"message": event.header})
 
 
 @functools.cache
 def connect(address: str, folder: str) -> None:
     """Connect this process to a cluster; without an address, start one on this machine.
 
-    Raises UserError where there is no cluster at the address.
+    Raises UserError if there is no cluster at the address.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if not address:
@@ -80,7 +82,7 @@ def connect(address: str, folder: str) -> None:
         return
     try:
         host, sign, port = address.rpartition(":")
-        if sign:  # Ray itself would try for minutes
+        if sign:  # checked first: Ray itself would retry for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError, RayError) as error:
@@ -91,14 +93,14 @@ def connect(address: str, folder: str) -> None:
 
 
 class Demand:
-    """How many workers there are, and what each asks Ray for."""
+    """The number of workers, the resources that each requires of Ray, and its threads."""
 
     def __init__(self, workers: int, each: dict[str, Any], threads: int) -> None:
         self.workers, self.each, self.threads = workers, each, threads
 
     @classmethod
     def of(cls, options: RunOptions, network: bool, nodes: Sequence[Mapping[str, float]]) -> Demand:
-        """For nodes that have so much of everything. Raises UserError where none has room for a worker."""
+        """The demand for nodes with the given resources. Raises UserError if no node has room for one worker."""
         needs = {"CPU": float(options.worker_cpus or 1), **options.resources}
         any_gpu = any(node.get("GPU") for node in nodes)
         if network and (options.device.startswith("cuda") or (options.device == "auto" and any_gpu)):
@@ -109,9 +111,9 @@ class Demand:
         )
         if room < 1:
             have = "; ".join(", ".join(f"{name} {node.get(name, 0):g}" for name in needs) for node in nodes)
-            asked = ", ".join(f"{name} {need:g}" for name, need in needs.items())
+            required = ", ".join(f"{name} {need:g}" for name, need in needs.items())
             raise UserError(
-                f"no node of the Ray cluster has room for a worker that asks for {asked}; they have {have}"
+                f"no node of the Ray cluster has room for a worker that needs {required}; the nodes have {have}"
             )
         each: dict[str, Any] = {"num_cpus": needs["CPU"]}
         if "GPU" in needs:
@@ -122,26 +124,26 @@ class Demand:
 
 
 class RayWorker:
-    """An actor, wherever it is; one that died is started again, elsewhere if its node is lost."""
+    """A worker in an actor; an actor that died is started again, on another node if its own is lost."""
 
     def __init__(
         self, entry: str, env: dict[str, str], demand: dict[str, Any], say: Callable[[str], None]
     ) -> None:
         self.entry, self.env, self.demand, self.say = entry, env, demand, say
         self._actor: Any = None
-        self._hello: Any = None  # its first answer, until it has come
+        self._hello: Any = None  # the pending first reply of a new actor
         self._starts = 0
-        self._since = 0.0  # when it began to wait for a place; inf once it has said so
+        self._since = 0.0  # time since which it waits for room on the cluster; inf once that was printed
 
     def ready(self, seconds: float) -> bool:
-        """Whether the actor has a place on the cluster and runs. Raises UserError if it cannot."""
+        """Whether the actor runs on the cluster, after waiting for up to `seconds`. Raises UserError if it cannot."""
         if self._actor is None:
             self._actor = ray.remote(ShardActor).options(**self.demand).remote(self.entry, self.env)
             self._hello, self._since = self._actor.hello.remote(), time.monotonic()
         if self._hello is None:
             return True
         if not ray.wait([self._hello], timeout=seconds)[0]:
-            self._complain()
+            self._report_waiting()
             return False
         try:
             theirs, ours = ray.get(self._hello), version("crossreel")
@@ -158,14 +160,14 @@ class RayWorker:
         self._hello, self._starts = None, 0
         return True
 
-    def _complain(self) -> None:
+    def _report_waiting(self) -> None:
         if time.monotonic() - self._since > PATIENCE_SECONDS:
             self._since = float("inf")
-            asked = ", ".join(f"{name} {value}" for name, value in self.demand.items())
-            self.say(f"a worker waits for room on the Ray cluster ({asked})")
+            required = ", ".join(f"{name} {value}" for name, value in self.demand.items())
+            self.say(f"a worker waits for room on the Ray cluster ({required})")
 
     def call(self, request: Mapping[str, Any], timeout_seconds: float | None = None) -> Iterator[Reply]:
-        """Its replies, as they come. Raises as Child.call does; the loss of actor or node is ChildDied."""
+        """Yield its replies as they arrive. Raises as Child.call does; a lost actor or node raises ChildDied."""
         limit = None if timeout_seconds is None else timeout_seconds + NODE_SECONDS
         finished, actor = False, self._actor
         try:
@@ -192,7 +194,7 @@ class RayWorker:
                 self.kill()
 
     def kill(self) -> None:
-        """End the actor, and with it its worker process."""
+        """End the actor and its worker process."""
         actor, self._actor, self._hello = self._actor, None, None
         if actor is not None:
             with contextlib.suppress(RayError):
@@ -200,13 +202,13 @@ class RayWorker:
 
 
 def _cause(error: RayTaskError) -> BaseException:
-    """What the actor's code raised."""
+    """The exception that the actor's code raised."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
 
 
 def _line(error: BaseException) -> str:
-    """What Ray says of a death, in a line: the last of its lines is the most telling."""
+    """Ray's reason for the death of an actor, as one line: the last line of its message is the most specific."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     detail = getattr(error, "error_msg", "") or (lines[-1] if lines else type(error).__name__)
     return str(detail).strip().splitlines()[-1][:300]

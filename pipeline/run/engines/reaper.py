@@ -1,6 +1,6 @@
-"""Ends what a killed cluster left: every process of a session, when the process that asked for it is gone.
+"""Kills the processes that a Ray cluster leaves: all of its session, once the process that started this one is gone.
 
-A script of its own without imports from here, so that it starts in a few milliseconds.
+A script without imports from this package, so that it starts in a few milliseconds.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import signal
 import sys
 import time
 
-QUIET_LOOKS = 3  # in a row without a process: one may be starting another just now
+QUIET_LOOKS = 3  # searches in a row without a process before the end: a process may be starting another one
 LOOK_SECONDS = 0.02
 
 
 def members(session: int) -> list[int]:
-    """Processes of a session that are alive."""
-    found = []
+    """Ids of the live processes of a session."""
+    alive = []
     for name in os.listdir("/proc"):
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
@@ -25,17 +25,17 @@ def members(session: int) -> list[int]:
         except (OSError, ValueError):  # no process, or it has just ended
             continue
         if int(its_session) == session and state not in (b"Z", b"X"):
-            found.append(int(name))
-    return found
+            alive.append(int(name))
+    return alive
 
 
 def end(session: int) -> None:
-    """Kill them until none is left."""
+    """Kill the processes of a session until none is left."""
     quiet = 0
     while quiet < QUIET_LOOKS:
-        found = members(session)
-        quiet = 0 if found else quiet + 1
-        for process in found:
+        alive = members(session)
+        quiet = 0 if alive else quiet + 1
+        for process in alive:
             try:
                 os.kill(process, signal.SIGKILL)
             except ProcessLookupError:
@@ -44,7 +44,7 @@ def end(session: int) -> None:
 
 
 def main(session: int, folder: str) -> None:
-    """Wait for the end of the input."""
+    """Wait until standard input closes, then kill the session and remove the folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdin.read()
     end(session)

@@ -1,4 +1,4 @@
-"""The shards of one pass over items or captions, as plain data: what any engine needs to have them done."""
+"""The shards of one pass over items or captions as plain data, and the protocol of the engines that run them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from pipeline.run.pool import Events
 
 @dataclass(frozen=True)
 class Work:
-    """Shards of keys, and what a worker is told of them."""
+    """Shards of keys, and the data from which the request of a shard is made."""
 
-    entry: str  # of the worker: `module:function`
+    entry: str  # entry of the worker: `module:function`
     shards: list[list[str]]
     store: str
-    units: dict[str, dict[str, Any]]  # by key
-    stages: list[dict[str, Any]]  # made in this pass
-    lacking: dict[str, list[int]]  # by key, the positions of the stages that lack it
-    options: dict[str, Any]  # of the worker, without its device and threads
-    network: bool  # a GPU helps
-    alone: list[str] = field(
-        default_factory=list
-    )  # keys outside of the shards: earlier workers were killed over them
+    units: dict[str, dict[str, Any]]  # key -> the item or caption as plain data
+    stages: list[dict[str, Any]]  # the stages of this pass
+    lacking: dict[str, list[int]]  # key -> positions in `stages` of those that lack it
+    options: dict[str, Any]  # options of the worker, without its device and threads
+    network: bool  # whether a stage runs a network, so that a GPU helps
+    # Keys that no shard holds, each to be tried in a shard of its own: earlier workers were killed over them.
+    alone: list[str] = field(default_factory=list)
 
     def request(self, shard: list[str], device: str, threads: int, attempt: int = 1) -> dict[str, Any]:
-        """The request that a worker gets; from the third attempt on, with batches half as large each time.
+        """The request of a worker for a shard; from the third attempt on, the batch size is halved each time.
 
-        The second has the batches of the first: a worker that was killed by chance leaves the same bytes.
+        The second attempt keeps the batch size, so that a worker killed by chance leads to the same bytes.
         """
         batch_size = max(1, self.options["batch_size"] >> max(0, attempt - 2))
         own = {"device": device, "threads": threads, "batch_size": batch_size}
@@ -44,22 +43,22 @@ class Work:
         }  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """This work as plain data."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Work:
-        """Back from plain data."""
+        """The work from plain data of `as_json`."""
         return cls(**data)
 
 
 class Engine(Protocol):
-    """Has work done, and ends all it started when it is closed or its events are."""
+    """Runs work in processes, and ends all of them when it or its generator of events is closed."""
 
     def run(self, work: Work) -> Events:
-        """What workers reply, until every shard is done."""
+        """Yield the workers' replies until every shard is done."""
         ...
 
     def close(self) -> None:
-        """End what was kept for the next work."""
+        """End the processes that were kept for the next work."""
         ...

@@ -34,9 +34,8 @@ from pipeline.store.transfer.entry import (
     read_record,
     sizes_of,
 )
-from pipeline.store.transfer.push import Wanted
 from pipeline.store.transfer.remote import PART_BYTES, Remote, RemoteTrouble
-from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, Say, together
+from pipeline.store.transfer.work import How, Meter, Moved, OnMoved, Outcome, Say, Selection, together
 
 PULLED = "pulled"  # the folder in work/ where finished folders are assembled from their files
 SEGMENT_DATASETS = {"items", "names", "notes", "file_bytes", "checksums"}
@@ -60,25 +59,16 @@ class _Coming:
     entry: Entry
     lacking: Mapping[str, Blob]
     come: dict[str, Path] = field(default_factory=dict)
-    ended: int = 0
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    """The result for one file: the path of the checked file, or the reason why it was not fetched."""
-
-    of: _Coming
-    name: str
-    path: Path | None = None
-    bytes: int = 0
-    trouble: str = ""
+_Fetched = Moved[_Coming, Path]
 
 
 def pull(
     store: Store,
     remote: Remote,
     stages: Collection[str] = (),
-    wanted: Wanted | None = None,
+    selection: Selection | None = None,
     how: How = How(),  # noqa: B008  # frozen
     on_moved: OnMoved = lambda moved, total: None,
     say: Say = lambda sentence: None,
@@ -96,7 +86,7 @@ def pull(
     requested = {
         where: size
         for where, size in there.items()
-        if (not stages or where.stage in stages) and (wanted is None or where.fingerprint in wanted)
+        if (not stages or where.stage in stages) and (selection is None or where.fingerprint in selection)
     }
     known = _known(store, requested)
     unknown = {where: size for where, size in requested.items() if where not in known}
@@ -104,7 +94,7 @@ def pull(
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in _read(remote, unknown, how.jobs, meter, outcome):
         groups.setdefault((entry.stage, entry.fingerprint), []).append(entry)
-    chosen = [entry for entries in groups.values() for entry in _chosen(store, entries, wanted)]
+    chosen = [entry for entries in groups.values() for entry in _chosen(store, entries, selection)]
     meter.total = sum(blob.size for entry in chosen for blob in _lacking(store, entry).values())
     if how.dry_run:
         outcome.already = len(requested) - len(chosen) - len(outcome.failed)
@@ -116,7 +106,7 @@ def pull(
         raise UserError(f"{meter.total} bytes are to be fetched, {free} are free in {store.root}")
     for (stage, fp), entries in sorted(groups.items()):
         with store.lock(stage, fp, say):
-            now = _chosen(store, entries, wanted)  # another run may have made some since
+            now = _chosen(store, entries, selection)  # another run may have made some since
             outcome.already += len(entries) - len(now)
             _fetch_group(store, remote, now, how.jobs, meter, outcome)
             for spare in [entry for entry in entries if entry.kind == "folder"][1:]:
@@ -165,7 +155,7 @@ def _read(
             outcome.failed.append((where.sentence, entry))
 
 
-def _chosen(store: Store, entries: Sequence[Entry], wanted: Wanted | None) -> list[Entry]:
+def _chosen(store: Store, entries: Sequence[Entry], selection: Selection | None) -> list[Entry]:
     """Return the entries of a fingerprint that contain an item or a folder that this store lacks."""
     stage, fp = entries[0].stage, entries[0].fingerprint
     chosen = [] if store.has_run(stage, fp) else [entry for entry in entries if entry.kind == "folder"][:1]
@@ -178,7 +168,7 @@ def _chosen(store: Store, entries: Sequence[Entry], wanted: Wanted | None) -> li
             if item in places
             and (item not in files or _size(store.root / files[item]) == places[item].file_bytes)
         }  # fmt: skip
-        requested = set(entry.items) if wanted is None else set(entry.items).intersection(wanted[fp])
+        requested = set(entry.items) if selection is None else set(entry.items).intersection(selection[fp])
         if requested - whole - coming:
             chosen.append(entry)
             coming.update(entry.items)
@@ -222,14 +212,13 @@ def _fetch_group(
     )
     for fetched in together(jobs, tasks, meter):
         coming = fetched.of
-        coming.ended += 1
         outcome.bytes += fetched.bytes
-        if fetched.path is None:
+        if fetched.content is None:
             outcome.failed.append((fetched.name, fetched.trouble))
-        else:
-            coming.come[fetched.name] = fetched.path
-            outcome.files += 1
-        if coming.ended == len(coming.lacking) == len(coming.come):
+            continue
+        coming.come[fetched.name] = fetched.content
+        outcome.files += 1
+        if len(coming.come) == len(coming.lacking):
             _place(store, coming, outcome)
 
 

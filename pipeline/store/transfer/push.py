@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from pipeline.store.segments import Damaged, Segment
 from pipeline.store.store import RECORD, Store
 from pipeline.store.transfer.entry import Blob, Entry, Untrusted, Where, read_record
 from pipeline.store.transfer.remote import Remote, RemoteTrouble, as_json
-from pipeline.store.transfer.work import How, Meter, OnMoved, Outcome, together
+from pipeline.store.transfer.work import How, Meter, Moved, OnMoved, Outcome, Selection, together
 
-Wanted = Mapping[str, Collection[str]]  # fingerprint -> keys of items; a stage over the corpus has one key
 BLOCK_BYTES = 4 << 20
+ARRIVAL_SECONDS = (0.0, 0.05, 0.5, 2.0)  # waits before each look at an object that was uploaded
 
 
 @dataclass
@@ -31,25 +32,16 @@ class _Leaving:
     ]  # name in the store -> BLAKE2b digest; None if the file contains its own checksums
     items: list[str] = field(default_factory=list)
     blobs: dict[str, Blob] = field(default_factory=dict)
-    ended: int = 0
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """The result for one file: its content as published, or the reason why it was not."""
-
-    of: _Leaving
-    name: str
-    blob: Blob | None = None
-    bytes: int = 0
-    trouble: str = ""
+_Sent = Moved[_Leaving, Blob]
 
 
 def push(
     store: Store,
     remote: Remote,
     stages: Collection[str] = (),
-    wanted: Wanted | None = None,
+    selection: Selection | None = None,
     how: How = How(),  # noqa: B008  # frozen
     on_moved: OnMoved = lambda moved, total: None,
 ) -> Outcome:
@@ -63,7 +55,7 @@ def push(
     there = remote.entries()
     folders = {where[:2] for where in there if where.kind == "folder"}  # one copy per fingerprint is enough
     todo: list[Where] = []
-    for where, size in _here(store, stages, wanted):
+    for where, size in _here(store, stages, selection):
         published = where in there or (where.kind == "folder" and where[:2] in folders)
         if published and not how.again:
             outcome.already += 1
@@ -80,15 +72,15 @@ def push(
     return outcome
 
 
-def _here(store: Store, stages: Collection[str], wanted: Wanted | None) -> Iterator[tuple[Where, int]]:
+def _here(store: Store, stages: Collection[str], selection: Selection | None) -> Iterator[tuple[Where, int]]:
     """Yield the requested segments and finished folders of a store, with the bytes of each."""
     for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
-        if (stages and stage not in stages) or (wanted is not None and fp not in wanted):
+        if (stages and stage not in stages) or (selection is not None and fp not in selection):
             continue
         places, sizes = store.places(stage, fp), Counter(store.index.segments(fp))
         for place in places.values():
             sizes[place.segment] += place.file_bytes or 0
-        requested = places if wanted is None else [item for item in wanted[fp] if item in places]
+        requested = places if selection is None else [item for item in selection[fp] if item in places]
         for segment in sorted({places[item].segment for item in requested}):
             yield Where(stage, fp, "segment", segment), sizes[segment]
         if store.has_run(stage, fp):
@@ -144,7 +136,7 @@ def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: boo
             meter.add(blob.size)
             return _Sent(leaving, name, blob)
         remote.put(path, blob.path, meter.add)
-        if remote.size(blob.path) != blob.size:
+        if not _arrived(remote, blob):
             raise RemoteTrouble(f"{remote.url}/{blob.path} did not arrive whole")
         after = path.stat()
         if (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns):
@@ -155,6 +147,19 @@ def _send(store: Store, remote: Remote, leaving: _Leaving, name: str, again: boo
     except FileNotFoundError:
         return _Sent(leaving, name, trouble=f"{path} is gone")
     return _Sent(leaving, name, blob, blob.size)
+
+
+def _arrived(remote: Remote, blob: Blob) -> bool:
+    """Whether the remote side has an object whole.
+
+    It is looked at several times: somebody who pushes the same content at this moment may have just begun to replace
+    the object with its equal, which not every file system does at one stroke.
+    """
+    for seconds in ARRIVAL_SECONDS:
+        time.sleep(seconds)
+        if remote.size(blob.path) == blob.size:
+            return True
+    return False
 
 
 def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
@@ -177,16 +182,15 @@ def _checked(path: Path, expected: str | None, meter: Meter) -> Blob:
 
 
 def _count(remote: Remote, sent: _Sent, outcome: Outcome) -> None:
-    """Count a file; after the last file of a segment or folder, publish the entry that names its files."""
+    """Count a file; once all files of a segment or folder are there, publish the entry that names them."""
     leaving = sent.of
-    leaving.ended += 1
-    if sent.blob is None:
+    if sent.content is None:
         outcome.failed.append((sent.name, sent.trouble))
-    else:
-        leaving.blobs[sent.name] = sent.blob
-        outcome.files += sent.bytes > 0
-        outcome.bytes += sent.bytes
-    if leaving.ended < len(leaving.files) or len(leaving.blobs) < len(leaving.files):
+        return
+    leaving.blobs[sent.name] = sent.content
+    outcome.files += sent.bytes > 0
+    outcome.bytes += sent.bytes
+    if len(leaving.blobs) < len(leaving.files):
         return
     where = leaving.where
     try:

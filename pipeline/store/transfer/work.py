@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
+Whole = TypeVar("Whole")
+Content = TypeVar("Content")
 OnMoved = Callable[[int, int], None]  # is called with the bytes transferred so far and the total known so far
 Say = Callable[[str], None]
+Selection = Mapping[str, Collection[str]]  # fingerprint -> keys of items; a stage over the corpus has one key
 SECONDS_BETWEEN_LOOKS = 0.2
 QUEUED = 4  # tasks per thread that are submitted ahead
 
@@ -21,9 +24,7 @@ class How:
 
     jobs: int = 4
     dry_run: bool = False
-    again: bool = (
-        False  # push: upload also what is published already, to replace copies that were damaged there
-    )
+    again: bool = False  # push: upload published files too, to replace copies that were damaged there
 
 
 @dataclass
@@ -49,6 +50,17 @@ class Outcome:
         return asdict(self) | {"failed": [{"name": name, "reason": reason} for name, reason in self.failed]}
 
 
+@dataclass(frozen=True)
+class Moved(Generic[Whole, Content]):
+    """The result for one file: its content on the other side, or the reason why it was not transferred."""
+
+    of: Whole  # the segment or folder that the file belongs to
+    name: str
+    content: Content | None = None
+    bytes: int = 0
+    trouble: str = ""
+
+
 class Stopped(Exception):
     """The transfer was interrupted; raised only in its threads."""
 
@@ -68,7 +80,7 @@ class Meter:
         if self.stop.is_set():
             raise Stopped
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Report the progress; called by the thread that started the transfer."""
         self.on_moved(self.moved, max(self.total, self.moved))
 
@@ -88,7 +100,7 @@ def together(jobs: int, tasks: Iterable[Callable[[], Result]], meter: Meter) -> 
                 if not running:
                     return
                 ended, running = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-                meter.tell()
+                meter.report()
                 for future in ended:
                     yield future.result()
         except BaseException:

@@ -86,7 +86,7 @@ def test_a_run_that_failed_is_in_no_row():
     assert rows([Outcome({"t.lr": 1}, error="it diverged")]) == []
 
 
-def test_a_setting_that_is_impossible_is_told_before_anything_runs(lab):
+def test_a_setting_that_is_impossible_is_reported_before_anything_runs(lab):
     (lab.folder / "sweep.toml").write_text(GRID.replace("hlformer.lr", "hlformer.lrr"))
     ended = lab.run("batch", lab.folder / "sweep.toml")
     assert ended.code == 2 and "unknown setting trainers.hlformer.lrr" in ended.err

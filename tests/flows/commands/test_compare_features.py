@@ -98,7 +98,7 @@ def test_what_was_done_to_the_rows_is_counted_over_the_items(folder, tmp_path, c
     assert told["summary"]["kinds"] == {kind: len(rows_of(folder))}
 
 
-def test_every_third_row_is_told_with_its_stride_in_the_table(tmp_path):
+def test_every_third_row_is_reported_with_its_stride_in_the_table(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -26,7 +26,7 @@ def charades(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_public_corpus_is_imported_told_and_checked(charades, rendered, tmp_path, crossreel):
+def test_a_public_corpus_is_imported_reported_and_checked(charades, rendered, tmp_path, crossreel):
     manifest = tmp_path / "c.jsonl"
     ended = crossreel(
         "corpus", "import", "charades", charades, "--media", rendered, "--out", manifest, "--val", 2
@@ -309,7 +309,7 @@ def test_a_folder_and_a_table_of_point_clouds_are_imported_and_checked(tmp_path,
         assert checked.code == 3 and checked.out.count("error: room") == 6
 
 
-def test_t3dr_hit_is_imported_told_and_checked(tmp_path, crossreel):
+def test_t3dr_hit_is_imported_reported_and_checked(tmp_path, crossreel):
     for split, names in (("train", [f"cup{n}" for n in range(11)]), ("test", ["vase", "tile", "ghost"])):
         for n, name in enumerate(names):
             file = tmp_path / f"data/Elephant/pcd_normalize_{split}/{name}/model.txt"
@@ -342,4 +342,4 @@ def test_a_manifest_of_two_kinds_is_one_sentence(tmp_path, crossreel):
     items = [Item("a", "train", (), "a.mp4"), Item("b", "train", (), "b.ply", "pointcloud")]
     write_manifest(tmp_path / "c.jsonl", items)
     ended = crossreel("corpus", "check", tmp_path / "c.jsonl")
-    assert ended.code == 2 and "make one manifest a kind" in ended.err
+    assert ended.code == 2 and "make one manifest for each kind" in ended.err

@@ -53,7 +53,7 @@ def test_codecs_that_ffmpeg_lacks_are_named(monkeypatch):
     assert len(findings) == 2  # without an encoder there is no clip to try the decoders on
 
 
-def test_a_machine_without_ffmpeg_is_told_what_to_install(monkeypatch):
+def test_a_missing_ffmpeg_is_reported_with_what_to_install(monkeypatch):
     def none() -> str:
         raise UserError("no ffmpeg on this machine; install ffmpeg")
 

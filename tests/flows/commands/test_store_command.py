@@ -166,7 +166,7 @@ def test_what_one_store_pushed_to_s3_a_second_need_not_make(made, tmp_path, endp
 
 @needs_s3
 @pytest.mark.slow
-def test_large_objects_go_in_parts_and_a_damaged_one_is_told(tmp_path, endpoint, crossreel):
+def test_large_objects_go_in_parts_and_a_damaged_one_is_reported(tmp_path, endpoint, crossreel):
     store = Store(tmp_path / "store")
     run = Fingerprint.of({"stage": "train-x"})
     work = store.work_folder("train-x", run.hex)

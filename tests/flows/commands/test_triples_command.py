@@ -61,6 +61,6 @@ def test_it_prints_precision_and_recall_on_golden_sentences_with_the_misses() ->
         (["a dog", "--backend", "corenlp", "--server", "http://localhost:9"], "no CoreNLP server answers"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(arguments: list[str], message: str) -> None:
+def test_a_mistake_is_reported_in_a_sentence(arguments: list[str], message: str) -> None:
     result = ran(*arguments)
     assert isinstance(result.exception, UserError) and message in str(result.exception)

@@ -64,7 +64,7 @@ def test_a_raised_version_of_a_method_makes_its_three_stages_again_and_nothing_e
     assert f"method_version: 1 now, {version} then" in why("pack-hlformer")
 
 
-def test_of_several_the_nearest_is_told(why, made):
+def test_of_several_the_nearest_is_reported(why, made):
     assert made.run("stage", "compress", made.toml, "--set", "extractors.compress.crf=30").code == 0
     sets = ("extractors.compress.crf=31", "extractors.compress.fps=5")
     assert "params.fps" in why("compress", "clip03", *sets)
@@ -86,7 +86,7 @@ def test_an_unknown_name_is_one_sentence_with_the_nearest(why, stage, item, near
         why(stage, item)
 
 
-def test_what_was_made_and_is_gone_is_told_as_such(why, made):
+def test_what_was_made_and_is_gone_is_reported_as_such(why, made):
     next((made.store / "files/compress").rglob("*.mp4")).unlink()
     told = [why("compress", f"clip{n:02}") for n in range(12)]
     gone = [text for text in told if "miss" in text]

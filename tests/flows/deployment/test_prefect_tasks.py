@@ -7,7 +7,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MOD
 from prefect.states import Failed
 
 from flows.console import StageDisplay
-from flows.deployment.artifacts import ProgressBar, coverage, leaderboard, publish, slug
+from flows.deployment.artifacts import ProgressBar, coverage, leaderboard_table, publish, slug
 from flows.deployment.parameters import FlowRequest, Words, one_or_more
 from flows.deployment.tasks import _worth_another_try, run_opened, run_sentence
 from flows.run import RunResult
@@ -59,7 +59,7 @@ def test_coverage_accounts_for_every_unit() -> None:
 def test_the_leaderboard_shows_every_metric_with_its_interval() -> None:
     figure = {"value": 23.14, "low": 20.0, "high": 26.26}
     row = {"method": "hlformer", "split": "test", "direction": "t2v", "metrics": {"R@1": figure}}
-    assert leaderboard([row]) == [
+    assert leaderboard_table([row]) == [
         {"method": "hlformer", "split": "test", "direction": "t2v", "R@1": "23.1 [20.0, 26.3]"}
     ]
 

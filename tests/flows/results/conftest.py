@@ -18,21 +18,10 @@ from trainers.measure.evaluate import evaluate
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.method import Batch, Encoded, Method
 
-TINY = Path(__file__).parents[2] / "fixtures/hlformer/mssl_tiny/tiny"
-SETTINGS = """
-corpus = "corpus.jsonl"
-store = "store"
-methods = ["hlformer"]
-[run]
-workers = 1
-[trainers.hlformer]
-video_features = "import-i3d_toy"
-text_features = "import-roberta_tiny_query_feat"
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 4
-epochs = 1
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+TINY = FIXTURES / "hlformer/mssl_tiny/tiny"
+SETTINGS = f"""
+{(FIXTURES / "experiments/mssl_tiny.toml").read_text()}
 [evaluate]
 directions = "both"
 post_processing = ["dual_softmax", "qb_norm", "sinkhorn"]

@@ -129,7 +129,7 @@ def test_published_protocols_name_ones_that_importers_write():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_row_that_contradicts_itself_is_told(tmp_path, figures, said):
+def test_a_row_that_contradicts_itself_is_reported(tmp_path, figures, said):
     (told,) = problems(tmp_path, row(**figures))
     assert told.startswith("LEAN, MSR-VTT full, paper") and told.endswith(said)
 
@@ -149,7 +149,7 @@ def test_rounding_and_missing_columns_are_no_contradiction(tmp_path, figures):
     assert problems(tmp_path, row(**figures)) == []
 
 
-def test_two_values_of_one_figure_are_told_also_across_files(tmp_path):
+def test_two_values_of_one_figure_are_reported_also_across_files(tmp_path):
     first = row(t2v='{ "R@1" = 10.0 }')
     assert problems(tmp_path, first + row(t2v='{ "R@1" = 10.0, "R@5" = 20.0 }')) == []
     said = "LEAN, MSR-VTT full, paper, t2v: R@1 is 10 in one row and 11 in another"
@@ -159,7 +159,7 @@ def test_two_values_of_one_figure_are_told_also_across_files(tmp_path):
     assert problems(tmp_path, first) == [said.replace("10 in one row and 11", "11 in one row and 10")]
 
 
-def test_a_source_without_a_venue_is_told(tmp_path):
+def test_a_source_without_a_venue_is_reported(tmp_path):
     (tmp_path / "lean.toml").write_text(TABLE.replace("X 2024", "") + row(t2v="{ MnR = 2 }"))
     assert lint(read_published(tmp_path)).new == ("lean: the source has no venue",)
 

@@ -126,7 +126,7 @@ def test_the_order_of_a_corpus_changes_nothing(crossreel, write, tmp_path, also)
         assert (one["differences"], one["tests"]) == (two["differences"], two["tests"])
 
 
-def test_a_run_named_twice_is_told_apart_by_number(crossreel, pair):
+def test_a_run_named_twice_is_distinguished_by_number(crossreel, pair):
     told = compare(crossreel, pair[0], pair[0])
     names = [run["name"] for run in told["runs"]]
     assert names[1] == f"{names[0]} (2)"

@@ -208,7 +208,7 @@ def simulated(random: np.random.Generator, gain: float, items: int = 60, each: i
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_and_equal_runs_are_seldom_told_apart():
+def test_intervals_cover_the_truth_and_equal_runs_are_seldom_distinguished():
     """200 pairs of runs that are equal in truth, each caption sharing its item's luck."""
     random = np.random.default_rng(0)
     covered = wrong = naive = 0
@@ -291,7 +291,7 @@ def test_runs_under_different_protocols_are_refused_with_the_difference(change, 
     assert said == f"a and b were measured under different protocols: {words}"
 
 
-def test_all_differences_are_told_at_once_and_published_protocols_count():
+def test_all_differences_are_reported_at_once_and_published_protocols_count():
     a, b = (
         under(one, split=name, corpus=PublishedProtocol(name=name))
         for one, name in zip(drawn(8), ("1k-A", "full"), strict=True)

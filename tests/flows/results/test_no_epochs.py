@@ -20,24 +20,12 @@ from pipeline.corpus.manifest import Caption, Item, write_manifest
 pytestmark = pytest.mark.slow
 
 SPLITS = ("train", "train", "val", "test")
-VIDEOS = """
+EXPERIMENTS = Path(__file__).parents[2] / "fixtures/experiments"
+VIDEOS = f"""
 corpus = "corpus.jsonl"
 methods = ["clip4clip", "hlformer", "neighborretr", "gare", "lean"]
 
-[extractors.clip]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.keyframes]
-size = 64
-[extractors.vgg16]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.bert]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.triples]
-package = "crossreel-small"
-
+{(EXPERIMENTS / "demo_networks.toml").read_text()}
 [trainers.clip4clip]
 mode = "frozen"
 max_frames = 3
@@ -71,24 +59,7 @@ epochs = 0
 [run]
 workers = 1
 """
-CLOUDS = """
-corpus = "clouds.jsonl"
-methods = ["h2arn"]
-[extractors.points]
-sample = 128
-[extractors.dgcnn]
-weights = "seed:0"
-[extractors.clip_text]
-model = "crossreel-demo"
-weights = "seed:0"
-[trainers.h2arn]
-d_model = 32
-nhead = 4
-num_layers = 1
-epochs = 0
-[run]
-workers = 1
-"""
+CLOUDS = (EXPERIMENTS / "clouds.toml").read_text().replace("epochs = 1", "epochs = 0")
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_timeline_marks_the_best_clip_in_seconds_and_leaves_out_what_is_no_frame
     assert unknown is not None and "at 75–88 %" in unknown.sentence
 
 
-def test_neighbourhood_is_told_without_a_stored_explanation_and_centrality_only_with_one(
+def test_neighbourhood_is_reported_without_a_stored_explanation_and_centrality_only_with_one(
     stored: Stored,
 ) -> None:
     plain = stored("neighborretr", None)

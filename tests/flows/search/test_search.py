@@ -34,25 +34,13 @@ from pipeline.errors import ItemError, UserError
 from trainers.measure.evaluated import Queries, Ranking
 
 NEW = "a red square that nobody described"
-ALL = """
+EXPERIMENTS = Path(__file__).parents[2] / "fixtures/experiments"
+ALL = f"""
 corpus = "corpus.jsonl"
 store = "store"
 methods = ["neighborretr", "gare", "lean"]
 
-[extractors.clip]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.keyframes]
-size = 64
-[extractors.vgg16]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.bert]
-model = "crossreel-demo"
-weights = "seed:0"
-[extractors.triples]
-package = "crossreel-small"
-
+{(EXPERIMENTS / "demo_networks.toml").read_text()}
 [trainers.neighborretr]
 mode = "frozen"
 max_frames = 3
@@ -81,41 +69,9 @@ epochs = 1
 [run]
 workers = 1
 """
-CLOUDS = """
-corpus = "clouds.jsonl"
-store = "store"
-methods = ["h2arn"]
-[extractors.points]
-sample = 128
-[extractors.dgcnn]
-weights = "seed:0"
-[extractors.clip_text]
-model = "crossreel-demo"
-weights = "seed:0"
-[trainers.h2arn]
-d_model = 32
-nhead = 4
-num_layers = 1
-epochs = 1
-[run]
-workers = 1
-"""
+CLOUDS = (EXPERIMENTS / "clouds.toml").read_text()
 
-IMPORTED = """
-corpus = "corpus.jsonl"
-store = "store"
-methods = ["hlformer"]
-[run]
-workers = 1
-[trainers.hlformer]
-video_features = "import-i3d_toy"
-text_features = "import-roberta_tiny_query_feat"
-hidden_size = 16
-heads = 2
-lorentz_dim = 11
-blocks = 2
-epochs = 1
-"""
+IMPORTED = (EXPERIMENTS / "mssl_tiny.toml").read_text()
 TINY = Path(__file__).parents[2] / "fixtures/hlformer/mssl_tiny/tiny"
 
 Verb = Callable[..., tuple[int, str, str]]

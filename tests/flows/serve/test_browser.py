@@ -34,25 +34,7 @@ num_hidden_layers = 1
 batch_size = 4
 epochs = 1
 """
-CLOUDS = """
-corpus = "corpus.jsonl"
-store = "store"
-methods = ["h2arn"]
-[extractors.points]
-sample = 128
-[extractors.dgcnn]
-weights = "seed:0"
-[extractors.clip_text]
-model = "crossreel-demo"
-weights = "seed:0"
-[trainers.h2arn]
-d_model = 16
-nhead = 2
-num_layers = 1
-epochs = 1
-[run]
-workers = 1
-"""
+CLOUDS = Path(__file__).parents[2] / "fixtures/experiments/clouds.toml"
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +126,7 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         caption = Caption(f"cloud{number}#0", f"a cloud of number {number}")
         items.append(Item(f"cloud{number}", split, (caption,), f"cloud{number}.txt", kind="pointcloud"))
     write_manifest(folder / "corpus.jsonl", items)
-    (folder / "experiment.toml").write_text(CLOUDS)
+    (folder / "experiment.toml").write_text(CLOUDS.read_text().replace("clouds.jsonl", "corpus.jsonl"))
     crossreel(folder, "stage", "train-h2arn", "experiment.toml")
     with serving(folder) as url:
         yield url
@@ -253,7 +235,7 @@ def test_everything_is_done_by_keys_alone(videos: str, new_page: Callable[..., A
     assert page.evaluate("document.activeElement.dataset.key") == key
 
 
-def test_waiting_is_shown_and_an_error_is_told_and_can_be_tried_again(
+def test_waiting_is_shown_and_an_error_is_reported_and_can_be_tried_again(
     videos: str, new_page: Callable[..., Any]
 ) -> None:
     page = new_page(expect_errors=True)

@@ -53,16 +53,16 @@ UNKNOWN = "0" * 32
 
 
 @dataclass
-class Told:
-    """Stands for a searcher: finds all items in order, waits where it is told to."""
+class FakeSearcher:
+    """Stands for a searcher: finds all items in order; the text "wait" blocks until `go` is set."""
 
     keys: list[str]
     go: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
-    asked: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     def search(self, text: str, top: int = 10) -> list[Hit]:
-        self.asked.append(text)
+        self.texts.append(text)
         if text == "wait":
             self.go.wait(20)
         if text == "die":
@@ -85,7 +85,7 @@ class Site:
 
     port: int
     project: Project
-    told: Told
+    searcher: FakeSearcher
 
     @property
     def url(self) -> str:
@@ -93,7 +93,7 @@ class Site:
 
     @property
     def key(self) -> str:
-        return self.told.keys[0]
+        return self.searcher.keys[0]
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -137,7 +137,7 @@ def extracted(folder: Path, stage: str, media: list[str]) -> Project:
 
 @contextlib.contextmanager
 def served(project: Project) -> Iterator[Site]:
-    told = Told(list(project.contents.items()))
+    searcher = FakeSearcher(list(project.contents.items()))
     methods = (
         Searchable("one", ("test", "val")),
         Searchable("two", ("test",)),
@@ -149,20 +149,20 @@ def served(project: Project) -> Iterator[Site]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         app = application(
-            catalogue, Gallery(project, project.survey()), Searchers(lambda method, split: told),  # type: ignore[arg-type,return-value]
+            catalogue, Gallery(project, project.survey()), Searchers(lambda method, split: searcher),  # type: ignore[arg-type,return-value]
             allowed_hosts(LOOPBACK_NAMES, port),
         )  # fmt: skip
         server = uvicorn.Server(bounded(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        site = Site(port, project, told)
+        site = Site(port, project, searcher)
         while not server.started:
             time.sleep(0.01)
         yield site
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-    assert told.closed or not told.asked, "ending the server closes its searchers"
+    assert searcher.closed or not searcher.texts, "ending the server closes its searchers"
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +211,11 @@ def test_static_files_have_their_types_and_are_sent_once(site: Site) -> None:
 
 
 def test_about_names_methods_splits_and_what_is_missing(site: Site) -> None:
-    told = site.get("/api/about").json()
-    assert [(one["name"], one["splits"], one["missing"]) for one in told["methods"]] == [
+    about = site.get("/api/about").json()
+    assert [(one["name"], one["splits"], one["missing"]) for one in about["methods"]] == [
         ("one", ["test", "val"], ""), ("two", ["test"], ""), ("three", [], "no"),
     ]  # fmt: skip
-    assert told["most_characters"] == MOST_CHARACTERS and told["splits"][0]["examples"] == ["a clip"]
+    assert about["most_characters"] == MOST_CHARACTERS and about["splits"][0]["examples"] == ["a clip"]
 
 
 def test_a_search_answers_hits_with_what_can_be_shown_of_them(site: Site) -> None:
@@ -246,7 +246,7 @@ def test_an_item_has_its_captions_and_pictures(site: Site) -> None:
 
 
 def test_a_video_that_is_not_what_was_stored_is_named_without_its_path(site: Site) -> None:
-    key = site.told.keys[2]
+    key = site.searcher.keys[2]
     path = Gallery(site.project, site.project.survey()).video(key)
     assert path is not None
     path.write_bytes(bytes(path.stat().st_size))
@@ -270,10 +270,10 @@ def test_a_cloud_is_sent_as_the_stage_made_it(clouds: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "first", "last"),
+    ("span", "first", "last"),
     [("bytes=0-9", 0, 9), ("bytes=10-10", 10, 10), ("bytes=100-", 100, -1), ("bytes=-7", -7, -1)],
 )
-def test_a_part_of_a_video_is_that_part_of_it(site: Site, asked: str, first: int, last: int) -> None:
+def test_a_part_of_a_video_is_that_part_of_it(site: Site, span: str, first: int, last: int) -> None:
     whole = site.get(f"/media/{site.key}")
     assert (whole.status_code, whole.headers["content-type"], whole.headers["accept-ranges"]) == (
         200,
@@ -281,7 +281,7 @@ def test_a_part_of_a_video_is_that_part_of_it(site: Site, asked: str, first: int
         "bytes",
     )
     size = len(whole.content)
-    part = site.get(f"/media/{site.key}", range=asked)
+    part = site.get(f"/media/{site.key}", range=span)
     first, last = first % size, last % size
     assert part.status_code == 206 and part.content == whole.content[first : last + 1]
     assert part.headers["content-range"] == f"bytes {first}-{last}/{size}"
@@ -375,7 +375,7 @@ def test_no_path_reaches_the_file_system(site: Site, target: str) -> None:
         ("q=a&top=%D9%A1", "from 1 to 50"), ("q=a&top=-1", "from 1 to 50"), ("q=a&top=9999999999", "from 1 to 50"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_searched_is_told_in_a_sentence(site: Site, query: str, said: str) -> None:
+def test_what_cannot_be_searched_is_refused_in_a_sentence(site: Site, query: str, said: str) -> None:
     reply = site.get(f"/api/search?{query}")
     assert reply.status_code == 400 and said in reply.json()["error"]
 
@@ -401,7 +401,7 @@ def test_a_client_that_sends_nothing_is_sent_away(site: Site, monkeypatch: pytes
     assert site.raw(b"") == b"" and site.raw(b"GET / HTTP/1.1\r\nHost: ") == b""
 
 
-def test_the_death_of_a_searching_process_is_told_without_its_words(site: Site) -> None:
+def test_the_death_of_a_searching_process_is_reported_without_its_words(site: Site) -> None:
     reply = site.get("/api/search?q=die")
     assert reply.status_code == 503 and "/a/folder" not in reply.text
 
@@ -413,12 +413,12 @@ def test_beyond_the_bound_a_search_is_asked_to_come_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searching, "MOST_WAITING", 2)
-    site.told.go.clear()
+    site.searcher.go.clear()
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(site.get, "/api/search?q=wait") for _ in range(2)]
-        until(lambda: site.told.asked.count("wait") == 2)
+        until(lambda: site.searcher.texts.count("wait") == 2)
         busy = site.get("/api/search?q=a")
-        site.told.go.set()
+        site.searcher.go.set()
         assert [one.result().status_code for one in waiting] == [200, 200]
     assert busy.status_code == 503 and int(busy.headers["retry-after"]) > 0
     assert site.get("/api/search?q=a").status_code == 200
@@ -432,38 +432,42 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_a_search_that_takes_too_long_is_given_up_and_keeps_its_place_until_it_ends() -> None:
-    told = Told([])
-    searchers = Searchers(lambda method, split: told, most=1)  # type: ignore[arg-type,return-value]
+    searcher = FakeSearcher([])
+    searchers = Searchers(lambda method, split: searcher, most=1)  # type: ignore[arg-type,return-value]
     with pytest.raises(TooSlow):
         asyncio.run(searchers.ask(("one", "test"), lambda searcher: searcher.search("wait"), 0.1))
     assert searchers.waiting == 1
-    told.go.set()
+    searcher.go.set()
     until(lambda: searchers.waiting == 0)
     searchers.close()
-    assert told.closed
+    assert searcher.closed
 
 
-def test_the_searcher_not_used_for_longest_is_closed_and_none_that_is_asked() -> None:
-    made: list[tuple[str, Told]] = []
+def test_the_searcher_not_used_for_longest_is_closed_and_none_in_use() -> None:
+    made: list[tuple[str, FakeSearcher]] = []
 
     def make(method: str, split: str) -> Any:
-        made.append((method, Told([])))
+        made.append((method, FakeSearcher([])))
         return made[-1][1]
 
     async def both() -> None:
         slow = asyncio.create_task(searchers.ask(("a", "test"), lambda searcher: searcher.search("wait")))
-        while not (made and made[0][1].asked):
+        while not (made and made[0][1].texts):
             await asyncio.sleep(0.01)
         for method in ("b", "b", "c"):
             await searchers.ask((method, "test"), lambda searcher: searcher.search("x"))
-        assert [(method, told.closed) for method, told in made] == [("a", False), ("b", True), ("c", False)]
+        assert [(method, searcher.closed) for method, searcher in made] == [
+            ("a", False),
+            ("b", True),
+            ("c", False),
+        ]
         made[0][1].go.set()
         await slow
 
     searchers = Searchers(make, most=2)
     asyncio.run(both())
     searchers.close()
-    assert all(told.closed for _, told in made)
+    assert all(searcher.closed for _, searcher in made)
 
 
 def test_a_searcher_that_did_not_open_is_tried_again() -> None:
@@ -473,7 +477,7 @@ def test_a_searcher_that_did_not_open_is_tried_again() -> None:
         tries.append(method)
         if len(tries) == 1:
             raise UserError("not yet")
-        return Told([])
+        return FakeSearcher([])
 
     searchers = Searchers(make)
     with pytest.raises(UserError, match="not yet"):
@@ -515,7 +519,7 @@ def test_other_machines_are_let_in_by_name_alone() -> None:
     assert "lab.example:8600" in Address("0.0.0.0", 8600, ("lab.example",)).hosts(8600)
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is taken; name another one with --port"):

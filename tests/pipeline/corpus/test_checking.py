@@ -75,7 +75,7 @@ def test_captions_that_stand_in_train_too_are_a_warning(findings, rendered, tmp_
     assert "1 of 2 captions of test stand in train too, for instance 'a dog'" in found["warning"]
 
 
-def test_missing_and_mute_splits_are_told(findings, rendered, tmp_path):
+def test_missing_and_mute_splits_are_reported(findings, rendered, tmp_path):
     shutil.copy(rendered / "clip00.mp4", tmp_path)
     found = findings(Item("clip00", "val", (), "clip00.mp4"))
     assert "the split 'val' has no captions" in found["error"]
@@ -160,7 +160,7 @@ def test_two_kinds_in_one_manifest_are_one_sentence(findings, cloud):
     with pytest.raises(UserError) as raised:
         findings(cloud("a", BYTES), item("b"), item("c"))
     assert (
-        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest a kind"
+        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest for each kind"
         in str(raised.value)
     )
 
@@ -206,7 +206,7 @@ def test_moments_after_the_end_of_their_video_are_counted(findings, rendered, tm
     assert not [words for words in found["error"] if words.startswith("a:")]
 
 
-def test_a_split_of_fewer_than_ten_items_is_told(tmp_path):
+def test_a_split_of_fewer_than_ten_items_is_reported(tmp_path):
     items = tuple(
         Item(f"{split}{n}", split, (Caption(f"{split}{n}#0", f"said {split} {n}"),), digest=f"{split}{n}")
         for split, size in (("train", 10), ("val", 9), ("test", 1))
@@ -220,7 +220,7 @@ def test_a_split_of_fewer_than_ten_items_is_told(tmp_path):
     ]
 
 
-def test_many_captions_that_stand_at_several_items_are_told(findings):
+def test_many_captions_that_stand_at_several_items_are_reported(findings):
     def said(name: str, *texts: str) -> Item:
         return Item(name, "test", tuple(Caption(f"{name}#{n}", t) for n, t in enumerate(texts)), digest=name)
 
@@ -233,7 +233,7 @@ def test_many_captions_that_stand_at_several_items_are_told(findings):
     assert not [w for w in findings(*many, said("x", "text 1"))["warning"] if "several items" in w]
 
 
-def test_items_of_train_and_test_and_splits_with_odd_names_are_told(findings):
+def test_items_of_train_and_test_and_splits_with_odd_names_are_reported(findings):
     lent = (Caption("a#0", "own"), Caption("a#1", "lent", split="test"))
     found = findings(
         Item("a", "train", lent, digest="a"), Item("b", "tset", (Caption("b#0", "x"),), digest="b")

@@ -111,7 +111,7 @@ def test_a_wrong_line_is_named_with_what_is_wrong(text: str, sentence: str, tmp_
         Corpus.read(path)
 
 
-def test_several_wrong_lines_are_counted_and_the_first_is_told(tmp_path: Path) -> None:
+def test_several_wrong_lines_are_counted_and_the_first_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text("x\ny\nz\n")
     with pytest.raises(UserError, match=r"line 1: .* \(and 2 more; `crossreel corpus check` lists them\)"):
@@ -219,7 +219,7 @@ def test_digest_of_a_split_without_other_items_is_what_it_always_was() -> None:
         ([None], "line 1: caption 'q': an entry of also has no id"),
     ],
 )  # fmt: skip
-def test_a_wrong_other_item_is_told_with_its_line(also: Any, sentence: str, tmp_path: Path) -> None:
+def test_a_wrong_other_item_is_reported_with_its_line(also: Any, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     rows = [
         line(captions=[{"id": "q", "text": "x", "also": also}]),
@@ -243,7 +243,7 @@ def test_another_item_may_be_one_that_only_lends_the_split_a_caption_and_an_id_m
     assert Corpus.read(path).items[0].captions[0].also == ("7", "lender")
 
 
-def test_unknown_other_items_are_not_told_while_lines_cannot_be_read_and_problems_are_in_order(
+def test_unknown_other_items_are_not_reported_while_lines_cannot_be_read_and_problems_are_in_order(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "corpus.jsonl"

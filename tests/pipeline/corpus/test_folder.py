@@ -64,7 +64,7 @@ def test_a_first_folder_named_like_a_split_is_the_split(folder):
     }
 
 
-def test_two_kinds_of_one_name_are_told_apart(folder):
+def test_two_kinds_of_one_name_are_distinguished(folder):
     add(folder, "a.mp4", "x")
     add(folder, "a.mkv", None)
     found = read(folder)
@@ -140,7 +140,7 @@ def test_files_that_are_added_move_no_other_between_splits(folder):
     assert after["clip07.mp4"] == after["clip07.mkv"] == before["clip07"]
 
 
-def test_first_folders_that_mean_a_split_are_it_and_what_stands_beside_them_is_told(folder):
+def test_first_folders_that_mean_a_split_are_it_and_what_stands_beside_them_is_reported(folder):
     for name in (
         "Training/a.mp4",
         "validation/b.mp4",

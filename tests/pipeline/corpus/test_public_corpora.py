@@ -401,7 +401,7 @@ def test_a_query_of_qvhighlights_lasts_from_its_first_window_to_its_last(tmp_pat
     assert (caption.id, caption.start, caption.end) == ("val0_60.0_210.0#val0", 4.0, 82.0)
 
 
-def test_a_moment_whose_end_comes_first_is_turned_round_and_told(tmp_path):
+def test_a_moment_whose_end_comes_first_is_turned_round_and_reported(tmp_path):
     files = charades() | {"charades_sta_test.txt": lines("LEOL6 8.0 7.0##person is holding medicine.")}
     found, corpus = take(CHARADES, lay(tmp_path / "x", files))
     (_, caption), = corpus.captions("test")  # fmt: skip
@@ -486,7 +486,7 @@ def test_a_table_without_its_column_is_one_sentence(tmp_path):
         take(MSRVTT, folder)
 
 
-def test_ids_listed_twice_and_keys_that_stand_twice_are_told(tmp_path):
+def test_ids_listed_twice_and_keys_that_stand_twice_are_reported(tmp_path):
     files = msvd() | {"train_list.txt": lines("a_1_2", "a_1_2", "b_1_2")}
     found, corpus = take(MSVD, lay(tmp_path / "x", files))
     assert found.notes == ["train_list.txt, line 2: a_1_2 stands already at train_list.txt, line 1"]
@@ -497,14 +497,14 @@ def test_ids_listed_twice_and_keys_that_stand_twice_are_told(tmp_path):
     assert found.left_out == ["val_1.json: 'v_x' stands twice, the last counts"]
 
 
-def test_a_video_of_train_and_test_is_told(tmp_path):
+def test_a_video_of_train_and_test_is_reported(tmp_path):
     files = msvd() | {"test_list.txt": lines("a_1_2", "d_1_2")}
     found, corpus = take(MSVD, lay(tmp_path / "x", files))
     assert found.notes == ["train and test share 1 videos, a_1_2 is one"]
     assert sizes(corpus) == [(6, 2), (3, 1), (6, 2)] and len(corpus.items) == 4
 
 
-def test_two_videos_of_one_stem_are_told_and_the_first_by_name_is_taken(tmp_path):
+def test_two_videos_of_one_stem_are_reported_and_the_first_by_name_is_taken(tmp_path):
     folder = lay(tmp_path / "x", charades())
     for name in ("b/U1.mp4", "a/U1.mkv", "other.mp4"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -683,7 +683,7 @@ def test_real_pairs_of_msrvtt_are_counted_right(tmp_path):
     assert found.left_out == [] and len(pairs) == 1000
 
 
-def test_rows_of_a_published_table_that_cannot_be_told_apart_are_refused_and_odd_ones_named(tmp_path):
+def test_rows_of_a_published_table_that_cannot_be_distinguished_are_refused_and_odd_ones_named(tmp_path):
     pairs = lines("key,video_id,sentence", "0,video10,fine", "1,video11,a man, smiling", '2,video11,"b" c')
     found, _ = take(MSRVTT, lay(tmp_path / "x", msrvtt() | {"MSRVTT_JSFUSION_test.csv": pairs}))
     assert found.left_out == [

@@ -97,7 +97,7 @@ def test_one_file_spelled_two_ways_is_one_item(table):
     assert [len(item.captions) for item in found.items] == [3]
 
 
-def test_what_is_left_out_is_told_with_its_line(table):
+def test_what_is_left_out_is_reported_with_its_line(table):
     rows = [
         ["video", "caption"],
         ["a.mp4", "several\nlines"],
@@ -412,7 +412,7 @@ def test_unnamed_columns_at_the_end_hold_nothing(raw):
     ]
 
 
-def test_ids_that_contradict_each_other_are_told(raw):
+def test_ids_that_contradict_each_other_are_reported(raw):
     found = raw("id,video,caption,caption_id\n7,v1.mp4,a,q1\n8,v1.mp4,b,q1\n9,v2.mp4,c,q2\n9,v3.mp4,d,\n")
     assert found.left_out == ["line 3: the caption id 'q1' stands already on line 2"]
     assert found.items[0].id == "7" and {item.id[:2] for item in found.items[1:]} == {"9-"}
@@ -431,7 +431,7 @@ def test_paths_of_windows_are_found(table):
     assert table([["video", "caption"], ["d\\a.mp4", "x"]], ["d/a.mp4"]).items[0].media == "data/d/a.mp4"
 
 
-def test_a_column_that_is_not_read_beside_another_of_its_meaning_is_told(raw):
+def test_a_column_that_is_not_read_beside_another_of_its_meaning_is_reported(raw):
     found = raw("video,file,caption\nv1.mp4,v2.mp4,a\n")
     assert found.notes == ["media files are read from the column 'video', not from 'file'"]
 

@@ -24,7 +24,7 @@ def test_rows_are_the_same_as_themselves_number_for_number():
     assert found.verdict == "the same features, number for number" and (found.stride, found.offset) == (1, 0)
 
 
-def test_rounding_to_float16_is_told_from_other_small_differences():
+def test_rounding_to_float16_is_distinguished_from_other_small_differences():
     found = compare(ROWS, ROWS.astype(np.float16))
     assert found.kind == "float16" and 0 < found.difference < 4e-3
     other = compare(ROWS, ROWS + RNG.normal(scale=0.01, size=ROWS.shape).astype(np.float32))
@@ -83,14 +83,14 @@ def test_shuffled_numbers_are_not_the_same_thing():
     assert found.kind == "different" and found.verdict.startswith("not the same thing (cosine")
 
 
-def test_other_frames_of_one_video_are_told_from_another_network():
+def test_other_frames_of_one_video_are_distinguished_from_another_network():
     video = smooth(90)
     noisy = video[:60] + RNG.normal(scale=0.4, size=(60, 64)).astype(np.float32)
     assert compare(video, noisy).kind == "network"
     assert compare(video, smooth(90, seed=1)).kind == "different"
 
 
-def test_features_after_a_relu_are_alike_by_chance_and_are_still_told_apart():
+def test_features_after_a_relu_are_alike_by_chance_and_are_still_distinguished():
     one, other = (np.abs(smooth(50, 256, seed)) for seed in (0, 1))
     found = compare(one, other)
     assert found.cosine > 0.5 and found.kind == "different"

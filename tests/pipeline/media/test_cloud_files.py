@@ -228,10 +228,12 @@ def test_points_that_are_not_finite_are_dropped_and_counted(file):
     assert wrong(file("npy", numpy_file(np.full((5, 6), np.nan)))) == "none of its 5 points is finite"
 
 
-def test_what_is_odd_about_a_text_is_told(file):
-    said = read(file("pts", b"# made\nx y z r g b\n40\n" + table())).said
-    assert said == ("comments were skipped", "a header line was skipped", "it announces 40 points and has 50")
-    assert read(file("txt", table())).said == ()
+def test_a_text_is_read_with_remarks_on_comments_header_and_count(file):
+    remarks = read(file("pts", b"# made\nx y z r g b\n40\n" + table())).remarks
+    assert remarks == (
+        "comments were skipped", "a header line was skipped", "it announces 40 points and has 50",
+    )  # fmt: skip
+    assert read(file("txt", table())).remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -402,7 +404,7 @@ def exported(mesh: trimesh.Trimesh | trimesh.Scene, suffix: str) -> bytes:
 def test_points_of_a_mesh_lie_on_it_everywhere_alike_and_are_the_same_for_a_seed(suffix, file):
     path = file(suffix, exported(ball(suffix in ("obj", "glb", "ply")), suffix))
     cloud = read(path, mesh_points=4000, seed=3)
-    assert len(cloud.xyz) == 4000 and cloud.said[-1] == "4000 points were drawn from 1280 faces"
+    assert len(cloud.xyz) == 4000 and cloud.remarks[-1] == "4000 points were drawn from 1280 faces"
     assert np.abs(np.linalg.norm(cloud.xyz, axis=1) - 1).max() < 0.01
     octants = np.bincount((cloud.xyz > 0) @ [1, 2, 4], minlength=8)
     assert octants.min() > 400 and octants.max() < 600
@@ -439,7 +441,7 @@ def test_materials_that_an_obj_refers_to_are_not_read(file, tmp_path):
     (tmp_path / "secret.mtl").write_text("newmtl a\nKd 1 0 0\n")
     text = b"mtllib secret.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nusemtl a\nf 1 2 3\n"
     cloud = read(file("obj", text), mesh_points=10)
-    assert cloud.rgb is None and cloud.said[0] == "the materials it refers to are not read"
+    assert cloud.rgb is None and cloud.remarks[0] == "the materials it refers to are not read"
 
 
 def test_faces_materials_and_pictures_give_points_their_colours(file):
@@ -538,7 +540,7 @@ def test_a_line_with_a_byte_inside_a_number_is_left_out_and_named():
     path = ODD / "byte_inside_a_number.xyz"
     cloud = read(path)
     assert (len(cloud.xyz), cloud.points, cloud.dropped, cloud.odd) == (159, 160, 1, 1)
-    assert cloud.doubts == ("line 151 has 7 columns, the file has 6; it is left out",) == cloud.said
+    assert cloud.doubts == ("line 151 has 7 columns, the file has 6; it is left out",) == cloud.remarks
     lines = [line for n, line in enumerate(path.read_bytes().split(b"\n")[:160], start=1) if n != 151]
     right = np.array([[float(word) for word in line.split()] for line in lines])
     np.testing.assert_array_equal(cloud.rows, right)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.run.engines.gpu_slots import FOLDER, gpu_slots
-from pipeline.run.engines.local import LocalEngine, local_workers, wanted_gpus
+from pipeline.run.engines.local import LocalEngine, local_workers, usable_gpus
 from pipeline.run.engines.machine import gpu_numbers, gpus, visible_gpus
 from pipeline.run.engines.options import RunOptions
 from pipeline.run.engines.work import Work
@@ -116,8 +116,8 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path):
 def test_workers_share_gpus_by_their_fraction(options, gpus, workers, used):
     asked = RunOptions(**options)
     assert local_workers(asked, gpus) == workers
-    assert wanted_gpus(asked, gpus, shards=100) == used
-    assert wanted_gpus(asked, gpus, shards=1) == 1
+    assert usable_gpus(asked, gpus, shards=100) == used
+    assert usable_gpus(asked, gpus, shards=1) == 1
 
 
 WORKER = """

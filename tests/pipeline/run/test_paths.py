@@ -1,4 +1,4 @@
-"""A node that has the shared folders at other places is told its own paths."""
+"""Paths of the coordinator are translated on a node that mounts the shared folders elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.run.engines.paths import VARIABLE, Elsewhere
+from pipeline.run.engines.paths import VARIABLE, PathMap
 
 REQUEST = {
     "store": "/data/store",
@@ -20,23 +20,23 @@ REQUEST = {
 
 def test_paths_are_replaced_wherever_they_stand(monkeypatch):
     monkeypatch.setenv(VARIABLE, "/data=/mnt/nfs:/data/store=/fast/")
-    told = Elsewhere.from_environment().applied(REQUEST)
-    assert told["store"] == "/fast"
-    (unit,) = told["units"]
+    translated = PathMap.from_environment().applied(REQUEST)
+    assert translated["store"] == "/fast"
+    (unit,) = translated["units"]
     assert unit["name"] == "/data" and unit["text"] == "/data/x"
     assert unit["media"] == "/mnt/nfs/clips/a.mp4" and unit["rows"] == {"compress": ["/fast/x", 3]}
-    (stage,) = told["stages"]
+    (stage,) = translated["stages"]
     assert json.loads(stage["params"]) == {"weights": "/mnt/nfs/w", "size": 3}
     assert stage["keys"] == ["/datax/k"] and stage["entry"] == "a:b"
 
 
 def test_without_the_variable_nothing_changes(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert Elsewhere.from_environment().applied(REQUEST) is REQUEST
+    assert PathMap.from_environment().applied(REQUEST) is REQUEST
 
 
 @pytest.mark.parametrize("text", ["/data", "data=/mnt", "/data=mnt"])
 def test_what_is_not_a_pair_of_paths_is_refused(monkeypatch, text):
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(UserError, match=f"{VARIABLE} holds '{text}'"):
-        Elsewhere.from_environment()
+        PathMap.from_environment()

@@ -310,7 +310,7 @@ def test_workers_are_as_many_as_fit_on_the_nodes(options, network, nodes, worker
 def test_a_worker_that_fits_on_no_node_is_refused():
     from pipeline.run.engines.ray_driver import Demand
 
-    with pytest.raises(UserError, match="asks for CPU 3, GPU 1; they have CPU 2, GPU 1; CPU 4, GPU 0"):
+    with pytest.raises(UserError, match="needs CPU 3, GPU 1; the nodes have CPU 2, GPU 1; CPU 4, GPU 0"):
         Demand.of(RunOptions(worker_cpus=3, device="cuda"), True, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 4.0}])
 
 

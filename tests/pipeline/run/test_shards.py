@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.run.shards import SHARDS_WANTED, cut, shard_size
+from pipeline.run.shards import LEAST_SHARDS, cut, shard_size
 
 
 @given(total=st.integers(0, 500), most=st.integers(1, 64), data=st.data())
-def test_shards_hold_what_is_wanted_once_in_order_and_never_change_company(
+def test_shards_hold_missing_keys_once_in_order_and_never_change_company(
     total: int, most: int, data: st.DataObject
 ) -> None:
     keys = [str(n) for n in range(total)]
@@ -23,5 +23,5 @@ def test_shards_hold_what_is_wanted_once_in_order_and_never_change_company(
 
 
 def test_a_small_corpus_still_makes_many_shards() -> None:
-    assert len(cut([str(n) for n in range(32)], 32, {str(n) for n in range(32)})) == SHARDS_WANTED
+    assert len(cut([str(n) for n in range(32)], 32, {str(n) for n in range(32)})) == LEAST_SHARDS
     assert shard_size(10_000, 32) == 32

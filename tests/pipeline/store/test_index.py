@@ -105,7 +105,7 @@ def test_totals_of_a_stage_count_segments_and_files_of_all_its_fingerprints(tmp_
     assert index.stage_totals("clip") == (4, 210)
 
 
-def test_runs_are_told_newest_first_with_how_they_ended(tmp_path):
+def test_runs_are_reported_newest_first_with_how_they_ended(tmp_path):
     index = Index(tmp_path / "index.sqlite")
     for name in ("a", "b"):
         index.start_run(name, "experiment")

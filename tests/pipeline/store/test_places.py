@@ -27,7 +27,7 @@ def test_other_keys_than_digests_are_found_too(keys: list[str], asked: list[str]
     assert units.positions(asked).tolist() == [keys.index(k) if k in keys else NOWHERE for k in asked]
 
 
-def test_digests_that_share_half_of_their_digits_are_told_apart() -> None:
+def test_digests_that_share_half_of_their_digits_are_distinguished() -> None:
     half = "0123456789abcdef"
     keys = [half + "f" * 16, half + "0" * 16, "f" * 32]
     units = Units(keys)

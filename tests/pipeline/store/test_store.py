@@ -361,7 +361,7 @@ def test_sweeping_removes_what_killed_workers_left_a_day_ago_and_no_work_to_resu
     assert {path.name for path in (store.root / "work").iterdir()} == {young, resumable}
 
 
-def test_a_lock_is_had_by_one_at_a_time_and_the_other_is_told_by_whom(store):
+def test_a_lock_is_had_by_one_at_a_time_and_the_other_learns_by_whom(store):
     told: list[str] = []
     order: list[str] = []
 

@@ -165,11 +165,11 @@ def test_a_stage_alone_goes_where_it_is_named(full, empty, remote):
 
 def test_an_experiment_moves_only_the_segments_that_hold_items_of_it(full, empty, remote):
     other = write(full, 7, 8)
-    wanted = {FP.hex: {key(1), key(99)}, RUN.hex: {"corpus"}}
-    sent = push(full, remote, wanted=wanted)
+    selection = {FP.hex: {key(1), key(99)}, RUN.hex: {"corpus"}}
+    sent = push(full, remote, selection=selection)
     assert (sent.segments, sent.folders) == (1, 1)
     push(full, remote)
-    got = pull(empty, remote, wanted={FP.hex: {key(7)}})
+    got = pull(empty, remote, selection={FP.hex: {key(7)}})
     assert (got.segments, got.folders) == (1, 0)
     assert set(empty.index.segments(FP.hex)) == {other.stem}
 
@@ -301,11 +301,11 @@ def test_a_broken_connection_is_gone_on_from_inside_the_file(full, empty, shelf,
     monkeypatch.setattr(pulling, "PART_BYTES", 1000)
     breaking = Breaking(shelf.fs, shelf.root, shelf.protocol, shelf.url)
     breaking.left = 30
-    wanted = {FP.hex: {key(20)}}
-    first = pull(empty, breaking, wanted=wanted, how=How(jobs=1))
+    selection = {FP.hex: {key(20)}}
+    first = pull(empty, breaking, selection=selection, how=How(jobs=1))
     (part,) = (empty.root / "work").glob("*.part")
     assert "connection reset" in reasons(first) and part.stat().st_size == 30_000
-    second = pull(empty, shelf, wanted=wanted)
+    second = pull(empty, shelf, selection=selection)
     assert (second.bytes, second.segments, second.failed) == (size - 30_000, 1, [])
     assert set(empty.places("made", FP.hex)) == {key(20)} and not part.exists()
 
@@ -316,10 +316,10 @@ def test_a_part_that_was_damaged_meanwhile_is_dropped_and_fetched_anew(full, emp
     monkeypatch.setattr(pulling, "PART_BYTES", 1000)
     breaking = Breaking(shelf.fs, shelf.root, shelf.protocol, shelf.url)
     breaking.left = 30
-    pull(empty, breaking, wanted={FP.hex: {key(20)}}, how=How(jobs=1))
+    pull(empty, breaking, selection={FP.hex: {key(20)}}, how=How(jobs=1))
     (part,) = (empty.root / "work").glob("*.part")
     part.write_bytes(b"?" * part.stat().st_size)
-    assert "does not have the digest" in reasons(pull(empty, shelf, wanted={FP.hex: {key(20)}}))
+    assert "does not have the digest" in reasons(pull(empty, shelf, selection={FP.hex: {key(20)}}))
     assert pull(empty, shelf).failed == [] and the_same(full, empty)
 
 
@@ -619,7 +619,7 @@ def test_places_that_cannot_be_are_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(("url", "extra"), [("s3://b/x", "s3"), ("gs://b/x", "gcs")])
-def test_a_missing_package_is_told_with_what_brings_it(monkeypatch, url, extra):
+def test_a_missing_package_is_reported_with_what_brings_it(monkeypatch, url, extra):
     for module in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, module, None)
     import fsspec  # noqa: F401  # loads the registry that is emptied

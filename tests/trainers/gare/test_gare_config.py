@@ -79,7 +79,7 @@ def test_clips_weights_count_and_must_be_here_only_where_they_are_trained(tmp_pa
     assert frozen.identity(NoDigests()) == {}
 
 
-def test_frames_are_wished_as_the_release_takes_them_at_the_size_of_the_network() -> None:
+def test_frames_are_requested_as_the_release_takes_them_at_the_size_of_the_network() -> None:
     frames = {"rate": 1, "select": "uniform", "count": 12, "size": 224}
     assert GareConfig().wishes() == {"frames": frames}
     demo = GareConfig(base_encoder="crossreel-demo", max_frames=5, video_framerate=3)

@@ -51,7 +51,7 @@ def test_inputs_are_tokens_of_clouds_and_captions() -> None:
         ({"text_features": "import-t"}, {}),
     ],
 )
-def test_captions_are_wanted_with_their_padding_unless_it_is_masked(
+def test_captions_are_requested_with_their_padding_unless_it_is_masked(
     settings: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert H2arnConfig(**settings).wishes() == expected
@@ -59,7 +59,7 @@ def test_captions_are_wanted_with_their_padding_unless_it_is_masked(
 
 @pytest.mark.parametrize("text", ["clip_text", "bert"])
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_what_is_wanted_of_a_stage_is_possible_there(text: str, mask_padding: bool) -> None:
+def test_what_is_requested_of_a_stage_is_possible_there(text: str, mask_padding: bool) -> None:
     wishes = H2arnConfig(text_features=text, mask_padding=mask_padding).wishes()[text]
     kinds: dict[str, type[Params]] = {"clip_text": ClipTextParams, "bert": BertParams}
     made = fill(kinds[text], wishes, "extractors")

@@ -67,7 +67,7 @@ def test_both_kinds_of_file_are_imported_and_exported_to_the_last_bit(
     )
 
 
-def test_imported_weights_score_as_recorded_once_the_heads_are_told(
+def test_imported_weights_score_as_recorded_once_the_heads_are_given(
     tensors: official.State, state: official.State
 ) -> None:
     method = official.method_from(state, official.config_of(state, nhead=4)).eval()
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
     assert not (tmp_path / "own").exists()
 
 
-def test_files_that_are_no_checkpoints_are_told(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoints_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no checkpoint"):
         official.read(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("no tensors")
@@ -143,7 +143,7 @@ def test_settings_are_kept_with_the_weights(tmp_path: Path, state: official.Stat
     assert saved["method"] == "h2arn" and saved["config"]["num_layers"] == 2
 
 
-def test_weights_run_with_another_number_of_heads_are_refused_or_told(
+def test_weights_run_with_another_number_of_heads_are_refused_or_reported(
     tmp_path: Path, state: official.State, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(state, tmp_path / "x.pth")

@@ -481,7 +481,7 @@ def test_history_is_a_line_an_epoch_with_the_mean_of_each_term(tmp_path: Path) -
     assert rows[1]["loss"] == pytest.approx(sum(rows[1]["terms"].values()))
 
 
-def test_progress_is_told_at_most_twice_a_second_and_at_the_end(tmp_path: Path) -> None:
+def test_progress_is_reported_at_most_twice_a_second_and_at_the_end(tmp_path: Path) -> None:
     told: list[tuple[float, Progress]] = []
     method = Towers()
     method.before = lambda batch, epoch: time.sleep(0.06)

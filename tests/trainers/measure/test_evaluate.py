@@ -117,7 +117,7 @@ def test_blocks_of_any_size_give_what_the_whole_matrix_gives(memory_mb: int) -> 
     items.find(scores, item)
     items.count(scores, item)
     assert np.array_equal(ranking.ranks["v2t"].mean, items.ranks().mean)
-    assert np.array_equal(ranking.asked, np.unique(item))
+    assert np.array_equal(ranking.query_items, np.unique(item))
     assert np.array_equal(ranking.top_items, np.argsort(-scores, axis=1, kind="stable")[:, :10])
     assert np.array_equal(ranking.top_scores, -np.sort(-scores, axis=1)[:, :10])
     strict = {name: figure.value for name, figure in result.metrics["t2v"].items()}
@@ -233,14 +233,16 @@ def test_several_right_items_are_ranked_by_the_best_of_them_in_both_directions(m
     ]
     assert ranking.ranks["t2v"].strict.tolist() == strict
     captions = {v: [q for q, found in enumerate(right) if v in found] for v in range(ITEMS)}
-    asked = [v for v in range(ITEMS) if captions[v]]
-    assert ranking.asked.tolist() == asked and len(asked) > len(set(index.caption_item))
-    columns = [min(1 + int((scores[:, v] > scores[q, v]).sum()) for q in captions[v]) for v in asked]
+    query_items = [v for v in range(ITEMS) if captions[v]]
+    assert ranking.query_items.tolist() == query_items and len(query_items) > len(set(index.caption_item))
+    columns = [min(1 + int((scores[:, v] > scores[q, v]).sum()) for q in captions[v]) for v in query_items]
     assert ranking.ranks["v2t"].strict.tolist() == columns
-    assert [row[v] for row, v in zip(scores, ranking.right, strict=True)] == [
+    assert [row[v] for row, v in zip(scores, ranking.best_positives, strict=True)] == [
         max(row[v] for v in found) for row, found in zip(scores, right, strict=True)
     ]
-    assert len(ranking.occurrences["v2t"]) == CAPTIONS and ranking.occurrences["v2t"].sum() == 10 * len(asked)
+    assert len(ranking.occurrences["v2t"]) == CAPTIONS and ranking.occurrences["v2t"].sum() == 10 * len(
+        query_items
+    )
     recalls = [result.metrics[way][f"R@{k}"].value for way in ("t2v", "v2t") for k in (1, 5, 10)]
     assert result.metrics["both"]["RSUM"].value == pytest.approx(sum(recalls))
 
@@ -342,8 +344,8 @@ def test_encodings_that_change_shape_between_batches_are_refused() -> None:
 
 def test_hubness_counts_who_stands_in_the_first_ten_of_a_full_sort_in_both_directions(tmp_path: Path) -> None:
     method, data, index = Dot(), Data(), split_index()
-    scores, asked = full_matrix(method, data), np.unique(index.caption_item)
-    sides = {"t2v": scores, "v2t": scores.T[asked]}
+    scores, query_items = full_matrix(method, data), np.unique(index.caption_item)
+    sides = {"t2v": scores, "v2t": scores.T[query_items]}
     for memory_mb in (1, 1024):  # many blocks with ties across their borders, and one
         result = evaluate(method, data, "test", index, ("t2v", "v2t"), memory_mb=memory_mb)
         for direction, side in sides.items():
@@ -356,7 +358,7 @@ def test_hubness_counts_who_stands_in_the_first_ten_of_a_full_sort_in_both_direc
     assert summary["v2t"] == vars(result.hubness["v2t"]) and summary["t2v"]["k"] == 10
     arrays = load_file(tmp_path / "ranking.safetensors")
     assert arrays["t2v.occurrences"].shape == (ITEMS,) and arrays["v2t.occurrences"].shape == (CAPTIONS,)
-    assert arrays["v2t.occurrences"].sum() == 10 * len(asked)
+    assert arrays["v2t.occurrences"].sum() == 10 * len(query_items)
 
 
 class Learned(Data):

@@ -115,9 +115,9 @@ def test_what_is_read_is_what_was_measured(
         assert len(queries.positive_counts(direction)) == len(ranks.mean) == side.queries
         assert metrics.protocol.chance(direction) == side.chance
     assert metrics.protocol.chance("both") == {} and metrics.protocol.side("both") is None
-    assert np.array_equal(ranking.asked, found.asked if "v2t" in directions else [])
+    assert np.array_equal(ranking.query_items, found.query_items if "v2t" in directions else [])
     if "t2v" in directions:
-        assert np.array_equal(ranking.right, found.right)
+        assert np.array_equal(ranking.best_positives, found.best_positives)
     assert np.array_equal(ranking.top_items, found.top_items)
     assert np.array_equal(ranking.top_scores, found.top_scores)
     assert folder.explanation.keys() == {"query", "item", "said"}

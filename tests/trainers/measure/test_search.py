@@ -126,6 +126,6 @@ def test_scores_that_are_no_numbers_stop_a_search(tmp_path):
         best(product(torch.full((2,), torch.nan)), encodings, 3)
 
 
-def test_the_best_stretch_is_told_as_shares_and_of_equal_ones_the_first():
+def test_the_best_stretch_is_reported_as_shares_and_of_equal_ones_the_first():
     scores = np.array([[0.1, 0.9, 0.3, 0.9], [0.0, 0.0, 0.0, 0.5]])
     assert best_stretches(scores).tolist() == [[0.25, 0.5], [0.75, 1.0]]

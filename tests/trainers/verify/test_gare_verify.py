@@ -126,7 +126,7 @@ def test_damaged_case_is_a_failure(case: Path) -> None:
     assert "there is no" in failures(list(verify(case)))[0]
 
 
-def test_small_preprocessing_case_is_run_and_its_mistakes_are_told(tmp_path: Path) -> None:
+def test_small_preprocessing_case_is_run_and_its_mistakes_are_reported(tmp_path: Path) -> None:
     scores = torch.tensor([[0.9, 0.1, 0.9], [0.2, 0.3, 0.4], [0.0, 0.5, 0.6]])
     save_file({"metrics/plain": scores}, tmp_path / "p.tensors.safetensors")
     positions = {"n": 37, "fps": 3.0, "max_frames": 4, "framerate": 1, "start": 2, "end": 9}

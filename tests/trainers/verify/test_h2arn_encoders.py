@@ -71,7 +71,7 @@ def test_every_tensor_that_differs_is_named_and_no_other(dgcnn_case: Path) -> No
     assert failures(dgcnn_case) == {"cloud1.tokens", "cloud0.knn2"}
 
 
-def test_tensors_that_are_not_understood_and_weights_that_do_not_fit_are_told(dgcnn_case: Path) -> None:
+def test_tensors_that_are_not_understood_and_weights_that_do_not_fit_are_reported(dgcnn_case: Path) -> None:
     tensors = load_file(dgcnn_case.with_suffix(".safetensors"))
     more = tensors | {"out.cloud0.overall": torch.zeros(3)}
     write(dgcnn_case.parent, more, kind="dgcnn_encoder", k=7)
@@ -88,7 +88,7 @@ def test_tokens_that_are_not_numbers_fail(dgcnn_case: Path) -> None:
     assert failures(dgcnn_case) == {"cloud1.tokens"}
 
 
-def test_public_weights_are_known_by_their_digest_and_told_where_they_are_absent(tmp_path: Path) -> None:
+def test_public_weights_are_known_by_their_digest_and_reported_where_they_are_absent(tmp_path: Path) -> None:
     network, points = Dgcnn(5).eval(), cloud(50)
     file = tmp_path / "data/weights/renamed.t7"
     file.parent.mkdir(parents=True)

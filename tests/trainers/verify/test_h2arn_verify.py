@@ -163,7 +163,7 @@ def test_numbers_of_the_hash_are_murmur_s() -> None:
     assert torch.equal(state["n.weight"], hashed.tensor(5003, (5,), 0.2, 1.0))
 
 
-def test_what_is_skipped_is_told_and_no_failure() -> None:
+def test_what_is_skipped_is_reported_and_no_failure() -> None:
     found = skipped("tokens", "model_1.t7 is not on this machine")
     assert found.ok and str(found).startswith("skip  tokens")
     assert str(found).endswith("skipped: model_1.t7 is not on this machine")
