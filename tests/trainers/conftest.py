@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from trainers.loop import distributed
+
 OnProcesses = Callable[[int, Callable[[int], object]], list[int]]
+FromProcesses = Callable[[int, Callable[[int], Any]], list[Any]]
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +26,23 @@ def on_processes() -> OnProcesses:
             port = free.getsockname()[1]
         children = [start(rank, count, port, body) for rank in range(count)]
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def from_processes(on_processes: OnProcesses, tmp_path_factory: pytest.TempPathFactory) -> FromProcesses:
+    """`from_processes(count, body)` runs body(rank) in a group of so many processes; what each returned, by rank."""
+
+    def run(count: int, body: Callable[[int], Any]) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+
+        def saving(rank: int) -> None:
+            with distributed.process_group(torch.device("cpu")):
+                torch.save(body(rank), folder / f"{rank}.pt")
+
+        assert on_processes(count, saving) == [0] * count
+        return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
 
     return run
 

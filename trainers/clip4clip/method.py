@@ -36,15 +36,16 @@ class Clip4Clip(Method):
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Half of each direction's cross entropy over the joint batch, which every process computes whole."""
         self.network.towers.clamp_scale_()  # after the latest update, as published
-        video = torch.cat(distributed.gather(batch["video"])) if self.config.mask_same_video else None
-        return self.terms(self.batch_logits(batch), video)
+        order = distributed.joint_order(batch)
+        video = distributed.joint(batch["video"], order) if self.config.mask_same_video else None
+        return self.terms(self.batch_logits(batch, order), video)
 
     def terms(self, logits: Tensor, video: Tensor | None = None) -> dict[str, Tensor]:
         """Half of each direction's cross entropy of logits (B, B); `video` (B,) as `losses.directions` reads it."""
         t2v, v2t = losses.directions(logits, video)
         return {"t2v": t2v / 2, "v2t": v2t / 2}
 
-    def batch_logits(self, batch: Batch) -> Tensor:
+    def batch_logits(self, batch: Batch, order: Tensor | None = None) -> Tensor:
         """exp(logit_scale) times the cosines (A, V) of the joint batch of all processes.
 
         The gradient of the encoders is multiplied by `encoder_grad_scale`: the release gathers with 1 / W of the true
@@ -52,7 +53,7 @@ class Clip4Clip(Method):
         """
         share = self.config.encoder_grad_scale
         text, video = (
-            distributed.gather_with_grad(distributed.scaled_gradient(rows, share))
+            distributed.joint(distributed.scaled_gradient(rows, share), order)
             for rows in (self._texts(batch), self._videos(batch))
         )
         # In float32: a factor of 100 makes the rounding of a cosine in half precision visible.

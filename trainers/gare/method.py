@@ -34,11 +34,12 @@ class Gare(Method):
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Every term of the joint batch of all processes, which each of them computes whole."""
         self.network.towers.clamp_scale_()  # after the latest update, as published
-        text, frames = self.shared(self._texts(batch), self._videos(batch))
-        mask = torch.cat(distributed.gather(batch["frame_mask"].to(torch.uint8)))
+        order = distributed.joint_order(batch)
+        text, frames = self.shared(self._texts(batch), self._videos(batch), order)
+        mask = distributed.joint(batch["frame_mask"], order)
         return self.terms(text, frames, mask, self._keep(len(text), len(frames), text.shape[1], text.device))
 
-    def shared(self, text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def shared(self, text: Tensor, frames: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Captions and frames of all processes; only their gradient is multiplied by `encoder_grad_scale`.
 
         The release's gradient is 1 / W of the true one with W processes for all that encodes, and the true
@@ -46,7 +47,7 @@ class Gare(Method):
         """
         share = self.config.encoder_grad_scale
         text, frames = (distributed.scaled_gradient(values, share) for values in (text, frames))
-        return distributed.gather_with_grad(text), distributed.gather_with_grad(frames)
+        return distributed.joint(text, order), distributed.joint(frames, order)
 
     def terms(
         self, text: Tensor, frames: Tensor, mask: Tensor, keep: Tensor | None = None

@@ -34,8 +34,8 @@ class H2arn(Method):
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Every term of the joint batch of all processes, which each of them computes whole."""
         self.require_usable_scalars()
-        texts = _joint(self._texts(batch).point, batch["text_place"])
-        clouds = _joint(self.network.clouds(batch["cloud"]).point, batch["cloud_place"])
+        texts = _joint(self._texts(batch).point, batch, "text_place")
+        clouds = _joint(self.network.clouds(batch["cloud"]).point, batch, "cloud_place")
         return self.terms(texts, clouds[batch["owner"]], batch["positive"])
 
     def terms(self, texts: Tensor, clouds: Tensor, positive: Tensor) -> dict[str, Tensor]:
@@ -110,12 +110,9 @@ class H2arn(Method):
         return {"angle": angle, "aperture": aperture} | found
 
 
-def _joint(points: Tensor, place: Tensor) -> Tensor:
-    """The rows of all processes in the order of their positions, each position once."""
-    places = torch.cat(distributed.gather(place))
-    first = torch.full((int(places.max()) + 1,), len(places), device=places.device)
-    first = first.scatter_reduce(0, places, torch.arange(len(places), device=places.device), "amin")
-    return distributed.gather_with_grad(points)[first]
+def _joint(points: Tensor, batch: Batch, place: str) -> Tensor:
+    """The rows of all processes in the order of their places, each place once."""
+    return distributed.joint(points, distributed.joint_order(batch, place))
 
 
 def build(config: H2arnConfig, data: H2arnData) -> H2arn:

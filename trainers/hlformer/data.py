@@ -127,20 +127,39 @@ class HLFormerData:
         items = np.random.default_rng([seed, epoch]).permutation(self.train_items())
         size = self.config.batch_size
         for start in range(0, len(items), size):
-            batch = items[start : start + size]
-            mine = batch[rank::world]
-            # every process must take part in every step: if there are too few videos, one is used twice
-            yield self.train_batch("train", mine if len(mine) else batch[:1])[0]
+            yield self._share(items[start : start + size], rank, world)
+
+    def _share(self, items: NDArray, rank: int, world: int) -> Batch:
+        """Part of the joint batch of some videos that a process takes, with places in that joint batch.
+
+        `video_place` (V,) and `text_place` (Q,) say where its videos and captions stand. Every process must take part
+        in every step: where videos run out, the first is seen twice.
+        """
+        videos = self._ordered("train", items)
+        places = list(range(rank, len(videos), world)) or [0]
+        captions = [self._captions["train"][video] for video in videos]
+        starts = np.cumsum([0, *map(len, captions)])
+        texts = [np.arange(starts[place], starts[place + 1]) for place in places]
+        batch, _, _ = self.train_batch("train", [videos[place] for place in places])
+        return {
+            **batch,
+            "video_place": torch.tensor(places),
+            "text_place": torch.from_numpy(np.concatenate(texts)),
+        }
+
+    def _ordered(self, split: str, items: Sequence[int] | NDArray) -> list[int]:
+        """The videos of a batch, the one with most frames first."""
+        rows, lengths = self.splits[split].item_rows, self.frames.lengths
+        return sorted((int(item) for item in items), key=lambda item: -lengths[rows[item]])
 
     def train_batch(self, split: str, items: Sequence[int] | NDArray) -> tuple[Batch, list[int], list[int]]:
         """Videos with all their captions, the one with most frames first, and the positions of both."""
         index = self.splits[split]
-        lengths = self.frames.lengths
-        videos = sorted((int(i) for i in items), key=lambda item: -lengths[index.item_rows[item]])
+        videos = self._ordered(split, items)
         captions = [c for item in videos for c in self._captions[split][item]]
         owner = [row for row, item in enumerate(videos) for _ in self._captions[split][item]]
         batch = {**self._videos(index, videos), **self._texts(index, captions), "owner": torch.tensor(owner)}
-        return batch | {"video": torch.tensor(videos)}, videos, captions
+        return batch, videos, captions
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""

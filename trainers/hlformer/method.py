@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -43,7 +41,7 @@ class TrainingOutputs(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """Gathered rows that form the joint batch of all processes: each video once, with its captions.
+    """The joint batch of all processes: each video once, with its captions, in the order that one process has.
 
     videos (V,), captions (Q,): rows of the gathered tensors; owner (Q,): the joint video of each caption.
     """
@@ -53,32 +51,13 @@ class Joint(NamedTuple):
     owner: Tensor
 
     @classmethod
-    def of(cls, batch: Batch) -> Joint:
-        """From the batches of all processes; a video that several of them have, for lack of others, counts once."""
-        videos, owners = distributed.gather(batch["video"]), distributed.gather(batch["owner"])
-        starts = torch.tensor([0, *(len(part) for part in videos)]).cumsum(0)[:-1].tolist()
-        owner = torch.cat([part + start for part, start in zip(owners, starts, strict=True)])
-        every = torch.cat(videos)
-        order = every.argsort(stable=True)
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = every[order][1:] != every[order][:-1]
-        kept = order[first]
-        row = torch.full_like(every, -1)
-        row[kept] = torch.arange(len(kept), device=row.device)
-        (captions,) = (row[owner] >= 0).nonzero(as_tuple=True)
-        return cls(kept, captions, row[owner[captions]])
-
-
-@contextmanager
-def shared_draws(shared: bool, device: torch.device) -> Iterator[None]:
-    """Context in which all processes draw the same random numbers, if enabled; each then resumes its own."""
-    if not shared:
-        yield
-        return
-    seed = distributed.shared_seed()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    def of(cls, batch: Batch) -> Joint | None:
+        """From the batches of all processes; None for one process, whose batch is the joint one."""
+        videos = distributed.joint_order(batch, "video_place")
+        captions = distributed.joint_order(batch, "text_place")
+        if videos is None or captions is None:
+            return None
+        return cls(videos, captions, distributed.joint(batch["video_place"][batch["owner"]], captions))
 
 
 class HLFormer(Method):
@@ -101,10 +80,8 @@ class HLFormer(Method):
         tokens = net.videos(batch["clips"], batch["frames"], batch["frame_mask"])
         vectors = net.video_vectors(tokens)
         if joint is not None:
-            first, second = (distributed.gather_with_grad(rows)[joint.captions] for rows in (first, second))
-            clips, frames, vectors = (
-                distributed.gather_with_grad(rows)[joint.videos] for rows in (*tokens, vectors)
-            )
+            first, second = (distributed.joint(rows, joint.captions) for rows in (first, second))
+            clips, frames, vectors = (distributed.joint(rows, joint.videos) for rows in (*tokens, vectors))
             tokens = VideoTokens(clips, frames)
         # float32: bfloat16's 8 bits are too few for margins of 0.1 between cosines, and for sinh and acos
         with torch.autocast(first.device.type, enabled=False):
@@ -141,18 +118,20 @@ class HLFormer(Method):
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The loss terms of a batch; negatives are hard from the published epoch on."""
-        joint = Joint.of(batch) if distributed.world() > 1 else None
+        joint = Joint.of(batch)
         owner = batch["owner"] if joint is None else joint.owner
-        c, out = self.config, self.outputs(batch, joint)
+        out = self.outputs(batch, joint)
         if out.clip.cos.shape[1] < 2:
             self._warn_single()
             return self.terms(out, owner, None, None)
-        with shared_draws(joint is not None, owner.device):
-            clip, frame = (
-                losses.draw_negatives(scores.cos, owner, epoch >= c.hard_from_epoch, c.hard_pool_size)
-                for scores in (out.clip, out.frame)
-            )
+        clip, frame = (self._negatives(scores.cos, owner, epoch) for scores in (out.clip, out.frame))
         return self.terms(out, owner, clip, frame)
+
+    def _negatives(self, scores: Tensor, owner: Tensor, epoch: int) -> Negatives:
+        """Negatives of a branch, which the first process draws for all: it draws what one process alone would."""
+        hard = epoch >= self.config.hard_from_epoch
+        drawn = losses.draw_negatives(scores, owner, hard, self.config.hard_pool_size)
+        return Negatives(*(distributed.share(places) for places in drawn))
 
     def _warn_single(self) -> None:
         if not self._warned:

@@ -6,8 +6,8 @@ Axes: n frames of a video, F frame slots, R pixels, D feature size, A captions, 
 Batches of mode "finetune": `tokens` (A, L) int64, `word_mask` (A, L) bool, `frames` (V, F, R, R, 3) uint8,
 `frame_mask` (V, F) bool. Of mode "frozen": `words` (A, L, D) and `word_mask`, `frames` (V, F, D) and
 `frame_mask`; what the masks leave out is zero, unless states of padding were stored (`clip_text.pad`). In training
-A = V, row i of both is a pair, and `video` (A,) int64 is the place of its video in the split; captions of an
-evaluation carry `index` (A,), their place in query order.
+A = V, row i of both is a pair, `video` (A,) int64 is the place of its video in the split and `place` (A,) that of the
+pair in the joint batch of all processes; captions of an evaluation carry `index` (A,), their place in query order.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ class PairData:
                 joint = order[step * size : (step + 1) * size]
                 if len(joint) < world:
                     raise UserError(f"a batch of {len(joint)} pairs cannot be shared by {world} processes")
-                yield self._pairs(index, joint[rank::world].tolist(), (seed, epoch), pool)
+                place = torch.arange(rank, len(joint), world)
+                pairs = self._pairs(index, joint[place.numpy()].tolist(), (seed, epoch), pool)
+                yield {**pairs, "place": place}
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""

@@ -82,12 +82,12 @@ class Lean(Method):
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Losses (eq. 17-20) of the joint batch; each process scores its captions with all videos."""
         texts, items = self.encode_texts(batch), self.encode_items(batch)
-        order = _order(batch["place"])
-        joint = {name: distributed.gather_with_grad(values)[order] for name, values in items.items()}
-        eps = self.noise(len(order), items["nodes"]) if self.config.variational else None
+        order = distributed.joint_order(batch)
+        joint = {name: distributed.joint(values, order) for name, values in items.items()}
+        eps = self.noise(len(joint["nodes"]), items["nodes"]) if self.config.variational else None
         own = self.pairs(texts, joint, None if eps is None else eps[batch["place"]])
-        scores, divergence = (distributed.gather_with_grad(rows)[order] for rows in own)
-        return self.terms(scores, divergence, torch.cat(distributed.gather(batch["video"]))[order])
+        scores, divergence = (distributed.joint(rows, order) for rows in own)
+        return self.terms(scores, divergence, distributed.joint(batch["video"], order))
 
     def terms(self, scores: Tensor, divergence: Tensor, video: Tensor) -> dict[str, Tensor]:
         """The weighted loss terms of the joint batch: scores and divergences (B, B), video (B,)."""
@@ -203,15 +203,6 @@ def by_count(texts: Encoded) -> Iterator[tuple[Tensor, Tensor]]:
     for count in texts["count"].unique().tolist():
         (where,) = (texts["count"] == count).nonzero(as_tuple=True)
         yield where, texts["triples"][where, :count]
-
-
-def _order(place: Tensor) -> Tensor:
-    """Positions of the joint batch's pairs in the gathered tensors: each `place` once, in order."""
-    places = torch.cat(distributed.gather(place))
-    order = places.argsort(stable=True)
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[1:] = places[order][1:] != places[order][:-1]
-    return order[first]
 
 
 def build(config: LeanConfig, data: LeanData) -> Lean:

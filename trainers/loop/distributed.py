@@ -7,7 +7,7 @@ decisions. With one process every function gives back what it was given.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,9 +81,15 @@ def _joint(values: Sequence[float], collective: Any) -> list[float]:
 
 def share_module(module: nn.Module) -> None:
     """Give every process the weights and buffers of the first."""
+    for tensor in module.state_dict().values():
+        share(tensor)
+
+
+def share(tensor: Tensor) -> Tensor:
+    """The tensor, whose values in every process are then those of the first."""
     if world() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
+        dist.broadcast(tensor, 0)
+    return tensor
 
 
 def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -124,6 +130,8 @@ def gather(rows: Tensor) -> list[Tensor]:
     rows = rows.detach().contiguous()
     if world() == 1:
         return [rows]
+    if rows.dtype is torch.bool:  # which gloo does not carry
+        return [part.bool() for part in gather(rows.to(torch.uint8))]
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     lengths = [int(count) for count in counts]
@@ -132,6 +140,30 @@ def gather(rows: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
+def joint_order(batch: Mapping[str, Tensor], name: str = "place") -> Tensor | None:
+    """Positions (B,) among the gathered rows of the joint batch's rows, in its order; None for one process.
+
+    `batch[name]` (n,) int64 says where each row of this process stands in the joint batch. A place that several
+    processes have, because a small batch had no other for them, counts once.
+    """
+    if world() == 1:
+        return None
+    places = torch.cat(gather(batch[name]))
+    order = places.argsort(stable=True)
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = places[order][1:] != places[order][:-1]
+    return order[first]
+
+
+def joint(rows: Tensor, order: Tensor | None) -> Tensor:
+    """The rows of the joint batch in its own order, with gradients as `gather_with_grad` has them.
+
+    `order` is what `joint_order` gave. In one order whatever the number of processes, what is drawn for a row, which
+    rows a memory forgets, and sums are those of one process.
+    """
+    return rows if order is None else gather_with_grad(rows)[order]
 
 
 class _Gather(torch.autograd.Function):

@@ -16,6 +16,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 NO_DECAY = ("bias", "LayerNorm.weight")
+TOWERS = (
+    "clip.",
+    "logit_scale",
+)  # in the names of what belongs to CLIP; a scale kept without towers has no "clip."
 
 
 def warmup_linear(progress: float, warmup: float) -> float:
@@ -57,25 +61,23 @@ def tower_groups(
     weight_decay: float,
     lr: float,
     tower_lr: float,
-    tower: str = "clip.",
+    towers: tuple[str, ...] = TOWERS,
     no_decay: tuple[str, ...] = NO_DECAY,
 ) -> list[dict[str, Any]]:
-    """The four groups of GARE and NeighborRetr: a rate of their own where the name contains `tower`.
+    """The four groups of the methods that train CLIP: `tower_lr` where the name contains one of `towers`.
 
     In the release's order: decayed towers, decayed rest, undecayed towers, undecayed rest. The names of
     their norms do not contain "LayerNorm", so gains, positions and the logit scale are decayed.
     """
-    every = list(named)
+    every = [
+        (parameter, any(part in name for part in no_decay), any(part in name for part in towers))
+        for name, parameter in named
+    ]
     groups = []
     for undecayed in (False, True):
         for rate, inside in ((tower_lr, True), (lr, False)):
-            params = [
-                parameter
-                for name, parameter in every
-                if any(part in name for part in no_decay) == undecayed and (tower in name) == inside
-            ]
-            decay = 0.0 if undecayed else weight_decay
-            groups.append({"params": params, "weight_decay": decay, "lr": rate})
+            params = [parameter for parameter, *kind in every if kind == [undecayed, inside]]
+            groups.append({"params": params, "weight_decay": 0.0 if undecayed else weight_decay, "lr": rate})
     return [group for group in groups if group["params"]]
 
 

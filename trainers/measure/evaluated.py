@@ -75,9 +75,9 @@ class Protocol(Document):
 
     The defaults of `kind` and `dropped` hold for evaluations of versions that did not write them. rerank: the sentence
     about re-ranking, if not all pairs were scored; seed: seed of the bootstrap; sums: the recalls that SumR and RSUM
-    add up; v2t_convention: what an item ranks, all captions or groups of them; items_per_caption and t2v_rank: present
-    if captions have several positives; kept: features that another ffmpeg or decoder made, one sentence each; applied: the sentence that names the run,
-    if it was trained on another corpus.
+    add up; v2t_convention: what an item ranks, all captions or groups of them; items_per_caption and t2v_rank:
+    present if captions have several positives; kept: features that another ffmpeg or decoder made, one sentence
+    each; applied: the sentence that names the run, if it was trained on another corpus.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class NeighborRetrMethod(RetrievalMethod[NeighborRetrConfig]):
     """Text-video retrieval that weighs hubs down."""
 
-    name, version, config = "neighborretr", 1, NeighborRetrConfig
+    name, version, config = "neighborretr", 2, NeighborRetrConfig
     official = "trainers.neighborretr.official"
     cases = "trainers.verify.neighborretr"
     drawing = "flows.results.report.explained:NEIGHBORRETR"

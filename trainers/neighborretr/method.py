@@ -53,7 +53,7 @@ class NeighborRetr(Method):
         net.clamp_()
         if not self.config.carry_over:
             self.bank.begin(epoch)
-        pairs = self.joint(self.pairs(batch))
+        pairs = self.joint(self.pairs(batch), distributed.joint_order(batch))
         self._require_others(len(pairs.words))
         kept = Pairs(*(part.detach() for part in pairs))
         # float32: G reaches hundreds, and C and N depend on small differences of cosines
@@ -91,17 +91,13 @@ class NeighborRetr(Method):
             frames = self.network.frame_features(clip_input.pixels(frames, mask))
         return self.network.in_context(frames.float(), mask)
 
-    def joint(self, pairs: Pairs) -> Pairs:
-        """The pairs of all processes, in order of rank."""
-        if distributed.world() == 1:
+    def joint(self, pairs: Pairs, order: Tensor | None) -> Pairs:
+        """The pairs of all processes, in the order of the joint batch."""
+        if order is None:
             return pairs
-        gather = distributed.gather_with_grad if self.config.gather_grad == "sum" else _gather_local
-        masks = (
-            torch.cat(distributed.gather(mask.to(torch.uint8))).bool()
-            for mask in (pairs.word_mask, pairs.frame_mask)
-        )
-        word_mask, frame_mask = masks
-        return Pairs(gather(pairs.words), word_mask, gather(pairs.frames), frame_mask)
+        if self.config.gather_grad == "local":
+            return Pairs(*(_gather_local(part)[order] for part in pairs))
+        return Pairs(*(distributed.joint(part, order) for part in pairs))
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Unit word features, their weights, and numbers of filled slots."""

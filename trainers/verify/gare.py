@@ -34,6 +34,7 @@ from trainers.layers.rand_augment import OPERATIONS
 from trainers.loop.optim import BertAdam
 from trainers.measure.metrics import text_ranks
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same
+from trainers.verify.following import training_loop
 
 VALUES, CHANGES = (
     1e-4,
@@ -211,6 +212,12 @@ class ModelCase:
             own = official.state_of(method.network, self.unused)
             for name in self.recorded.names(f"opt/after{number}/"):
                 yield self.close(f"opt/after{number}/{name}", own[name], share)
+        other = self.fresh().train()
+        adam = optimizer(self.config, other, int(self.spec["opt"]["t_total"]))
+        losses = [float(expected["loss"]) for expected in trajectory]
+        yield from training_loop(
+            other, lambda _: _clamped(loss, other), self.config, adam, losses, CHANGES * max(losses), method
+        )
 
     def one_update(
         self, method: Gare, adam: BertAdam, loss: Loss, expected: Mapping[str, Any], share: float
@@ -247,6 +254,12 @@ class ModelCase:
         yield same("checkpoint names", sorted(written), sorted(theirs))
         errors = [float((written[n] - v).abs().max()) for n, v in theirs.items() if n in written]
         yield compare("checkpoint values", max(errors), 0.0, 0.0)
+
+
+def _clamped(loss: Loss, method: Gare) -> Tensor:
+    """The whole loss after the logit scale was kept in its range, as in training."""
+    method.network.towers.clamp_scale_()
+    return loss(method)[1]
 
 
 class FullCase(ModelCase):

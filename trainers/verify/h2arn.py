@@ -30,6 +30,7 @@ from trainers.relevance import Relevance
 from trainers.verify import h2arn_encoders as verify_encoders
 from trainers.verify import h2arn_pipeline as verify_pipeline
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same
+from trainers.verify.following import training_loop
 
 Case = Mapping[str, Any]
 
@@ -238,9 +239,26 @@ class RetrievalCase:
             if f"f64.traj.{name}" in self.recorded:
                 yield near(f"f64.traj.{name}", values, self.recorded[f"f64.traj.{name}"], *DOUBLE)
         yield from self.parameters("f64.traj.final.", method)
+        yield from self.loop(method, count)
         if "f64.traj.final_sim" in self.recorded:
             computed = self.evaluated(method)["sim"]
             yield near("f64.traj.final_sim", computed, self.recorded["f64.traj.final_sim"], *DOUBLE)
+
+    def loop(self, updated: H2arn, count: int) -> Iterator[Quantity]:
+        """The training loop over the whole schedule."""
+        losses = self.recorded.get("f64.traj.losses")
+        if losses is not None:
+            method = self.fresh(torch.float64).train()
+            adam, allowed = self.adam(method, count), DOUBLE[0] + DOUBLE[1] * float(losses.abs().max())
+            yield from training_loop(
+                method,
+                lambda _: self.terms(method)["loss_total"],
+                self.config,
+                adam,
+                losses.tolist(),
+                allowed,
+                updated,
+            )
 
     def adam(self, method: H2arn, total_steps: int, **changes: Any) -> WarmupAdamW:
         """The optimizer that is trained with, with what the case says of it."""

@@ -31,6 +31,7 @@ from trainers.loop.optim import BertAdam
 from trainers.measure.metrics import metrics, text_ranks
 from trainers.method import Batch
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same, worst
+from trainers.verify.following import training_loop
 
 DATA_TOLERANCE = 1e-6  # absolute, of rows of length 1
 RELATIVE = 1e-5  # relative tolerance of gradients, and of quantities without recorded float32 noise
@@ -304,6 +305,7 @@ class ModelCase:
             adam.step()
             yield from self.parameters(method, adam, step)
         yield self.compared("steps/loss", np.array(computed))
+        yield from self.loop(method, np.asarray(expected, np.float64))
         if "lr_multipliers" in self.case:
             yield compare("lr_multipliers", factors, self.case["lr_multipliers"], 1e-6)
         for key, norms in self.case.items():
@@ -342,6 +344,19 @@ class ModelCase:
             else:
                 quantities.append(failure(name, "is not there"))
         yield from worst(key, quantities)
+
+    def loop(self, updated: HLFormer, expected: NDArray[np.float64]) -> Iterator[Quantity]:
+        """The training loop over the same updates."""
+        method = self.fresh()
+
+        def loss(number: int) -> Tensor:
+            out = method.outputs(self.batch())
+            negatives = self.negatives(f"step{number + 1}", out)
+            return _total(method.terms(out, self.recorded["batch/text_labels"], *negatives))
+
+        adam = optimizer(method.config, method, self.total_steps())
+        allowed = self.compared("steps/loss", expected).tolerance * float(np.abs(expected).max())
+        yield from training_loop(method, loss, method.config, adam, expected.tolist(), allowed, updated)
 
     def parameters(self, method: HLFormer, adam: BertAdam, step: int) -> Iterator[Quantity]:
         """step<k>/: parameters right after an update, before the next clamp."""

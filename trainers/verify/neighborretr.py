@@ -33,6 +33,7 @@ from trainers.neighborretr.model import SIDES, Summary
 from trainers.neighborretr.objective import Outputs
 from trainers.relevance import Relevance
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same, worst
+from trainers.verify.following import training_loop
 
 SETTINGS = {
     "Nt": "max_words",
@@ -408,6 +409,21 @@ class FullCase(ModelCase):
                 )
             yield from self.update(method, adam, parameters, step)
             yield from self.bank_after(step + 1, method.bank, len(self.batch(step)["tokens"]))
+        yield from self.loop(method)
+
+    def loop(self, updated: NeighborRetr) -> Iterator[Quantity]:
+        """The training loop over the same updates."""
+        method = official.method_from(self.state, self.config).train()
+        method.bank.push(self.first_bank())
+
+        def loss(step: int) -> Tensor:
+            return torch.stack(list(method.losses(self.batch(step), 0).values())).sum()
+
+        adam = optimizer(self.config, method, int(self.case["config"]["optimizer"]["t_total"]))
+        place = self.case["loss_order"].index("total")
+        losses = [float(terms[place]) for terms in self.case["losses"]]
+        allowed = self.tolerance(("losses_later",), LATER) * max(losses)
+        yield from training_loop(method, loss, self.config, adam, losses, allowed, updated)
 
     def update(
         self, method: NeighborRetr, adam: BertAdam, parameters: list[torch.nn.Parameter], step: int

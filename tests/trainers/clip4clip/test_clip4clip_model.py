@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from trainers.clip4clip.data import open_data, pack
 from trainers.clip4clip.method import Clip4Clip, build, optimizer
 from trainers.clip4clip.model import Clip4ClipNetwork, freeze
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop import checkpoint, distributed
+from trainers.loop import distributed
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "clip4clip"
 HEADERS = ("meanP", "seqTransf", "seqLSTM")
@@ -194,7 +195,7 @@ def test_training_that_changes_no_ranking_is_a_warning(caplog: pytest.LogCapture
 
 
 def gradients(
-    on_processes: Callable[..., list[int]], folder: Path, world: int, **options: float
+    from_processes: Callable[..., list[Any]], world: int, **options: float
 ) -> list[tuple[dict[str, Tensor], float]]:
     """Every process's gradients and loss of a recorded batch after they have been averaged."""
     tensors = load_file(FIXTURES / "seqtransf_a.safetensors")
@@ -202,44 +203,42 @@ def gradients(
     config = Clip4ClipConfig(mode="frozen", sim_header="seqTransf", cross_num_hidden_layers=2, **options)
     shares = {1: [6], 2: [2, 4], 3: [1, 3, 2]}[world]  # unequal on purpose
 
-    @distributed.process_group(torch.device("cpu"))
-    def body(rank: int) -> None:
+    def body(rank: int) -> tuple[dict[str, Tensor], float]:
         method = Clip4Clip(config, official.network_from(state, config, heads=2)).train()
         mine = slice(sum(shares[:rank]), sum(shares[: rank + 1]))
         batch = {"words": tensors["in/text"][mine, None], "frames": tensors["in/frames"][mine]}
         batch |= {
             "frame_mask": tensors["in/frame_mask"][mine].bool(),
             "video": torch.tensor([0, 1, 0, 2, 3, 1])[mine],
+            "place": torch.arange(6)[mine],
         }
         loss = torch.stack(list(method.losses(batch, 0).values())).sum()
         loss.backward()
         distributed.mean_gradients(method.parameters())
-        grads = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
-        checkpoint.save(folder / f"{world}-{rank}", grads, {"loss": loss.item()})
+        return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loss.item()
 
-    assert on_processes(world, body) == [0] * world
-    found = [checkpoint.load(folder / f"{world}-{rank}") for rank in range(world)]
-    return [(grads, float(meta["loss"])) for grads, meta in found]
+    found: list[tuple[dict[str, Tensor], float]] = from_processes(world, body)
+    return found
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 def test_gradients_are_the_same_however_many_processes_share_a_batch(
-    tmp_path: Path, world: int, masked: bool, on_processes: Callable[..., list[int]]
+    world: int, masked: bool, from_processes: Callable[..., list[Any]]
 ) -> None:
-    ((alone, loss),) = gradients(on_processes, tmp_path, 1, mask_same_video=masked)
-    for grads, other in gradients(on_processes, tmp_path, world, mask_same_video=masked):
+    ((alone, loss),) = gradients(from_processes, 1, mask_same_video=masked)
+    for grads, other in gradients(from_processes, world, mask_same_video=masked):
         assert other == pytest.approx(loss, rel=1e-5) and set(grads) == set(alone)
         for name, expected in alone.items():
             torch.testing.assert_close(grads[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_share_for_what_encodes_is_the_release_s_gradient_of_several_processes(
-    tmp_path: Path, on_processes: Callable[..., list[int]]
+    from_processes: Callable[..., list[Any]],
 ) -> None:
     """Their gather hands back a process's own slice of one loss, and the mean over processes divides it again."""
-    ((alone, _),) = gradients(on_processes, tmp_path, 1)
-    for grads, _ in gradients(on_processes, tmp_path, 2, encoder_grad_scale=0.5):
+    ((alone, _),) = gradients(from_processes, 1)
+    for grads, _ in gradients(from_processes, 2, encoder_grad_scale=0.5):
         for name, expected in alone.items():
             share = 1.0 if "logit_scale" in name else 0.5
             torch.testing.assert_close(grads[name], share * expected, rtol=1e-4, atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from trainers.gare import official
 from trainers.gare.config import GareConfig
 from trainers.gare.method import Gare
-from trainers.loop import checkpoint, distributed
+from trainers.loop import distributed
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "gare"
 SHARES = {1: [6], 2: [2, 4], 4: [2, 1, 1, 2]}  # unequal on purpose
@@ -22,14 +23,13 @@ Gradients = dict[str, Tensor]
 
 
 def gradients(
-    on_processes: Callable[..., list[int]], folder: Path, world: int, **options: float
+    from_processes: Callable[..., list[Any]], world: int, **options: float
 ) -> tuple[list[Gradients], list[float]]:
     """Every process's gradients and loss of the recorded batch after they have been averaged."""
     state, inputs = (load_file(FIXTURES / f"full.{part}.safetensors") for part in ("weights", "inputs"))
     tokens, pixels, masks = inputs["in/text_ids"], inputs["in/video"].float(), inputs["in/video_mask"]
 
-    @distributed.process_group(torch.device("cpu"))
-    def body(rank: int) -> None:
+    def body(rank: int) -> tuple[Gradients, float]:
         method = Gare(config, official.network_from(state, config)).train()
         torch.manual_seed(7 + rank)  # the others' draws must not matter
         start = sum(SHARES[world][:rank])
@@ -38,24 +38,23 @@ def gradients(
         shown, real = pixels[mine].flatten(0, 1), mask.bool().flatten()
         features = network.pixel_features(network.towers, shown, real).unflatten(0, mask.shape)
         frozen = {"words": network.texts(tokens[mine])[:, None], "frames": features, "frame_mask": mask}
+        frozen["place"] = torch.arange(len(masks))[mine]
         loss = torch.stack(list(method.losses(frozen, 0).values())).sum()
         loss.backward()
         distributed.mean_gradients(method.parameters())
-        grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-        checkpoint.save(folder / f"{world}-{rank}", grads, {"loss": loss.item()})
+        return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}, loss.item()
 
     config = GareConfig(num_hidden_layers=2, mode="frozen", **options)
-    assert on_processes(world, body) == [0] * world
-    found = [checkpoint.load(folder / f"{world}-{rank}") for rank in range(world)]
-    return [grads for grads, _ in found], [float(meta["loss"]) for _, meta in found]
+    found = from_processes(world, body)
+    return [grads for grads, _ in found], [loss for _, loss in found]
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_gradients_are_the_same_however_many_processes_share_a_batch(
-    tmp_path: Path, world: int, on_processes: Callable[..., list[int]]
+    world: int, from_processes: Callable[..., list[Any]]
 ) -> None:
-    (alone,), (loss,) = gradients(on_processes, tmp_path, 1)
-    shared, losses = gradients(on_processes, tmp_path, world)
+    (alone,), (loss,) = gradients(from_processes, 1)
+    shared, losses = gradients(from_processes, world)
     assert losses == pytest.approx([loss] * world, rel=1e-5)
     assert any(name.startswith("towers.clip.visual") for name in alone)
     for grads in shared:
@@ -67,9 +66,9 @@ def test_gradients_are_the_same_however_many_processes_share_a_batch(
 
 
 def test_share_for_the_encoders_gives_the_gradients_of_the_release(
-    tmp_path: Path, on_processes: Callable[..., list[int]]
+    from_processes: Callable[..., list[Any]],
 ) -> None:
-    shared, _ = gradients(on_processes, tmp_path, 2, encoder_grad_scale=0.5, psi_dropout=0.0)
+    shared, _ = gradients(from_processes, 2, encoder_grad_scale=0.5, psi_dropout=0.0)
     recorded = load_file(FIXTURES / "full.expected.safetensors")
     own = {official.official_name(name): value for name, value in shared[1].items()}
     names = [name for name in recorded if name.startswith("ddp_w2/grad/")]

@@ -140,13 +140,14 @@ def test_towers_have_a_rate_of_their_own_and_only_biases_are_not_decayed() -> No
         "transformerClip.w",
         "psi.layer_norm1.weight",
         "psi.bias",
+        "network.logit_scale",
     ]
     named = [(name, nn.Parameter(torch.zeros(1))) for name in names]
     groups = tower_groups(named, 0.2, lr=1e-4, tower_lr=1e-7)
     by_id = {id(p): name for name, p in named}
     found = [(g["lr"], g["weight_decay"], [by_id[id(p)] for p in g["params"]]) for g in groups]
     assert found == [
-        (1e-7, 0.2, ["clip.visual.proj"]),
+        (1e-7, 0.2, ["clip.visual.proj", "network.logit_scale"]),
         (1e-4, 0.2, ["transformerClip.w", "psi.layer_norm1.weight"]),
         (1e-7, 0.0, ["clip.ln_final.bias"]),
         (1e-4, 0.0, ["psi.bias"]),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from extractors.backbones.weights import import_open_clip
-from trainers.loop import checkpoint, distributed
+from trainers.loop import distributed
 from trainers.neighborretr.bank import Pairs
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
@@ -26,7 +26,7 @@ SMALL = {
     "temporal_layers": 1,
 }
 
-Gradients = dict[str, Tensor]
+Step = tuple[dict[str, Tensor], list[float]]
 
 
 def made(count: int, seed: int) -> dict[str, Tensor]:
@@ -38,13 +38,10 @@ def made(count: int, seed: int) -> dict[str, Tensor]:
     return {"words": words, "word_mask": real[0], "frames": frames, "frame_mask": real[1]}
 
 
-def steps(
-    on_processes: Callable[..., list[int]], folder: Path, world: int, **options: object
-) -> list[tuple[Gradients, dict[str, object]]]:
+def steps(from_processes: Callable[..., list[Any]], world: int, **options: object) -> list[Step]:
     """Every process's gradients of two batches, averaged over processes, and what it says of losses and bank."""
 
-    @distributed.process_group(torch.device("cpu"))
-    def body(rank: int) -> None:
+    def body(rank: int) -> Step:
         torch.manual_seed(1)
         method = NeighborRetr(NeighborRetrConfig.model_validate({**SMALL, **options}), None, DIMS)
         older = made(11, 5)
@@ -55,50 +52,47 @@ def steps(
         losses = []
         for step in range(2):
             batch = {name: part[mine] for name, part in made(8, step).items()}
+            batch["place"] = torch.arange(8)[mine]
             loss = torch.stack(list(method.losses(batch, 0).values())).sum()
             loss.backward()
             losses.append(loss.item())
         distributed.mean_gradients(method.parameters())
         grads = {name: p.grad for name, p in method.network.named_parameters() if p.grad is not None}
-        checkpoint.save(folder / f"{world}-{rank}", grads | method.bank.state_dict(), {"losses": losses})
+        return grads | method.bank.state_dict(), losses
 
-    assert on_processes(world, body) == [0] * world
-    return [checkpoint.load(folder / f"{world}-{rank}") for rank in range(world)]
+    found: list[Step] = from_processes(world, body)
+    return found
 
 
 @pytest.fixture(scope="module")
-def alone(
-    tmp_path_factory: pytest.TempPathFactory, on_processes: Callable[..., list[int]]
-) -> tuple[Gradients, dict[str, object]]:
+def alone(from_processes: Callable[..., list[Any]]) -> Step:
     import_open_clip()  # once, before any process starts
-    (found,) = steps(on_processes, tmp_path_factory.mktemp("alone"), 1, mode="frozen")
+    (found,) = steps(from_processes, 1, mode="frozen")
     return found
 
 
 def near(found: Tensor, expected: Tensor) -> None:
     found, expected = found.float(), expected.float()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()) + 1e-6)
+    floor = 1e-5  # the rounding of gradients that reach hundreds and cancel to less
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()) + floor)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_gradients_losses_and_bank_are_the_same_however_many_processes_share_a_batch(
-    tmp_path: Path,
-    world: int,
-    alone: tuple[Gradients, dict[str, object]],
-    on_processes: Callable[..., list[int]],
+    world: int, alone: Step, from_processes: Callable[..., list[Any]]
 ) -> None:
-    wanted, said = alone
-    for grads, meta in steps(on_processes, tmp_path, world, mode="frozen"):
-        assert meta["losses"] == pytest.approx(said["losses"], rel=1e-5)
+    wanted, losses = alone
+    for grads, found in steps(from_processes, world, mode="frozen"):
+        assert found == pytest.approx(losses, rel=1e-5)
         assert set(grads) == set(wanted) and "temporal.frame_position_embeddings.weight" in grads
         for name, expected in wanted.items():
             near(grads[name], expected)
 
 
 def test_gradient_of_the_release_is_a_share_in_front_of_the_gather_and_whole_behind_it(
-    tmp_path: Path, alone: tuple[Gradients, dict[str, object]], on_processes: Callable[..., list[int]]
+    alone: Step, from_processes: Callable[..., list[Any]]
 ) -> None:
-    for grads, _ in steps(on_processes, tmp_path, 2, mode="frozen", gather_grad="local"):
+    for grads, _ in steps(from_processes, 2, mode="frozen", gather_grad="local"):
         for name, expected in alone[0].items():
             share = 0.5 if name.startswith("temporal.") else 1.0
             if expected.is_floating_point():

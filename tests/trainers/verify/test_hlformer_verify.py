@@ -41,6 +41,7 @@ def test_recorded_small_case_and_loaders_agree() -> None:
     assert failures(results) == []
     names = {quantity.name for result in results for quantity in result.quantities}
     wanted = {"pre/clip/vid00", "batch/text_feat", "out/lorentz.logits", "loss_hard/total", "steps/loss"}
+    wanted |= {"training loop losses", "training loop weights"}
     wanted |= {
         "grad/curv",
         "step3/curv",
@@ -64,7 +65,7 @@ def test_every_tensor_that_differs_is_named_and_no_other(case: Path) -> None:
     names |= {"eval/frame_cos", "loss_soft/div_raw", "pre/frame/vid02", "gauss/L32_w4", "steps/loss"}
     change(case, {name: 1e-3 for name in names})
     found = {quantity.name for result in verify(case) for quantity in result.quantities if not quantity.ok}
-    assert found == names
+    assert found == names | {"training loop losses"}  # which are compared with steps/loss too
 
 
 def test_weight_that_differs_makes_what_follows_differ(case: Path) -> None:
@@ -91,7 +92,7 @@ def test_parts_that_a_case_does_not_hold_are_left_out_and_ranks_stand_in_for_neg
     save_file({n: t for n, t in tensors.items() if not n.startswith(gone)}, case / "other.safetensors")
     results = list(verify(case))
     assert failures(results) == []
-    assert {"loss_soft/total", "loss_hard/total", "steps/loss"} <= {
+    assert {"loss_soft/total", "loss_hard/total", "steps/loss", "training loop losses"} <= {
         q.name for r in results for q in r.quantities
     }
 
