@@ -11,7 +11,6 @@ import typer
 
 from flows.applying import Applied, apply_run
 from flows.commands.experiments import (
-    ANYWAY,
     check,
     finish_with,
     hashing,
@@ -26,6 +25,7 @@ from flows.commands.terms import (
     ExperimentFile,
     RetryFailed,
     Sets,
+    all_sets,
     out,
     print_json,
     print_table,
@@ -56,7 +56,7 @@ def apply(
     Extraction has the settings that the run was made with, whatever the experiment says today. `crossreel search` and
     `crossreel serve` with --corpus then search the new items.
     """
-    sets = [*sets, *ANYWAY] if anyway else sets
+    sets = all_sets(sets, anyway)
     with StageDisplay(quiet=as_json) as display:
         project, run = open_run(name, experiment, lambda path: opened(path, sets, [], display))
 
