@@ -83,7 +83,7 @@ def call(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tests_of_the_pages_pass_and_so_do_those_of_the_repository_that_look_at_every_stage(
     added: Path,
 ) -> None:

@@ -112,7 +112,11 @@ def test_words_form_types_and_places_are_no_change(
     copy: Path, change: Change, recorded: dict[str, Any]
 ) -> None:
     change("trainers/hlformer/losses.py", "from __future__", "# a reason\nfrom __future__")
-    change("extractors/keyframes.py", "BINS = 32  # a channel", "BINS: int = (\n    32\n)")
+    change(
+        "extractors/keyframes.py",
+        "BINS = 32  # bins of the histogram of each channel",
+        "BINS: int = (\n    32\n)",
+    )
     change(
         "extractors/keyframes.py", '    """The key frames of the unit."""', '    """Whatever else it says."""'
     )

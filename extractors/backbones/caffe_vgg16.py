@@ -1,4 +1,4 @@
-"""VGG16 as it was trained in Caffe, from the files in which it is passed around: tensorflow-vgg's and Keras's.
+"""VGG16 as it was trained in Caffe, from the usual files of its weights: tensorflow-vgg's and Keras's.
 
 `vgg16.npy` of tensorflow-vgg is a pickled table, layer to [kernel, bias]; it is read by an unpickler that knows nothing
 but arrays of numbers, so that nothing in it is run. Keras's HDF5 files hold the same arrays under names of their own.
@@ -30,7 +30,7 @@ Kernels = dict[str, tuple[NDArray, NDArray]]
 
 
 def read(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The weights of a file under torchvision's names and in its order of axes, all that there are up to fc7.
+    """The weights of a file up to fc7, under torchvision's names and in its order of axes.
 
     Raises Unreadable for a damaged file, one that lacks a layer, and one that holds more than arrays of numbers.
     """
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def require(path: Path) -> None:
-    """Raise Unreadable unless a file begins as one of its kind: its arrays are read when it is loaded."""
+    """Raise Unreadable unless a file begins like one of its format; its arrays are read later."""
     if path.suffix == ".npy":
         with path.open("rb") as file:
             _skip_header(file)
@@ -59,10 +59,10 @@ def _as_torchvision(kernels: Kernels) -> Iterator[tuple[str, NDArray[np.float32]
             kernel, bias = kernels[f"conv{block}_{number}"]
             yield f"features.{place}.weight", _float(kernel.transpose(3, 2, 0, 1))
             yield f"features.{place}.bias", _float(bias)
-            place, last = place + 2, kernel.shape[3]  # a ReLU stands behind each
+            place, last = place + 2, kernel.shape[3]  # each is followed by a ReLU
         place += 1  # the pooling
     kernel, bias = kernels["fc6"]
-    # A picture is unrolled there as rows, columns, channels, and in torch as channels, rows, columns.
+    # Caffe's fc6 reads a picture as rows, columns, channels, and torch's as channels, rows, columns.
     folded = kernel.reshape(FC6_SIDE, FC6_SIDE, last, -1).transpose(2, 0, 1, 3)
     yield "classifier.0.weight", _float(folded.reshape(len(kernel), -1).T)
     yield "classifier.0.bias", _float(bias)
@@ -124,7 +124,7 @@ def _float(values: NDArray) -> NDArray[np.float32]:
 
 
 def _skip_header(file: Any) -> None:
-    """Leave a .npy file at its content. Raises Unreadable unless that is an object, as tensorflow-vgg saves one."""
+    """Move a .npy file to its content. Raises Unreadable unless that is a Python object, as tensorflow-vgg saves it."""
     try:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = (
@@ -142,7 +142,7 @@ def _unpickled(path: Path) -> Any:
     """The object in a .npy file, its arrays as `_Array`."""
     with path.open("rb") as file:
         _skip_header(file)
-        found = _Reader(file, encoding="bytes").load()  # Python 2 wrote the file that is passed around
+        found = _Reader(file, encoding="bytes").load()  # the usual file was written by Python 2
     if not isinstance(found, _Array) or not isinstance(found.values, list) or len(found.values) != 1:
         raise Unreadable("it is not a table of layers")
     return found.values[0]
@@ -170,7 +170,7 @@ class _Array:
 
 
 class _Kind:
-    """A type of numbers of a pickle, of which only floats and objects are known."""
+    """A dtype in a pickle; only floats and objects are known."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code.decode("latin1") if isinstance(code, bytes) else str(code)
@@ -184,14 +184,14 @@ class _Kind:
 
 
 def _encoded(text: Any, encoding: Any) -> bytes:
-    """Bytes as Python 3 writes them for older versions: text of one character a byte."""
+    """Bytes in the form in which Python 3 pickles them for older versions: text with one character for each byte."""
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
         raise Unreadable("it holds bytes in a way that is not known")
     return text.encode("latin1")
 
 
 class _Reader(pickle._Unpickler):
-    """Reads tables, lists and arrays of numbers, and nothing else."""
+    """Restricted unpickler that reads only tables, lists and arrays of numbers."""
 
     known: Mapping[tuple[str, str], Any] = {
         **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
@@ -207,5 +207,5 @@ class _Reader(pickle._Unpickler):
         return Function(self.known[module, name])
 
     def get_extension(self, code: int) -> None:
-        """Raise Unreadable: numpy writes no such codes."""
+        """Raise Unreadable: numpy writes no extension codes."""
         raise Unreadable(f"it holds the extension {code}")

@@ -5,6 +5,7 @@ Axes: N frames or captions, H and W pixels, L tokens of the longest caption, D e
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -55,9 +56,8 @@ class ClipBackbone:
         if seed is None:
             weight_files.load(network, model, weights, download)
         else:
-            seeded.initialise(network, seed)
-            if config.get(WHITEN):
-                seeded.whiten(network.eval().visual, mean, std, seed)
+            key = ("clip", json.dumps(config, sort_keys=True), seed)
+            seeded.draw_once(network, key, lambda: _draw(network, config, mean, std, seed))
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
         self.dims: int = config["embed_dim"]
         self.context_length: int = config["text_cfg"].get("context_length", CONTEXT_LENGTH)
@@ -200,6 +200,13 @@ def _build(model: str, config: clip_configs.Config) -> nn.Module:
     except (TypeError, AttributeError) as error:  # a key that open_clip does not know
         raise UserError(f"{clip_configs.path_of(model)} is not a CLIP model: {error}") from error
     return network
+
+
+def _draw(network: Any, config: clip_configs.Config, mean: Tensor, std: Tensor, seed: int) -> None:
+    """Fill a network with weights that depend on the seed alone."""
+    seeded.initialise(network, seed)
+    if config.get(WHITEN):
+        seeded.whiten(network.eval().visual, mean, std, seed)
 
 
 def _preprocessing(

@@ -24,12 +24,12 @@ Config = dict[str, Any]
 
 
 def names() -> list[str]:
-    """The names that need no path: our own small networks and those that open_clip describes."""
+    """Names of networks that need no path: our own small ones and those of open_clip."""
     return sorted(_files())
 
 
 def resolve(model: str) -> str:
-    """open_clip's name of a network that is given by OpenAI's name; anything else as it is."""
+    """open_clip's name of a network given by OpenAI's name; any other name unchanged."""
     return OPENAI.get(model, model)
 
 
@@ -57,7 +57,7 @@ def read(model: str) -> Config:
 
 
 def path_of(model: str) -> Path:
-    """The JSON file of a model. Raises UserError with the nearest name if no network is called so."""
+    """The JSON file of a model. Raises UserError with the nearest name if there is no such network."""
     if is_path(model):
         return Path(model)
     files = _files()
@@ -85,7 +85,7 @@ def _open_clip_folder() -> Path:
 
 
 def _refuse_foreign_text(model: str, text: Config) -> None:
-    """Token states end at the end token of open_clip's own tokenizer: the text tower must pool there."""
+    """Raise UserError unless the text tower pools at the end token of open_clip's tokenizer, where states are cut."""
     foreign = "hf_model_name" in text or "hf_tokenizer_name" in text or text.get("embed_cls")
     if foreign or text.get("pool_type", "argmax") != "argmax":
         raise UserError(

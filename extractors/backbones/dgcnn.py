@@ -1,4 +1,4 @@
-"""DGCNN as a network: a point cloud to 100 tokens and one global vector. Knows nothing of files or stages.
+"""DGCNN as a network: a point cloud to 100 tokens and one global vector. Independent of files and stages.
 
 The semantic segmentation network of DGCNN up to its seventh layer, as H2ARN uses it: neighbours of the first
 graph by the normalised coordinates alone, tokens by the order of the points. Computed in float32 throughout:
@@ -20,7 +20,7 @@ from extractors.backbones.neighbours import nearest
 COLUMNS = 9  # x y z r g b, then x y z normalised to [0, 1]
 SLOPE = 0.2
 EDGE_BLOCKS = ((("conv1", 2 * COLUMNS), ("conv2", 64)), (("conv3", 128), ("conv4", 64)), (("conv5", 128),))
-"""The layers of each graph, with their input channels; all have 64 of output."""
+"""The layers of each graph with their input channels; all have 64 output channels."""
 EDGE_WIDTH, GLOBAL_WIDTH, TOKEN_WIDTH = 64, 1024, 512
 JOINT = EDGE_WIDTH * len(EDGE_BLOCKS)  # channels of x1, x2, x3 together
 
@@ -91,7 +91,7 @@ class Dgcnn(CloudNetwork):
 
 
 def edge_block(features: Tensor, graph: Tensor, layers: list[Layer]) -> Tensor:
-    """EdgeConv: layers of [x_j - x_i, x_i], greatest over the neighbours j of each i, (N, 64).
+    """EdgeConv: the largest value of layers on [x_j - x_i, x_i] over the neighbours j of each i, (N, 64).
 
     features (N, C), graph (N, k). With the first matrix as [A, B] a neighbour has A x_j + (B - A) x_i, so that it
     is applied to N points instead of N k edges. x_j is taken from the cloud's mean: large coordinates that

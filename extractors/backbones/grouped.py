@@ -1,4 +1,4 @@
-"""Layers over points and over groups of points: what the encoders of point clouds share.
+"""Layers over points and over groups of points, which the encoders of point clouds share.
 
 A layer is a 1x1 convolution, a batch norm with its learnt statistics, and an activation that never falls.
 Scale and shift of the norm are worked into the convolution's matrix and bias. What is left behind the matrix is
@@ -25,30 +25,32 @@ TOKENS = 100
 class CloudNetwork(nn.Module):
     """A frozen encoder of point clouds, with its weights under the names of its authors."""
 
-    unused: ClassVar[frozenset[str]] = frozenset()  # layers that a file may hold besides, by their first name
-    aliases: ClassVar[Mapping[str, str]] = {}  # beginnings under which a file holds the same tensors again
+    unused: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # layers that a file may also hold, by the first part of their names
+    aliases: ClassVar[Mapping[str, str]] = {}  # prefixes under which a file holds the same tensors again
     settling_points: ClassVar[int] = 256  # points of the clouds with which random weights are adjusted
-    colours: ClassVar[Mapping[str, tuple[int, ...]]] = {}  # columns of first matrices that colours enter by
+    colours: ClassVar[Mapping[str, tuple[int, ...]]] = {}  # columns of the first matrices that read colours
 
     def steps(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Each batch norm and the activation behind it, in the order of their use."""
+        """Each batch norm and the activation after it, in the order of their use."""
         raise NotImplementedError
 
 
 class Layer(NamedTuple):
-    """A layer's matrix (D, C), its bias (D,), what its values go through."""
+    """A layer: its matrix (D, C), its bias (D,), and its activation."""
 
     weight: Tensor
     bias: Tensor
     activation: nn.Module
 
     def finish(self, values: Tensor) -> Tensor:
-        """Bias and activation of what the matrix made, (..., D), in place."""
+        """Add the bias to products (..., D) and apply the activation, in place."""
         bent: Tensor = self.activation(values.add_(self.bias))
         return bent
 
     def __call__(self, values: Tensor) -> Tensor:
-        """The layer of values (..., C): (..., D)."""
+        """The layer's output (..., D) for values (..., C)."""
         return self.finish(values @ self.weight.T)
 
 
@@ -66,7 +68,7 @@ def folded(conv: nn.Module, norm: nn.Module, activation: nn.Module) -> Layer:
 
 
 def grouped_max(near: Tensor, own: Tensor, groups: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """The greatest value of each group in each channel, behind some layers: (S, D).
+    """The largest value of each group in each channel after the layers: (S, D).
 
     The first layer's matrix was applied to points, not to the far more members of groups: a member j of group i
     has `near[j] + own[i]`, near (N, C), own (S, C), bias not included. Groups are (S, k) indices of points. A few
@@ -83,7 +85,7 @@ def grouped_max(near: Tensor, own: Tensor, groups: Tensor, layers: Sequence[Laye
 
 
 def point_max(points: Tensor, layer: Layer) -> Tensor:
-    """The greatest value over points (N, C) in each channel of a layer, (D,)."""
+    """The largest value over points (N, C) in each channel of a layer, (D,)."""
     greatest = [
         (points[rows] @ layer.weight.T).amax(0)
         for rows in slices(len(points), layer.weight.shape[0], points.device)
@@ -92,7 +94,7 @@ def point_max(points: Tensor, layer: Layer) -> Tensor:
 
 
 def pooled(points: Tensor, layer: Layer, count: int = TOKENS) -> Tensor:
-    """Values of a layer, its bias and activation still missing, as tokens: (count, D).
+    """Tokens (count, D) from a layer's products, before its bias and activation.
 
     A token has the greatest values of a stretch of the points (N, C), by their order. This is adaptive max
     pooling: stretches share a point where N is no multiple of the count.

@@ -31,7 +31,7 @@ TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
-ORGANISATIONS = {  # under which the hub lists names that once stood alone; a cache may know them by either
+ORGANISATIONS = {  # organisations of names that the hub once listed without one; a cache may hold either name
     "albert": "albert",
     "bert": "google-bert",
     "distilbert": "distilbert",

@@ -22,7 +22,7 @@ from torch import Tensor
 ON_CPU, ON_GPU = (
     1 << 21,
     1 << 27,
-)  # numbers in memory at a time: 8 MB stay in a CPU's cache, a GPU wants much work
+)  # numbers in memory at a time: 8 MB fit into a CPU's cache, a GPU needs larger pieces of work
 PAIRS = 1 << 22  # pairs of centres and points that are compared at a time
 
 
@@ -33,12 +33,12 @@ def nearest(features: Tensor, k: int) -> Tensor:
     """
     if features.shape[1] <= 3:
         return _by_tree(features, k)
-    # Far from the origin |a|^2 + |b|^2 - 2ab would lose the digits that tell neighbours apart.
+    # Centred first: far from the origin |a|^2 + |b|^2 - 2ab would lose the digits that distinguish neighbours.
     centred = features - features.mean(0)
     half_squares = centred.square().sum(1) / 2
     out = torch.empty(len(features), k, dtype=torch.int64, device=features.device)
     for rows in slices(len(features), len(features), features.device):
-        # ab - |b|^2 / 2 orders the points of a row as their distances do.
+        # ab - |b|^2 / 2 orders the points of a row in the same way as their distances.
         closeness = torch.addmm(-half_squares, centred[rows], centred.T)
         out[rows] = closeness.topk(k, dim=1, sorted=False).indices
     return out
@@ -61,7 +61,10 @@ def ball(
     in float32 uses; the distance itself is exact here.
     """
     limit = float(np.float32(radius * radius))
-    tree, reach = cKDTree(points), limit**0.5 * (1 + 1e-6)  # a little wide; the limit decides
+    tree, reach = (
+        cKDTree(points),
+        limit**0.5 * (1 + 1e-6),
+    )  # slightly too large; the comparison with the limit decides
     sizes = tree.query_ball_point(centres, reach, return_length=True)
     out = np.empty((len(centres), count), np.int64)
     for rows in _shares(sizes, PAIRS):
@@ -81,7 +84,7 @@ def _by_tree(features: Tensor, k: int) -> Tensor:
 
 
 def _shares(sizes: NDArray[np.int64], most: int) -> Iterator[slice]:
-    """Stretches of rows whose sizes add up to no more than `most`, or single rows."""
+    """Slices of rows whose sizes sum to at most `most`, or single rows."""
     ends = np.cumsum(sizes)
     start = 0
     while start < len(sizes):
@@ -92,7 +95,7 @@ def _shares(sizes: NDArray[np.int64], most: int) -> Iterator[slice]:
 
 
 def _first(index: NDArray[np.int64], row: NDArray[np.int64], rows: int, count: int) -> NDArray[np.int64]:
-    """The first `count` indices of each row (rows, count), of indices that are sorted by row; none is empty."""
+    """The first `count` indices of each row (rows, count), from indices sorted by row; every row must have one."""
     starts = np.searchsorted(row, np.arange(rows))
     place = np.arange(len(row)) - starts[row]
     out = np.repeat(index[starts], count).reshape(rows, count)

@@ -19,7 +19,9 @@ from pipeline.run.stage import Digests
 SHIPPED = "crossreel-small"
 SHIPPED_FOLDER = Path(__file__).parent / "models" / "stanza-small"
 PROCESSORS = ("tokenize", "mwt", "pos", "lemma", "depparse")
-LONGEST = 5000  # characters of a caption that are parsed, so that one text cannot take the memory of all
+LONGEST = (
+    5000  # limit on the characters of a caption that are parsed, so that one text cannot exhaust the memory
+)
 PROPERTIES = {
     "annotators": "tokenize,ssplit,pos,lemma,depparse,natlog,openie",
     "outputFormat": "json",
@@ -92,7 +94,7 @@ def require(settings: ParserSettings) -> None:
 
 
 def build(settings: ParserSettings, device: str) -> TripleParser:
-    """The parser that the settings choose. Raises UserError if it is not there."""
+    """The parser that the settings choose. Raises UserError if it is not available."""
     if settings.backend == "corenlp":
         return CoreNlpParser(settings.server, settings.timeout_seconds)
     return StanzaParser(_required(settings), _package(settings.package), device)
@@ -126,7 +128,7 @@ class StanzaParser:
 
 
 class CoreNlpParser:
-    """The triples of a CoreNLP server's OpenIE annotator, which brings rules of its own."""
+    """The triples of a CoreNLP server's OpenIE annotator, which has its own rules."""
 
     def __init__(self, server: str, timeout_seconds: float) -> None:
         from stanza.server import CoreNLPClient, StartServer
@@ -275,7 +277,7 @@ def _required(settings: ParserSettings) -> Path:
 
 
 def _obtain(settings: ParserSettings, listing: Path | None) -> list[Path]:
-    """The files of the package, fetched if need be and allowed; none if one of them is not here."""
+    """The files of the package, downloaded if necessary and allowed; none if one of them is missing."""
     package = settings.package
     files = _files(listing, _package(package)) if listing else []
     if files and all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""Frames cut to a square of the size a network reads, as Pillow and the networks' own transforms do it."""
+"""Frames resized and cropped to the square that a network reads, as by Pillow and the networks' own transforms."""
 
 from __future__ import annotations
 

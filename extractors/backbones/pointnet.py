@@ -1,4 +1,4 @@
-"""PointNet as a network: a point cloud to 100 tokens. Knows nothing of files or stages.
+"""PointNet as a network: a point cloud to 100 tokens. Independent of files and stages.
 
 As H2ARN uses it: no class scores, the per-point features pooled over stretches of points instead.
 
@@ -56,7 +56,7 @@ class PointNet(CloudNetwork):
         return PointNetFeatures(tokens, transform, feature_transform)
 
     def layer(self, number: int) -> Layer:
-        """The layer of that number, from 1; the third has no ReLU."""
+        """The layer with a number, from 1; the third has no ReLU."""
         conv, norm = (self.get_submodule(f"{part}{number}") for part in ("conv", "bn"))
         return folded(conv, norm, self.after[number - 1])
 
@@ -68,7 +68,7 @@ class PointNet(CloudNetwork):
 
 
 class Transform(nn.Module):
-    """A square matrix for the points of a cloud, from the cloud itself."""
+    """Predicts a square matrix for the points of a cloud from the cloud itself."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Transform(nn.Module):
         return matrix + torch.eye(self.channels, device=points.device)
 
     def layer(self, name: str, norm: int) -> Layer:
-        """A convolution or linear layer with the batch norm of that number."""
+        """A convolution or linear layer with the batch norm of a number."""
         return folded(self.get_submodule(name), self.get_submodule(f"bn{norm}"), self.after[norm - 1])
 
     def steps(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -1,4 +1,4 @@
-"""PointNet++ with multi-scale grouping as a network: a point cloud to 100 tokens. Knows nothing of files or stages.
+"""PointNet++ with multi-scale grouping as a network: a point cloud to 100 tokens. Independent of files and stages.
 
 Four levels, each of which samples points, and describes the points around each sample at two scales.
 
@@ -31,7 +31,7 @@ WIDTHS = (
 
 
 class Sampled(NamedTuple):
-    """A level: coordinates (S, 3), features (S, C), which points were sampled (S,), the groups (S, k) a scale."""
+    """A level: coordinates (S, 3), features (S, C), sampled points (S,), and for each scale the groups (S, k)."""
 
     xyz: Tensor
     features: Tensor
@@ -71,7 +71,7 @@ class PointNet2(CloudNetwork):
 
 
 class SetAbstraction(nn.Module):
-    """A level: `count` samples of the points it is given, each with the greatest features around it."""
+    """A level: `count` samples of its input points, each with the largest features in its neighbourhood."""
 
     def __init__(
         self, count: int, radii: Sequence[float], width: int, widths: Sequence[Sequence[int]]

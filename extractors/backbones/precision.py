@@ -1,4 +1,4 @@
-"""In how many bits a frozen network computes."""
+"""Precision of a frozen network's computation."""
 
 from __future__ import annotations
 

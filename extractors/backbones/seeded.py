@@ -1,8 +1,9 @@
-"""Weights drawn from a seed: networks for tests and the demo, untrained, yet able to tell inputs apart."""
+"""Weights drawn from a seed: untrained networks for tests and the demo that still distinguish inputs."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,34 @@ from torch import Tensor, nn
 
 PICTURES = 1024
 FLOOR = 0.03  # share of the largest standard deviation: directions that vary less are not scaled to full size
-LINEAR_FLOOR = 0.1  # the same behind convolutions, whose borders weigh otherwise in larger pictures
+LINEAR_FLOOR = 0.1  # the same share after convolutions, whose borders weigh differently in larger pictures
+REMEMBERED_BYTES = 64 << 20  # networks up to this size are remembered, REMEMBERED of them
+REMEMBERED = 4
 AROUND = 0.2  # factor of a convolution's weights beside its middle, which blur and spread borders
 
 
+_drawn: dict[Hashable, dict[str, Tensor]] = {}
+
+
+def draw_once(network: nn.Module, key: Hashable, draw: Callable[[], None]) -> None:
+    """Fill a network by calling `draw`, or with the weights that `draw` gave in this process under an equal key.
+
+    Whitening passes a thousand pictures through the network, 3 CPU seconds for the demo's CLIP, and a process that
+    trains and evaluates several methods builds it many times. Large networks are drawn each time.
+    """
+    if key in _drawn:
+        network.load_state_dict(_drawn[key])
+        return
+    draw()
+    state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    if sum(tensor.nbytes for tensor in state.values()) <= REMEMBERED_BYTES:
+        while len(_drawn) >= REMEMBERED:
+            del _drawn[next(iter(_drawn))]
+        _drawn[key] = state
+
+
 def initialise(network: nn.Module, seed: int) -> None:
-    """Fill a network with random weights that depend on nothing but the seed and each weight's name.
+    """Fill a network with random weights that depend only on the seed and each weight's name.
 
     Matrices keep the variance of what passes through them; biases are zero, and what starts as a
     constant (norms, scales) stays as it is.
@@ -51,8 +74,10 @@ def whiten(visual: Any, mean: Tensor, std: Tensor, seed: int) -> None:
     features = (pooled - centre) @ projection.double()
     variances, axes = torch.linalg.eigh(features.T @ features / len(features))
     scales = (variances.clamp(min=0) + FLOOR**2 * variances.max()).rsqrt()
-    visual.ln_post.bias -= centre.float()  # pooling is a mean: what moves each patch moves the pooled vector
-    # Turned back into the old axes, the result does not depend on the signs that eigh happens to choose.
+    visual.ln_post.bias -= (
+        centre.float()
+    )  # pooling is a mean, so a shift of all patches shifts the pooled vector
+    # Rotated back into the old axes, so that the result does not depend on the signs that eigh chooses.
     projection.copy_((projection.double() @ axes * scales @ axes.T).float())
 
 
@@ -85,7 +110,7 @@ def standardise(network: nn.Sequential, inputs: Tensor) -> None:
 
 
 def _look_at_the_middle(weight: Tensor) -> None:
-    """Shrink all of a convolution's weights (out, in, h, w) but those of its middle."""
+    """Reduce all of a convolution's weights (out, in, h, w) except those of its middle."""
     height, width = (size // 2 for size in weight.shape[2:])
     middle = weight[:, :, height, width].clone()
     weight *= AROUND
@@ -93,7 +118,7 @@ def _look_at_the_middle(weight: Tensor) -> None:
 
 
 def _whiten_rows(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Change a linear layer so that its outputs, (n, channels) of mean 0, are white, and give them as they are then.
+    """Change a linear layer so that its outputs, (n, channels) of mean 0, are white; return the new outputs.
 
     There may be more channels than rows: directions in which nothing varies are treated as those under the floor.
     """
@@ -102,7 +127,7 @@ def _whiten_rows(layer: nn.Module, rows: Tensor) -> Tensor:
     scales = (spread**2 + floor**2).rsqrt() * floor  # 1 where nothing varies
 
     def whitened(columns: Tensor) -> Tensor:
-        """Columns (channels, ...) in whitened axes, turned back into the old ones."""
+        """Columns (channels, ...) scaled in whitened axes and rotated back into the old ones."""
         return columns + (axes.T * (scales - 1) @ (axes @ columns.double())).to(columns.dtype)
 
     for name in ("weight", "bias"):

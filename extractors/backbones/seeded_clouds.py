@@ -1,4 +1,4 @@
-"""Batch norms of encoders of point clouds whose weights are drawn from a seed, so that they tell clouds apart.
+"""Batch norms of seeded encoders of point clouds, set so that the networks distinguish clouds.
 
 With norms that change nothing, what a random network says of two clouds is nearly the same: each maximum over
 neighbours and points, and each ReLU, adds to all clouds what they have in common. Here a norm's statistics are
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from extractors.backbones.grouped import CloudNetwork
 
 CLOUDS = 8
-PASSES = 2  # the first begins with nothing known of later layers
+PASSES = 2  # in the first pass the statistics of later layers are unknown
 FLOOR = 0.01  # share of the mean variance: a channel that hardly varies is not scaled to full size
 BRIGHTEST = 255.0  # colours of files; the matrices are drawn for numbers of the size of coordinates
 
 
 @dataclass
 class Statistics:
-    """Mean and variance a channel of all that was seen."""
+    """Mean and variance of each channel over all values so far."""
 
     count: int = 0
     total: Tensor | float = 0.0
     squares: Tensor | float = 0.0
 
     def add(self, values: Tensor) -> None:
-        """Count values (..., C) in."""
+        """Add values (..., C)."""
         rows = values.reshape(-1, values.shape[-1]).double()
         self.count += len(rows)
         self.total, self.squares = self.total + rows.sum(0), self.squares + rows.square().sum(0)
@@ -47,20 +47,20 @@ class Statistics:
 
 @dataclass
 class Watched:
-    """A batch norm that changes nothing yet, and what reaches the activation behind it."""
+    """A batch norm that is still the identity, and the statistics of values that reach its activation."""
 
     norm: nn.Module
     before: Statistics = field(default_factory=Statistics)  # statistics of an earlier pass
     now: Statistics = field(default_factory=Statistics)
 
     def standardised(self, _module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        """The values as the norm will pass them on, by all that is known so far."""
+        """The values after the norm, by the statistics known so far."""
         self.now.add(inputs[0])
         mean, variance = (self.before if self.before.count else self.now).both()
         return (inputs[0] - mean) / variance.sqrt()
 
     def keep(self) -> None:
-        """Give the norm what was seen."""
+        """Set the norm's mean and variance to the statistics."""
         mean, variance = self.now.both()
         self.norm.get_buffer("running_mean").copy_(mean)
         self.norm.get_buffer("running_var").copy_(variance)

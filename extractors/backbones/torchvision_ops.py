@@ -17,11 +17,11 @@ SCHEMAS = {
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 
-_declared: list[torch.library.Library] = []  # a Library takes its operators with it when it is collected
+_declared: list[torch.library.Library] = []  # kept alive: a Library's operators vanish with it
 
 
 def ensure() -> None:
-    """Import torchvision, declaring its missing operators first where its own library does not load."""
+    """Import torchvision; if its own library does not load, declare its missing operators first."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:

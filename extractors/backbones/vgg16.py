@@ -1,4 +1,4 @@
-"""VGG16 as a network: frames to what its fully connected layers say of them. Knows nothing of files or stages.
+"""VGG16 as a network: frames to outputs of its fully connected layers. Independent of files and stages.
 
 Axes: N frames, H and W pixels, D features (4096 of the published network).
 """
@@ -20,9 +20,12 @@ from pipeline.errors import UserError
 
 Layer = Literal["fc6", "fc7"]
 Convention = Literal["torchvision", "caffe"]
-AFTER_RELU: dict[Layer, int] = {"fc6": 2, "fc7": 5}  # how many of torchvision's `classifier` are kept
-NARROWED = {"vgg16": 1, "crossreel-demo": 8}  # the demo's network has an eighth of the width everywhere
-SMALLEST_PIXELS = 32  # five poolings halve a side; the adaptive one behind them takes whatever is left
+AFTER_RELU: dict[Layer, int] = {
+    "fc6": 2,
+    "fc7": 5,
+}  # number of layers of torchvision's `classifier` that are kept
+NARROWED = {"vgg16": 1, "crossreel-demo": 8}  # divisor of the width of every layer
+SMALLEST_PIXELS = 32  # five poolings halve a side; the adaptive one after them takes any size
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # over ImageNet, which the published weights expect
 NORMALISATION: dict[Convention, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "torchvision": (MEAN, STD),  # red, green, blue in 0..1
@@ -43,22 +46,26 @@ class Vgg16Backbone:
         seed = weight_files.seed_of(weights)
         network = _build(NARROWED[model])
         unused = set(network.state_dict())
-        # A seed's network is one whatever layer is read: it is made up to fc7, whose outputs become white.
+        # A seed gives one network for either layer: it is built up to fc7, whose outputs become white.
         network.classifier = network.classifier[: AFTER_RELU[layer if seed is None else "fc7"]]
         network.to_empty(device="cpu").eval()
         if seed is None:
             _load(network, hub.vgg16_file(model, weights, convention), model, unused)
         else:
-            seeded.initialise(network, seed)
-            pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
-            seeded.standardise(_layers(network), self._normalised(pictures))
+            seeded.draw_once(network, ("vgg16", model, convention, seed), lambda: self._draw(network, seed))
             network.classifier = network.classifier[: AFTER_RELU[layer]]
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         self.network: Any = network.to(self.device).requires_grad_(False)
 
+    def _draw(self, network: Any, seed: int) -> None:
+        """Fill a network with weights that depend on the seed alone."""
+        seeded.initialise(network, seed)
+        pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
+        seeded.standardise(_layers(network), self._normalised(pictures))
+
     @torch.inference_mode()
     def features(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (N, D), none negative, of RGB frames (N, H, W, 3). Raises UserError for frames too small."""
+        """Features (N, D), at least 0, of RGB frames (N, H, W, 3). Raises UserError if the frames are too small."""
         height, width = frames.shape[1:3]
         if min(height, width) < SMALLEST_PIXELS:
             raise UserError(
@@ -70,7 +77,7 @@ class Vgg16Backbone:
         return features.float().cpu().numpy()
 
     def _normalised(self, frames: NDArray[np.uint8]) -> Tensor:
-        """Frames (N, H, W, 3) RGB as the network wants them, (N, 3, H, W): blue first for Caffe's."""
+        """Frames (N, H, W, 3) RGB normalised for the network, (N, 3, H, W); in the order BGR for Caffe's weights."""
         pixels = torch.from_numpy(np.array(frames)).to(self._mean.device)  # a copy: they may be read-only
         values = pixels.permute(0, 3, 1, 2).float()
         if self.convention == "caffe":
@@ -99,7 +106,7 @@ def _layers(network: Any) -> nn.Sequential:
 
 
 def _load(network: nn.Module, path: Path, model: str, known: set[str]) -> None:
-    """Fill a network from a file, which may also hold the layers behind it. Raises UserError if it does not fit."""
+    """Fill a network from a file, which may also hold later layers. Raises UserError if it does not fit."""
     with weight_files.fitting(path, model):
         if path.suffix in caffe_vgg16.SUFFIXES:
             state = {name: torch.from_numpy(values) for name, values in caffe_vgg16.read(path).items()}
@@ -108,5 +115,5 @@ def _load(network: nn.Module, path: Path, model: str, known: set[str]) -> None:
         own = network.state_dict()
         network.load_state_dict({key: state[key] for key in state if key in own or key not in known})
     broken = [key for key in own if not state[key].isfinite().all()]
-    if broken:  # torchvision's file of the convolutions alone fills the rest with NaN
+    if broken:  # torchvision's file of only the convolutions has NaN in the other layers
         raise UserError(f"the weights in {path} do not fit {model}: {broken[0]} is not finite")

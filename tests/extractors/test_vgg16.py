@@ -102,7 +102,7 @@ def test_the_published_network_is_torchvision_s_to_the_last_shape():
     assert str(module._build(1)) == str(theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_network_gives_4096_numbers_that_tell_pictures_apart():
     found = Vgg16Backbone("vgg16", "seed:0").features(seeded.pictures(3, 64, seed=1))
     assert found.shape == (3, 4096)
@@ -126,7 +126,8 @@ def test_seeded_features_vary_in_many_directions(backbone):
     assert variances.sum() ** 2 / (variances**2).sum() > 20
 
 
-def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is(backbone):
+def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is(backbone, monkeypatch):
+    monkeypatch.setattr(seeded, "_drawn", {})  # so that it is drawn once more
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
     frames = seeded.pictures(1, 64, seed=1)
@@ -135,6 +136,16 @@ def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is(backbone)
     assert torch.equal(torch.random.get_rng_state(), state)
     other = Vgg16Backbone("crossreel-demo", "seed:1")
     assert not np.allclose(other.features(frames), again)
+
+
+def test_a_network_drawn_before_in_this_process_is_the_same_and_its_own(backbone, monkeypatch):
+    """Also where a layer less is read, and whatever was done to the weights of an earlier one."""
+    frames = seeded.pictures(2, 64, seed=1)
+    with torch.no_grad():
+        Vgg16Backbone(**DEMO).network.classifier[0].weight.fill_(7)
+    monkeypatch.setattr(seeded, "initialise", None)  # drawn again, it would fail
+    np.testing.assert_array_equal(Vgg16Backbone(**DEMO).features(frames), backbone.features(frames))
+    assert Vgg16Backbone(**DEMO | {"layer": "fc6"}).features(frames).shape == (2, 512)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 1000])

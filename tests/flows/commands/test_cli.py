@@ -221,7 +221,7 @@ def test_redo_makes_a_stage_again_with_the_same_content(made, crossreel):
     assert rows() == before and not names & {path.name for path in segments(made, "clip_text")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     shutil.which("mount") is None or os.geteuid() != 0, reason="a small disk needs mount and root"
 )

@@ -141,7 +141,7 @@ def test_the_users_own_command_runs_in_the_folder_after_deploy(
     assert place.alive() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopping_the_worker_ends_the_run_it_has_underway(
     place: Place, prefect_server: PrefectServer
 ) -> None:
@@ -159,7 +159,7 @@ def test_stopping_the_worker_ends_the_run_it_has_underway(
     assert ended["state"]["type"] == "CRASHED"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prefect_yaml_deploys_to_the_pools_there_are_with_the_folder_of_whoever_deploys(
     served: Place, prefect_server: PrefectServer
 ) -> None:

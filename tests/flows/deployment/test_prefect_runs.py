@@ -88,6 +88,7 @@ def test_a_flow_that_is_called_with_its_parameters_alone_opens_the_experiment_it
     assert [task["name"] for task in prefect_server.task_runs(record)] == ["compress"]
 
 
+@pytest.mark.long
 def test_a_mistake_that_a_stage_finds_fails_the_run_of_an_opened_experiment_with_its_sentence_alone(
     served: Place, prefect_server: PrefectServer
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_run_without_a_server_brings_its_own_and_records_every_task(place: Pla
     assert rows == [("compress", "Completed"), ("compress", "Cached")]
 
 
+@pytest.mark.long
 def test_two_runs_at_once_bring_two_servers_and_make_everything_once(
     place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

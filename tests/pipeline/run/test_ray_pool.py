@@ -171,7 +171,7 @@ def address(raw: str) -> str:
 
 
 @installed
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_the_code_ends_the_work_and_the_cluster(engine, tmp_path):
     list(engine.run(work(tmp_path, [["a"]])))
     session, folder = session_of(engine), Path(engine._folder)
@@ -182,7 +182,7 @@ def test_an_error_of_the_code_ends_the_work_and_the_cluster(engine, tmp_path):
 
 
 @installed
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_new_cluster_is_started_and_stopping_early_leaves_nothing_of_it(engine, tmp_path):
     events = engine.run(work(tmp_path, [["sleeps"], ["a"]]))
     told = next(event.header for event in events if "actor" in event.header)
@@ -207,7 +207,7 @@ for event in engine.run(work):
 
 
 @installed
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_coordinator_that_is_killed_leaves_nothing(modules):
     run = subprocess.Popen(
         [sys.executable, "-c", COORDINATOR, str(modules)], stdout=subprocess.PIPE, text=True
@@ -241,7 +241,7 @@ cluster.shutdown()
 
 
 @installed
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shard_of_a_lost_node_is_done_on_another(modules, tmp_path):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}
     env = os.environ | ray_engine.QUIET | ray_engine.LOOPBACK | token

@@ -107,6 +107,7 @@ def test_an_error_of_a_rank_is_the_error_of_the_stage(tmp_path: Path) -> None:
         run(request(tmp_path, 2, lr=1e30, weight_decay=0.0))
 
 
+@pytest.mark.long
 def test_an_error_that_is_ours_comes_with_the_traceback_of_its_rank(tmp_path: Path) -> None:
     asked = request(tmp_path, 2)
     (tmp_path / "packed/frames.npy").unlink()
@@ -138,6 +139,7 @@ def test_sigterm_waits_for_the_checkpoint_and_leaves_no_process(
     assert ranks(tmp_path) == []
 
 
+@pytest.mark.long
 def test_a_stage_that_is_killed_takes_its_ranks_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,7 +251,7 @@ def test_interval_covers_the_truth_about_95_times_in_100_however_many_captions_a
         assert 0.91 <= share <= 0.98, (name, share)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("items", "captions"), [(1000, 1), (100, 5), (1000, 20), (670, 41)])
 def test_interval_covers_the_truth_at_the_sizes_of_public_test_splits(items: int, captions: int) -> None:
     for name, share in covered(1000, items, captions, seed=6).items():
