@@ -26,7 +26,7 @@ HELP = "From a raw corpus of videos or point clouds with captions to trained, co
 VERBS = {
     "init": Verb(
         "flows.commands.init:init",
-        "Write a commented experiment file: of a published experiment, or for your own corpus; --list shows all.",
+        "Write a complete, commented experiment file: of a published experiment, or for your own corpus.",
     ),
     "run": Verb(
         "flows.commands.experiments:run",
@@ -54,7 +54,7 @@ VERBS = {
     ),
     "report": Verb(
         "flows.commands.experiments:report",
-        "Draw the report of an experiment again, and print its path.",
+        "Draw the report of what is finished of an experiment, and print its path.",
     ),
     "runs": Verb(
         "flows.commands.apply:runs",
