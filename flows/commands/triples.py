@@ -45,8 +45,8 @@ def triples(
     params = fill(TriplesParams, settings, "extractors.triples")
     if params.backend == "stanza" and not package and not parsers.is_here(params):
         typer.echo(
-            f"the models of the stanza package {params.package!r} are not on this machine: parsed by {parsers.SHIPPED}, "
-            "the small parser that is shipped",
+            f"the models of the stanza package {params.package!r} are not on this machine: parsed by "
+            f"{parsers.SHIPPED}, the small parser that is shipped",
             err=True,
         )
         params = params.model_copy(update={"package": parsers.SHIPPED})
