@@ -175,6 +175,18 @@ def require_the_evaluation_s_ranking(project: Project, method: str) -> None:
             assert found["position"].tolist() == ranking.top_items[q].tolist()
 
 
+def require_that_lists_are_encoded_as_singles(project: Project, method: str, files: list[Path]) -> None:
+    """New sentences and files in one list have the scores that each pair has by itself."""
+    texts = [NEW, "a dog", "a red bar moves over a grey field and then a blue one"]
+    with Searcher(project, method) as searcher:
+        together = searcher.scores(texts, files)
+        singles = [[searcher.scores([text], [file]).item() for file in files] for text in texts]
+        np.testing.assert_allclose(together, singles, rtol=1e-3, atol=1e-3)
+        assert together.shape == (3, len(files)) and len(np.unique(together)) > 1
+        encoded = searcher.encode_items(files), searcher.encode_texts(texts)
+        assert [{len(values) for values in arrays.values()} for arrays in encoded] == [{len(files)}, {3}]
+
+
 def test_a_caption_finds_what_its_evaluation_found(place):
     require_the_evaluation_s_ranking(open_project(place), "hlformer")
 
@@ -198,6 +210,9 @@ def test_a_caption_finds_what_its_evaluation_found_with_every_other_method_of_vi
     for method in ("neighborretr", "gare", "lean", "clip4clip"):
         require_the_evaluation_s_ranking(project, method)
         require_that_it_applies(project, method)
+        require_that_lists_are_encoded_as_singles(
+            project, method, [folder / "clip10.mp4", folder / "clip11.mp4"]
+        )
     with Searcher(project, "lean") as searcher:
         hits = searcher.search("a yellow ball is rolling under the table")
         assert len(hits) == 2 and hits[0].moment is None
@@ -217,6 +232,10 @@ def test_point_clouds_are_searched_in_both_directions(tmp_path_factory):
     items = {item.id: item for item in project.contents.corpus.items}
     inside = next(item for item in items.values() if item.split == "test")
     outside = next(item for item in items.values() if item.split == "train")
+    others = [item for item in items.values() if item.split == "train"][:2]
+    require_that_lists_are_encoded_as_singles(
+        project, "h2arn", [project.contents.corpus.media_path(item) for item in others]
+    )
     with Searcher(project) as searcher:
         hits = searcher.search("a small red ball beside a blue box", top=3)
         assert {hit.item for hit in hits} <= set(items) and hits[0].moment is None
