@@ -248,6 +248,13 @@ def test_items_of_train_and_test_and_splits_with_odd_names_are_reported(findings
     )
 
 
+def test_ids_that_look_alike_or_hold_unseen_signs_are_named(findings):
+    names = ("caf\u00e9", "cafe\u0301", "red\x1b[31m", "\u202eevil", "plain")
+    found = findings(*(Item(n, "test", (Caption(f"{n}#0", n),), digest=n) for n in names))["warning"]
+    assert r"2 ids look the same and differ in their Unicode form: 'caf\xe9', 'cafe\u0301'" in found
+    assert r"2 ids hold control characters or marks that are not shown: 'red\x1b[31m', '\u202eevil'" in found
+
+
 def test_a_pointer_a_page_and_an_empty_file_are_named_as_what_they_are(findings, tmp_path):
     (tmp_path / "pointer.mp4").write_bytes(
         b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
