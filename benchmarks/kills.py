@@ -92,6 +92,10 @@ def content(folder: Path) -> dict[str, object]:
     project = open_project(folder / FILE)
     out: dict[str, object] = {}
     for name, state in project.survey().items():
+        if (
+            name == "report"
+        ):  # made by `crossreel run` alone, not by the command that left the other store alone
+            continue
         fp = state.fingerprint.hex
         out[f"state {name}"] = (state.done, len(state.failed), len(state.killed))
         if name in ROWS:

@@ -60,7 +60,8 @@ def test_each_broken_file_is_an_error_with_its_reason_and_the_rest_is_opened(fin
     told = dict(sentence.split(": ", 1) for sentence in errors)
     assert set(told) == {"empty", "text", "cut", "gone"}
     assert "empty (0 bytes)" in told["empty"] and "does not exist" in told["gone"]
-    assert "not a readable video" in told["text"] and "not a readable video" in told["cut"]
+    assert told["text"] == "it is a text ('not a video'), not a video"
+    assert "not a readable video" in told["cut"]
 
 
 def test_the_same_bytes_are_a_warning_within_a_split_and_an_error_across(findings, rendered, tmp_path):
