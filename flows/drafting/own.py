@@ -11,11 +11,11 @@ from pathlib import Path
 
 from flows.drafting.explanations import explanations
 from flows.drafting.lines import Line, Table, text
-from flows.drafting.published import STABLE, evaluation, settings_of
+from flows.drafting.published import evaluation, settings_of
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
 from pipeline.settings import Tree
-from trainers.recipes import NONE, PublishedRecipe, find, recipes
+from trainers.recipes import NONE, STABLE, PublishedRecipe, find, recipes
 from trainers.registry import METHODS
 
 NEAREST = {  # the published row whose settings a method begins with on data of one's own

@@ -16,7 +16,7 @@ from flows.graph import EVERY_EXTRACTOR
 from pipeline.corpus.importers.published import PAPERS
 from pipeline.errors import UserError, nearest
 from pipeline.settings import Tree
-from trainers.recipes import PublishedRecipe, Trajectory, dataset_name, every_recipe, protocol_name
+from trainers.recipes import STABLE, PublishedRecipe, Trajectory, dataset_name, every_recipe, protocol_name
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
 
@@ -27,7 +27,6 @@ SPOKEN = {
     "none": "nobody published how; the settings are ours",
 }
 RELEASE: Trajectory = "release"
-STABLE: Trajectory = "stable"
 OF_TRAINING = {  # settings that decide nothing where nothing is trained
     "base_encoder", "batch_size", "lr", "coef_lr", "warmup_proportion", "weight_decay", "max_grad_norm", "clip_norm",
     "encoder_grad_scale", "freeze_layer_num", "mask_same_video", "select_by",
