@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sqlite3
@@ -14,11 +13,10 @@ import typer
 
 from flows.commands.lazy import LazyGroup, Verb
 from flows.terminal import escaped
+from flows.troubles import disk_trouble
 from pipeline.child import ChildDied
-from pipeline.errors import ItemError, TrainingError, UserError, is_full
-from pipeline.store.index import remedy
+from pipeline.errors import ItemError, TrainingError, UserError
 
-NO_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
 
 HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
@@ -170,7 +168,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(OUR_ERROR)
     except (OSError, sqlite3.Error) as error:
-        if not (trouble := _disk_trouble(error)):
+        if not (trouble := disk_trouble(error)):
             raise
         _say(trouble)
         sys.exit(USERS_MISTAKE)
@@ -185,29 +183,6 @@ def main() -> None:
 def _say(sentence: str) -> None:
     """Print an error on standard error; names in it may come from other people's files, so they are escaped."""
     print(f"crossreel: {escaped(sentence)}", file=sys.stderr)
-
-
-def _disk_trouble(error: Exception) -> str | None:
-    """The sentence for a fault of a disk or folder that the user chose; None for any other error."""
-    if is_full(error):
-        return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return f"{error.filename} cannot be used: {error.strerror}"
-    if isinstance(error, OSError) and (error.errno in NO_LOCK or "unable to lock file" in str(error)):
-        return (
-            f"a file system here has no locks ({error}); keep the store on a local disk or mount with locks, and set "
-            "HDF5_USE_FILE_LOCKING=FALSE for HDF5 files of your own that lie there"
-        )
-    if isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error):
-        return "the store cannot be written: its index is read-only"
-    if isinstance(error, sqlite3.OperationalError):
-        return f"the store's index cannot be used: {remedy(error)}"
-    if isinstance(error, sqlite3.DatabaseError):
-        return (
-            f"the store's index is damaged ({error}); `crossreel store verify --repair` with the store's folder "
-            "rebuilds it from the segments"
-        )
-    return None
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -53,7 +53,7 @@ def having_features(project: Project, stage: str) -> State:
     Raises UserError for any other.
     """
     if stage in project.stages and project.stages[stage].fields:
-        return project.survey()[stage]
+        return project.states()[stage]
     imported = imported_stages(project.store.index)
     if stage in imported:
         return survey({stage: imported[stage]}, project.contents, project.store, project.known)[stage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,21 @@ from trainers.recipes import Choice
 OnHashed = Callable[[int, int], None]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FailedUnit:
+    """An item or caption that a stage could not process, with the reason. kind: "failed" or "killed"."""
+
+    stage: str
+    item: str
+    reason: str
+    attempts: int = 0
+    kind: str = "failed"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
 
 
 @dataclass
@@ -82,6 +97,16 @@ class Project:
         differ in the units that were killed: left out of one, missing in the other.
         """
         return plan.Survey(self.stages, self.contents, self.store, self.known, killed_before)
+
+    def failures(self, states: Mapping[str, plan.State]) -> list[FailedUnit]:
+        """What failed or was killed in each stage, and the items whose media cannot be read."""
+        found = [
+            FailedUnit(name, each.name, each.reason, each.attempts, each.kind)
+            for name, state in states.items()
+            for each in (*state.failed.values(), *state.killed.values())
+        ]
+        unreadable = self.contents.unreadable.items()
+        return found + [FailedUnit("corpus", item, reason) for item, reason in unreadable]
 
     def runner(
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,

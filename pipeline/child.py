@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ItemError, ItemKilled, TrainingError, UserError, is_full, is_starved
+from pipeline.errors import Error, ItemError, ItemKilled, TrainingError, UserError, is_full, is_starved
 
 Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
@@ -44,7 +44,7 @@ CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGIL
 # signals that a program causes itself by a crash; any other signal comes from outside
 
 
-class ChildDied(Exception):
+class ChildDied(Error):
     """The child ended in the middle of a request.
 
     `own_doing` is false if it was killed or got no memory; true if it crashed in native code.

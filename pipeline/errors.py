@@ -1,4 +1,4 @@
-"""The three kinds of error: the user's, an item's, ours (which are simply raised)."""
+"""The kinds of error: the user's, an item's, a training's; ours are simply raised."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ STARVED = (
 # ffmpeg and the C library; torch on a CPU, on a GPU, and of a tensor; C++; Python's threads; fork; NumPy
 
 
-class UserError(Exception):
+class Error(Exception):
+    """Base of the errors whose text is a sentence for the user; programs know it as `crossreel.Error`."""
+
+
+class UserError(Error):
     """The user can mend it: one sentence that names the value and what is possible. Exit status 2."""
 
 
-class ItemError(Exception):
+class ItemError(Error):
     """One item cannot be processed. It is recorded with its reason and the run goes on."""
 
     def __init__(self, item: str, reason: str) -> None:
@@ -45,7 +49,7 @@ class ItemKilled(ItemError):
         return ItemKilled(item, self.reason, self.crash)
 
 
-class TrainingError(Exception):
+class TrainingError(Error):
     """Training cannot go on, for a reason named by step and loss term."""
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,14 +12,15 @@ from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.results.comparison import (
-    ALPHA,
     Matched,
     Pair,
     ahead,
     compare,
     matched,
     meaning,
-    smallest_detectable,
+)
+from flows.results.comparison import (
+    as_json as comparison_json,
 )
 from flows.results.measured import read_measured
 from flows.results.method_results import evaluated_folder
@@ -86,7 +86,7 @@ def runs(
     matching = matched(measured, direction, common)
     pairs = compare(matching, seed)
     if as_json:
-        print_json(_as_json(matching, pairs))
+        print_json(comparison_json(matching, pairs))
     else:
         _print(matching, pairs)
 
@@ -204,22 +204,3 @@ def _side(pair: Pair, name: str) -> str:
 
 def _p(value: float) -> str:
     return f"<{LEAST_P}" if value < LEAST_P else f"{value:.3f}"
-
-
-def _as_json(matching: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
-    tests, protocol = sum(len(pair.tests) for pair in pairs), matching.runs[0].protocol
-    runs = [
-        {"name": run.name, "folder": str(run.folder), "protocol": run.protocol.as_json()}
-        for run in matching.runs
-    ]
-    compared = []
-    for pair in pairs:
-        tested = {name: _test(pair, name, tests) for name in pair.tests}
-        compared.append(asdict(pair) | {"tests": tested, "meaning": meaning(pair, tests, protocol)})
-    return {"runs": runs, "notes": list(matching.notes), "tests": tests, "pairs": compared}
-
-
-def _test(pair: Pair, name: str, tests: int) -> dict[str, Any]:
-    test = pair.tests[name]
-    least = smallest_detectable(pair.differences[name].error, tests)
-    return asdict(test) | {"significant": test.corrected < ALPHA, "smallest_shown": least}

@@ -390,14 +390,7 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
     states = project.survey(math.inf)
-    failures = [
-        {"stage": n, "item": f.name, "reason": f.reason, "attempts": f.attempts, "kind": f.kind}
-        for n, s in states.items() for f in (*s.failed.values(), *s.killed.values())
-    ]  # fmt: skip
-    failures += [
-        {"stage": "corpus", "item": i, "reason": r, "attempts": 0, "kind": "failed"}
-        for i, r in project.contents.unreadable.items()
-    ]
+    failures = [failure.as_json() for failure in project.failures(states)]
     runs = [
         run | {"status": "killed"}
         if run["status"] == "running" and not project.store.is_alive(run["id"])

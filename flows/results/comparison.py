@@ -8,7 +8,7 @@ captions. Queries are put in the order of their keys, so that the order of a run
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -445,3 +445,23 @@ def _rsum_meaning(pair: Pair, name: str) -> str:
     low, high = (d.low, d.high) if d.value > 0 else (-d.high, -d.low)
     says = "which leaves out 0" if low > 0 else "which holds 0: no difference is shown"
     return f"{best} has {printed(abs(d.value))} more {name}, 95 % interval {printed(low)} to {printed(high)}, {says}"
+
+
+def as_json(matching: Matched, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """A comparison as plain data, with what each pair's figures mean."""
+    tests, protocol = sum(len(pair.tests) for pair in pairs), matching.runs[0].protocol
+    runs = [
+        {"name": run.name, "folder": str(run.folder), "protocol": run.protocol.as_json()}
+        for run in matching.runs
+    ]
+    compared = []
+    for pair in pairs:
+        tested = {name: _test(pair, name, tests) for name in pair.tests}
+        compared.append(asdict(pair) | {"tests": tested, "meaning": meaning(pair, tests, protocol)})
+    return {"runs": runs, "notes": list(matching.notes), "tests": tests, "pairs": compared}
+
+
+def _test(pair: Pair, name: str, tests: int) -> dict[str, Any]:
+    test = pair.tests[name]
+    least = smallest_detectable(pair.differences[name].error, tests)
+    return asdict(test) | {"significant": test.corrected < ALPHA, "smallest_shown": least}

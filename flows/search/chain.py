@@ -1,8 +1,8 @@
-"""The chain of extractors that a query goes through: the stages of the experiment, run on one unit."""
+"""The chain of extractors that queries go through: the stages of the experiment, run on a few units."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from extractors import shard
 from pipeline.errors import ItemError
+from pipeline.store.segments import Segment
 from pipeline.store.store import FeatureReader, Store
 from trainers.measure.search import Read
 
@@ -54,33 +55,45 @@ class Chain:
     def __init__(self, stages: list[dict[str, Any]], options: str) -> None:
         self.stages, self.options = stages, options
 
-    def run(self, unit: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Row]]:
-        """Run all stages on a unit, with a small store in `folder`; returns the row of each output by stage and key.
+    def run(self, units: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, dict[str, Row]]:
+        """Run all stages on units, with a small store in `folder`; returns the row of each output by stage and key.
 
-        Raises ItemError if a stage cannot process it.
+        Raises ItemError for the first unit that a stage cannot process.
         """
         store = Store(folder)
-        rows: dict[str, Row] = {}
-        files: dict[str, str] = {}
+        rows: dict[str, dict[str, Row]] = {unit["key"]: {} for unit in units}
+        files: dict[str, dict[str, str]] = {unit["key"]: {} for unit in units}
         try:
             for stage in self.stages:
-                name, fp, key = stage["name"], stage["fingerprint"], unit["key"]
-                segment = self._process(stage, {**unit, "rows": rows, "files": files}, folder)
-                rows[name] = (str(store.segment_path(name, fp, segment)), 0)
-                if stage["suffix"]:
-                    files[name] = str(store.item_file(name, fp, key, stage["suffix"]))
+                name, fp = stage["name"], stage["fingerprint"]
+                ready = [{**unit, "rows": rows[unit["key"]], "files": files[unit["key"]]} for unit in units]
+                segment = self._process(stage, ready, folder)
+                path = store.segment_path(name, fp, segment)
+                for place, key in enumerate(Segment(path).items):  # in the order in which they were finished
+                    rows[key][name] = (str(path), place)
+                    if stage["suffix"]:
+                        files[key][name] = str(store.item_file(name, fp, key, stage["suffix"]))
         finally:
             store.index.close()
-        return {stage: {unit["key"]: row} for stage, row in rows.items()}
+        return {
+            stage["name"]: {key: own[stage["name"]] for key, own in rows.items()} for stage in self.stages
+        }
 
-    def _process(self, stage: Mapping[str, Any], unit: Mapping[str, Any], folder: Path) -> str:
-        """Run a stage on a unit; returns the id of the new segment."""
+    def _process(self, stage: Mapping[str, Any], units: Sequence[Mapping[str, Any]], folder: Path) -> str:
+        """Run a stage on units; returns the id of the new segment."""
         request = {
-            "store": str(folder), "units": [unit], "options": self.options,
-            "stages": [{**stage, "keys": [unit["key"]]}],
+            "store": str(folder), "units": units, "options": self.options,
+            "stages": [{**stage, "keys": [unit["key"] for unit in units]}],
         }  # fmt: skip
-        reply: dict[str, Any] = {}
-        shard.run(request, lambda header, arrays: reply.update(header))
-        if "failed" in reply:
-            raise ItemError(unit["name"], reply["reason"])
-        return str(reply["segments"][stage["name"]]["segment"])
+        failed: list[ItemError] = []
+        segments: dict[str, Any] = {}
+
+        def heard(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+            if "failed" in header:
+                failed.append(ItemError(header["name"], header["reason"]))
+            segments.update(header.get("segments", {}))
+
+        shard.run(request, heard)
+        if failed:
+            raise failed[0]
+        return str(segments[stage["name"]]["segment"])

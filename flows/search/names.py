@@ -42,6 +42,11 @@ class Names:
         self._caption_item, self._texts = contents["caption_item"], contents["texts"]
         items_by_key = project.contents.items()
         self._items = [items_by_key.get(key) or _gone(key, split) for key in self._item_keys]
+        self._place_of_id = {
+            name: self.items[key]
+            for name, key in project.contents.names("items").items()
+            if key in self.items
+        }
         # One text may describe several items: with its item it is one caption.
         self._captions: dict[tuple[str, str], Caption] = {}
         self._ids: dict[str, str] = {}
@@ -60,6 +65,15 @@ class Names:
                 f"the caption {caption!r} is not in the index: it failed (`crossreel status` says why), or is newer"
             )
         return self.captions[self._ids[caption]]
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The ids of the items that the index has."""
+        return [*self._place_of_id]
+
+    def item_place(self, item: str) -> int | None:
+        """The position of the item with this id; None if the index has none."""
+        return self._place_of_id.get(item)
 
     def hits(self, results: Mapping[str, NDArray[Any]]) -> list[Hit]:
         """The items at the positions (K,) of `results`, with their best moments (K, 2) if the method gives them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from flows.project import Project
@@ -20,7 +21,7 @@ from flows.search.names import Names, frame_times
 from flows.search.query import require_media, require_text, require_top
 from flows.search.searched import Searched, find_searched
 from pipeline.child import Child, ChildDied, ChildTimeout
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.store.fingerprint import digest_file, digest_text
 
 Arrays = dict[str, NDArray[Any]]
@@ -88,13 +89,7 @@ class Searcher:
         """
         if not self.searched.captioned:
             raise UserError(f"the items of {self._project.contents.corpus.path} have no captions to be found")
-        key = digest_file(require_media(path))
-        request: Request = {"top": require_top(top)}
-        if key in self._names.items:
-            request["place"] = self._names.items[key]
-        else:
-            self._briefing.require_chain("items")
-            request |= {"key": key, "name": path.name, "media": str(path.absolute())}
+        request = self._item_request(path) | {"top": require_top(top)}
         return self._run(lambda: self._names.caption_hits(self._ask("media", request)))
 
     def explain(self, text: str, item_keys: Sequence[str]) -> Arrays:
@@ -108,6 +103,33 @@ class Searcher:
                 raise UserError(f"no item of the split {self.split!r} has the digest {key!r}")
         request = self._text_request(text) | {"positions": [self._names.items[key] for key in item_keys]}
         return self._run(lambda: self._ask("explain", request)) if item_keys else {}
+
+    def encode_texts(self, texts: Sequence[str]) -> Arrays:
+        """The method's encodings of sentences, in order: named arrays (N, ...).
+
+        They are what the method scores, not necessarily one vector: `scores` says how alike a text and an item are.
+        """
+        return self._encode("texts", [self._text_request(text) for text in texts])
+
+    def encode_items(self, items: Sequence[str | Path]) -> Arrays:
+        """The method's encodings of items, in order: named arrays (N, ...); each an item's id, or a media file."""
+        return self._encode("items", [self._item_request(item) for item in items])
+
+    def scores(self, texts: Sequence[str], items: Sequence[str | Path]) -> NDArray[np.float32]:
+        """The scores (Q, V) of sentences and items; higher is more alike."""
+        if not texts or not items:
+            return np.zeros((len(texts), len(items)), np.float32)
+        request = {
+            "texts": [self._text_request(text) for text in texts],
+            "items": [self._item_request(item) for item in items],
+        }
+        scores: NDArray[np.float32] = self._run(lambda: self._ask("scores", request))["score"]
+        return scores
+
+    def _encode(self, kind: str, queries: list[Request]) -> Arrays:
+        if not queries:
+            raise UserError(f"no {kind} are given, so there is nothing to encode")
+        return self._run(lambda: self._ask("encode", {kind: queries}))
 
     def close(self) -> None:
         """End the process. A running search ends with an error, and later ones raise."""
@@ -139,6 +161,22 @@ class Searcher:
             return {"place": self._names.captions[key]}
         self._briefing.require_chain("captions")
         return {"key": key, "text": text}
+
+    def _item_request(self, item: str | Path) -> Request:
+        """The request for an item: its position if the index has it, by its id or its file, else the file to encode."""
+        if isinstance(item, str) and (place := self._names.item_place(item)) is not None:
+            return {"place": place}
+        if isinstance(item, str) and not Path(item).is_file():
+            raise UserError(
+                f"{item!r} is neither an item of the split {self.split!r} nor a file; "
+                f"{nearest(item, self._names.item_ids)}"
+            )
+        path = require_media(Path(item))
+        key = digest_file(path)
+        if key in self._names.items:
+            return {"place": self._names.items[key]}
+        self._briefing.require_chain("items")
+        return {"key": key, "name": path.name, "media": str(path.absolute())}
 
     def _run(self, call: Callable[[], T]) -> T:
         return self._thread.submit(call).result()

@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flows.search.chain import Chain, Features
 from flows.search.index import ITEMS, TEXTS
 from pipeline.child import Send
+from pipeline.errors import UserError
 from trainers.measure.search import MEMORY_MB, Encodings, Trained, best, best_stretches
 from trainers.method import Encoded
 
@@ -27,10 +28,13 @@ CLIPS = "clip_scores"  # name of the scores of equal stretches of an item, among
 def serve(request: dict[str, Any], send: Send) -> None:
     """Entry of the process: answers one request, and keeps what its `about` describes loaded.
 
-    A search and an explanation are answered by one reply with arrays; before it come `{"say": sentence}`.
+    Each is answered by one reply with arrays; before it come `{"say": sentence}`.
     """
     about = json.dumps(request["about"], sort_keys=True)
-    answer = {"search": Loaded.search, "media": Loaded.media, "explain": Loaded.explain}[request["ask"]]
+    answer = {
+        "search": Loaded.search, "media": Loaded.media, "explain": Loaded.explain,
+        "encode": Loaded.encode, "scores": Loaded.scores,
+    }[request["ask"]]  # fmt: skip
     send({}, answer(_loaded(about), request, send))
 
 
@@ -40,7 +44,9 @@ def _loaded(about: str) -> Loaded:
 
 
 class Loaded:
-    """Everything that is needed to answer. A request holds a `place` in the index, or the text or file to encode.
+    """Everything that is needed to answer. A query is a `place` in the index, or the text or file to encode.
+
+    A request is a query itself, or holds several as `texts` and `items`.
 
     about: the folders `trained`, `packed`, `index` and `work`, the `device`, the `options` of extractors, the
     `chains` of captions and items, the `first` outputs of the stages read, and `beside`: the keys `item` and
@@ -94,35 +100,92 @@ class Loaded:
         self._knows_moments = CLIPS in arrays
         return {"moment": best_stretches(arrays[CLIPS])} if self._knows_moments else {}
 
+    def encode(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
+        """The method's encodings of the `texts`, or of the `items`, of a request: named arrays (N, ...)."""
+        encode = self._encoded_texts if request.get("texts") else self._encoded_items
+        found = encode(request.get("texts") or request["items"], send)
+        # NumPy has no bfloat16
+        return {
+            name: (values.float() if values.dtype == torch.bfloat16 else values).cpu().contiguous().numpy()
+            for name, values in found.items()
+        }
+
+    def scores(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
+        """`score` (Q, V) of each of the `texts` with each of the `items`."""
+        texts, items = (
+            self._encoded_texts(request["texts"], send),
+            self._encoded_items(request["items"], send),
+        )
+        with torch.inference_mode():
+            return {"score": self.trained.method.scores(texts, items).float().cpu().contiguous().numpy()}
+
     def _texts(self, request: dict[str, Any], send: Send) -> Encoded:
         """The encoded caption of a request."""
-        if "place" in request:
-            return self.texts.rows([request["place"]], self.device)
-        unit = {"key": request["key"], "name": "the query", "text": request["text"]}
-        with self._features_of("captions", unit, send) as (features, work):
-            return self.trained.encode_text(
-                request["text"], unit["key"], self.beside["item"], features.reader(), work
-            )
+        return self._encoded_texts([request], send)
 
     def _items(self, request: dict[str, Any], send: Send) -> Encoded:
         """The encoded item of a request."""
-        if "place" in request:
-            return self.items.rows([request["place"]], self.device)
-        unit = {"key": request["key"], "name": request["name"], "media": request["media"]}
-        with self._features_of("items", unit, send) as (features, work):
-            return self.trained.encode_item(
-                unit["key"], self.beside["text"], self.beside["caption"], features.reader(), work
-            )
+        return self._encoded_items([request], send)
+
+    def _encoded_texts(self, queries: list[dict[str, Any]], send: Send) -> Encoded:
+        """The encoded captions of queries: those of the index as they are, the others together."""
+
+        def new(some: list[dict[str, Any]]) -> Encoded:
+            units = [{**query, "name": "the query" if len(some) == 1 else query["text"]} for query in some]
+            with self._features_of("captions", units, send) as (features, work):
+                pairs = [(query["key"], query["text"]) for query in some]
+                return self.trained.encode_texts(pairs, self.beside["item"], features.reader(), work)
+
+        return _in_order(queries, lambda places: self.texts.rows(places, self.device), new)
+
+    def _encoded_items(self, queries: list[dict[str, Any]], send: Send) -> Encoded:
+        """The encoded items of queries: those of the index as they are, the others together."""
+
+        def new(some: list[dict[str, Any]]) -> Encoded:
+            with self._features_of("items", some, send) as (features, work):
+                caption = self.beside["caption"], self.beside["text"]
+                return self.trained.encode_items(
+                    [query["key"] for query in some], caption, features.reader(), work
+                )
+
+        return _in_order(queries, lambda places: self.items.rows(places, self.device), new)
 
     @contextlib.contextmanager
-    def _features_of(self, over: str, unit: dict[str, Any], send: Send) -> Iterator[tuple[Features, Path]]:
-        """Yield the features of a query beside stored ones, and an unused folder; both are removed at the end."""
+    def _features_of(
+        self, over: str, units: list[dict[str, Any]], send: Send
+    ) -> Iterator[tuple[Features, Path]]:
+        """Yield the features of queries beside stored ones, and an unused folder; both are removed at the end."""
         chain = self.chains[over]
         if over not in self._ready and chain.stages:
             send({"say": "loading " + ", ".join(stage["name"] for stage in chain.stages)}, {})
         self._ready.add(over)
         folder = self.work / uuid.uuid4().hex  # a later run removes it if this process is killed
         try:
-            yield self.features.add(chain.run(unit, folder)), folder / "packed"
+            yield self.features.add(chain.run(units, folder)), folder / "packed"
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_order(
+    queries: Sequence[Mapping[str, Any]], stored: Callable[[list[int]], Encoded],
+    new: Callable[[list[dict[str, Any]]], Encoded],
+) -> Encoded:  # fmt: skip
+    """The encodings of queries in their order: `stored` of those with a place in the index, `new` of the others.
+
+    A new query that stands there twice is encoded once. Raises UserError where both kinds differ in shape, as
+    encodings do that are padded to the longest of their split.
+    """
+    known = [query["place"] for query in queries if "place" in query]
+    fresh = {query["key"]: dict(query) for query in queries if "place" not in query}
+    parts = [stored(known)] if known else []
+    parts += [new([*fresh.values()])] if fresh else []
+    for name, values in parts[0].items():
+        if any(part[name].shape[1:] != values.shape[1:] for part in parts):
+            raise UserError(
+                "some of these are of the indexed split and others are new, and their encodings differ in shape; "
+                "encode the two kinds apart"
+            )
+    row = {key: len(known) + place for place, key in enumerate(fresh)}
+    seen = iter(range(len(known)))
+    order = [next(seen) if "place" in query else row[query["key"]] for query in queries]
+    return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}

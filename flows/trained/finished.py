@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from flows.project import Project
 from flows.trained.changes import why_stale
 from flows.trained.recorded import recorded_evaluation, recorded_pack, recorded_stages
-from flows.trained.runs import Made, TrainedRun, evaluations, find_run, last_run
+from flows.trained.runs import Made, TrainedRun, evaluation_on, evaluations, find_run, last_run
 from pipeline.errors import UserError
 from pipeline.run import plan
 
@@ -77,13 +77,9 @@ def _evaluated(project: Project, method: str, digest: str) -> tuple[TrainedRun, 
     run = chosen_run(project, method, digest, evaluated=True)
     if run is None:
         return None
-    made = evaluations(run)
-    if not made:
-        raise UserError(
-            f"the run {run.name} is not evaluated; `crossreel apply` measures it on the split of a corpus"
-        )
+    newest = evaluation_on(run)
     split = project.stages[f"evaluate-{method}"].params.split
-    return run, next((one for one in made if one.split == split), made[0])
+    return run, next((one for one in evaluations(run) if one.split == split), newest)
 
 
 def chosen_run(project: Project, method: str, digest: str = "", evaluated: bool = False) -> TrainedRun | None:

@@ -157,6 +157,26 @@ def evaluations(run: TrainedRun) -> list[Made]:
     return made_with(run, EVALUATE)
 
 
+def evaluation_on(run: TrainedRun, split: str = "") -> Made:
+    """The newest finished evaluation of a training on a split of its own corpus or, with "", on any.
+
+    Raises UserError if there is none.
+    """
+    made = evaluations(run)
+    if not made:
+        raise UserError(
+            f"the run {run.name} is not evaluated; `crossreel apply` measures it on the split of a corpus"
+        )
+    chosen = [one for one in made if split in ("", one.split)]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(one.split for one in made))
+        raise UserError(
+            f"the run {run.name} was evaluated on {known}, not on the split {split!r}; "
+            "`crossreel apply` measures it there"
+        )
+    return chosen[0]
+
+
 def made_with(run: TrainedRun, prefix: str) -> list[Made]:
     """The finished folders of the stage `<prefix><method>` that were made with a training, the newest first."""
     found = []

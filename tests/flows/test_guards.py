@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS = ("pipeline", "extractors", "trainers", "flows")
+FLOORS = ("pipeline", "extractors", "trainers", "flows", "crossreel")
 HEAVY = ("torch", "prefect", "transformers", "open_clip", "av", "decord")
 
 

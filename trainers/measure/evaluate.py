@@ -23,6 +23,7 @@ from pipeline.settings import Params
 from trainers.data import SplitIndex
 from trainers.loop import distributed
 from trainers.measure import postprocess
+from trainers.measure.estimates import Units, both_estimates
 from trainers.measure.evaluated import (
     Estimates,
     EvaluatedFolder,
@@ -41,12 +42,9 @@ from trainers.measure.metrics import (
     RESAMPLES,
     RSUM_CUTOFFS,
     Block,
-    Ranks,
     chance,
-    intervals,
     join,
     metrics,
-    rsum,
     text_ranks,
     top,
     units_of,
@@ -74,9 +72,6 @@ MEMORY_MB = 1024
 EXPLAINED = 256  # captions at most whose matches are explained, spread over all
 EXPLAINED_PLACES = 3  # first items of each ranking that are explained; the positive follows
 BELOW = 2.0**10  # what is subtracted from the cheap score of an item that is not re-ranked
-
-Units = tuple[Positions, Positions]
-"""Resampling units: one of each caption with a positive, one of each item with a caption (`units_of`)."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ def evaluate(
     blocks: Iterable[Block] = list(rows) if ("v2t" in directions or options) and rows.fit else rows
     ranking = _rank(blocks, relevance, directions, v2t_rank)
     units = units_of(relevance, index.items)
-    strict, mean = _both_estimates(ranking.ranks, units, seed)
+    strict, mean = both_estimates(ranking.ranks, units, seed)
     return Evaluation(
         index,
         ranking,
@@ -450,7 +445,7 @@ def _post_processed(
     options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
     out = {}
     for name, ranks in postprocess.ranks(blocks, relevance, directions, options, v2t_rank).items():
-        strict, mean = _both_estimates(ranks, units, seed)
+        strict, mean = both_estimates(ranks, units, seed)
         settings: Params = getattr(params, name)
         out[name] = PostProcessed(
             metrics=strict, mean_ties=mean, note=postprocess.NOTES[name], params=settings.model_dump()
@@ -476,23 +471,6 @@ def _bank(data: MethodData, rows: ScoreRows) -> Bank:
             yield rows.between(rows.texts, some)
 
     return Bank(texts, items)
-
-
-def _both_estimates(ranks: Mapping[str, Ranks], units: Units, seed: int) -> tuple[Estimates, Estimates]:
-    """Estimates under optimistic (strict) and realistic (mean) ranks; the latter empty if no positive is tied."""
-    strict = _estimates({direction: each.strict for direction, each in ranks.items()}, units, seed)
-    if not any(each.differ for each in ranks.values()):
-        return strict, {}
-    return strict, _estimates({direction: each.mean for direction, each in ranks.items()}, units, seed)
-
-
-def _estimates(ranks: Mapping[str, NDArray[Any]], units: Units, seed: int) -> Estimates:
-    """Every metric with its interval, from ranks of one kind by direction."""
-    of = dict(zip(DIRECTIONS, units, strict=True))
-    out = {direction: intervals(values, of[direction], seed) for direction, values in ranks.items()}
-    if len(ranks) == len(DIRECTIONS):
-        out["both"] = {"RSUM": rsum(ranks["t2v"], ranks["v2t"], units, seed)}
-    return out
 
 
 def _protocol(

@@ -158,33 +158,45 @@ class Trained:
         self.method, _ = open_trained(folder, packed, self.device)
         self.method.work_bytes = memory_mb * 2**20 // 2
 
-    def encode_text(self, text: str, caption: str, item: str, read: Read, work: Path) -> Encoded:
-        """The encoding of one caption.
+    def encode_texts(self, texts: Sequence[tuple[str, str]], item: str, read: Read, work: Path) -> Encoded:
+        """The encodings of captions, each a pair of its key and its text, in order.
 
-        It is packed as the only caption of a split with one item, any that has features, because a method packs both;
-        `caption` and `item` are the keys `read` knows them by, `work` is a folder that is not there yet.
+        They are packed as the captions of a split with one item, any that has features, because a method packs both;
+        `read` knows the keys of the captions and of `item`, `work` is a folder that is not there yet.
         """
-        with self._packed(text, caption, item, read, work) as data:
-            return self._encoded(self.method.encode_texts, data.text_batches(QUERY))
+        pairs = [(caption, text, item) for caption, text in texts]
+        with self._packed([item], pairs, read, work) as data:
+            return self._encoded(self.method.encode_texts, data.text_batches(QUERY), len(texts))
 
-    def encode_item(self, item: str, text: str, caption: str, read: Read, work: Path) -> Encoded:
-        """The encoding of one item, packed with any caption that has features."""
-        with self._packed(text, caption, item, read, work) as data:
-            return self._encoded(self.method.encode_items, data.item_batches(QUERY))
+    def encode_items(self, items: Sequence[str], caption: tuple[str, str], read: Read, work: Path) -> Encoded:
+        """The encodings of items, by their keys, packed with any caption (its key and text) that has features."""
+        with self._packed(items, [(*caption, item) for item in items], read, work) as data:
+            return self._encoded(self.method.encode_items, data.item_batches(QUERY), len(items))
 
     @contextmanager
-    def _packed(self, text: str, caption: str, item: str, read: Read, work: Path) -> Iterator[MethodData]:
-        """The data of a split of one item and one caption. Raises ItemError where a method cannot read them."""
+    def _packed(
+        self, items: Sequence[str], captions: Sequence[tuple[str, str, str]], read: Read, work: Path
+    ) -> Iterator[MethodData]:
+        """The data of a split of these items and captions. Raises ItemError where a method cannot read them."""
         inputs = self._config.inputs()
         named = {name: partial(read, stage, output) for name, (stage, output) in inputs.items()}
         work.mkdir()
-        self._declared.pack(work, self._config, {QUERY: ([item], [(caption, text, item)])}, named)
+        self._declared.pack(work, self._config, {QUERY: (items, captions)}, named)
         yield self._declared.open_data(work, self._config)
 
-    def _encoded(self, encode: Callable[[Batch], Encoded], batches: Iterator[Batch]) -> Encoded:
-        (batch,) = batches
-        with torch.inference_mode():
-            return encode({name: values.to(self.device) for name, values in batch.items()})
+    def _encoded(self, encode: Callable[[Batch], Encoded], batches: Iterator[Batch], count: int) -> Encoded:
+        """The encodings of `count` entries, each at the `index` of its batch, or in order where it has none."""
+        places: list[Tensor] = []
+        parts: list[Encoded] = []
+        for batch in batches:
+            with torch.inference_mode():
+                parts.append(encode({name: values.to(self.device) for name, values in batch.items()}))
+            size, first = len(next(iter(parts[-1].values()))), sum(len(each) for each in places)
+            places.append(batch["index"] if "index" in batch else torch.arange(first, first + size))
+        order = torch.argsort(torch.cat(places))
+        if len(order) != count:
+            raise ValueError(f"of {count} entries {len(order)} were encoded")
+        return {name: torch.cat([part[name] for part in parts])[order.to(self.device)] for name in parts[0]}
 
     def explain(self, texts: Encoded, items: Encoded) -> dict[str, NDArray[Any]]:
         """The method's explanation of one caption and each of K items, arrays (K, ...); {} if it gives none."""
