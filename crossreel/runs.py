@@ -69,6 +69,13 @@ class Queries:
         """The method's scores (texts, items), higher is more alike."""
         return self._searcher(split).scores(_several(texts, "texts"), _several(items, "items"))
 
+    def explain(self, text: str, items: Sequence[str], split: str = "") -> Arrays:
+        """What carried the match of a sentence with each of the items (ids of the split), as arrays (N, ...).
+
+        Empty if the method explains nothing. HLFormer: `clip_scores` and `frame_scores`, one a stretch of time.
+        """
+        return self._searcher(split).explain(text, _several(items, "items"))
+
     def close(self) -> None:
         """End the process; the next question starts another."""
         for searcher in self._searchers.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from pydantic import Field, field_validator
 from pipeline.errors import UserError
 from pipeline.run.execute import RunOptions
 from pipeline.settings import Options, apply_sets, fill, read_toml
+
+MANIFEST = "corpus.jsonl"  # where `crossreel corpus import` writes, if not told otherwise
+MOST_NAMED = 3  # other files of a folder that an error names
 
 
 class Experiment(Options):
@@ -53,6 +57,8 @@ def load(path: Path, sets: Sequence[str] = (), methods: Sequence[str] = ()) -> E
 
     Raises UserError naming what is wrong and what is possible.
     """
+    if not path.exists():
+        raise UserError(f"no experiment file {path}; {_first_words(path.parent)}")
     tree = apply_sets(read_toml(path), sets)
     if "path" in tree:
         raise UserError(f"unknown setting path in {path}")
@@ -61,3 +67,25 @@ def load(path: Path, sets: Sequence[str] = (), methods: Sequence[str] = ()) -> E
     tree.setdefault("name", path.stem)
     experiment = fill(Experiment, tree, "")
     return experiment.model_copy(update={"path": path.absolute()})
+
+
+def _first_words(folder: Path) -> str:
+    """What to type first in a folder without an experiment, as the end of a sentence."""
+    others = [path.name for path in sorted(folder.glob("*.toml")) if _names_a_corpus(path)]
+    if others:
+        return f"there is {', '.join(others[:MOST_NAMED])}"
+    if (folder / MANIFEST).is_file():
+        return f"`crossreel init --corpus {folder / MANIFEST}` writes one for the corpus that lies there"
+    return (
+        "`crossreel init` writes one: `crossreel init --list` shows the published experiments, and for videos of your "
+        f"own `crossreel corpus import folder VIDEOS` comes first, then `crossreel init --corpus {MANIFEST}`; "
+        "`crossreel demo demo` runs at once"
+    )
+
+
+def _names_a_corpus(path: Path) -> bool:
+    """Whether a TOML file looks like an experiment, which other tools' files beside it do not."""
+    try:
+        return re.search(r"^corpus *=", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    except (OSError, UnicodeDecodeError):
+        return False

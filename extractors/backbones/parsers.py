@@ -93,6 +93,11 @@ def require(settings: ParserSettings) -> None:
     _required(settings)
 
 
+def is_here(settings: ParserSettings) -> bool:
+    """Whether the models of a stanza package are on this machine, fetched now if that is allowed."""
+    return bool(_obtain(settings, _listing(settings.package)))
+
+
 def build(settings: ParserSettings, device: str) -> TripleParser:
     """The parser that the settings choose. Raises UserError if it is not available."""
     if settings.backend == "corenlp":

@@ -20,8 +20,13 @@ def triples(
         list[str], typer.Argument(metavar="[SENTENCE]...", help="Captions, one argument each.")
     ] = [],  # noqa: B006
     package: Annotated[
-        str, typer.Option("--package", help="A stanza package, a resources folder, or crossreel-small.")
-    ] = "default",
+        str,
+        typer.Option(
+            "--package",
+            help="A stanza package, a resources folder, or crossreel-small. Left out: stanza's default package if it "
+            "is on this machine, else crossreel-small, which is shipped.",
+        ),
+    ] = "",
     backend: Annotated[str, typer.Option("--backend", help="stanza or corenlp.")] = "stanza",
     server: Annotated[str, typer.Option("--server", help="The address of the CoreNLP server.")] = "",
     golden: Annotated[
@@ -34,8 +39,18 @@ def triples(
         raise UserError("give either sentences or --golden")
     if any(not sentence.strip() for sentence in sentences):
         raise UserError("a sentence is empty")
-    settings = {"package": package, "backend": backend} | ({"server": server} if server else {})
-    parser = parsers.build(fill(TriplesParams, settings, "extractors.triples"), "cpu")
+    settings = {"backend": backend} | {
+        name: value for name, value in (("package", package), ("server", server)) if value
+    }
+    params = fill(TriplesParams, settings, "extractors.triples")
+    if params.backend == "stanza" and not package and not parsers.is_here(params):
+        typer.echo(
+            f"the models of the stanza package {params.package!r} are not on this machine: parsed by "
+            f"{parsers.SHIPPED}, the small parser that is shipped",
+            err=True,
+        )
+        params = params.model_copy(update={"package": parsers.SHIPPED})
+    parser = parsers.build(params, "cpu")
     texts = [text for text, _ in triple_check.golden()] if golden else sentences
     try:
         parsed = parser.parse(texts)

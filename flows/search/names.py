@@ -72,8 +72,8 @@ class Names:
         return [*self._place_of_id]
 
     def item_place(self, item: str) -> int | None:
-        """The position of the item with this id; None if the index has none."""
-        return self._place_of_id.get(item)
+        """The position of the item with this id or digest; None if the index has none."""
+        return self._place_of_id.get(item, self.items.get(item))
 
     def hits(self, results: Mapping[str, NDArray[Any]]) -> list[Hit]:
         """The items at the positions (K,) of `results`, with their best moments (K, 2) if the method gives them."""

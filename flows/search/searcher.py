@@ -92,17 +92,19 @@ class Searcher:
         request = self._item_request(path) | {"top": require_top(top)}
         return self._run(lambda: self._names.caption_hits(self._ask("media", request)))
 
-    def explain(self, text: str, item_keys: Sequence[str]) -> Arrays:
+    def explain(self, text: str, items: Sequence[str]) -> Arrays:
         """The method's explanation of the match of a sentence with each of K items: arrays (K, ...).
 
         Empty if the method has no explanation. HLFormer: `clip_scores` (K, T), one a stretch of equal length, and
-        `frame_scores`. item_keys: the digests of items (`Hit.key`). Raises UserError for one that is not in the split.
+        `frame_scores`. items: ids of the split, or digests (`Hit.key`). Raises UserError for one that is not
+        in the split.
         """
-        for key in item_keys:
-            if key not in self._names.items:
-                raise UserError(f"no item of the split {self.split!r} has the digest {key!r}")
-        request = self._text_request(text) | {"positions": [self._names.items[key] for key in item_keys]}
-        return self._run(lambda: self._ask("explain", request)) if item_keys else {}
+        places = [self._names.item_place(item) for item in items]
+        for item, place in zip(items, places, strict=True):
+            if place is None:
+                raise UserError(f"no item of the split {self.split!r} has the id or digest {item!r}")
+        request = self._text_request(text) | {"positions": places}
+        return self._run(lambda: self._ask("explain", request)) if items else {}
 
     def encode_texts(self, texts: Sequence[str]) -> Arrays:
         """The method's encodings of sentences, in order: named arrays (N, ...).

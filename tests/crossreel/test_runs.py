@@ -79,6 +79,9 @@ def test_a_search_has_the_scores_of_the_pairs(run):
     pairs = run.scores([hit.text for hit in found], ["clip07"])[:, 0]
     np.testing.assert_allclose([hit.score for hit in found], pairs, rtol=1e-6)
     assert len(found) == 6
+    explained = run.explain(NEW, [hit.item for hit in hits])["clip_scores"]
+    starts = [hit.moment[0] for hit in hits]  # the stretch with the best score begins there
+    assert (np.argsort(explained.argmax(1), kind="stable") == np.argsort(starts, kind="stable")).all()
 
 
 def test_what_cannot_be_embedded_is_said_in_a_sentence(run, folder):
@@ -88,6 +91,7 @@ def test_what_cannot_be_embedded_is_said_in_a_sentence(run, folder):
         (lambda: run.embed_items([folder / "nowhere.mp4"]), r"nowhere\.mp4 is not a file"),
         (lambda: run.embed_texts([" "]), "the query is empty"),
         (lambda: run.embed_texts([]), "no texts are given"),
+        (lambda: run.explain(NEW, ["clip00"]), "no item of the split 'test' has the id or digest 'clip00'"),
         (lambda: run.embed_items(["clip03", folder / "broken.mp4"]), r"^broken\.mp4: "),
         (lambda: run.search(NEW, split="tset"), "tset"),
     ):

@@ -153,3 +153,18 @@ def test_stages_that_read_another_kind_of_media_are_refused_before_anything_is_m
     with pytest.raises(UserError, match=r"compress reads items of the kind video, .* holds pointcloud"):
         open_project(write('extract = ["compress"]\n'))
     assert not (tmp_path / "store").exists()
+
+
+def test_without_an_experiment_the_error_says_what_to_type_first(tmp_path, corpus):
+    def said(folder: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            load(folder / "experiment.toml")
+        return str(caught.value)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "pyproject.toml").write_text('[project]\nname = "mine"\n')
+    assert "`crossreel corpus import folder VIDEOS` comes first" in said(empty)
+    assert f"`crossreel init --corpus {tmp_path}/corpus.jsonl` writes one" in said(tmp_path)
+    (tmp_path / "mine.toml").write_text('corpus = "corpus.jsonl"\n')
+    assert said(tmp_path) == f"no experiment file {tmp_path}/experiment.toml; there is mine.toml"

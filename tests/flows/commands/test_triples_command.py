@@ -31,6 +31,14 @@ def test_it_prints_the_triples_of_each_sentence() -> None:
     ]
 
 
+def test_without_the_default_package_the_shipped_parser_answers_and_says_so(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("stanza.resources.common.DEFAULT_MODEL_DIR", str(tmp_path))  # as on a new machine
+    result = ran("a man is folding a paper plane", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["triples"] == [["man", "is folding", "paper plane"]]
+    assert "'default' are not on this machine: parsed by crossreel-small" in result.stderr
+
+
 def test_it_prints_them_as_json() -> None:
     result = ran("a man is folding a paper plane", "--json", *SMALL)
     assert json.loads(result.output) == [

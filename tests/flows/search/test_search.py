@@ -245,7 +245,7 @@ def test_an_explanation_has_a_row_an_item_and_tells_the_moment(searcher):
     for hit, scores in zip(reversed(hits), said["clip_scores"], strict=True):
         assert hit.moment[0] == pytest.approx(scores.argmax() * 0.5, abs=0.05)
     assert searcher.explain(NEW, []) == {}
-    with pytest.raises(UserError, match="no item of the split 'test' has the digest 'ff'"):
+    with pytest.raises(UserError, match="no item of the split 'test' has the id or digest 'ff'"):
         searcher.explain(NEW, ["ff"])
 
 
