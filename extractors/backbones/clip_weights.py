@@ -143,8 +143,8 @@ def _named(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _header(path: Path) -> Shapes:
     """The shapes in the header of a safetensors file. Raises Unreadable if it is damaged or truncated."""
-    if other := mistaken_file(path, expected=(archives.ZIP,)):
-        raise Unreadable(f"it is {other}")
+    if mistaken := mistaken_file(path, expected=(archives.ZIP,)):
+        raise Unreadable(f"it is {mistaken}")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
