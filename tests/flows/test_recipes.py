@@ -66,10 +66,14 @@ def test_the_protocol_of_the_corpus_fills_what_is_not_set_unless_the_recipe_is_n
 
 def test_methods_whose_recipes_need_different_frames_are_refused_with_what_to_set() -> None:
     def build(**neighborretr: Any) -> None:
-        both = Experiment(corpus="c.jsonl", methods=["gare", "neighborretr"], trainers={"neighborretr": neighborretr})
+        both = Experiment(
+            corpus="c.jsonl", methods=["gare", "neighborretr"], trainers={"neighborretr": neighborretr}
+        )
         graph.build(both, {}, graph.choices(both, PROTOCOL))
 
-    with pytest.raises(UserError, match="different extractors.frames.select, 'uniform' and 'head'") as refused:
+    with pytest.raises(
+        UserError, match=r"different extractors\.frames\.select, 'uniform' and 'head'"
+    ) as refused:
         build()
     assert 'trainers.neighborretr.trajectory = "stable", train them in two experiments' in str(refused.value)
     build(trajectory="stable")

@@ -176,7 +176,10 @@ def test_sizes_that_no_source_states_make_no_run_a_repetition(imported: Imported
     assert "published: 1,200" in " ".join(found.reasons) and "states no number" not in " ".join(found.reasons)
     (row,) = [row for row in recipes("clip4clip") if row.name == "didemo"]
     corpus = Corpus(Path("c.jsonl"), tuple(Item(s, s, (Caption(s, s),), digest=s) for s in ("train", "test")))
-    protocol = {"name": "DiDeMo lists", "sentence": f"DiDeMo lists; {UNITS['paragraph']}; {VALIDATED_ON_TEST}"}
+    protocol = {
+        "name": "DiDeMo lists",
+        "sentence": f"DiDeMo lists; {UNITS['paragraph']}; {VALIDATED_ON_TEST}",
+    }
     settings = Experiment(corpus="c.jsonl", methods=["clip4clip"])
     stages = graph.build(settings, {}, graph.choices(settings, protocol))
     found = compare("clip4clip", stages, corpus, protocol)
