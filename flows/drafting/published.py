@@ -51,6 +51,7 @@ class Draft:
     """What an experiment file of a published row says besides the row: its files, and the validation videos.
 
     features: the imported stages of videos and of captions, where features are read that somebody else extracted.
+    name: of the file, where it is not the usual one.
     """
 
     row: PublishedRecipe
@@ -59,6 +60,7 @@ class Draft:
     val: str = PAPERS
     trajectory: Trajectory = "release"
     features: tuple[str, str] | None = None
+    name: str = ""
 
 
 def find_row(name: str) -> PublishedRecipe:
@@ -107,7 +109,7 @@ def written(draft: Draft) -> str:
 
 
 def _head(draft: Draft) -> Iterator[str]:
-    row, name = draft.row, experiment_name(draft.row)
+    row, name = draft.row, draft.name or experiment_name(draft.row)
     title = f"{row.method} on {protocol_name(row)}"
     yield f"{title}: a published experiment." if row.published else f"{title}, which nobody published."
     yield (

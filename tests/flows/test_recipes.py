@@ -72,7 +72,7 @@ def test_methods_whose_recipes_need_different_frames_are_refused_with_what_to_se
         graph.build(both, {}, graph.choices(both, PROTOCOL))
 
     with pytest.raises(
-        UserError, match="different extractors.frames.select, 'uniform' and 'head'"
+        UserError, match=r"different extractors\.frames\.select, 'uniform' and 'head'"
     ) as refused:
         build()
     assert 'trainers.neighborretr.trajectory = "stable", train them in two experiments' in str(refused.value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from flows.commands import terms
 from flows.console import StageDisplay
 from flows.terminal import Terminal, escaped
