@@ -2,8 +2,9 @@
 
     python benchmarks/kills.py 200 --seed 0
     python benchmarks/kills.py 20 --stage compress --stall 20 --only ffmpeg
+    python benchmarks/kills.py 200 --per-store 5    a kill after the other, and a comparison after each fifth
 
-Renders clips, makes one experiment's store without any kill, and then N times the same with one: SIGKILL of the run,
+Renders clips, makes one experiment's store without any kill, and then the same with N: SIGKILL of the run,
 of a worker, a decoder, an ffmpeg, a training, SIGTERM of an ffmpeg, SIGSTOP of a worker, a decoder, an ffmpeg, and
 SIGKILL of `crossreel run` under Prefect, of its worker and of its server.
 The command is then given again until it ends with 0, and the store is compared with the one that was left alone: rows
@@ -92,9 +93,7 @@ def content(folder: Path) -> dict[str, object]:
     project = open_project(folder / FILE)
     out: dict[str, object] = {}
     for name, state in project.survey().items():
-        if (
-            name == "report"
-        ):  # made by `crossreel run` alone, not by the command that left the other store alone
+        if name == "report":  # only `crossreel run` makes it, not the command that left the other store alone
             continue
         fp = state.fingerprint.hex
         out[f"state {name}"] = (state.done, len(state.failed), len(state.killed))
@@ -203,6 +202,7 @@ def main() -> None:
         default=20,
         help="run.item_seconds: how long a stopped child lasts; a worker twice as long",
     )
+    parser.add_argument("--per-store", type=int, default=1, help="kills of a store before it is compared")
     asked = parser.parse_args()
     chance, counts, hits = random.Random(asked.seed), Counter[str](), Counter[str]()
     blows = [blow for blow in BLOWS if asked.only in blow.name]
@@ -214,24 +214,25 @@ def main() -> None:
         if not finished(alone, asked.stage):
             raise SystemExit(f"the experiment does not end even when it is left alone: {last_words(alone)}")
         seconds, expected = time.monotonic() - began, content(alone)
-        for number in range(asked.kills):
+        for number in range(0, asked.kills, asked.per_store):
             started_at = time.monotonic()
-            blow = blows[number % len(blows)]
             lab = Path(root) / f"lab{number}"
             shutil.copytree(fresh, lab)
-            hit = struck(lab, blow, asked.stage, chance, seconds)
+            hit = []
+            for blow in (blows[n % len(blows)] for n in range(number, number + asked.per_store)):
+                if struck(lab, blow, asked.stage, chance, seconds):
+                    hit.append(blow.name)
             tries = finished(lab, asked.stage)
             faults = (
                 compared(lab, expected) if tries else [f"the command never ended with 0: {last_words(lab)}"]
             )
-            counts["kills"] += hit
-            hits[blow.name] += hit
+            counts["kills"] += len(hit)
+            hits.update(hit)
             counts["stores compared"] += 1
             counts["wrong"] += bool(faults)
             verdict = f"WRONG: {faults[:5]}" if faults else "right"
             took = time.monotonic() - started_at
-            hit_or_not = "hit" if hit else "missed"
-            print(f"{number} {blow.name}: {hit_or_not}, {tries} runs, {took:.0f} s, {verdict}", flush=True)
+            print(f"{number} {', '.join(hit) or 'no hit'}: {tries} runs, {took:.0f} s, {verdict}", flush=True)
             if not faults:
                 shutil.rmtree(lab)
     print(json.dumps({"by kind": hits, **counts}))
