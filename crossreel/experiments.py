@@ -143,6 +143,9 @@ class Experiment:
         self._sets, self._methods, self._quiet = list(sets), list(methods), quiet
         self._current: Project | None = open_project(path, self._sets, self._methods)
         self.path = self._current.experiment.path
+        self._others: list[
+            Experiment
+        ] = []  # those of runs with other settings, which are closed with this one
         self.runs, self.store = Runs(self._project), Store(self._project)
 
     def _project(self) -> Project:
@@ -224,6 +227,8 @@ class Experiment:
         )
         if sets == self._sets and not _names(methods):
             fresh = self._refreshed(fresh)
+        else:
+            self._others.append(fresh)
         project, survey = fresh._project(), fresh._project().states(math.inf)
         names = [name for word in _names(stages) for name in planning.choose(project.stages, word)]
         names = names or list(project.stages)
@@ -243,6 +248,8 @@ class Experiment:
     def close(self) -> None:
         """Close the store, and end the processes of searches; what is asked for afterwards raises Error."""
         if self._current is not None:
+            for other in self._others:
+                other.close()
             self.runs.close()
             self._current.store.index.close()
             self._current = None

@@ -131,6 +131,9 @@ def test_an_item_that_failed_raises_its_reason_and_one_that_is_not_made_says_so(
     assert again.ran == ["compress"] and again.experiment is not experiment
     assert len(again.experiment.store["compress"]["clip00"]["time"]) == 2
     assert len(experiment.store["compress"]["clip00"]["time"]) == 6
+    experiment.close()
+    with pytest.raises(library.Error, match="is closed"):
+        again.experiment.plan()
 
 
 def test_a_closed_experiment_and_one_of_another_thread_say_what_to_do(small):
