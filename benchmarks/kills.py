@@ -2,8 +2,9 @@
 
     python benchmarks/kills.py 200 --seed 0
     python benchmarks/kills.py 20 --stage compress --stall 20 --only ffmpeg
+    python benchmarks/kills.py 200 --per-store 5    a kill after the other, and a comparison after each fifth
 
-Renders clips, makes one experiment's store without any kill, and then N times the same with one: SIGKILL of the run,
+Renders clips, makes one experiment's store without any kill, and then the same with N: SIGKILL of the run,
 of a worker, a decoder, an ffmpeg, a training, SIGTERM of an ffmpeg, SIGSTOP of a worker, a decoder, an ffmpeg, and
 SIGKILL of `crossreel run` under Prefect, of its worker and of its server.
 The command is then given again until it ends with 0, and the store is compared with the one that was left alone: rows
@@ -28,6 +29,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from flows.project import open_project
 from pipeline.corpus.manifest import Caption, Item, write_manifest
@@ -39,6 +41,7 @@ ROWS = ("compress", "clip", "clip_text")
 SMALL = Path(__file__).parents[1] / "tests/fixtures/experiments/hlformer.toml"
 RUN = "\n[run]\nworkers = 2\nstall_seconds = {worker}\nitem_seconds = {child}\n"
 FILE = "experiment.toml"
+OUTPUT, WORDS = "output.txt", 600  # of the last command, and the characters of its end that are shown
 MOST_TRIES = 4  # attempts of the command after a kill
 
 
@@ -90,6 +93,8 @@ def content(folder: Path) -> dict[str, object]:
     project = open_project(folder / FILE)
     out: dict[str, object] = {}
     for name, state in project.survey().items():
+        if name == "report":  # only `crossreel run` makes it, not the command that left the other store alone
+            continue
         fp = state.fingerprint.hex
         out[f"state {name}"] = (state.done, len(state.failed), len(state.killed))
         if name in ROWS:
@@ -106,10 +111,15 @@ def content(folder: Path) -> dict[str, object]:
 
 def started(folder: Path, mark: str, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """A command of crossreel whose processes are found by a mark in their environment."""
+    with (folder / OUTPUT).open("wb") as output:
+        return _started(folder, mark, command, output)
+
+
+def _started(folder: Path, mark: str, command: tuple[str, ...], output: BinaryIO) -> subprocess.Popen[bytes]:
     env = os.environ | {"KILLS_MARK": mark, "PREFECT_HOME": str(folder.parent / "prefect")}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "flows.cli", *command], cwd=folder, env=env,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -159,6 +169,11 @@ def finished(folder: Path, stage: str) -> int:
     return 0
 
 
+def last_words(folder: Path) -> str:
+    """The end of what the last command in a folder printed."""
+    return (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")[-WORDS:]
+
+
 def compared(folder: Path, expected: dict[str, object]) -> list[str]:
     """What differs from the store that was left alone, damages, and folders that are left over; [] if nothing."""
     now = content(folder)
@@ -187,6 +202,7 @@ def main() -> None:
         default=20,
         help="run.item_seconds: how long a stopped child lasts; a worker twice as long",
     )
+    parser.add_argument("--per-store", type=int, default=1, help="kills of a store before it is compared")
     asked = parser.parse_args()
     chance, counts, hits = random.Random(asked.seed), Counter[str](), Counter[str]()
     blows = [blow for blow in BLOWS if asked.only in blow.name]
@@ -196,21 +212,27 @@ def main() -> None:
         shutil.copytree(fresh, alone)
         began = time.monotonic()
         if not finished(alone, asked.stage):
-            raise SystemExit("the experiment does not end even when it is left alone")
+            raise SystemExit(f"the experiment does not end even when it is left alone: {last_words(alone)}")
         seconds, expected = time.monotonic() - began, content(alone)
-        for number in range(asked.kills):
-            blow = blows[number % len(blows)]
+        for number in range(0, asked.kills, asked.per_store):
+            started_at = time.monotonic()
             lab = Path(root) / f"lab{number}"
             shutil.copytree(fresh, lab)
-            hit = struck(lab, blow, asked.stage, chance, seconds)
+            hit = []
+            for blow in (blows[n % len(blows)] for n in range(number, number + asked.per_store)):
+                if struck(lab, blow, asked.stage, chance, seconds):
+                    hit.append(blow.name)
             tries = finished(lab, asked.stage)
-            faults = compared(lab, expected) if tries else ["the command never ended with 0"]
-            counts["kills"] += hit
-            hits[blow.name] += hit
+            faults = (
+                compared(lab, expected) if tries else [f"the command never ended with 0: {last_words(lab)}"]
+            )
+            counts["kills"] += len(hit)
+            hits.update(hit)
             counts["stores compared"] += 1
             counts["wrong"] += bool(faults)
             verdict = f"WRONG: {faults[:5]}" if faults else "right"
-            print(f"{number} {blow.name}: {'hit' if hit else 'missed'}, {tries} runs, {verdict}", flush=True)
+            took = time.monotonic() - started_at
+            print(f"{number} {', '.join(hit) or 'no hit'}: {tries} runs, {took:.0f} s, {verdict}", flush=True)
             if not faults:
                 shutil.rmtree(lab)
     print(json.dumps({"by kind": hits, **counts}))

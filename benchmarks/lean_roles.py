@@ -253,7 +253,7 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--seconds", type=float, default=12.0, help="CPU seconds of a training")
+    options.add_argument("--seconds", type=float, default=20.0, help="CPU seconds of a training")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument(
         "--arm", type=int, choices=range(len(ARMS)), help="one arm alone, by its number from 0"

@@ -103,6 +103,8 @@ def assumptions(project: Project, expected: Mapping[str, Expected]) -> str:
     media = ""
     if sample is not None and sample.points:
         media = f"from {sample.files} point clouds ({sample.points:,.0f} points on average), "
+    elif sample is not None and not sample.files:
+        media = "without what decoding takes, as no media file could be opened in time, "
     elif sample is not None:
         media = f"from {sample.files} videos ({sample.seconds:.1f} s on average), "
     speed = f"of {GPU_OPERATIONS_A_SECOND / 1e12:.0f} TFLOP/s"

@@ -36,7 +36,7 @@ from pipeline.run.plan import Stages, ancestors
 from pipeline.run.stage import Stage
 from pipeline.settings import Params, fill, located
 from trainers.config import MethodConfig
-from trainers.recipes import Choice, choose
+from trainers.recipes import PRESETS, STABLE, Choice, choose, find
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams, stages_of
 
@@ -128,7 +128,8 @@ def _config(name: str, experiment: Experiment, choice: Choice) -> MethodConfig:
     tree = model.completed(own, choice.settings)
     if choice.row:
         tree["recipe"] = choice.row.name
-        tree.pop("preset", None)
+        if name in PRESETS:  # of any other method it is an unknown setting
+            tree.pop("preset", None)
     return fill(model, tree, f"trainers.{name}")
 
 
@@ -182,11 +183,27 @@ def _wishes(
                     continue
                 before = wisher.setdefault((stage, key), method)
                 if wishes.setdefault(stage, {}).setdefault(key, value) != value:
+                    both = {name: configs[name] for name in (before, method)}
                     raise UserError(
                         f"{before} and {method} need different extractors.{stage}.{key}, {wishes[stage][key]!r} and "
-                        f"{value!r}; set it in {experiment.path}, or train them in two experiments on one store"
+                        f"{value!r}; {_advice(stage, key, both, experiment)}train them in two experiments on "
+                        f"one store, or set extractors.{stage}.{key} for both"
                     )
     return wishes
+
+
+def _advice(stage: str, key: str, configs: Mapping[str, MethodConfig], experiment: Experiment) -> str:
+    """The trajectory under which two methods need the same setting of a stage, as advice; "" if they do not there."""
+    needed = []
+    for method, config in configs.items():
+        row = find(method, config.recipe, METHODS.find(method).recipes)
+        own = experiment.trainers.get(method, {})
+        filled = {name: value for name, value in row.filled(STABLE).items() if name not in own} if row else {}
+        needed.append(config.model_copy(update=filled).wishes().get(stage, {}).get(key))
+    if needed[0] != needed[1]:
+        return ""
+    lines = (f'trainers.{method}.trajectory = "{STABLE}"' for method in configs)
+    return f"set {' and '.join(lines)}, "
 
 
 def _params(kind: type[Extractor[Any]], experiment: Experiment, wishes: Mapping[str, Any]) -> Params:

@@ -88,8 +88,10 @@ def require_possible(
 
 def refusal(problems: Sequence[Problem]) -> UserError:
     """The error that lists these problems, with the way on where there is one."""
-    hint = "" if any(problem.fatal for problem in problems) else "; --anyway begins all the same"
-    return UserError(as_text(problems) + hint)
+    if any(problem.fatal for problem in problems):
+        return UserError(as_text(problems))
+    between = "; " if len(problems) == 1 else "\n  "
+    return UserError(f"{as_text(problems)}{between}--anyway begins all the same")
 
 
 def as_text(problems: Sequence[Problem]) -> str:

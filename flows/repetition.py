@@ -119,7 +119,8 @@ def compare(
         reasons += _of_evaluation(measured)
         reasons += row.free
     name = str(protocol.get("name", "")) if protocol else ""
-    return Repetition(method, name, row, tuple(_settings(config, row)), tuple(dict.fromkeys(reasons)))
+    settings = [*_settings(config, row), *(_of_stages(method, row, stages, config) if row else ())]
+    return Repetition(method, name, row, tuple(settings), tuple(dict.fromkeys(reasons)))
 
 
 def _row(method: str, config: MethodConfig, protocol: Mapping[str, Any] | None) -> PublishedRecipe | None:
@@ -140,10 +141,41 @@ def _settings(config: MethodConfig, row: PublishedRecipe | None) -> Iterator[Dif
     if row is not None and not row.trained and config.epochs == 0:
         left_out |= set(Recipe.model_fields)  # how nothing is trained
     stated = row.filled("release") if row else {}
-    usual = type(config)(**type(config).completed({}, stated)).model_dump(mode="json")
+    usual = _published(config, row).model_dump(mode="json")
     for name, value in config.model_dump(mode="json").items():
         if name not in left_out and not _alike(name, value, usual[name]):
             yield Difference(name, value, usual[name], name in stated)
+
+
+def _published(config: MethodConfig, row: PublishedRecipe | None) -> MethodConfig:
+    """The method's settings as they were published, its defaults where nothing is said."""
+    return type(config)(**type(config).completed({}, row.filled("release") if row else {}))
+
+
+def _of_stages(
+    method: str, row: PublishedRecipe, stages: Stages, config: MethodConfig
+) -> Iterator[Difference]:
+    """Settings of extraction stages, set by the experiment, that are not those which the published run needs.
+
+    What follows from a setting of the method is told as that setting; networks and weights are compared apart.
+    """
+    needed, own = _published(config, row).wishes(), config.wishes()
+    for name in _extraction(method, stages):
+        params = stages[name].params
+        if name.startswith(PREFIX):
+            continue
+        left_out = params.marked(SPEED, DIGESTED) | {SEED, "model", *row.networks.get(name, {})}
+        stated = {**needed.get(name, {}), **row.extractors.get(name, {})}
+        usual = type(params)().model_dump(mode="json") | stated
+        for key, here in params.model_dump(mode="json").items():
+            if key not in left_out and here != usual[key] and own.get(name, {}).get(key) != here:
+                yield Difference(f"{name}.{key}", here, usual[key], key in stated)
+
+
+def _extraction(method: str, stages: Stages) -> list[str]:
+    """The extraction stages that a method rests on, those of imported features too."""
+    needed = sorted(ancestors(stages, [f"train-{method}"]))
+    return [name for name in needed if not name.startswith(("pack-", "train-"))]
 
 
 def _alike(name: str, here: Any, published: Any) -> bool:
@@ -187,6 +219,8 @@ def _of_corpus(row: PublishedRecipe, corpus: Corpus, sentence: str, config: Meth
 def _sizes(split: str, size: Size, corpus: Corpus, held: int) -> Iterator[str]:
     """Fewer or more items or captions than published; `held` of the items are said to be held out already."""
     items, captions = len(corpus.gallery(split)), sum(1 for _ in corpus.captions(split))
+    if size.items is None and split != "val":
+        yield f"{_number(items, 'item')} of {split}; its source states no number"
     if size.items is not None and items + held != size.items:
         yield f"{_number(items, 'item')} of {split}; published: {size.items:,}"
     if size.captions is not None and not held and captions != size.captions:
@@ -201,9 +235,7 @@ def _of_networks(method: str, row: PublishedRecipe, stages: Stages, config: Meth
     if config.weights:
         yield "starts from imported weights"
     used: dict[str, Any] = {
-        name: stages[name].params.model_dump(mode="json")
-        for name in sorted(ancestors(stages, [f"train-{method}"]))
-        if not name.startswith(("pack-", "train-"))
+        name: stages[name].params.model_dump(mode="json") for name in _extraction(method, stages)
     }
     if isinstance(config, ClipPairConfig) and config.mode == "finetune":
         used["clip"] = {"model": config.base_encoder, "weights": config.backbone_weights}

@@ -40,7 +40,7 @@ class Report(Stage[ReportParams]):
     """One HTML page over all methods of an experiment."""
 
     name, over = REPORT, "corpus"
-    version = 4  # it compares each method with the published experiment of the corpus
+    version = 5  # settings of stages, and sizes that no source states, are among the differences
     runner = "flows.results.report.page:run"
     settings = ReportParams
 

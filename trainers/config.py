@@ -118,6 +118,12 @@ class MethodConfig(Recipe):
         """The `given` settings with a recipe's for all others. A method leaves out those that do not go with them."""
         return {**recipe, **given}
 
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], there: int) -> dict[str, Any]:
+        """These settings with sizes that a training split with `there` of what a batch counts can fill."""
+        size = settings.get("batch_size", there)
+        return {**settings, "batch_size": there} if size > there >= 1 else dict(settings)
+
     def packed_by(self) -> dict[str, Any]:
         """Additions to the fingerprint of packed inputs, for a change in how features are packed."""
         return {}

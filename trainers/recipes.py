@@ -20,6 +20,7 @@ from pipeline.settings import Options, Tree, fill, read_toml
 
 Trajectory = Literal["release", "stable"]
 TRAJECTORIES: tuple[Trajectory, ...] = get_args(Trajectory)
+STABLE: Trajectory = "stable"  # what we recommend instead of the authors' precision and gradients
 PRESETS = ("hlformer", "neighborretr")  # methods whose recipes were once chosen by a setting called `preset`
 NONE = "none"  # the value of `recipe` that fills no setting
 Status = Literal["release", "paper", "command published, cannot run", "none"]

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.media.mistaken import mistaken_file
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -204,7 +206,7 @@ def require_torch_file(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(ZIP))
     if not start.startswith((ZIP, PICKLE)):
-        raise Unreadable("it is no weights file that torch wrote" if start else "it is empty")
+        raise Unreadable(f"it is {mistaken_file(path) or 'no weights file that torch wrote'}")
 
 
 class _Attributes:

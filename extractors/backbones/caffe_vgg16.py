@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extractors.backbones.archives import DAMAGED, Function, Unreadable, reason
+from pipeline.features.layouts.bounds import open_hdf5, require_dataset
+from pipeline.media.mistaken import mistaken_file
 
 SUFFIXES = (".npy", ".h5", ".hdf5")
 MEANS = (103.939, 116.779, 123.68)  # mean blue, green and red over ImageNet, in 0..255
@@ -35,6 +37,7 @@ def read(path: Path) -> dict[str, NDArray[np.float32]]:
     Raises Unreadable for a damaged file, one that lacks a layer, and one that holds more than arrays of numbers.
     """
     try:
+        require(path)
         kernels = _of_table(_unpickled(path)) if path.suffix == ".npy" else _of_keras(path)
         return dict(_as_torchvision(kernels))
     except Unreadable:
@@ -45,6 +48,8 @@ def read(path: Path) -> dict[str, NDArray[np.float32]]:
 
 def require(path: Path) -> None:
     """Raise Unreadable unless a file begins like one of its format; its arrays are read later."""
+    if mistaken := mistaken_file(path):
+        raise Unreadable(f"it is {mistaken}")
     if path.suffix == ".npy":
         with path.open("rb") as file:
             _skip_header(file)
@@ -96,18 +101,18 @@ def _of_table(table: Any) -> Kernels:
 
 def _of_keras(path: Path) -> Kernels:
     """The layers of a Keras file: of weights alone, or of a whole model."""
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         root = file.get("model_weights", file)
         out = {}
         for name, keras in _names().items():
             group = root.get(keras, root.get(name))
             if not isinstance(group, h5py.Group):
                 raise Unreadable(f"it has no layer {keras}")
-            arrays: list[NDArray] = []
-            group.visititems(
-                lambda _, one, a=arrays: a.append(one[()]) if isinstance(one, h5py.Dataset) else None
-            )
-            out[name] = _pair(keras, sorted(arrays, key=np.ndim, reverse=True))
+            found: list[h5py.Dataset] = []
+            group.visititems(lambda _, one, f=found: f.append(one) if isinstance(one, h5py.Dataset) else None)
+            for dataset in found:
+                require_dataset(dataset)
+            out[name] = _pair(keras, sorted((one[()] for one in found), key=np.ndim, reverse=True))
     return out
 
 

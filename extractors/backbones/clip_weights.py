@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from extractors.backbones import archives, clip_configs, tensor_files
 from extractors.backbones.archives import Archive, Unreadable
 from pipeline.errors import UserError
+from pipeline.media.mistaken import mistaken_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,6 +143,8 @@ def _named(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _header(path: Path) -> Shapes:
     """The shapes in the header of a safetensors file. Raises Unreadable if it is damaged or truncated."""
+    if mistaken := mistaken_file(path, expected=(archives.ZIP,)):
+        raise Unreadable(f"it is {mistaken}")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from pipeline.media.mistaken import mistaken_file
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+ZIP = b"PK\x03\x04"  # torch writes archives
 SMALL_BYTES = 2**26  # size up to which a tensor may repeat its storage: masks and tables of positions do so
 UNREADABLE = (
     SafetensorError, zipfile.BadZipFile, struct.error, RuntimeError, EOFError, ValueError,
@@ -43,8 +46,9 @@ def read(path: Path, mapped: bool = False) -> Any:
     """
     import torch
 
-    with path.open("rb"):
-        pass  # the caller reports a missing or unreadable file as such, not as a file of another kind
+    # the caller reports a missing or unreadable file, an OSError here, as such
+    if found := mistaken_file(path, expected=(ZIP,)):
+        raise NotTensors(f"it is {found}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

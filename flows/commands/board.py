@@ -118,12 +118,17 @@ def _print(section: Section) -> None:
     for direction in (*DIRECTIONS, "both"):
         if names := section.metrics(direction):
             lines = [row for line in section.lines for row in _rows(line, direction, names)]
-            print_table("", [direction, *names], lines)
+            print_table("", [direction, *(_title(name, direction) for name in names)], lines)
     _print_shared_notes(
         section.lines, lambda line: [". ".join(part for part in (line.source, line.backbone) if part)]
     )
     _print_shared_notes(section.lines, lambda line: [line.protocol], "protocol of ")
     _print_shared_notes(section.lines, lambda line: [*line.apart, *([line.note] if line.note else [])])
+
+
+def _title(name: str, direction: str) -> str:
+    """The name of a metric's column: papers call the sum of one direction RSUM too, which is that of both here."""
+    return "R@1+5+10" if name == "RSUM" and direction in DIRECTIONS else name
 
 
 def _print_shared_notes(

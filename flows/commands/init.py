@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -219,7 +220,7 @@ def _own(corpus: Path | None, methods: Sequence[str], target: Path | None, force
 
 
 def _write(row: PublishedRecipe, target: Path, draft: Draft) -> None:
-    target.write_text(published.written(draft), encoding="utf-8")
+    target.write_text(published.written(replace(draft, name=target.name)), encoding="utf-8")
     if row.imported and draft.features is None:
         out.print(
             f"note: {row.method}/{row.name} was published on features that its authors extracted with other networks; "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.measure import Measurement
 from rich.table import Table
 
 from flows.terminal import Terminal, escaped
@@ -34,6 +35,7 @@ GalleryCorpus = Annotated[
 DEFAULT_EXPERIMENT = Path("experiment.toml")
 
 ANYWAY = "run.anyway=true"  # the setting that --anyway sets, which flows and sweeps take as well
+UNFOLDED = 10_000  # columns of text, more than any line has
 FAILED_ITEMS = 3  # exit status of a command that is done although some items failed
 
 out = Terminal(soft_wrap=True, highlight=False)
@@ -50,7 +52,10 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table: the first column aligned left, the others right."""
+    """Print a table: the first column aligned left, the others right.
+
+    In a terminal that is too narrow for it cells are folded; in a file or a pipe it has the width that it needs.
+    """
     table = Table(
         title=escaped(title) or None,
         title_justify="left",
@@ -65,7 +70,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         )
     for row in rows:
         table.add_row(*map(escaped, row))
-    out.print(table)
+    if out.is_terminal:
+        out.print(table)
+        return
+    needed = Measurement.get(out, out.options.update(max_width=UNFOLDED), table).maximum
+    Terminal(file=out.file, width=needed, highlight=False).print(table)
 
 
 def human_bytes(size: float) -> str:

@@ -6,16 +6,16 @@ method, with batches that fit the corpus.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.drafting.explanations import explanations
 from flows.drafting.lines import Line, Table, text
-from flows.drafting.published import STABLE, evaluation, settings_of
+from flows.drafting.published import evaluation, settings_of
 from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
 from pipeline.settings import Tree
-from trainers.recipes import NONE, PublishedRecipe, find, recipes
+from trainers.recipes import NONE, STABLE, PublishedRecipe, find, recipes
 from trainers.registry import METHODS
 
 NEAREST = {  # the published row whose settings a method begins with on data of one's own
@@ -52,10 +52,10 @@ def written(corpus: Corpus, methods: Sequence[str], target: Path, manifest: str,
         Line("store", store, "the folder of all that is made; experiments share what is the same in them"),
         Line("methods", list(methods), "trained, evaluated and compared in this order"),
     ])  # fmt: skip
-    pairs = sum(1 for _ in corpus.captions("train"))
+    there = {"captions": sum(1 for _ in corpus.captions("train")), "items": len(corpus.gallery("train"))}
     return text(
         head,
-        [top, *(_table(name, row, pairs) for name, row in zip(methods, rows, strict=True)), evaluation()],
+        [top, *(_table(name, row, there) for name, row in zip(methods, rows, strict=True)), evaluation()],
     )
 
 
@@ -72,24 +72,22 @@ def _row(corpus: Corpus, method: str) -> PublishedRecipe | None:
     return next(iter(recipes(method, declared.recipes)), None)  # a method of an installed package
 
 
-def _table(method: str, row: PublishedRecipe | None, pairs: int) -> Table:
-    """The settings of a method, those of features left to their defaults."""
+def _table(method: str, row: PublishedRecipe | None, there: Mapping[str, int]) -> Table:
+    """The settings of a method, those of features left to their defaults; there: of the training split."""
     model = METHODS.find(method).config
+    count = there[model.batch_of]
     words = explanations(model)
     table = Table(f"trainers.{method}", "zero-shot: nothing is trained, and its figure is looked at first"
                   if row is not None and not row.trained else "")  # fmt: skip
     table.lines.append(Line("recipe", NONE, "no published experiment: the corpus is another one"))
     settings: Tree = settings_of(row, STABLE) if row else {}
     usual = model()
-    for key, value in settings.items():
+    for key, value in model.fitted(settings, count).items():
         if key in OF_A_PAPER:
             continue
-        if key == "batch_size" and value > pairs >= 1:
-            table.lines.append(
-                Line(key, pairs, f"{words.get(key, '')}; published {value}, and there are {pairs} pairs")
-            )
-        else:
-            table.lines.append(Line(key, value, words.get(key, "")))
+        published = settings.get(key, value)
+        why = "" if value == published else f"; published {published}, and there are {count} {model.batch_of}"
+        table.lines.append(Line(key, value, f"{words.get(key, '')}{why}"))
     if row is not None and row.trained:
         table.lines += [
             Line("patience", usual.patience, words["patience"]),

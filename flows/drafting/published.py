@@ -16,7 +16,7 @@ from flows.graph import EVERY_EXTRACTOR
 from pipeline.corpus.importers.published import PAPERS
 from pipeline.errors import UserError, nearest
 from pipeline.settings import Tree
-from trainers.recipes import PublishedRecipe, Trajectory, dataset_name, every_recipe, protocol_name
+from trainers.recipes import STABLE, PublishedRecipe, Trajectory, dataset_name, every_recipe, protocol_name
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
 
@@ -27,7 +27,6 @@ SPOKEN = {
     "none": "nobody published how; the settings are ours",
 }
 RELEASE: Trajectory = "release"
-STABLE: Trajectory = "stable"
 OF_TRAINING = {  # settings that decide nothing where nothing is trained
     "base_encoder", "batch_size", "lr", "coef_lr", "warmup_proportion", "weight_decay", "max_grad_norm", "clip_norm",
     "encoder_grad_scale", "freeze_layer_num", "mask_same_video", "select_by",
@@ -52,6 +51,7 @@ class Draft:
     """What an experiment file of a published row says besides the row: its files, and the validation videos.
 
     features: the imported stages of videos and of captions, where features are read that somebody else extracted.
+    name: of the file, where it is not the usual one.
     """
 
     row: PublishedRecipe
@@ -60,6 +60,7 @@ class Draft:
     val: str = PAPERS
     trajectory: Trajectory = "release"
     features: tuple[str, str] | None = None
+    name: str = ""
 
 
 def find_row(name: str) -> PublishedRecipe:
@@ -108,7 +109,7 @@ def written(draft: Draft) -> str:
 
 
 def _head(draft: Draft) -> Iterator[str]:
-    row, name = draft.row, experiment_name(draft.row)
+    row, name = draft.row, draft.name or experiment_name(draft.row)
     title = f"{row.method} on {protocol_name(row)}"
     yield f"{title}: a published experiment." if row.published else f"{title}, which nobody published."
     yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +79,7 @@ def check(
     clouds = [one for one in opened if one.item.kind == "pointcloud"]
     findings += [*unusable, *_lengths(opened), *_moments(opened), *_clouds(clouds, minima)]
     findings += [*_doubled(contents), *_shared(contents), *_leaked(contents), *_equal(contents)]
-    findings += [*_splits(contents), *_own_splits(contents)]
+    findings += [*_splits(contents), *_own_splits(contents), *_ids(contents)]
     return sorted(findings, key=lambda finding: finding.level)
 
 
@@ -265,6 +266,28 @@ def _own_splits(contents: Contents) -> Iterator[Finding]:
                 f"{count} items are in the split {split!r}, which is used only where evaluate.split names it"
             )
             yield Finding("warning", f"{words}; {nearest_split(split)}")
+
+
+def _ids(contents: Contents) -> Iterator[Finding]:
+    """Findings about ids that cannot be told apart or typed: Unicode forms of one name, signs that nobody sees."""
+    ids = [item.id for item in contents.corpus.items]
+    alike: dict[str, list[str]] = defaultdict(list)
+    for one in ids:
+        alike[unicodedata.normalize("NFC", one)].append(one)
+    for same in alike.values():
+        if len(same) > 1:
+            yield Finding(
+                "warning",
+                f"{len(same)} ids look the same and differ in their Unicode form: "
+                f"{', '.join(map(ascii, same[:NAMED]))}",
+            )
+    hidden = [one for one in ids if not one.isprintable()]
+    if hidden:
+        yield Finding(
+            "warning",
+            f"{len(hidden)} ids hold control characters or marks that are not shown: "
+            f"{', '.join(map(ascii, hidden[:NAMED]))}",
+        )
 
 
 def _shared(contents: Contents) -> Iterator[Finding]:

@@ -405,6 +405,8 @@ def _item(line: str) -> Item:
         raise _Wrong("not a JSON object")
     if "\\ud" in line or "\\uD" in line:
         _require_text(raw)
+    if "\\u0000" in line:
+        _require_no_nul({key: raw.get(key) for key in ("id", "split", "captions")})
     if not raw.keys() <= ITEM_KEYS:
         _require_known(raw, ITEM_KEYS, "an item")
     if line.count(":") != _members(
@@ -558,6 +560,15 @@ def _require_text(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise _Wrong(f"it holds {error.object[error.start : error.end]!a}, half a character") from None
+
+
+def _require_no_nul(value: Any) -> None:
+    """Raise _Wrong for a NUL byte in a text, which no name of a file or argument can hold."""
+    if isinstance(value, str) and "\0" in value:
+        raise _Wrong(f"it holds a NUL byte, in {value!r}")
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _require_no_nul(inner)
 
 
 def _require_known(raw: dict[str, Any], keys: set[str], what: str) -> None:

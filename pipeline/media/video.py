@@ -26,27 +26,25 @@ from numpy.typing import NDArray
 
 from pipeline.child import CRASHES, Send, die_with_parent, ending, is_stopped
 from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
-from pipeline.media.mistaken import HEAD_BYTES, mistaken_for
 from pipeline.media.timeline import announced, length_trouble, read_timeline
+from pipeline.media.unsuited import stray_beginning, unread, unsuited
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 Times = NDArray[np.float64]  # (T,) presentation times in seconds
 CHUNK_FRAMES = 32  # 4.8 MB at 224 x 224; enough to amortise a message, small against memory
 CONTAINERS = (
     "mov,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,asf,asf_o,flv,live_flv,kux,ogg,gif,apng,rm,nut,mxf,gxf,dv,"
-    "ivf,obu,av1,h261,h263,h264,hevc,vvc,evc,m4v,vc1,vc1test,avs2,avs3,cavsvideo,dirac,dnxhd,mjpeg,mjpeg_2000,mpjpeg,"
+    "ivf,obu,av1,lxf,h261,h263,h264,hevc,vvc,evc,m4v,vc1,vc1test,avs2,avs3,cavsvideo,dirac,dnxhd,mjpeg,mjpeg_2000,mpjpeg,"
     "smjpeg,yuv4mpegpipe,swf,wtv,nsv,nuv,pva,pmp,ty,mtv,thp,viv,vividas,vivo,lmlm4,dhav,cine,r3d,mv,mvi,moflex,bink,"
     "smk,flic,roq,film_cpk,4xm,ea,vmd,wc3movie,rpl,ipmovie,idcin,psxstr,mlv,amv,ifv,ser,webp_anim"
 )
 # The formats that hold a video in one file. Others open files that a text names (hls, concat, dash, imf, sdp, image2),
 # devices, or draw text as pictures (tty).
 ONLY_MEDIA = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-PLAYLISTS = {
-    "a playlist (M3U, HLS)": (b"#extm3u",), "a concatenation": (b"ffconcat",),
-    "a playlist (XML, DASH)": (b"<?xml", b"<mpd"), "a session description": (b"v=0",),
-    "a playlist (PLS)": (b"[playlist]",),
-}  # fmt: skip
-SNIFFED_BYTES = 64
+NAMED_FORMATS = {
+    ".mjpeg": "mjpeg",
+    ".mjpg": "mjpeg",
+}  # ffmpeg takes the first picture of such a stream for a photo
 SHORT_BYTES = (
     256 << 20
 )  # memory below which a machine is short of it; compressing 4K video takes about as much
@@ -103,11 +101,15 @@ def probe(path: Path) -> Probe:
     import av
 
     _require_file(path)
+    if reason := unsuited(path):
+        raise ItemError(str(path), reason)
     try:
         with _open(path) as container:
+            if reason := stray_beginning(path, container.format.name):
+                raise ItemError(str(path), reason)
             streams = [s for s in container.streams.video if not _is_cover(s)]
             if not streams:
-                raise ItemError(str(path), _mistaken(path) or "it has no video stream")
+                raise ItemError(str(path), "it has no video stream")
             stream = streams[0]
             rate, context = stream.average_rate, stream.codec_context
             if context is None:
@@ -115,32 +117,15 @@ def probe(path: Path) -> Probe:
             seconds = announced(container, stream).seconds
             return Probe(context.width, context.height, float(rate) if rate else None, seconds, context.name)
     except av.FFmpegError as error:
-        reason = _mistaken(path) or _playlist(path) or f"not a readable video: {error.strerror}"
-        raise ItemError(str(path), reason) from None
+        raise ItemError(str(path), unread(path) or f"not a readable video: {error.strerror}") from None
 
 
 def _open(path: Path) -> Any:
     """Open a file as a container of PyAV; never a URL. Titles in an unknown encoding are no error."""
     import av
 
-    return av.open(f"file:{path}", options=dict(ONLY_MEDIA), metadata_errors="replace")
-
-
-def _playlist(path: Path) -> str:
-    """Return the reason to refuse a file that refers to other files instead of holding a video; "" for other files."""
-    with path.open("rb") as file:
-        start = file.read(SNIFFED_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for kind, beginnings in PLAYLISTS.items():
-        if start.startswith(beginnings):
-            return f"it is {kind}, a text that names other files, not a video"
-    return ""
-
-
-def _mistaken(path: Path) -> str:
-    """Return the reason to refuse a file that is not a video, such as an HTML page; "" if it may be one."""
-    with path.open("rb") as file:
-        found = mistaken_for(file.read(HEAD_BYTES))
-    return f"it is {found}" if found else ""
+    named = NAMED_FORMATS.get(path.suffix.lower())
+    return av.open(f"file:{path}", format=named, options=dict(ONLY_MEDIA), metadata_errors="replace")
 
 
 def _length_trouble(path: Path, made: float, step: float) -> str:
@@ -202,7 +187,8 @@ def compress_command(source: Path, target: Path, how: Compression) -> list[str]:
     import ffmpeg
 
     side = f"max(2,2*trunc(min({how.short_side},min(iw*sar,ih))/2))"
-    video = ffmpeg.input(f"file:{source.absolute()}", threads=1, **ONLY_MEDIA)["V:0"]
+    named = {"f": found} if (found := NAMED_FORMATS.get(source.suffix.lower())) else {}
+    video = ffmpeg.input(f"file:{source.absolute()}", threads=1, **named, **ONLY_MEDIA)["V:0"]
     video = video.filter("fps", str(Fraction(how.fps).limit_denominator(1001)), round="up", start_time=0)
     video = video.filter(
         "scale",
@@ -337,8 +323,8 @@ def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> It
 def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
     import decord
 
-    if playlist := _playlist(path):  # decord cannot be limited to a list of formats
-        raise ItemError(str(path), playlist)
+    if reason := unsuited(path):  # decord cannot be limited to a list of formats
+        raise ItemError(str(path), reason)
     try:
         reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
         for start in range(0, len(reader), chunk):

@@ -79,6 +79,17 @@ def is_unwritable(error: sqlite3.Error) -> bool:
     return any(words in str(error) for words in ("readonly database", "unable to open database file"))
 
 
+def _object(column: str, cell: Any) -> dict[str, Any]:
+    """Return the JSON object of a cell. Raises sqlite3.DatabaseError, because SQLite itself keeps no checksums."""
+    try:
+        found = json.loads(cell)
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise sqlite3.DatabaseError(f"a cell of the column {column!r} holds no JSON object")
+    return found
+
+
 def remedy(error: sqlite3.Error) -> str:
     """Return SQLite's message, with a remedy if the file system has no locks or another process holds the lock."""
     words = str(error)
@@ -172,7 +183,7 @@ class Index:
                 raise DamagedIndex(f"it lacks {table}({', '.join(sorted(columns - has))})")
 
     def require_whole(self, quick: bool = False) -> None:
-        """Raise DamagedIndex unless SQLite's integrity check passes. It reads the whole file.
+        """Raise DamagedIndex unless SQLite's integrity check passes and all JSON can be read. It reads the whole file.
 
         The `quick` check does not compare indexes with their tables.
         """
@@ -183,6 +194,11 @@ class Index:
             answer = str(error)
         if answer != "ok":
             raise DamagedIndex(answer)
+        try:
+            self.fingerprints()
+            self.runs()
+        except sqlite3.DatabaseError as error:
+            raise DamagedIndex(str(error)) from None
 
     def _open(self) -> None:
         self.db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -253,7 +269,7 @@ class Index:
         """Return the recorded fingerprints, of all stages or of one: fp -> (stage, components)."""
         sql = "SELECT fp, stage, components FROM fingerprints"
         rows = self.db.execute(*((f"{sql} WHERE stage=?", (stage,)) if stage else (sql,)))
-        return {fp: (name, json.loads(components)) for fp, name, components in rows}
+        return {fp: (name, _object("components", components)) for fp, name, components in rows}
 
     # segments and artifacts ---------------------------------------------------------------------
 
@@ -391,4 +407,4 @@ class Index:
         sql = "SELECT id, started, ended, experiment, status, summary FROM runs ORDER BY started DESC LIMIT ?"
         keys = ("id", "started", "ended", "experiment", "status", "summary")
         rows = [dict(zip(keys, row, strict=True)) for row in self.db.execute(sql, (most,))]
-        return [row | {"summary": json.loads(row["summary"])} for row in rows]
+        return [row | {"summary": _object("summary", row["summary"])} for row in rows]

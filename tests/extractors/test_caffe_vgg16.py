@@ -169,9 +169,24 @@ def test_what_is_wrong_with_a_file_is_one_sentence(layers, tmp_path):
     turned = layers | {"conv1_1": [layers["conv1_1"][0].reshape(27, -1), layers["conv1_1"][1]]}
     assert "conv1_1 is not a kernel of 4 axes" in said(save_npy(tmp_path / "b.npy", turned))
     (tmp_path / "web.h5").write_bytes(b"<!DOCTYPE html>")
-    assert "web.h5 cannot be read as weights of crossreel-demo: it is no HDF5 file" in said(
+    assert "web.h5 cannot be read as weights of crossreel-demo: it is an HTML page" in said(
         tmp_path / "web.h5"
     )
+    (tmp_path / "other.h5").write_bytes(b"\1" * 100)
+    assert "other.h5 cannot be read as weights of crossreel-demo: it is no HDF5 file" in said(
+        tmp_path / "other.h5"
+    )
+    values = np.ones((3, 3, 3, 8), np.float32)
+    (tmp_path / "secret.bin").write_bytes(values.tobytes())
+    with h5py.File(save_keras(tmp_path / "reads.h5", layers), "a") as file:
+        del file["block1_conv1/block1_conv1_W_1:0"]
+        file.create_dataset(
+            "block1_conv1/block1_conv1_W_1:0",
+            values.shape,
+            "f4",
+            external=[(str(tmp_path / "secret.bin"), 0, values.nbytes)],
+        )
+    assert "keeps its values in another file (external storage)" in said(tmp_path / "reads.h5")
     wide = layers | {"fc7": [np.zeros((512, 4), np.float32), np.zeros(4, np.float32)]}
     assert "do not fit crossreel-demo: size mismatch" in said(save_npy(tmp_path / "c.npy", wide))
     nan = layers | {"fc7": [np.full((512, 512), np.nan, np.float32), layers["fc7"][1]]}

@@ -349,14 +349,20 @@ def test_a_damaged_tensor_is_refused_when_it_is_read(folder, tmp_path):
         ClipBackbone(str(folder / "small.json"), str(tmp_path / "flipped.pt"))
 
 
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize(
-    "content", [b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1", b"\x1f\x8b"]
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html>", "it is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a Git LFS pointer"),
+        (b"\x1f\x8b", "it is a gzip archive"),
+        (b"", r"it is empty (0 bytes)"),
+    ],
 )
-def test_a_web_page_or_a_pointer_is_no_weights_file(tmp_path, content):
-    (tmp_path / "page.pt").write_bytes(content)
-    assert "page.pt cannot be read as weights of crossreel-demo: it is no weights file that torch wrote" in (
-        refused(tmp_path / "page.pt")
-    )
+def test_a_web_page_or_a_pointer_is_no_weights_file(tmp_path, content, words, suffix):
+    path = tmp_path / f"page.{suffix}"
+    path.write_bytes(content)
+    assert f"{path.name} cannot be read as weights of crossreel-demo: {words}" in refused(path)
 
 
 class Trap:

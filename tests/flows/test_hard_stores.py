@@ -90,7 +90,15 @@ DAMAGES = {
     "column": lambda path: (
         sqlite3.connect(path).execute("ALTER TABLE segments DROP COLUMN bytes").connection.close()
     ),
+    "cell": lambda path: rewritten(path, "UPDATE fingerprints SET components=substr(components, 2)"),
+    "run": lambda path: rewritten(path, "INSERT INTO runs VALUES ('r', 1.0, 2.0, 'e', 'done', '{\"a\": ')"),
 }
+
+
+def rewritten(path: Path, sql: str) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute(sql)
+    db.close()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -14,6 +14,7 @@ from flows.experiment import Experiment
 from pipeline.corpus.importers.msvd import MSVD
 from pipeline.corpus.importers.published import Choice, read_published
 from pipeline.corpus.manifest import write_manifest
+from pipeline.errors import UserError
 from trainers.config import MethodConfig
 from trainers.recipes import choose, recipes
 
@@ -61,6 +62,29 @@ def test_the_protocol_of_the_corpus_fills_what_is_not_set_unless_the_recipe_is_n
     assert settings({"recipe": "didemo"}).model_dump()["max_frames"] == 64
     assert settings({"kl_reduction": "dim"}).model_dump()["beta"] == 0.07
     assert settings({"recipe": "msvd", "kl_reduction": "dim"}).model_dump()["beta"] == 0.07
+
+
+def test_methods_whose_recipes_need_different_frames_are_refused_with_what_to_set() -> None:
+    def build(**neighborretr: Any) -> None:
+        both = Experiment(
+            corpus="c.jsonl", methods=["gare", "neighborretr"], trainers={"neighborretr": neighborretr}
+        )
+        graph.build(both, {}, graph.choices(both, PROTOCOL))
+
+    with pytest.raises(
+        UserError, match=r"different extractors\.frames\.select, 'uniform' and 'head'"
+    ) as refused:
+        build()
+    assert 'trainers.neighborretr.trajectory = "stable", train them in two experiments' in str(refused.value)
+    build(trajectory="stable")
+    with pytest.raises(UserError, match="select") as refused:
+        build(trajectory="stable", frame_select="head")
+    assert "trajectory" not in str(refused.value), "another trajectory would not help"
+
+
+def test_a_preset_is_unknown_to_methods_that_never_had_one() -> None:
+    with pytest.raises(UserError, match=r"unknown setting trainers\.gare\.preset"):
+        settings({"preset": "msrvtt"})
 
 
 def test_fingerprints_hold_the_settings_and_not_the_name_of_the_recipe() -> None:

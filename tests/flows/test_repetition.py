@@ -15,9 +15,16 @@ from flows.repetition import Repetition, compare
 from pipeline.corpus.importers.activitynet import ACTIVITYNET
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
-from pipeline.corpus.importers.published import Choice, Published, read_published
-from pipeline.corpus.manifest import Corpus, write_manifest
+from pipeline.corpus.importers.published import (
+    UNITS,
+    VALIDATED_ON_TEST,
+    Choice,
+    Published,
+    read_published,
+)
+from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
 from trainers.measure.evaluated import Protocol, Spread
+from trainers.recipes import recipes
 
 Imported = Callable[..., Corpus]
 UNPUBLISHED = Protocol(
@@ -149,6 +156,37 @@ def test_a_run_without_any_reason_is_a_repetition_and_one_change_ends_that(impor
     assert "is a repetition of the published experiment clip4clip/msvd-zero-shot" in found.verdict
     cut = beside(corpus, "clip4clip", epochs=0, mode="frozen", max_frames=12)
     assert not cut.exact and changed(cut) == {"max_frames"}
+
+
+def test_stages_set_to_other_than_the_published_run_needs_are_told(imported: Imported) -> None:
+    corpus = imported(MSRVTT)
+    stages = {"frames": {"select": "head"}, "compress": {"fps": 1}}
+    found = beside(corpus, "gare", stages)
+    assert [str(difference) for difference in found.settings] == [
+        "compress.fps is 1.0 (usual: 3.0)",
+        'frames.select is "head" (published: "uniform")',
+    ]
+    assert not beside(corpus, "neighborretr", {"frames": {"select": "head"}}).settings
+    assert changed(beside(corpus, "neighborretr", frame_select="uniform")) == {"frame_select"}
+    assert not changed(beside(corpus, "gare", {"frames": {"count": 12}}))
+
+
+def test_sizes_that_no_source_states_make_no_run_a_repetition(imported: Imported) -> None:
+    found = beside(imported(MSVD, tests=670), "clip4clip", recipe="msvd", backbone_weights="openai")
+    assert "published: 1,200" in " ".join(found.reasons) and "states no number" not in " ".join(found.reasons)
+    (row,) = [row for row in recipes("clip4clip") if row.name == "didemo"]
+    corpus = Corpus(Path("c.jsonl"), tuple(Item(s, s, (Caption(s, s),), digest=s) for s in ("train", "test")))
+    protocol = {
+        "name": "DiDeMo lists",
+        "sentence": f"DiDeMo lists; {UNITS['paragraph']}; {VALIDATED_ON_TEST}",
+    }
+    settings = Experiment(corpus="c.jsonl", methods=["clip4clip"])
+    stages = graph.build(settings, {}, graph.choices(settings, protocol))
+    found = compare("clip4clip", stages, corpus, protocol)
+    assert found.row == row and not found.exact
+    assert found.every_reason == (
+        "1 item of train; its source states no number", "1 item of test; its source states no number",
+    )  # fmt: skip
 
 
 def test_what_nobody_published_is_compared_with_defaults_alone(imported: Imported) -> None:

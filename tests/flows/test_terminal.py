@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from flows.commands import terms
 from flows.console import StageDisplay
 from flows.terminal import Terminal, escaped
@@ -36,3 +38,10 @@ def test_an_id_of_a_manifest_reaches_the_terminal_escaped(small, crossreel) -> N
     assert told.code == 3 and f"failed: {SHOWN}" in told.out and "\x1b" not in told.out + told.err
     told = crossreel("why", "compress", EVIL, small.toml)
     assert told.code == 2 and SHOWN in told.err and "\x1b" not in told.out + told.err
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_it_needs_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    spans = ["1000.0-2000.0"] * 12
+    terms.print_table("", ["t2v", *map(str, range(12))], [["95 %", *spans]])
+    head, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["95", "%", *spans] and len(head.split()) == 13

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -102,6 +102,12 @@ class NeighborRetrConfig(ClipPairConfig):
                 f"raise batch_size to {value + BESIDES} or lower num_neighbors to {max(batch - BESIDES, 0)}"
             )
         return value
+
+    @classmethod
+    def fitted(cls, settings: Mapping[str, Any], there: int) -> dict[str, Any]:
+        """Also fewer neighbours than the pairs of a batch."""
+        out = super().fitted(settings, there)
+        return out | {"num_neighbors": max(1, min(out["num_neighbors"], out["batch_size"] - BESIDES))}
 
     def unsuited(self, sizes: TrainingSizes) -> Iterator[tuple[str, str]]:
         """Also more neighbours than the pairs of a batch: the split may have fewer pairs than `batch_size`."""

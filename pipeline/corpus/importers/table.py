@@ -16,11 +16,12 @@ from pathlib import Path
 from reprlib import repr as shown  # never longer than a line
 from typing import Any
 
-from pipeline.corpus.importers.separated import Confused, read_sheet
+from pipeline.corpus.importers.separated import SEPARATORS, Confused, read_sheet
 from pipeline.corpus.importers.texts import read_text_file, unreadable
 from pipeline.corpus.manifest import LONGEST_SECONDS, SPLITS, Caption, Item, Protocol
 from pipeline.corpus.splits import USUAL, Shares, dealt, nearest_split, split_named
 from pipeline.errors import UserError
+from pipeline.media.mistaken import mistaken_file
 from pipeline.store.fingerprint import digest_text
 
 COLUMNS = {  # accepted column names of each meaning; the first that the table has is read
@@ -108,6 +109,16 @@ def read_csv(path: Path, relative_to: Path, shares: Shares = USUAL) -> Imported:
     return table.read(rows, shares)
 
 
+def _other_separator(columns: Sequence[str]) -> str:
+    """The end of a sentence about a table of one column that another sign separates; "" for other tables."""
+    if len(columns) != 1:
+        return ""
+    for sign in dict.fromkeys(re.findall(r"[^\w\s]", columns[0])):
+        if sum(name.strip().lower() in KNOWN for name in columns[0].split(sign)) > 1:
+            return f"; {sign!r} seems to separate them: possible are {', '.join(map(repr, SEPARATORS))}"
+    return ""
+
+
 def _looks_like_media(folder: Path, name: str) -> bool:
     """Whether a cell may name a media file: the file exists, or the name has a suffix like a media file's."""
     return os.path.isfile(folder / name) or bool(re.fullmatch(r"\.[a-zA-Z]\w{1,4}", Path(name).suffix))
@@ -161,7 +172,9 @@ def read_parquet(path: Path, relative_to: Path, shares: Shares = USUAL) -> Impor
                 raise UserError(f"{path} has several columns {doubled[0]!r}; leave one of them")
             cells = file.read(columns=names).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+        found = mistaken_file(path) if path.is_file() else None
+        reason = f"it is {found}" if found else str(error)
+        raise UserError(f"{path} cannot be read as Parquet: {reason}") from None
     return _listed(Table(path, "Parquet", "row", names, relative_to), list(enumerate(cells, start=1)), shares)
 
 
@@ -260,6 +273,9 @@ class Table:
         """The items of the rows. Raises UserError if no row is usable, and for unknown splits."""
         if not rows:
             raise UserError(f"{self.path} has no rows")
+        if all(isinstance(cells, str) for _, cells in rows):
+            number, reason = rows[0]
+            raise UserError(self._unusable(len(rows), f"{self.row_word} {number}: {reason}"))
         columns_of = self._columns_by_meaning()
         groups: dict[str, list[_TableRow]] = {}
         unknown: list[tuple[int, str]] = []
@@ -274,10 +290,7 @@ class Table:
         if unknown:
             raise UserError(self._unknown_splits(unknown))
         if not groups:
-            raise UserError(
-                f"{self.path} cannot be read as {self.kind}: none of its {len(rows)} {self.row_word}s can be used; "
-                f"{self.left_out[0]}"
-            )
+            raise UserError(self._unusable(len(rows), self.left_out[0]))
         items, names = self._items(groups)
         out = with_splits(items, shares, names)
         bare = [item.id for item in items if not item.split]
@@ -286,6 +299,9 @@ class Table:
                 f"{len(bare)} items have no split in the table and are dealt by a hash of their ids: {_examples(bare)}"
             )
         return Imported(out, self.left_out, self.notes, dealt=len(bare))
+
+    def _unusable(self, rows: int, first: str) -> str:
+        return f"{self.path} cannot be read as {self.kind}: none of its {rows} {self.row_word}s can be used; {first}"
 
     def _columns_by_meaning(self) -> ColumnsByMeaning:
         """The columns that each meaning is read from. Raises UserError without a media or a caption column."""
@@ -304,7 +320,7 @@ class Table:
                 listed = ", ".join(str(name) for name in self.columns if name) or "none"
                 raise UserError(
                     f"{self.path} has no column for {WORDS[key]}; it may be called {', '.join(COLUMNS[key])}; "
-                    f"its columns: {listed[:200]}"
+                    f"its columns: {listed[:200]}{_other_separator(self.columns)}"
                 )
         return columns_of
 

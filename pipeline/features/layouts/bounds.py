@@ -8,7 +8,6 @@ before any value is read.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,9 @@ def _elsewhere(dataset: h5py.h5d.DatasetID) -> str:
 
 
 def require_dataset(dataset: h5py.Dataset) -> None:
-    """Raise Foreign for a dataset that was never written, or whose unpacked size is over the limits.
+    """Raise Foreign for a dataset that was not written completely, or whose unpacked size is over the limits.
+
+    Chunks that were never written read as zeros, as after an extraction that was interrupted.
 
     HDF5 unpacks a whole chunk even to read one row, and deflate's output depends on the stored bytes, not on
     the size of the chunk. Therefore the stored bytes are also compared with the size of the chunks.
@@ -99,7 +100,13 @@ def require_dataset(dataset: h5py.Dataset) -> None:
     require_size(dataset.shape, dataset.dtype, stored)
     if dataset.chunks is not None:
         require_size(dataset.chunks, dataset.dtype, stored)
-        chunks = dataset.id.get_num_chunks() * math.prod(dataset.chunks) * dataset.dtype.itemsize
+        written = dataset.id.get_num_chunks()
+        needed = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        if written < needed:
+            raise Foreign(
+                f"only {written} of the {needed} chunks of its shape {dataset.shape} were ever written"
+            )
+        chunks = written * math.prod(dataset.chunks) * dataset.dtype.itemsize
         if stored > 2 * chunks + SLACK_BYTES:
             raise Foreign(f"its chunks of {_mega(chunks)} are stored in {_mega(stored)}: damaged or made up")
 
@@ -118,21 +125,21 @@ def require_size(shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> N
         )
 
 
-def require_member(
-    member: zipfile.ZipInfo, header: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+def require_npy(
+    header: int, shape: tuple[int, ...], dtype: np.dtype[Any], unpacked: int, stored: int
 ) -> None:
-    """Raise Foreign for an array of an archive whose unpacked size is over the limits or not its shape's.
+    """Raise Foreign for an array of numpy's format whose unpacked size is over the limits or not its shape's.
 
-    header: bytes of the member before its values. Object arrays are not checked: the reader refuses them
-    without unpickling.
+    header: bytes before its values; unpacked, stored: its size with the header, and in the file that holds it.
+    Object arrays are not checked: the reader refuses them without unpickling.
     """
     if dtype.hasobject:
         return
-    require_size(shape, dtype, member.compress_size)
+    require_size(shape, dtype, stored)
     announced = header + math.prod(shape) * dtype.itemsize
-    if member.file_size != announced:
+    if unpacked != announced:
         raise Foreign(
-            f"it holds {member.file_size} bytes, where an array of shape {shape} takes {announced}: damaged or made up"
+            f"it holds {unpacked} bytes, where an array of shape {shape} takes {announced}: damaged or made up"
         )
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import ItemError, UserError, nearest
-from pipeline.features.layouts.bounds import open_hdf5, require_dataset, require_member, require_size
+from pipeline.features.layouts.bounds import open_hdf5, require_dataset, require_npy
+from pipeline.media.mistaken import mistaken_file
 from pipeline.store.segments import Array
 
 SUFFIXES = {
@@ -34,6 +35,7 @@ SUFFIXES = {
 }  # fmt: skip
 MAPS = ("npz", "pt", "safetensors")  # layouts whose single file holds one array for each item
 LONGEST_HEADER = 2**16  # bytes of a .npy file; numpy refuses headers of more than 10,000 characters
+ZIP = b"PK\x03\x04"  # .npz and .pt are archives
 INDEX = "index.json"  # index that `crossreel export features` writes, as its files are named by digests
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile,
@@ -54,6 +56,15 @@ class Entry:
 def no_numbers(shape: tuple[int, ...]) -> Entry:
     """Placeholder for an array whose type numpy does not have; `as_rows` refuses it."""
     return Entry(shape, np.dtype(object), lambda: np.empty(0, object))
+
+
+def unreadable(reason: str) -> Entry:
+    """Placeholder for an array of a file whose other arrays are healthy; reading it raises ValueError."""
+
+    def read() -> Array:
+        raise ValueError(reason)
+
+    return Entry((), np.dtype(object), read)
 
 
 OpenFile = Callable[[Path, ExitStack], Mapping[str, Entry]]
@@ -109,8 +120,10 @@ class FeatureFiles:
         return widths.most_common(1)[0][0] if widths else 0
 
     def half(self, names: Iterable[str]) -> bool:
-        """Whether every one of the named arrays that can be opened is float16."""
-        kinds = {self._entries[name].dtype for name in names if name in self._entries}
+        """Whether every one of the named arrays that holds numbers is float16."""
+        kinds = {
+            entry.dtype for name in names if (entry := self._entries.get(name)) and entry.dtype.kind in "fiu"
+        }
         return kinds == {np.dtype(np.float16)}
 
     def rows(self, name: str) -> Array:
@@ -205,9 +218,9 @@ def _one_file(
     try:
         found = dict(open_file(path, stack))
     except ItemError as error:
-        raise UserError(f"{path}: {error.reason}") from None
+        raise UserError(f"{path}: {_mistaken(path) or error.reason}") from None
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as {layout} ({_first_line(error)})") from None
+        raise UserError(f"{path} cannot be read as {layout} ({_reason(path, error)})") from None
     if not found:
         raise UserError(f"{path} holds no arrays" + (f" called {array!r}" if array else ""))
     return {name or path.stem: entry for name, entry in found.items()}, {}, stack
@@ -233,9 +246,9 @@ def _one_an_item(
                 head = chosen(stack)
             entries[name] = Entry(head.shape, head.dtype, read)
         except ItemError as error:
-            failed[name] = error.reason
+            failed[name] = _mistaken(path) or error.reason
         except UNREADABLE as error:
-            failed[name] = f"it cannot be read ({_first_line(error)})"
+            failed[name] = f"it cannot be read ({_reason(path, error)})"
     return entries, failed
 
 
@@ -284,8 +297,8 @@ def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Ent
         require_dataset(file[name])
         return np.asarray(file[name])
 
-    def visit(name: str, thing: h5py.Group | h5py.Dataset) -> None:
-        end = f"/{dataset}" if dataset else ""
+    def visit(name: str) -> None:
+        thing, end = file[name], f"/{dataset}" if dataset else ""
         if not isinstance(thing, h5py.Dataset) or thing.shape is None or not name.endswith(end):
             return
         try:
@@ -293,7 +306,7 @@ def _open_hdf5(path: Path, stack: ExitStack, dataset: str = "") -> dict[str, Ent
         except TypeError:  # a type that numpy does not have, such as a bit field
             entries[name.removesuffix(end)] = no_numbers(thing.shape)
 
-    file.visititems(visit)
+    file.visit_links(visit)  # `visititems` would pass over the second name of an array
     return entries
 
 
@@ -302,10 +315,8 @@ def _open_npy(path: Path, stack: ExitStack) -> dict[str, Entry]:
         shape, dtype, header = _npy_head(file)
 
     def read() -> Array:
-        if (
-            not dtype.hasobject
-        ):  # a header may announce more than the file holds: numpy would allocate that memory first
-            require_size(shape, dtype, path.stat().st_size - header)
+        size = path.stat().st_size
+        require_npy(header, shape, dtype, size, size)
         return np.asarray(np.load(path, allow_pickle=False))
 
     return {"": Entry(shape, dtype, read)}
@@ -318,12 +329,20 @@ def _open_npz(path: Path, stack: ExitStack) -> dict[str, Entry]:
     stack.enter_context(archive)
     assert archive.zip is not None  # the archive is open here
     entries = {}
-    for key in archive.files:
-        member = key if key in archive.zip.NameToInfo else f"{key}.npy"
-        with archive.zip.open(member) as file:
-            shape, dtype, header = _npy_head(file)
-        read = partial(_read_member, archive, key, archive.zip.getinfo(member), header, shape, dtype)
-        entries[key] = Entry(shape, dtype, read)
+    for name, times in Counter(member.removesuffix(".npy") for member in archive.zip.namelist()).items():
+        if times > 1:
+            entries[name] = unreadable(f"the archive holds {times} arrays of this name")
+            continue
+        member = archive.zip.getinfo(name if name in archive.zip.NameToInfo else f"{name}.npy")
+        try:
+            with archive.zip.open(member) as file:
+                shape, dtype, header = _npy_head(file)
+        except UNREADABLE as error:
+            entries[name] = unreadable(_first_line(error))
+            continue
+        entries[name] = Entry(
+            shape, dtype, partial(_read_member, archive, name, member, header, shape, dtype)
+        )
     return entries
 
 
@@ -332,7 +351,7 @@ def _read_member(
     dtype: np.dtype[Any],
 ) -> Array:  # fmt: skip
     """An array of an archive; refused before unpacking if its size is over the limit or not its shape's."""
-    require_member(member, header, shape, dtype)
+    require_npy(header, shape, dtype, member.file_size, member.compress_size)
     return np.asarray(archive[key])
 
 
@@ -358,3 +377,13 @@ def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, Entry]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """Why a file cannot be opened: what it is instead of arrays, else the first line of the reader's error."""
+    return _mistaken(path) or _first_line(error)
+
+
+def _mistaken(path: Path) -> str:
+    found = mistaken_file(path, expected=(ZIP,)) if path.is_file() else None
+    return f"it is {found}" if found else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from pipeline.media.clouds.cloud import Cloud, Doubles, Refused, finite
 if TYPE_CHECKING:
     from trimesh import Trimesh
 
+COMMENT = re.compile(rb"#[^\n]*")
+# ModelNet40 has files that begin "OFF490 518 0", without a line end between.
+OFF_HEADER = re.compile(rb"\s*[A-Za-z0-9]*?OFF\s*(\d+)\s+(\d+)[^\n]*(?:\n|\Z)")
 JSON_CHUNK = 0x4E4F534A
 UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
@@ -32,8 +36,11 @@ def read_mesh(data: bytes, suffix: str, count: int, seed: int, coloured: bool | 
     Colours, if the mesh has any (of vertices, of faces or, in a .glb, a texture), range from 0 to 255 whatever the
     scale in the file. `coloured`: required (True), left out (False), or read if present (None). Raises Refused.
     """
+    announced = _announced_faces(data) if suffix == ".off" else 0
     remarks = _reference_remarks(data, suffix)
     points, faces, rgb = _sample(data, suffix, count, seed, coloured is not False)
+    if announced and not faces:  # so trimesh reads comments below a header in one line with OFF
+        raise Refused(f"it announces {announced} faces and none of them can be read; remove its comments")
     if coloured and rgb is None:
         raise Refused("it has no colours")
     if faces:
@@ -66,6 +73,25 @@ def _sample(
     except UNREADABLE as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise Refused(f"it is no {suffix} file that can be read ({words[0][:120]})") from None
+
+
+def _announced_faces(data: bytes) -> int:
+    """Number of faces in the header of an OFF file; 0 for a header that cannot be read.
+
+    Raises Refused for another number of lines than it announces: trimesh takes vertices beyond it for faces.
+    """
+    text = COMMENT.sub(b"", data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+    header = OFF_HEADER.match(text)
+    if not header:
+        return 0  # trimesh says what is wrong
+    vertices, faces = (int(number[:18]) for number in header.groups())
+    there = sum(1 for line in text[header.end() :].split(b"\n") if line.strip())
+    if there != vertices + faces:
+        raise Refused(
+            f"it announces {vertices} vertices and {faces} faces, and has {there} lines: its header is wrong or "
+            "it is truncated"
+        )
+    return faces
 
 
 def _areas(mesh: Trimesh) -> Doubles:

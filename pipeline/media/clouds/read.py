@@ -28,12 +28,13 @@ from pipeline.media.clouds.meshes import read_mesh
 from pipeline.media.clouds.pcd import read_pcd
 from pipeline.media.clouds.ply import read_header, read_ply, require_no_more
 from pipeline.media.clouds.text import read_text
-from pipeline.media.mistaken import HEAD_BYTES, mistaken_for
+from pipeline.media.mistaken import mistaken_file
 
 Scale = Literal["as-in-file", "unit"]
 TABLES: dict[str, Callable[[bytes, Columns | None], Cloud]] = {
     ".txt": read_text, ".xyz": read_text, ".pts": read_text, ".npy": read_npy, ".npz": read_npz,
 }  # fmt: skip
+ZIP = b"PK\x03\x04"  # .npz is an archive
 MESHES = (".off", ".obj", ".stl", ".glb")
 SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", *MESHES})
 MESH_POINTS = 20_000  # points sampled from a mesh; farthest-point sampling then takes 10,000 of them
@@ -77,13 +78,10 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
 
 def _mistaken(path: Path) -> str:
     """The reason why a file is no cloud but another kind of file, such as an HTML page; "" if it may be a cloud."""
-    if (
-        path.suffix.lower() == ".npz" or not path.is_file()
-    ):  # .npz is a ZIP archive, which mistaken_for reports
+    if not path.is_file() or not path.stat().st_size:
         return ""
-    with path.open("rb") as file:
-        kind = mistaken_for(file.read(HEAD_BYTES))
-    return f"it is {kind}" if kind else ""
+    found = mistaken_file(path, expected=(ZIP,) if path.suffix.lower() == ".npz" else ())
+    return f"it is {found}" if found else ""
 
 
 def _bytes(path: Path) -> bytes:

@@ -17,6 +17,11 @@ ODD_LINES = 0.01  # largest share of a file's lines that is left out for another
 # One comma between digits and none beside them: "0,458"; in "1,2,3" and "0.5,1.5" commas stand between numbers.
 DECIMAL_COMMA = re.compile(rb"(?<![\d.,])\d+,\d+(?=[\s;|eE]|,\s|\Z)")
 SPACED = re.compile(rb"\d(?:[;|]|,?[ \t])[ \t]*[-+]?\d")  # two numbers separated by more than a comma
+# One byte that is no text, with a separator on one side and a number on the other: it may stand for a digit.
+LOST_DIGIT = re.compile(
+    rb"(?:(?<=[\s,;|])|\A)[\x00-\x08\x0e-\x1f\x7f-\xff](?=[\d.])"
+    rb"|(?<=[\d.])[\x00-\x08\x0e-\x1f\x7f-\xff](?=[\s,;|])"
+)
 COMMENT = re.compile(rb"(#|//)[^\n]*")
 
 
@@ -145,7 +150,16 @@ def _require_numbers(words: list[bytes], line: int) -> None:
 
 
 def separated(data: bytes) -> bytes:
-    """The same lines with a space in place of every byte that no number contains."""
+    """The same lines with a space in place of every byte that no number contains.
+
+    Raises Refused where such a byte stands at an end of a number, in place of a digit perhaps.
+    """
+    lost = LOST_DIGIT.search(data)
+    if lost:
+        line = data.count(b"\n", 0, lost.start()) + 1
+        raise Refused(
+            f"line {line}: the byte {lost[0]!r} stands at the end of a number, as if it replaced a digit"
+        )
     return data.translate(SEPARATED)
 
 

@@ -67,7 +67,7 @@ def test_a_decoder_that_fails_or_hangs_is_missing(monkeypatch):
     assert [f.ok for f in findings] == [False, False]
     assert findings[0].detail == "decord: cannot load library, not 10 frames"
     monkeypatch.setattr(doctor, "ANSWER_SECONDS", 0.2)
-    assert doctor._asked("import time; time.sleep(60)") == (False, "no answer within 0.2 s")
+    assert doctor._run_python("import time; time.sleep(60)") == (False, "no answer within 0.2 s")
 
 
 def test_a_torch_that_does_not_see_the_gpus_is_missing(monkeypatch):

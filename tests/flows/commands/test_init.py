@@ -270,6 +270,7 @@ def test_held_out_videos_and_the_stable_trajectory_are_told_in_the_file(
     text = (tmp_path / "x.toml").read_text()
     assert manifest_name(row, "9") == "msrvtt-1k-A-val9.jsonl" in text
     assert "held out, not on the test split as its authors did" in text and usual_val(row) == "papers"
+    assert "#   crossreel run x.toml" in text
     assert 'trajectory = "stable"' in text and '# precision = "fp32"' in text and "# coef_lr = 0.01" in text
     assert len(Corpus.read(tmp_path / "msrvtt-1k-A-val9.jsonl").gallery("val")) == 9
 
@@ -281,8 +282,19 @@ def test_ones_own_corpus_gets_settings_that_fit_it_and_are_planned(
     items = []
     for n, split in enumerate(["train"] * 30 + ["val"] * 3 + ["test"] * 3):
         (tmp_path / f"{n}.mp4").write_text(str(n))
-        items.append(Item(f"v{n}", split, (Caption(f"c{n}", f"caption {n}"),), f"{n}.mp4"))
+        items.append(
+            Item(
+                f"v{n}", split, (Caption(f"c{n}", f"caption {n}"), Caption(f"d{n}", f"said {n}")), f"{n}.mp4"
+            )
+        )
     write_manifest(tmp_path / "corpus.jsonl", items)
+    trained = [*items[:8], *items[30:]]
+    write_manifest(tmp_path / "few.jsonl", trained)
+    assert crossreel("init", "--corpus", "few.jsonl", "--methods", "neighborretr", "-o", "few.toml").code == 0
+    few = tomllib.loads((tmp_path / "few.toml").read_text())["trainers"]["neighborretr"]
+    assert (few["batch_size"], few["num_neighbors"]) == (16, 13), "as many as a batch leaves"
+    seeded = ("--set", "trainers.neighborretr.backbone_weights=seed:0")
+    assert crossreel("plan", "few.toml", *seeded).code == 0
     ended = crossreel("init", "--corpus", "corpus.jsonl", "--methods", "clip4clip,gare,hlformer")
     assert ended.code == 0, ended.err
     file = tmp_path / "corpus-clip4clip-gare-hlformer.toml"
@@ -292,7 +304,7 @@ def test_ones_own_corpus_gets_settings_that_fit_it_and_are_planned(
         tree["methods"], "none"
     )
     gare = tree["trainers"]["gare"]
-    assert (gare["batch_size"], gare["precision"], gare["coef_lr"]) == (30, "fp32", 0.01)
+    assert (gare["batch_size"], gare["precision"], gare["coef_lr"]) == (60, "fp32", 0.01)
     assert tree["trainers"]["clip4clip"]["epochs"] == 0 and tree["trainers"]["hlformer"]["batch_size"] == 30
     sets = ["extractors.clip.weights=seed:0", "trainers.gare.backbone_weights=seed:0"]
     ended = crossreel("plan", file.name, *(word for s in sets for word in ("--set", s)))

@@ -161,7 +161,12 @@ def test_two_runs_at_once_bring_two_servers_and_make_everything_once(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
+        (signal.SIGINT, 130),
+        (signal.SIGKILL, -9),
+    ],
 )
 def test_a_run_that_is_ended_leaves_no_process_behind(place: Place, number: int, code: int) -> None:
     place.corpus("long-a", "long-b")

@@ -262,19 +262,19 @@ def test_methods_are_named_alone_by_experiment_or_together(crossreel, experiment
 
 
 @pytest.mark.slow
-def test_methods_that_are_unknown_or_not_evaluated_are_one_sentence(crossreel, experiment, monkeypatch):
+def test_a_method_that_is_unknown_or_was_never_evaluated_on_a_split_is_one_sentence(
+    crossreel, experiment, monkeypatch
+):
     monkeypatch.chdir(experiment.parent)
     assert "'hlfromer' is not a method of experiment.toml; did you mean 'hlformer'?" in refused(
         crossreel, "hlformer", "hlfromer"
     )
-    said = refused(crossreel, "experiment.toml", "hlformer", "--set", "trainers.hlformer.seed=7")
-    assert said.endswith(
-        "hlformer of experiment.toml is not evaluated yet; run `crossreel run experiment.toml` first"
-    )
+    stale = crossreel("compare", "hlformer", "hlformer", "--set", "trainers.hlformer.seed=7")
+    assert stale.code == 0 and "it is stale: train-hlformer.seed was 0 and is 7" in stale.out + stale.err
     said = refused(
         crossreel, "hlformer", "hlformer", "--split", "val", "--set", "evaluate.post_processing=[]"
     )
-    assert "is not evaluated yet" in said
+    assert "was evaluated on the split 'test', not on 'val'" in said
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from flows.graph import METHODS
 from flows.project import open_project
 from flows.results.method_results import method_results
-from flows.serve.catalogue import read_catalogue
+from flows.serve.catalogue import read_searchable
 from pipeline.corpus.importers.demo.clouds import scan
 from pipeline.corpus.manifest import Caption, Item, write_manifest
 
@@ -131,7 +131,7 @@ def test_every_page_of_an_untrained_method_works(
         called("search", "a red ball", experiment, "--method", method, "--json")
     )
     assert found["method"] == method and len(found["hits"]) == metrics.protocol.items
-    (listed,) = [each for each in read_catalogue(one.project, [], ()).methods if each.name == method]
+    (listed,) = [each for each in read_searchable(one.project, [], {})[0] if each.name == method]
     assert listed.splits == ("test",) and not listed.missing
 
     sweep = tmp_path / "sweep.toml"

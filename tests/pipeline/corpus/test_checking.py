@@ -60,7 +60,8 @@ def test_each_broken_file_is_an_error_with_its_reason_and_the_rest_is_opened(fin
     told = dict(sentence.split(": ", 1) for sentence in errors)
     assert set(told) == {"empty", "text", "cut", "gone"}
     assert "empty (0 bytes)" in told["empty"] and "does not exist" in told["gone"]
-    assert "not a readable video" in told["text"] and "not a readable video" in told["cut"]
+    assert told["text"] == "it is a text ('not a video'), not a video"
+    assert "not a readable video" in told["cut"]
 
 
 def test_the_same_bytes_are_a_warning_within_a_split_and_an_error_across(findings, rendered, tmp_path):
@@ -246,6 +247,13 @@ def test_items_of_train_and_test_and_splits_with_odd_names_are_reported(findings
         "1 items are in the split 'tset', which is used only where evaluate.split names it; did you mean 'test'?"
         in found["warning"]
     )
+
+
+def test_ids_that_look_alike_or_hold_unseen_signs_are_named(findings):
+    names = ("caf\u00e9", "cafe\u0301", "red\x1b[31m", "\u202eevil", "plain")
+    found = findings(*(Item(n, "test", (Caption(f"{n}#0", n),), digest=n) for n in names))["warning"]
+    assert r"2 ids look the same and differ in their Unicode form: 'caf\xe9', 'cafe\u0301'" in found
+    assert r"2 ids hold control characters or marks that are not shown: 'red\x1b[31m', '\u202eevil'" in found
 
 
 def test_a_pointer_a_page_and_an_empty_file_are_named_as_what_they_are(findings, tmp_path):

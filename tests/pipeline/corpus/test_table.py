@@ -470,3 +470,23 @@ def test_ten_thousand_files_of_one_name_have_ids_of_their_own(tmp_path):
 
     names = _names({f"video{n}/clip.mp4": "" for n in range(10_000)})
     assert len(set(names.values())) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("t.csv", "video:caption:split\na.mp4:a:train\n", "':' seems to separate them: possible are ',', '\\t'"),
+        ("t.csv", "video^caption\na.mp4^a\n", "'^' seems to separate them"),
+        ("t.jsonl", '[{"media": "a.mp4", "caption": "a"}]\n', "none of its 1 lines can be used; line 1: not"),
+        ("t.jsonl", '{\n"media": "a.mp4", "caption": "a"}\n', "none of its 2 lines can be used; line 1: not"),
+        ("t.parquet", "version https://git-lfs.github.com/spec/v1\n", "as Parquet: it is a Git LFS pointer"),
+        ("t.parquet", "", "as Parquet: it is empty"),
+    ],
+)  # fmt: skip
+def test_a_table_of_another_kind_is_told_what_it_is(tmp_path, name, text, words):
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    (tmp_path / name).write_text(text)
+    reader = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}[Path(name).suffix]
+    with pytest.raises(UserError) as error:
+        reader(tmp_path / name, tmp_path)
+    assert words in str(error.value)

@@ -143,8 +143,8 @@ def test_an_archive_s_array_that_unpacks_to_too_much_is_refused_unread(
 def test_a_header_that_announces_gigabytes_of_itself_is_not_read(tmp_path):
     head = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b"{"
     path = archive(tmp_path / "features.npz", head, 20)
-    with pytest.raises(UserError, match=r"features\.npz cannot be read as npz"):
-        FeatureFiles.open(path, "npz")
+    with FeatureFiles.open(path, "npz") as files, pytest.raises(ItemError, match="EOF: reading array header"):
+        files.rows("bad")
 
 
 def test_padding_may_be_as_compressible_as_it_likes_in_arrays_of_usual_size(tmp_path):
@@ -198,3 +198,59 @@ def test_compressed_hdf5_that_unpacks_to_too_much_is_refused_unread(tmp_path, mo
 def zlib_bomb(megabytes: int) -> bytes:
     packer = zlib.compressobj(9)
     return b"".join(packer.compress(bytes(2**20)) for _ in range(megabytes)) + packer.flush()
+
+
+def test_an_array_of_which_chunks_were_never_written_is_no_zeros(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, rows in (("begun", 10), ("whole", 95)):
+            file.create_dataset(name, (95, 8), "f4", chunks=(10, 8), compression="gzip")[:rows] = 1
+    with FeatureFiles.open(tmp_path / "a.h5", "hdf5") as files:
+        assert files.rows("whole").sum() == 95 * 8
+        with pytest.raises(
+            ItemError, match=r"only 1 of the 10 chunks of its shape \(95, 8\) were ever written"
+        ):
+            files.rows("begun")
+
+
+def test_an_array_of_two_names_is_under_both(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = ROWS
+        file["b"] = file["a"]
+    with FeatureFiles.open(tmp_path / "a.h5", "hdf5") as files:
+        assert files.rows("b").shape == files.rows("a").shape == (5, 8)
+
+
+def test_one_bad_member_of_an_archive_leaves_the_others(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, good=ROWS.astype(np.float16), twice=ROWS)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "hello")
+        archive.writestr("twice", "another of that name")
+    with FeatureFiles.open(path, "npz") as files:
+        assert files.rows("good").shape == (5, 8) and files.half(files.names)
+        for name, reason in (("readme.txt", "magic string"), ("twice", "2 arrays of this name")):
+            with pytest.raises(ItemError, match=reason):
+                files.rows(name)
+
+
+def test_npy_that_holds_more_than_its_header_announces_is_refused(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, ROWS)
+        np.save(file, ROWS)
+    with (
+        FeatureFiles.open(tmp_path / "a.npy", "npy") as files,
+        pytest.raises(ItemError, match="damaged or made up"),
+    ):
+        files.rows("a")
+
+
+@pytest.mark.parametrize("layout", ["hdf5", "npy", "npz", "safetensors"])
+def test_a_file_that_is_something_else_is_named(tmp_path, layout):
+    path = tmp_path / f"a.{layout}"
+    for content, name in (
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"", r"empty \(0 bytes\)"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"cannot be read as {layout} \\(it is {name}"):
+            FeatureFiles.open(path, layout)

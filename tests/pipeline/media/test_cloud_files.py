@@ -629,3 +629,37 @@ def test_a_line_of_a_ply_with_more_columns_than_its_header_names_is_refused(file
     assert re.search(
         rf"line {place + 1} has \d columns, its header names \d", wrong(file("ply", b"\n".join(lines)))
     )
+
+
+@pytest.mark.parametrize("head", [b"OFF\n# made by hand\n", b"OFF ", b"OFF"])
+def test_an_off_file_has_as_many_lines_as_its_header_announces(file, head):
+    body = b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+    assert read(file("off", head + b"3 1 0\n" + body)).points == 20_000
+    for counts in (
+        b"2 1 0\n",
+        b"4 1 0\n",
+        b"3 2 0\n",
+    ):  # with two vertices trimesh takes the third for a face
+        with pytest.raises(ItemError, match="and has 4 lines: its header is wrong or it is truncated"):
+            read(file("off", head + counts + body))
+    commented = file("off", b"OFF 3 1 0\n0 0 0 # a corner\n\n" + body.partition(b"\n")[2])
+    with pytest.raises(ItemError, match="it announces 1 faces and none of them can be read; remove its comm"):
+        read(commented)
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"), [(b"\xff2.5 1 2", "\\xff"), (b"1 2.5\x10 2", "\\x10"), (b"1 \x952.5 2", "\\x95")]
+)
+def test_a_byte_that_may_have_replaced_a_digit_is_named_by_line(file, line, lost):
+    rows = [b"0.5 1 2"] * 200
+    rows[50] = line
+    with pytest.raises(ItemError, match=rf"line 51: the byte b'\{lost}' stands at the end of a number"):
+        read(file("txt", b"\n".join(rows)))
+    rows[50] = b"0.5\x101 2"  # between two numbers it is a separator, as in S3DIS
+    assert read(file("txt", b"\n".join(rows))).points == 200
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "ply", "txt"])
+def test_a_pointer_under_any_suffix_is_named(file, suffix):
+    with pytest.raises(ItemError, match="it is a Git LFS pointer"):
+        read(file(suffix, b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"))

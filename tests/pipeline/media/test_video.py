@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shutil
 import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,7 +98,7 @@ def test_a_path_is_a_file_and_nothing_else(tmp_path):
 
 
 def test_a_failed_video_leaves_no_file(tmp_path):
-    (tmp_path / "in.mp4").write_bytes(b"nothing" * 100)
+    (tmp_path / "in.mp4").write_bytes(b"\xfe\xff" * 100)
     with pytest.raises(ItemError, match="not a readable video"):
         compress(tmp_path / "in.mp4", tmp_path / "out.mp4", Compression(), 60)
     assert not (tmp_path / "out.mp4").exists()
@@ -148,3 +154,59 @@ def test_the_containers_of_videos_are_on_the_list(clip_of, run_ffmpeg, tmp_path,
     )
     run_ffmpeg("-i", source, *codec, path)
     assert len(compress(path, tmp_path / "out.mp4", Compression(), 60)) == 3
+
+
+def archived(data: bytes, folder: Path, kind: str) -> bytes:
+    """A file that begins with something else and holds a video, byte for byte."""
+    path = folder / "archive"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as stored:
+            stored.writestr("clip", data)
+    elif kind == "tar":
+        with tarfile.open(path, "w") as tape:
+            entry = tarfile.TarInfo("clip")
+            entry.size = len(data)
+            tape.addfile(entry, io.BytesIO(data))
+    else:
+        starts = {
+            "mail": b"--boundary\r\nContent-Type: video/mp4\r\n\r\n",
+            "zeros": bytes(40_000), "page": b"\n<!doctype html>",
+            "unknown": b"\xd0\xcf\x11\xe0" + b"\1" * 5000,
+        }  # fmt: skip
+        path.write_bytes(starts[kind] + data)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "mail", "zeros", "page", "unknown"])
+def test_a_video_inside_another_file_is_not_taken(clip_of, run_ffmpeg, tmp_path, kind):
+    source = clip_of(tmp_path / "source.mp4", 1)
+    for suffix in ("ts", "mpg", "h264", "avi"):
+        inner = tmp_path / f"inner.{suffix}"
+        run_ffmpeg("-i", source, *(["-c:v", "mpeg4"] if suffix == "avi" else []), inner)
+        path = tmp_path / f"{kind}_{suffix}.mp4"
+        path.write_bytes(archived(inner.read_bytes(), tmp_path, kind))
+        with pytest.raises(ItemError):
+            compress(path, tmp_path / "out.mp4", Compression(), 30)
+
+
+def test_a_recording_that_begins_inside_a_packet_is_healthy(clip_of, tmp_path):
+    clip_of(tmp_path / "whole.ts", 2)
+    (tmp_path / "cut.ts").write_bytes((tmp_path / "whole.ts").read_bytes()[100:])
+    assert len(compress(tmp_path / "cut.ts", tmp_path / "out.mp4", Compression(), 30)) == 6
+
+
+def test_a_stream_of_jpegs_is_a_video_and_one_jpeg_is_a_picture(clip_of, run_ffmpeg, tmp_path):
+    source = clip_of(tmp_path / "source.mp4", 2)
+    run_ffmpeg("-i", source, tmp_path / "clip.mjpeg")
+    assert len(compress(tmp_path / "clip.mjpeg", tmp_path / "out.mp4", Compression(), 30)) == 6
+    run_ffmpeg("-i", source, "-frames:v", "1", tmp_path / "picture.jpg")
+    shutil.copy(tmp_path / "picture.jpg", tmp_path / "clip.mp4")
+    with pytest.raises(ItemError, match="it is a JPEG picture, not a video"):
+        probe(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("text", ["rtsp://localhost/clip.rm\n", "1\n00:00:00,000 --> 00:00:02,000\nHello\n"])
+def test_a_text_under_a_video_s_name_is_quoted(tmp_path, text):
+    (tmp_path / "clip.rm").write_text(text)
+    with pytest.raises(ItemError, match=re.escape(f"it is a text ({' '.join(text.split())!r}), not a video")):
+        probe(tmp_path / "clip.rm")

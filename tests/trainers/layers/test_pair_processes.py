@@ -100,7 +100,7 @@ def train(from_processes: Callable[..., list[Any]], folder: Path, name: str, wor
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_two_processes_learn_to_find_unseen_videos_and_end_alike(
     tmp_path: Path, name: str, from_processes: Callable[..., list[Any]]

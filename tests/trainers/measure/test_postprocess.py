@@ -318,7 +318,7 @@ def test_fingerprints_change_only_by_what_is_asked_for() -> None:
     def decided(**settings: Any) -> dict[str, Any]:
         return fill(EvaluateParams, settings, "evaluate").decisive()
 
-    plain = {"split": "test", "directions": "auto", "seed": 0, "rerank": 0}
+    plain = {"split": "test", "directions": "auto", "seed": 0, "rerank": 0, "v2t_rank": "auto"}
     assert decided() == decided(qb_norm={"k": 5}, sinkhorn={"beta": 3}) == plain
     sink = decided(post_processing=["sinkhorn"])
     assert sink == plain | {"post_processing": ["sinkhorn"], "sinkhorn": {"beta": 100.0, "iterations": 10}}
