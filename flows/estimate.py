@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,9 +79,16 @@ class Machine:
         return (cpu + flops / OPERATIONS_A_SECOND) / busy
 
 
-def estimate(project: Project, states: Mapping[str, State]) -> dict[str, Expected]:
-    """What each stage's missing units will take. A few media files are opened if nothing was measured."""
-    measured = _measured(project.store, states)
+def estimate(
+    project: Project, states: Mapping[str, State], names: Collection[str] | None = None
+) -> dict[str, Expected]:
+    """What the missing units of each stage, or of each of `names`, will take.
+
+    A few media files are opened if nothing was measured. The settings of other stages are not looked at: their networks
+    may name packages that are not installed.
+    """
+    needed = states if names is None else {name: states[name] for name in states if name in names}
+    measured = _measured(project.store, needed)
     if all(one.seconds is not None and one.bytes is not None for one in measured.values()):
         return measured
     usual = Usual(project, states)

@@ -234,7 +234,7 @@ def _device(project: Project, running: Sequence[Stage[Params]]) -> Iterator[Prob
 
 def _disk(project: Project, states: plan.Survey, needed: Collection[str]) -> Iterator[Problem]:
     """A disk with less free space than the missing artifacts are expected to take."""
-    expected = {name: e.bytes or 0.0 for name, e in estimate(project, states).items() if name in needed}
+    expected = {name: e.bytes or 0.0 for name, e in estimate(project, states, needed).items()}
     total, free = sum(expected.values()), shutil.disk_usage(project.store.root).free
     if total > free:
         most = max(expected, key=lambda name: expected[name])

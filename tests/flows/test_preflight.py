@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from extractors.backbones import clip_configs
 from extractors.clip import Clip
 from flows.preflight import find_problems, require_possible
 from flows.project import open_project
@@ -126,3 +127,14 @@ def test_a_gpu_that_is_not_there_is_said_before(lab, monkeypatch):
 )
 def test_a_method_says_which_settings_the_corpus_leaves_no_room_for(config, sizes, names):
     assert [name for name, _ in config.unsuited(sizes)] == names
+
+
+def test_a_stage_is_made_without_the_packages_of_other_stages(lab, crossreel, monkeypatch):
+    """The disk it needs is estimated from its own settings alone."""
+
+    def missing() -> None:
+        raise UserError("open_clip is not installed: pip install open_clip_torch")
+
+    monkeypatch.setattr(clip_configs, "_open_clip_folder", missing)
+    done = crossreel("stage", "compress", lab.toml)
+    assert done.code == 0, done.err
