@@ -73,6 +73,9 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     if out.is_terminal:
         out.print(table)
         return
+    if title:
+        out.print(title, markup=False, soft_wrap=True)  # above the table, not padded to its width
+        table.title = None
     needed = Measurement.get(out, out.options.update(max_width=UNFOLDED), table).maximum
     Terminal(file=out.file, width=needed, highlight=False).print(table)
 

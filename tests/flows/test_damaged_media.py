@@ -22,7 +22,7 @@ BROKEN = {  # item -> a word of the reason
     "truncated": "truncated|could not|decoded",
     "random": "not a readable video",
     "empty": "empty",
-    "text": "not a readable video",
+    "text": "it is a text ('this is no video",
     "sound": "no video stream",
     "no frames": "no frame|not a readable video",
     "folder": "not a file|folder",

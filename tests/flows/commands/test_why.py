@@ -97,8 +97,10 @@ def test_a_failure_and_what_it_keeps_from_being_made_have_the_reason(why, made):
     (made.folder / "clip03.mp4").write_bytes(b"no video")
     assert made.run("stage", "clip", made.toml).code == 3
     told = why("compress")
-    assert told.startswith("compress of clip03: failed 1 times: not a readable video")
-    assert "clip of clip03: left out" in why("clip") and "not a readable video" in why("clip")
+    assert told.startswith("compress of clip03: failed 1 times: it is a text ('no video'), not a video")
+    assert "clip of clip03: left out" in why("clip") and "it is a text ('no video'), not a video" in why(
+        "clip"
+    )
 
 
 def test_media_that_cannot_be_read_are_one_sentence(why, made):
