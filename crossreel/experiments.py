@@ -13,16 +13,14 @@ from crossreel.runs import Run, Runs
 from crossreel.settings import Settings, as_sets
 from crossreel.store import Store
 from crossreel.tables import METRIC_COLUMNS, Table, metric_rows
+from flows.commands.terms import all_sets
 from flows.console import StageDisplay
-from flows.estimate import estimate
-from flows.preflight import find_problems, refusal, require_possible
+from flows.preflight import planned, require_possible
 from flows.project import FailedUnit, Project, open_project
 from flows.run import RunResult, run_stages
 from flows.troubles import in_sentences
 from pipeline.errors import UserError, nearest
 from pipeline.run import plan as planning
-
-ANYWAY = "run.anyway=true"
 
 
 @dataclass(frozen=True)
@@ -194,20 +192,15 @@ class Experiment:
         Raises Error where a stage cannot even be looked up, for instance because a file of weights is not there.
         """
         project = self._project()
-        survey = project.states(math.inf)
-        problems = find_problems(project, survey, list(project.stages))
-        if any(problem.fatal for problem in problems):
-            raise refusal(problems)
-        states = dict(survey)
-        expected = estimate(project, states)
+        found = planned(project)
         stages = [
             PlannedStage(
                 name, len(state.keys), state.done, len(state.missing), len(state.failed) + len(state.blocked),
-                expected[name].seconds, expected[name].bytes, state.fingerprint.hex,
+                found.expected[name].seconds, found.expected[name].bytes, state.fingerprint.hex,
             )
-            for name, state in states.items()
+            for name, state in found.states.items()
         ]  # fmt: skip
-        return Plan(stages, [problem.sentence for problem in problems])
+        return Plan(stages, [problem.sentence for problem in found.problems])
 
     @in_sentences()
     def run(
@@ -221,7 +214,7 @@ class Experiment:
         of the file, for this run; the outcome's `experiment` has them. redo: stages that are made again. anyway: begin
         although a problem is known. Items that fail are listed in the outcome; raises Error for what stops everything.
         """
-        sets = [*self._sets, *as_sets(set), *([ANYWAY] if anyway else [])]
+        sets = all_sets([*self._sets, *as_sets(set)], anyway)
         fresh = Experiment(
             self._project().experiment.path, sets, _names(methods) or self._methods, self._quiet
         )

@@ -5,13 +5,14 @@ Only stages that would run are looked at, and no network is loaded.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from extractors.clouds import CloudEncoder
 from extractors.points import PointsParams
-from flows.estimate import estimate
+from flows.estimate import Expected, estimate
 from flows.project import Project
 from pipeline.errors import UserError
 from pipeline.run import plan
@@ -84,6 +85,25 @@ def require_possible(
     if refused:
         raise refusal(problems)
     return problems
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run of every stage would find, would stop at, and would take, by stage."""
+
+    states: dict[str, plan.State]
+    problems: list[Problem]
+    expected: dict[str, Expected]
+
+
+def planned(project: Project) -> Planned:
+    """Look at every stage as the next run would. Raises UserError where one cannot be looked up in the store."""
+    survey = project.states(math.inf)
+    problems = find_problems(project, survey, list(project.stages))
+    if any(problem.fatal for problem in problems):
+        raise refusal(problems)
+    states = dict(survey)
+    return Planned(states, problems, estimate(project, states))
 
 
 def refusal(problems: Sequence[Problem]) -> UserError:

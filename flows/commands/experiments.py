@@ -30,8 +30,8 @@ from flows.commands.terms import (
     print_table,
 )  # fmt: skip
 from flows.console import StageDisplay, sentence
-from flows.estimate import Expected, assumptions, estimate
-from flows.preflight import Problem, as_text, find_problems, refusal, require_possible
+from flows.estimate import Expected, assumptions
+from flows.preflight import Problem, as_text, planned, refusal, require_possible
 from flows.project import OnHashed, Project, open_project
 from flows.repetition import in_lines
 from flows.reporting import Stopped, report_of
@@ -293,12 +293,8 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
     """
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, all_sets(sets, anyway), methods, display)
-    survey = project.states(math.inf)
-    problems = find_problems(project, survey, list(project.stages))
-    if any(problem.fatal for problem in problems):
-        raise refusal(problems)
-    states = dict(survey)
-    expected = estimate(project, states)
+    found = planned(project)
+    states, problems, expected = found.states, found.problems, found.expected
     if as_json:
         shared = {name: group for group in planning.passes(states) for name in group}
         print_json({
