@@ -17,7 +17,7 @@ from pipeline.features.exporting import Exported, Output, export_ms_sl
 from pipeline.features.imported import imported_stages
 from pipeline.features.layouts.feature_files import INDEX, Entry, no_numbers
 from pipeline.features.layouts.h2arn_files import export_h2arn
-from pipeline.run.plan import State, survey
+from pipeline.run.plan import State, Survey, survey
 from pipeline.store.segments import Array
 from pipeline.store.store import write_json
 from trainers.config import MethodConfig
@@ -47,13 +47,13 @@ class StageFeatures:
         return self.output.reader.rows(self._keys[name], self.output.field, check=True)
 
 
-def having_features(project: Project, stage: str) -> State:
-    """The state of a stage that has features, also of an imported one that no method reads.
+def having_features(project: Project, stage: str, states: Survey | None = None) -> State:
+    """The state of a stage that has features, also of an imported one that no method reads; `states`: a survey so far.
 
     Raises UserError for any other.
     """
     if stage in project.stages and project.stages[stage].fields:
-        return project.states()[stage]
+        return (project.states() if states is None else states)[stage]
     imported = imported_stages(project.store.index)
     if stage in imported:
         return survey({stage: imported[stage]}, project.contents, project.store, project.known)[stage]

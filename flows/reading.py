@@ -177,10 +177,11 @@ def stage_features(project: Project, stage: str, keep: object = None) -> Feature
             f"{stage} is made once for the whole corpus and has no arrays by item; those that have: "
             f"{', '.join(stages_with_features(project))}"
         )
-    state = having_features(project, stage)
+    states = project.states()
+    state = having_features(project, stage, states)
     contents, over, fp = project.contents, state.stage.over, state.fingerprint.hex
     names = contents.names(over)
-    unmade = _unmade(project, state, names)
+    unmade = _unmade(project, states, state, names)
     suffix = state.stage.file_suffix
     files = {name: project.store.item_file(stage, fp, key, suffix) for name, key in names.items() if suffix}
     reader = FeatureReader({
@@ -207,14 +208,15 @@ def _splits(project: Project, over: str) -> dict[str, frozenset[str]]:
     return {split: frozenset(item.id for item in corpus.gallery(split)) for split in corpus.splits}
 
 
-def _unmade(project: Project, state: plan.State, names: Mapping[str, str]) -> dict[str, ItemError]:
+def _unmade(
+    project: Project, states: plan.Survey, state: plan.State, names: Mapping[str, str]
+) -> dict[str, ItemError]:
     """The error of each id that failed, in this stage, in one that it needs, or as a file."""
     out: dict[str, ItemError] = {}
     if state.stage.over == "items":
         out = {name: ItemError(name, reason) for name, reason in project.contents.unreadable.items()}
     reasons = {key: failure.reason for key, failure in state.failed.items()}
     if state.blocked:
-        states = project.states()
         for need in plan.ancestors(project.stages, state.stage.needs):
             for key, failure in states[need].failed.items():
                 if key in state.blocked:
