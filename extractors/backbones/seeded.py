@@ -51,7 +51,7 @@ def initialise(network: nn.Module, seed: int) -> None:
         elif parameter.ndim >= 2 or name.endswith("class_embedding"):
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            values = torch.randn(parameter.shape, generator=generator)
+            values = torch.randn(parameter.shape, generator=generator, device="cpu")
             parameter.data.copy_(values * _spread(name, parameter))
 
 

@@ -64,17 +64,22 @@ def verify(
         typer.Option("--method", help="Expect only cases of this method; a case of another is an error."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only failures and totals.")] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="Where the cases are computed, in float32: cpu, cuda, cuda:1.")
+    ] = "cpu",
 ) -> None:
     """Compare a method with the published one on recorded cases of the authors' code.
 
     Prints one line for each quantity: verdict, name, error relative to the largest value, and tolerance.
     """
     from trainers.verify.cases import verify as run_cases  # torch: only this verb pays for it
+    from trainers.verify.tensors import require_device
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
+    require_device(device)
     failed = quantities = cases = 0
-    for case in run_cases(folder, method):
+    for case in run_cases(folder, method, device):
         cases += 1
         out.print(f"{case.path} ({case.method})", markup=False)
         for quantity in case.quantities:

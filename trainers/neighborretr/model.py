@@ -110,7 +110,7 @@ class NeighborRetrHead(nn.Module):
 def shared_noise(shape: torch.Size, device: torch.device) -> Tensor:
     """Noise from U(0, 1e-6), the same in every process, because all must cluster the joint batch alike."""
     generator = torch.Generator().manual_seed(distributed.shared_seed())
-    return (NOISE * torch.rand(shape, generator=generator)).to(device)
+    return (NOISE * torch.rand(shape, generator=generator, device="cpu")).to(device)
 
 
 class NeighborRetrNetwork(nn.Module):

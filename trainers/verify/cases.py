@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
 from pipeline.errors import ItemError, UserError, nearest
@@ -82,8 +82,8 @@ class ReadsFolders(Protocol):
         ...
 
 
-def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
-    """The result of each case in and below a folder, in the order of their paths.
+def verify(folder: Path, method: str | None = None, device: str = "cpu") -> Iterator[CaseResult]:
+    """The result of each case in and below a folder, in the order of their paths, computed on `device`.
 
     With a method named, every .json file must be a case of it, except those in a folder that bears another
     method's name. Raises UserError if there is no case at all.
@@ -99,10 +99,10 @@ def verify(folder: Path, method: str | None = None) -> Iterator[CaseResult]:
     if not paths:
         raise UserError(f"there is no .json file in {folder} or below, so there is no case to run")
     for path in paths:
-        yield run_case(path, method)
+        yield run_case(path, method, device)
 
 
-def run_case(path: Path, method: str | None = None) -> CaseResult:
+def run_case(path: Path, method: str | None = None, device: str = "cpu") -> CaseResult:
     """The result of one case; an error that prevents it is a failed quantity."""
     try:
         case = json.loads(path.read_text(encoding="utf-8"))
@@ -113,7 +113,9 @@ def run_case(path: Path, method: str | None = None) -> CaseResult:
         return _failed(path, method or "?", "is no case that is understood here")
     quantities: list[Quantity] = []
     try:
-        quantities.extend(_module(name).run(path, case))
+        module = _module(name)
+        with importlib.import_module("trainers.verify.tensors").computing_on(device):
+            quantities.extend(module.run(path, case))
     except BROKEN as error:
         quantities.append(failure("case", f"cannot be run: {type(error).__name__}: {error}"))
     return CaseResult(path, name, quantities)
@@ -124,7 +126,7 @@ def compare(name: str, computed: ArrayLike, expected: ArrayLike, allowed: float,
 
     A wrong shape is an infinite error; so is a NaN.
     """
-    a, b = np.asarray(computed, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    a, b = as_numbers(computed), as_numbers(expected)
     if a.shape != b.shape:
         return failure(name, f"shape {a.shape}, expected {b.shape}")
     if b.size == 0:
@@ -132,6 +134,12 @@ def compare(name: str, computed: ArrayLike, expected: ArrayLike, allowed: float,
     scale = float(np.abs(b).max()) or 1.0
     error = float(np.abs(a - b).max())
     return Quantity(name, error / scale if np.isfinite(error) else np.inf, allowed / scale, note)
+
+
+def as_numbers(values: ArrayLike) -> NDArray[np.float64]:
+    """The values as float64, also of a tensor that lies on a GPU."""
+    detach = getattr(values, "detach", None)  # this module imports no torch
+    return np.asarray(detach().cpu() if detach is not None else values, dtype=np.float64)
 
 
 def same(name: str, computed: object, expected: object) -> Quantity:

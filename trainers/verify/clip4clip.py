@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -19,6 +18,7 @@ from trainers.clip4clip import losses, official
 from trainers.clip4clip.config import Clip4ClipConfig
 from trainers.clip4clip.method import Clip4Clip
 from trainers.verify.cases import Quantity, Recorded, compare, failure
+from trainers.verify.tensors import array, read_tensors
 
 HEAD = "head"
 ALLOWED = {"values": "atol 2e-5", "losses": "rtol 1e-5", "grads": "rtol 1e-4 of the tensor norm"}
@@ -91,7 +91,7 @@ class HeadCase:
         found = {"loss_t2v": t2v, "loss_v2t": v2t, "loss": (t2v + v2t) / 2}
         for name, value in expected.items():
             if name in found:
-                yield compare(name, found[name].numpy(), value, self.allowed("losses", abs(value)))
+                yield compare(name, array(found[name]), value, self.allowed("losses", abs(value)))
             else:
                 yield failure(name, "this loss is not understood")
 
@@ -99,7 +99,7 @@ class HeadCase:
         """A tensor against the recorded one."""
         expected = self.recorded[f"expected/{name}"]
         allowed = self.allowed("values", float(expected.abs().max()))
-        return compare(name, found.detach().numpy(), expected.numpy(), allowed)
+        return compare(name, array(found), array(expected), allowed)
 
     def gradient(self, name: str, found: Tensor | None) -> Quantity:
         """A gradient against the recorded one."""
@@ -107,7 +107,7 @@ class HeadCase:
         if found is None:
             return failure(f"grad.{name}", "there is no gradient")
         allowed = self.allowed("grads", float(expected.norm()))
-        return compare(f"grad.{name}", found.numpy(), expected.numpy(), allowed)
+        return compare(f"grad.{name}", array(found), array(expected), allowed)
 
     def allowed(self, what: str, scale: float) -> float:
         """The absolute error that the case allows: "atol x", or "rtol x" of a scale."""
@@ -125,4 +125,4 @@ def _tensors(path: Path, case: Mapping[str, Any]) -> dict[str, Tensor]:
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise UserError(f"there is no {files[0]}")
-    return load_file(found)
+    return read_tensors(found)

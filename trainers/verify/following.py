@@ -58,7 +58,7 @@ def trained(
     with tempfile.TemporaryDirectory() as folder:
         fit(
             following, _Updates(updates), recipe.model_copy(update={"epochs": 1}), optimizer,
-            validate=lambda _: {FIGURE: 1.0}, figure=FIGURE, folder=Path(folder), device=torch.device("cpu"),
+            validate=lambda _: {FIGURE: 1.0}, figure=FIGURE, folder=Path(folder), device=torch.get_default_device(),
         )  # fmt: skip
     return following.seen
 

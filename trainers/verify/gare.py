@@ -17,7 +17,6 @@ import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +34,7 @@ from trainers.loop.optim import BertAdam
 from trainers.measure.metrics import text_ranks
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same
 from trainers.verify.following import training_loop
+from trainers.verify.tensors import array, read_tensors, tensor
 
 VALUES, CHANGES = (
     1e-4,
@@ -84,7 +84,7 @@ def _tensors(path: Path, case: Mapping[str, Any]) -> dict[str, Tensor]:
     computed: dict[str, Tensor] = {}
     for file in sorted({*path.parent.glob(f"{path.stem}.*safetensors")} or _named(path, case)):
         if not file.name.endswith((".weights.safetensors", ".state.safetensors")):
-            computed |= {name: _float(value) for name, value in load_file(file).items()}
+            computed |= {name: _float(value) for name, value in read_tensors(file).items()}
     return computed
 
 
@@ -181,7 +181,7 @@ class ModelCase:
                 yield same(f"{part} gradient of {name}", computed is not None, norm is not None)
             else:
                 allowed = ABSOLUTE * greatest if name.endswith(ROUNDING) else CHANGES * norm + ABSOLUTE
-                yield compare(f"{part} norm of {name}", computed.norm().detach().numpy(), norm, allowed)
+                yield compare(f"{part} norm of {name}", array(computed.norm()), norm, allowed)
 
     def groups(self) -> Iterator[Quantity]:
         """param_groups: decay and rate of every parameter that is used."""
@@ -309,7 +309,7 @@ class FullCase(ModelCase):
                 yield self.close(f"eval/{name}", value)
         yield from self.intermediates(method.network.head.plain(text, frames, self.mask))
         yield from self.forms(method, text, frames, self.mask, "eval")
-        scores = method.scores({"text": text}, method.network.head.prepare(frames, self.mask)).numpy()
+        scores = array(method.scores({"text": text}, method.network.head.prepare(frames, self.mask)))
         for direction, matrix in (("t2v", scores), ("v2t", scores.T)):
             if expected := self.case.get("scalars", {}).get(f"eval_metrics_{direction}"):
                 yield from compare_metrics(f"eval_metrics_{direction}", matrix, expected)
@@ -449,7 +449,7 @@ class Preprocessing:
         yield from self.transforms()
         yield from self.augmentations()
         for name, expected in self.case.get("metrics", {}).items():
-            scores = self.recorded[f"metrics/{name}"].numpy()
+            scores = array(self.recorded[f"metrics/{name}"])
             for direction, one in expected.items():
                 matrix = scores if direction == "t2v" else scores.T
                 yield from compare_metrics(f"metrics {name} {direction}", matrix, one)
@@ -467,9 +467,9 @@ class Preprocessing:
     def transforms(self) -> Iterator[Quantity]:
         """transform/<n>/: pictures resized, cropped and normalised."""
         for name in sorted({name.split("/")[0] for name in self.recorded.names("transform/")}):
-            picture = self.recorded[f"transform/{name}/in"].numpy().astype(np.uint8)
+            picture = array(self.recorded[f"transform/{name}/in"]).astype(np.uint8)
             cropped = squares(picture[None], int(self.case["transform_resolution"]))
-            computed = clip_input.pixels(torch.from_numpy(cropped), torch.ones(1))[0]
+            computed = clip_input.pixels(tensor(cropped), torch.ones(1))[0]
             yield near(f"transform {name}", computed, self.recorded[f"transform/{name}/out"])
 
     def augmentations(self) -> Iterator[Quantity]:
@@ -477,7 +477,7 @@ class Preprocessing:
         described = self.case.get("augment")
         if not described:
             return
-        image = Image.fromarray(self.recorded["augment/in"].numpy().astype(np.uint8))
+        image = Image.fromarray(array(self.recorded["augment/in"]).astype(np.uint8))
         grey = 0.5 if PIL.__version__.split(".")[0] == str(PILLOW) else GREY_LEVELS
         for name, levels in described["ops"].items():
             if name not in OPERATIONS:
@@ -566,9 +566,9 @@ def released_size(width: int, height: int) -> list[int]:
 
 def near(name: str, computed: Tensor, expected: Tensor | float, share: float = VALUES) -> Quantity:
     """A value against an expected one, within a share of the greatest value and 1e-5."""
-    reference = np.asarray(expected.detach() if isinstance(expected, Tensor) else expected)
+    reference = array(expected) if isinstance(expected, Tensor) else np.asarray(expected)
     return compare(
-        name, computed.detach().numpy(), reference, share * float(np.abs(reference).max(initial=0)) + ABSOLUTE
+        name, array(computed), reference, share * float(np.abs(reference).max(initial=0)) + ABSOLUTE
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -29,8 +28,9 @@ from trainers.measure.metrics import link_ranks, metrics, rsum, units_of
 from trainers.relevance import Relevance
 from trainers.verify import h2arn_encoders as verify_encoders
 from trainers.verify import h2arn_pipeline as verify_pipeline
-from trainers.verify.cases import Quantity, Recorded, compare, failure, same
+from trainers.verify.cases import Quantity, Recorded, as_numbers, compare, failure, same
 from trainers.verify.following import training_loop
+from trainers.verify.tensors import array, read_tensors
 
 Case = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def listed(path: Path, case: Case) -> Iterator[Quantity]:
 
 def near(name: str, computed: ArrayLike, expected: ArrayLike, absolute: float, relative: float) -> Quantity:
     """Values each of which may be off by `absolute` and by `relative` of itself."""
-    a, b = np.asarray(computed, np.float64), np.asarray(expected, np.float64)
+    a, b = as_numbers(computed), as_numbers(expected)
     if a.shape != b.shape or not a.size:
         return compare(name, a, b, absolute)
     off = np.abs(a - b) / (absolute + relative * np.abs(b))
@@ -104,7 +104,7 @@ def tensors_of(path: Path, case: Case) -> Recorded[Tensor]:
     computed = next((name for name in names if name.is_file()), None)
     if computed is None:
         raise UserError(f"there is no {names[0]}")
-    return Recorded(load_file(computed))
+    return Recorded(read_tensors(computed))
 
 
 def settings_of(case: Case) -> H2arnConfig:
@@ -444,7 +444,7 @@ def evaluation(path: Path, case: Case) -> Iterator[Quantity]:
     recorded = tensors_of(path, case)
     for row in case["cases"]:
         tag = row["tag"]
-        scores, pairs = recorded[f"{tag}.sims"].numpy(), recorded[f"{tag}.link"].tolist()
+        scores, pairs = array(recorded[f"{tag}.sims"]), recorded[f"{tag}.link"].tolist()
         right: list[list[int]] = [[] for _ in scores]
         for text, cloud in pairs:
             right[text].append(cloud)

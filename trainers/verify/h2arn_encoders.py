@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from extractors.backbones import cloud_weights
@@ -27,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.media.clouds.sampling import farthest_points
 from trainers.h2arn import hashed
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same, skipped
+from trainers.verify.tensors import array, read_tensors
 
 Case = Mapping[str, Any]
 N = TypeVar("N", bound=CloudNetwork)
@@ -122,7 +122,7 @@ def sampling(path: Path, case: Case) -> Iterator[Quantity]:
         tag, _, what = name.rpartition(".")
         if what != "xyz":
             continue
-        xyz, expected = recorded[name].numpy(), recorded[f"{tag}.indices"].numpy()
+        xyz, expected = array(recorded[name]), array(recorded[f"{tag}.indices"])
         clouds = xyz if xyz.ndim == 3 else xyz[None]
         computed = [farthest_points(cloud, expected.shape[-1]) for cloud in clouds]
         yield _equal(f"{tag}.indices", np.stack(computed) if xyz.ndim == 3 else computed[0], expected)
@@ -159,7 +159,7 @@ def _recorded(path: Path, case: Case) -> Recorded[Tensor]:
     computed = next((name for name in names if name.is_file()), None)
     if computed is None:
         raise UserError(f"there is no {names[0]}")
-    return Recorded(load_file(computed))
+    return Recorded(read_tensors(computed))
 
 
 def _filled(network: N, recorded: Recorded[Tensor]) -> N:
@@ -173,7 +173,7 @@ def _graphs(computed: CloudFeatures, recorded: Recorded[Tensor], name: str) -> I
     for number, graph in enumerate(computed.graphs, 1):
         expected = recorded.get(f"out.{name}.knn{number}")
         if expected is not None:
-            yield _equal(f"{name}.knn{number}", graph.sort(1).values.numpy(), expected.sort(1).values.numpy())
+            yield _equal(f"{name}.knn{number}", array(graph.sort(1).values), array(expected.sort(1).values))
 
 
 def _levels(levels: list[Sampled], recorded: Recorded[Tensor]) -> Iterator[Quantity]:
@@ -184,7 +184,7 @@ def _levels(levels: list[Sampled], recorded: Recorded[Tensor]) -> Iterator[Quant
         for name, computed in indices.items():
             expected = recorded.get(f"out.{name}")
             if expected is not None:
-                yield _equal(name, computed.numpy(), expected.numpy())
+                yield _equal(name, array(computed), array(expected))
 
 
 def _close(name: str, computed: Tensor, expected: Tensor) -> Quantity:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from extractors.backbones import cloud_weights
@@ -31,6 +30,7 @@ from pipeline.media.clouds import read as clouds
 from pipeline.media.clouds.sampling import farthest_points, nine_columns
 from trainers.h2arn.config import TOKENS
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same
+from trainers.verify.tensors import array, read_tensors, tensor
 
 Case = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ class Extracted:
 
 def end_to_end(path: Path, case: Case) -> Iterator[Quantity]:
     """Every quantity of every split of both data sets, and a failure for each that is not understood."""
-    recorded = Recorded(load_file(path.parent / case.get("tensors", "expected.safetensors")))
+    recorded = Recorded(read_tensors(path.parent / case.get("tensors", "expected.safetensors")))
     yield same("emb_dims", case.get("emb_dims", EMB_DIMS), EMB_DIMS)
     allowed, networks = tolerance_of(case), networks_of(path.parent, case)
     links: Mapping[str, list[list[int]]] = case.get("links", {})
@@ -124,7 +124,7 @@ def extract(
         for text in captions[item.id]:
             out.links.append([len(out.texts), len(out.tokens)])
             out.texts.append(text)
-        out.tokens.append(network(torch.from_numpy(out.points[item.id])).tokens)
+        out.tokens.append(network(tensor(out.points[item.id])).tokens)
     return out
 
 
@@ -154,7 +154,7 @@ def networks_of(folder: Path, case: Case) -> dict[str, Dgcnn]:
     file = FILE.fullmatch(first)
     if file is None:
         raise _not_understood(first)
-    tensors = load_file(folder / file["file"])
+    tensors = read_tensors(folder / file["file"])
     state = {k.removeprefix("state."): v.float() for k, v in tensors.items() if k.startswith("state.")}
     out: dict[str, Dgcnn] = {}
     for clause in clauses:
@@ -208,7 +208,7 @@ def _clouds(
             yield same(f"{prefix}{name}.fps", rows.tolist(), sampled.tolist())
         points = recorded.get(f"{prefix}{name}.points9")
         if points is not None:
-            yield compare(f"{prefix}{name}.points9", computed.points[name], points.numpy(), allowed.points)
+            yield compare(f"{prefix}{name}.points9", computed.points[name], array(points), allowed.points)
 
 
 def _links(
@@ -237,7 +237,7 @@ def _texts(
         expected = recorded.get(f"{prefix}{name.lower()}_{what}")
         if expected is not None:
             yield same(f"{prefix}{name.lower()}_{what}", batch[key].tolist(), expected.tolist())
-    states = torch.from_numpy(np.stack([tokens.states for tokens in encoder.tokens(texts)]))
+    states = tensor(np.stack([tokens.states for tokens in encoder.tokens(texts)]))
     yield _close(f"{prefix}txt.{name}", states, recorded[f"{prefix}txt.{name}"], allowed)
 
 

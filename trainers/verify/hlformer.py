@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
@@ -32,6 +31,7 @@ from trainers.measure.metrics import metrics, text_ranks
 from trainers.method import Batch
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same, worst
 from trainers.verify.following import training_loop
+from trainers.verify.tensors import array, read_tensors
 
 DATA_TOLERANCE = 1e-6  # absolute, of rows of length 1
 RELATIVE = 1e-5  # relative tolerance of gradients, and of quantities without recorded float32 noise
@@ -81,7 +81,7 @@ class ModelCase:
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.path, self.case = path, case
-        self.recorded = Recorded(load_file(path.parent / case["tensors_file"]))
+        self.recorded = Recorded(read_tensors(path.parent / case["tensors_file"]))
         self.state = self.recorded.under("state/")
         known = official.sizes(self.state)
         self.dims = known.pop("visual_dim"), known.pop("text_dim")
@@ -131,7 +131,7 @@ class ModelCase:
             if computed is None:
                 yield failure(f"gauss/{name}", "this quantity is not understood")
                 continue
-            window = gaussian_window(int(computed[1]), float(computed[2]), torch.device("cpu"))
+            window = gaussian_window(int(computed[1]), float(computed[2]), torch.get_default_device())
             yield self.compared(f"gauss/{name}", window)
 
     def data(self) -> Iterator[Quantity]:
@@ -189,12 +189,12 @@ class ModelCase:
             if f"eval/{name}" in self.recorded:
                 yield self.compared(f"eval/{name}", scores)
         expected = self.case["eval"]
-        yield from compare_metrics("eval", computed["fused"].numpy(), expected["gt_video_index"], expected)
+        yield from compare_metrics("eval", array(computed["fused"]), expected["gt_video_index"], expected)
 
     def metric(self) -> Iterator[Quantity]:
         """The recalls of a recorded score matrix."""
         if "metric/scores" in self.recorded:
-            scores, truth = self.recorded["metric/scores"].numpy(), self.recorded["metric/gt"].tolist()
+            scores, truth = array(self.recorded["metric/scores"]), self.recorded["metric/gt"].tolist()
             yield from compare_metrics("metric", scores, truth, self.case["metric"])
 
     def batch(self) -> Batch:
@@ -305,7 +305,7 @@ class ModelCase:
             adam.step()
             yield from self.parameters(method, adam, step)
         yield self.compared("steps/loss", np.array(computed))
-        yield from self.loop(method, np.asarray(expected, np.float64))
+        yield from self.loop(method, np.asarray(array(expected), np.float64))
         if "lr_multipliers" in self.case:
             yield compare("lr_multipliers", factors, self.case["lr_multipliers"], 1e-6)
         for key, norms in self.case.items():
@@ -427,7 +427,7 @@ class LoaderCase:
 
     def __init__(self, path: Path, case: Mapping[str, Any]) -> None:
         self.path, self.case = path, case
-        self.recorded = Recorded(load_file(path.with_suffix(".safetensors")))
+        self.recorded = Recorded(read_tensors(path.with_suffix(".safetensors")))
         names = ("map_size", "max_ctx_l", "max_desc_l")
         self.config = HLFormerConfig(**{name: case[name] for name in names})
 
@@ -688,8 +688,8 @@ def _joined(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> Callable[[str], NDArray]:
-    return lambda name: tensors[name].numpy()
+    return lambda name: array(tensors[name])
 
 
 def _array(value: Tensor | NDArray | float | None) -> NDArray:
-    return value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return array(value) if isinstance(value, Tensor) else np.asarray(value)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -19,6 +18,7 @@ from trainers.lean.config import LeanConfig
 from trainers.lean.method import Lean, by_count
 from trainers.method import Encoded
 from trainers.verify.cases import Quantity, compare, failure
+from trainers.verify.tensors import array, read_tensors
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}  # tolerances as shares of a quantity's largest value
 SIZES = ("hidden", "latent", "attention_hidden", "frames", "max_triples", "layers")
@@ -41,7 +41,7 @@ def understands(case: Mapping[str, Any]) -> bool:
 
 def run(path: Path, case: Mapping[str, Any]) -> Iterator[Quantity]:
     """Every quantity of a case, in both precisions."""
-    tensors = load_file(path.parent / case.get("tensors_file", f"{path.stem}.safetensors"))
+    tensors = read_tensors(path.parent / case.get("tensors_file", f"{path.stem}.safetensors"))
     for dtype, tolerance in TOLERANCES.items():
         suffix = "" if dtype is torch.float64 else " (float32)"
         yield from Case(case, tensors, dtype, tolerance, suffix).quantities()
@@ -104,7 +104,7 @@ class Case:
             computed = torch.cat(
                 [computed, computed.new_zeros(len(expected) - len(computed), *computed.shape[1:])]
             )
-        return compare(name + self.suffix, computed.detach().numpy(), expected.numpy(), self.allowed(name))
+        return compare(name + self.suffix, array(computed), array(expected), self.allowed(name))
 
     def allowed(self, name: str) -> float:
         """The absolute error that a quantity may have."""

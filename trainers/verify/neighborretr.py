@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.media.sampling import neighborretr_candidates, select
@@ -34,6 +33,7 @@ from trainers.neighborretr.objective import Outputs
 from trainers.relevance import Relevance
 from trainers.verify.cases import Quantity, Recorded, compare, failure, same, worst
 from trainers.verify.following import training_loop
+from trainers.verify.tensors import array, read_tensors
 
 SETTINGS = {
     "Nt": "max_words",
@@ -109,9 +109,9 @@ class ModelCase:
         self.case, files = case, case["files"]
         self.state: dict[str, Tensor] = {}
         for file in _listed(files["state"]):
-            self.state |= {n: t.float() for n, t in load_file(path.parent / file).items()}
-        self.inputs = load_file(path.parent / files["inputs"])
-        self.expected = Recorded(load_file(path.parent / files["expected"]))
+            self.state |= {n: t.float() for n, t in read_tensors(path.parent / file).items()}
+        self.inputs = read_tensors(path.parent / files["inputs"])
+        self.expected = Recorded(read_tensors(path.parent / files["expected"]))
         self.config = self._config()
 
     def _config(self) -> NeighborRetrConfig:
@@ -661,5 +661,5 @@ def _listed(value: Any) -> list[str]:
 
 
 def _array(value: Tensor) -> NDArray[np.float64]:
-    computed: NDArray[np.float64] = value.detach().double().numpy()
+    computed: NDArray[np.float64] = array(value.double())
     return computed
