@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: help demo test test-all check fix docs format-check lint types floors strays versions record-versions same-numbers wheel bench docker-check vendor clean
+.PHONY: help demo test test-all check fix docs format-check lint types floors strays versions record-versions same-numbers wheel wheelhouse bench docker-check vendor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ docs: $(READY) ## Check that the docs name what exists (tables of stages, verbs 
 
 wheel: $(READY) ## Build the wheel, install it beside another Python, run the demo's first stage there
 	.ci/wheel
+
+wheelhouse: $(READY) ## Collect the packages for a machine without a network: make wheelhouse FOR="--python 3.12 --extras ray"
+	$(BIN)/python docker/wheelhouse.py $(FOR)
 
 bench: $(READY) ## Print the ratios of docs/performance.md
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
