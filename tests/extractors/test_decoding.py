@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -51,7 +52,10 @@ def decode(request, send):
 @pytest.fixture
 def decoder(tmp_path):
     (tmp_path / "decoder_of_test.py").write_text(DECODER)
-    child = Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)})
+    child = Child(
+        "decoder_of_test:decode",
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )
     yield child
     child.kill()
 
@@ -170,7 +174,13 @@ def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, t
 def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp_path, count):
     names = ["good", "item", "none", "half_die-decord", "good2", "ours"]
     alone = decoded(*names)
-    others = [Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)}) for _ in range(count)]
+    others = [
+        Child(
+            "decoder_of_test:decode",
+            env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )
+        for _ in range(count)
+    ]
     try:
         for _ in range(2):  # the decoders are kept from one shard to the next
             sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in names]
@@ -195,7 +205,13 @@ def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp
 
 
 def test_several_decoders_end_at_once_where_their_caller_stops(decoder, tmp_path):
-    others = [Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)}) for _ in range(2)]
+    others = [
+        Child(
+            "decoder_of_test:decode",
+            env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )
+        for _ in range(2)
+    ]
     sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in ("good", "good_hang", "good3")]
     events = decode_with(others, sources, 30.0)
     next(events)

@@ -155,7 +155,11 @@ class NeverReady(Process):
 def test_a_worker_without_a_place_holds_no_shard_up(tmp_path):
     (tmp_path / "worker_of_test.py").write_text(WORKER)
     workers = [
-        kind("worker_of_test:work", env={"PYTHONPATH": str(tmp_path)}) for kind in (NeverReady, Process)
+        kind(
+            "worker_of_test:work",
+            env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )
+        for kind in (NeverReady, Process)
     ]
     events = run_shards(
         workers, [["a"], ["b"]], lambda s, n, attempt: {"keys": s, "folder": str(tmp_path)}, 60
@@ -172,7 +176,7 @@ def test_stopping_early_leaves_no_worker(pool, tmp_path):
     (tmp_path / "sleeper_of_test.py").write_text(
         "import os, time\ndef work(request, send):\n    send({'pid': os.getpid()}, {})\n    time.sleep(600)\n"
     )
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     workers = [Process("sleeper_of_test:work", env=env) for _ in range(2)]
     events = run_shards(workers, [["a"], ["b"]], lambda s, n, attempt: {}, 60)
     pids = [next(events).header["pid"] for _ in range(2)]
