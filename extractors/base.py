@@ -31,7 +31,7 @@ class WorkOptions(Options):
     item_seconds: float = 300.0  # without any progress on an item, its decoder or encoder is killed
     decoder_bytes: int = 4 << 30  # address space of a decoding process
     threads: int = 1
-    decoders: int = 1  # decoding processes ahead of each network
+    decoders: int = 0  # decoding processes ahead of each network; 0: chosen from measured rates
 
 
 @functools.lru_cache(maxsize=8)  # a segment never changes; more than the stages that a worker reads at once

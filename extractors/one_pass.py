@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extractors.base import FrameReader, Result, Unit, WorkOptions
-from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_with
+from extractors.clock import Clock
+from extractors.decoding import Begin, Chunk, Decoders, End, Failed, Source, decode_with
 from pipeline.child import Child
 from pipeline.errors import ItemError, ItemKilled
+from pipeline.run.engines.machine import available_memory, cores
 from pipeline.store.segments import Damaged
 
 
@@ -34,12 +36,15 @@ Event = tuple[FrameReader[Any], Result | None]
 
 
 def read_together(
-    readings: Sequence[Reading], units: Sequence[Unit], options: WorkOptions, began: Callable[[], None]
-) -> Iterator[Event]:
+    readings: Sequence[Reading], units: Sequence[Unit], options: WorkOptions, began: Callable[[], None],
+    clock: Clock | None = None,
+) -> Iterator[Event]:  # fmt: skip
     """The results of each extractor's units in any order, with None now and then as a sign of life.
 
-    `began` is called at the start of each decode: once for each unit, twice if the first decoder failed.
+    `began` is called at the start of each decode: once for each unit, twice if the first decoder failed. The clock gets
+    the seconds of decoding, of waiting for frames, and of what the readers do.
     """
+    clock = Clock() if clock is None else clock
     sources = []
     for unit in units:
         try:
@@ -48,8 +53,8 @@ def read_together(
             yield from _failed(readings, unit, error)
         except Damaged as error:  # one broken file costs its item, not the run
             yield from _failed(readings, unit, ItemError(unit.name, str(error)))
-    decoders = _decoders(options.decoder_bytes, options.decoders)
-    for event in decode_with(decoders, sources, options.item_seconds):
+    decoders = decoders_of(options)
+    for event in decode_with(decoders, sources, options.item_seconds, clock):
         if isinstance(event, Begin):
             unit = event.unit
             began()
@@ -123,6 +128,18 @@ def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None
         yield reading.reader, (unit, error.named(unit.name))
 
 
-@functools.lru_cache(maxsize=1)  # one for each worker process; its users kill it and start it anew
-def _decoders(memory_bytes: int, count: int) -> list[Child]:
-    return [Child("pipeline.media.video:serve_decode", memory_bytes=memory_bytes) for _ in range(count)]
+def decoders_of(options: WorkOptions) -> Decoders:
+    """The decoders of this worker process, whose number is chosen for its share of the machine."""
+    fixed = options.decoders
+    if not fixed and options.device == "cpu":
+        fixed = 1  # the network computes on the cores that more decoders would need
+    return _decoders(options.decoder_bytes, fixed, options.threads)
+
+
+@functools.lru_cache(
+    maxsize=1
+)  # one for each worker process; its users kill its children and start them anew
+def _decoders(decoder_bytes: int, fixed: int, threads: int) -> Decoders:
+    share = int(available_memory() * min(1.0, threads / cores()) / 2)  # the other half is for the workers
+    start = functools.partial(Child, "pipeline.media.video:serve_decode", memory_bytes=decoder_bytes)
+    return Decoders(start, fixed, threads, share)

@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -365,9 +366,14 @@ def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
 
 
 def serve_decode(request: dict[str, Any], send: Send) -> None:
-    """Entry of a decoding child process: takes `{"path", "decoder"}`, sends chunks of frames and times."""
+    """Entry of a decoding child process: takes `{"path", "decoder"}`, sends chunks of frames and times.
+
+    With each chunk come the seconds that decoding it took.
+    """
+    started = time.perf_counter()
     for frames, times in decode(Path(request["path"]), request["decoder"]):
-        send({}, {"frames": frames, "times": times})
+        send({"seconds": time.perf_counter() - started}, {"frames": frames, "times": times})
+        started = time.perf_counter()
 
 
 def serve_probe(request: dict[str, Any], send: Send) -> None:

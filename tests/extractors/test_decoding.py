@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, Source, decode_ahead, decode_with
+from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, Decoders, End, Failed, Source, decode_with
 from pipeline.child import Child
 from pipeline.errors import UserError
 
@@ -47,6 +47,11 @@ def decode(request, send):
     if does.endswith("hang"):
         time.sleep(60)
 """
+
+
+def decode_ahead(decoder, sources, limit_seconds):
+    """The events from one decoder."""
+    return decode_with(Decoders(lambda: decoder, 1), sources, limit_seconds)
 
 
 @pytest.fixture
@@ -182,10 +187,11 @@ def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp
         for _ in range(count)
     ]
     try:
+        kept = Decoders(iter(others).__next__, count)
         for _ in range(2):  # the decoders are kept from one shard to the next
             sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in names]
             order, frames, reasons = [], {}, {}
-            for event in decode_with(others, sources, 30.0):
+            for event in decode_with(kept, sources, 30.0):
                 if isinstance(event, Begin):
                     order.append(event.unit)
                     frames[event.unit] = 0
@@ -213,7 +219,7 @@ def test_several_decoders_end_at_once_where_their_caller_stops(decoder, tmp_path
         for _ in range(2)
     ]
     sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in ("good", "good_hang", "good3")]
-    events = decode_with(others, sources, 30.0)
+    events = decode_with(Decoders(iter(others).__next__, len(others)), sources, 30.0)
     next(events)
     started = time.monotonic()
     events.close()
