@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-Part = Literal["decode", "wait", "preprocess", "copy", "network", "write"]
-"""decode: in decoding processes. wait: for decoded frames. copy: to a device and back. write: of the segments."""
+Part = Literal["decode", "wait", "preprocess", "copy", "network", "write", "device", "all"]
+"""decode: in decoding processes. wait: for decoded frames. copy: into batches, and to a device and back.
+write: of the segments. device: in calls of the device by the worker's own thread. all: whole shards.
+"""
 
 
 class Clock:

@@ -62,7 +62,7 @@ def read_together(
                 reading.active = reading.lacks(unit)
                 if reading.active:
                     yield from _fed(
-                        reading, unit, functools.partial(_begin, reading.reader, unit, event.decoder)
+                        reading, unit, functools.partial(_begin, reading.reader, unit, event.decoder), clock
                     )
         elif isinstance(event, Failed):
             kind = ItemKilled if event.killed else ItemError
@@ -70,10 +70,11 @@ def read_together(
         elif (given := _in_window(unit, event)) is not None:
             for reading in readings:
                 if reading.active:
-                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, given))
-    for reading in readings:
-        for result in reading.reader.flush():
-            yield reading.reader, result
+                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, given), clock)
+    with clock.part("preprocess"):
+        for reading in readings:
+            for result in reading.reader.flush():
+                yield reading.reader, result
 
 
 def source_of(unit: Unit) -> Source[Unit]:
@@ -117,11 +118,17 @@ def _given(reader: FrameReader[Any], event: Chunk | End[Unit]) -> Iterator[Resul
     return reader.take(event.frames, event.times) if isinstance(event, Chunk) else reader.end()
 
 
-def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None]]) -> Iterator[Event]:
-    """The results of a call; an item's error ends the unit for this extractor alone."""
+def _fed(
+    reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None]], clock: Clock
+) -> Iterator[Event]:
+    """The results of a call; an item's error ends the unit for this extractor alone.
+
+    What the reader itself does, outside of the parts that it measures, counts as preprocessing.
+    """
     try:
-        for result in call():
-            yield reading.reader, result
+        with clock.part("preprocess"):
+            for result in call():
+                yield reading.reader, result
     except ItemError as error:
         reading.active = False
         reading.failed.add(unit.key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ Arrays = dict[str, NDArray[Any]]
 class Results:
     """Results of a batch, on their way."""
 
-    def __init__(self, lane: Lane, tensors: Mapping[str, Tensor], marks: Mapping[str, Any], kept: Any) -> None:
+    def __init__(
+        self, lane: Lane, tensors: Mapping[str, Tensor], marks: Mapping[str, Any], kept: Any
+    ) -> None:
         self._lane, self._tensors, self._marks = lane, tensors, marks
         self._kept = kept  # pinned memory that a copy may still read
 
@@ -66,7 +68,9 @@ class Lane:
         """
         if self._up is None:
             return self._computed(batch, network)
-        marks = {name: torch.cuda.Event(enable_timing=True) for name in ("start", "up", "begin", "end", "down")}
+        marks = {
+            name: torch.cuda.Event(enable_timing=True) for name in ("start", "up", "begin", "end", "down")
+        }
         now = torch.cuda.current_stream(self.device)
         source = torch.from_numpy(batch)
         if not source.is_pinned():
@@ -105,9 +109,11 @@ class Lane:
         self.copy_seconds += (up + down) / 1000
         self.network_seconds += marks["begin"].elapsed_time(marks["end"]) / 1000
 
-    def taken_seconds(self) -> tuple[float, float]:
+    def taken_seconds(self) -> dict[Literal["copy", "network"], float]:
         """Return the seconds of copies and of computation since the last call."""
-        taken = self.copy_seconds, self.network_seconds
+        taken: dict[Literal["copy", "network"], float] = {
+            "copy": self.copy_seconds, "network": self.network_seconds
+        }  # fmt: skip
         self.copy_seconds = self.network_seconds = 0.0
         return taken
 
