@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -17,7 +17,7 @@ from extractors.clock import Clock, Part
 from pipeline.errors import ItemError, UserError, is_starved
 from pipeline.media import video
 from pipeline.run.stage import Digests, Stage, WorkerKind
-from pipeline.settings import Options, Params
+from pipeline.settings import DIGESTED, Options, Params
 from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
@@ -210,6 +210,12 @@ class TextExtractor(Extractor[P]):
                 yield unit, Output(arrays)
 
 
+class FrameParams(Params):
+    """The setting of all stages that read frames of videos."""
+
+    decoder: Annotated[video.Decoder, DIGESTED] = "decord"  # its name and version enter the fingerprint
+
+
 class FrameReader(Extractor[P]):
     """Reads the frames of compressed videos as they are decoded. All readers of a run share one pass.
 
@@ -224,9 +230,25 @@ class FrameReader(Extractor[P]):
     one_pass = True
     shard_items = 32
 
+    @property
+    def first_decoder(self) -> video.Decoder:
+        """The decoder that is tried first; decord, if the stage has no such setting."""
+        return self.params.decoder if isinstance(self.params, FrameParams) else "decord"
+
+    @property
+    def pass_key(self) -> tuple[Any, ...]:
+        """Readers with one decoder share a pass."""
+        return (*super().pass_key, self.first_decoder)
+
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The decoder of the frames."""
-        return {"decoder": video.decoder_identity()}
+        """The decoder of the frames; its name alone too if it was chosen, so that it is not taken for a new version."""
+        chosen = {} if self.first_decoder == "decord" else {"decoder_name": self.first_decoder}
+        return {"decoder": video.decoder_identity(self.first_decoder), **chosen}
+
+    def require(self) -> None:
+        """Raise UserError if a decoder was chosen that this machine lacks."""
+        if self.first_decoder != "decord":
+            video.require_decoder(self.first_decoder)
 
     def begin(self, unit: Unit, decoder: str) -> None:
         """Start a unit: its frames follow, and results of an earlier attempt are void."""

@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from extractors.backbones import clip_configs, weights
 from extractors.backbones.precision import Precision
-from extractors.base import Array, FrameExtractor, Launched, WorkOptions
+from extractors.base import Array, FrameExtractor, FrameParams, Launched, WorkOptions
 from extractors.clock import Part
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PATH, SPEED, Params
@@ -45,7 +45,7 @@ class ClipNetworkParams(Params):
         return own | {"model": PurePath(self.model).stem} if self.model.endswith(".json") else own
 
 
-class ClipParams(ClipNetworkParams):
+class ClipParams(ClipNetworkParams, FrameParams):
     """Settings of the network's image side."""
 
     patches: bool = False  # also store the last layer's state of every patch: 77 kB a frame for ViT-B/32
@@ -72,8 +72,9 @@ class Clip(FrameExtractor[ClipParams]):
         return {"weights": weights.identity(self.params, known), **super().identity(known)}
 
     def require(self) -> None:
-        """Raise UserError if the weights are missing or do not fit the model."""
+        """Raise UserError if the weights are missing or do not fit the model, or if the decoder is missing."""
         weights.require(self.params)
+        super().require()
 
     def load(self, options: WorkOptions) -> None:
         """Read the network's weights."""
@@ -101,4 +102,5 @@ class Clip(FrameExtractor[ClipParams]):
 
     def device_seconds(self) -> Mapping[Part, float]:
         """Seconds of copies to and from the device and of the network, since the last call."""
-        return self.network.lane.taken_seconds()
+        copy, network = self.network.lane.taken_seconds()
+        return {"copy": copy, "network": network}

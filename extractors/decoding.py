@@ -18,7 +18,7 @@ from pipeline.child import Child, ChildDied, ChildError
 from pipeline.errors import ItemError
 from pipeline.shared_arrays import UNREAD
 
-DECODERS = ("decord", "pyav")
+DECODERS = ("decord", "pyav")  # in the order in which they are tried
 KILLS = 2  # kills of the decoders of one source, before it is returned to be tried alone
 CHUNKS_AHEAD = 4  # bounds memory: 4 x 32 frames of 224 x 398 are 34 MB
 
@@ -78,9 +78,10 @@ class Decoders:
     """
 
     def __init__(
-        self, start: Callable[[], Child], fixed: int = 0, threads: int = 1, memory_bytes: int = 0
-    ) -> None:
-        self.start, self.fixed = start, fixed
+        self, start: Callable[[], Child], fixed: int = 0, threads: int = 1, memory_bytes: int = 0,
+        names: Sequence[str] = DECODERS,
+    ) -> None:  # fmt: skip
+        self.start, self.fixed, self.names = start, fixed, names
         self.threads, self.memory_bytes = threads, memory_bytes
         self.count, self.rates = max(1, fixed), Rates()
         self.children: list[Child] = []
@@ -118,8 +119,8 @@ class _Ahead(Generic[U]):
     another.
     """
 
-    def __init__(self, sources: Sequence[Source[U]], limit_seconds: float) -> None:
-        self._sources, self._limit = sources, limit_seconds
+    def __init__(self, sources: Sequence[Source[U]], limit_seconds: float, names: Sequence[str]) -> None:
+        self._sources, self._limit, self._names = sources, limit_seconds, names
         self._queues: list[queue.SimpleQueue[tuple[Event[U] | BaseException, threading.Semaphore]]] = [
             queue.SimpleQueue() for _ in sources
         ]
@@ -168,7 +169,7 @@ class _Ahead(Generic[U]):
         try:
             while (source := self._next(number)) is not None:
                 try:
-                    for event in _decode(decoder, self._sources[source], self._limit):
+                    for event in _decode(decoder, self._sources[source], self._limit, self._names):
                         while not room.acquire(timeout=0.1):
                             if self.stop.is_set():
                                 return
@@ -191,7 +192,7 @@ def decode_with(
     The events and their order are those of one decoder, whatever the number, which may change on the way. Stopping
     early ends the decoders at once. The clock gets the seconds of decoding, and of waiting for frames.
     """
-    ahead = _Ahead(sources, limit_seconds)
+    ahead = _Ahead(sources, limit_seconds, decoders.names)
     clock = Clock() if clock is None else clock
 
     def arrange() -> None:
@@ -227,14 +228,16 @@ def decode_with(
             thread.join()
 
 
-def _decode(decoder: Child, source: Source[U], limit_seconds: float) -> Iterator[Event[U]]:
-    """The frames of a source from the first decoder that gives the expected number.
+def _decode(
+    decoder: Child, source: Source[U], limit_seconds: float, names: Sequence[str]
+) -> Iterator[Event[U]]:
+    """The frames of a source from the first of the named decoders that gives the expected number.
 
     A decoder that was killed is started once more, because the next decoder gives other pixels and the file may not be
     at fault.
     """
     reasons: list[str] = []
-    attempts, kills = list(DECODERS), 0
+    attempts, kills = list(names), 0
     while attempts:
         name = attempts.pop(0)
         yield Begin(source.unit, name)

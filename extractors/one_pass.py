@@ -15,6 +15,8 @@ from pipeline.errors import ItemError, ItemKilled
 from pipeline.run.engines.machine import available_memory, cores
 from pipeline.store.segments import Damaged
 
+TORCH_BYTES = 16 << 30  # address space that the libraries of a torch with CUDA take, hardly any of it memory
+
 
 @dataclass
 class Reading:
@@ -53,7 +55,7 @@ def read_together(
             yield from _failed(readings, unit, error)
         except Damaged as error:  # one broken file costs its item, not the run
             yield from _failed(readings, unit, ItemError(unit.name, str(error)))
-    decoders = decoders_of(options)
+    decoders = decoders_of(options, readings[0].reader.first_decoder)
     for event in decode_with(decoders, sources, options.item_seconds, clock):
         if isinstance(event, Begin):
             unit = event.unit
@@ -135,18 +137,19 @@ def _fed(
         yield reading.reader, (unit, error.named(unit.name))
 
 
-def decoders_of(options: WorkOptions) -> Decoders:
+def decoders_of(options: WorkOptions, decoder: str) -> Decoders:
     """The decoders of this worker process, whose number is chosen for its share of the machine."""
     fixed = options.decoders
     if not fixed and options.device == "cpu":
         fixed = 1  # the network computes on the cores that more decoders would need
-    return _decoders(options.decoder_bytes, fixed, options.threads)
+    return _decoders(options.decoder_bytes, fixed, options.threads, decoder)
 
 
 @functools.lru_cache(
     maxsize=1
 )  # one for each worker process; its users kill its children and start them anew
-def _decoders(decoder_bytes: int, fixed: int, threads: int) -> Decoders:
+def _decoders(decoder_bytes: int, fixed: int, threads: int, decoder: str) -> Decoders:
     share = int(available_memory() * min(1.0, threads / cores()) / 2)  # the other half is for the workers
-    start = functools.partial(Child, "pipeline.media.video:serve_decode", memory_bytes=decoder_bytes)
-    return Decoders(start, fixed, threads, share)
+    space = decoder_bytes + (TORCH_BYTES if decoder == "torchcodec" else 0)
+    start = functools.partial(Child, "pipeline.media.video:serve_decode", memory_bytes=space)
+    return Decoders(start, fixed, threads, share, (decoder, "pyav"))

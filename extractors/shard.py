@@ -89,7 +89,8 @@ def _run(request: dict[str, Any], send: Send) -> None:
             f"the disk of the store {store} is full; what was finished is kept: free some space, then run again"
         ) from None
     clock.add("all", time.perf_counter() - started)
-    ahead = decoders_of(options) if isinstance(extractors[0], FrameReader) else None
+    first = extractors[0]
+    ahead = decoders_of(options, first.first_decoder) if isinstance(first, FrameReader) else None
     more = {"decoders": ahead.count, "unshared": ahead.unshared} if ahead else {}
     send({"segments": segments, "decodes": decodes.count, "seconds": clock.seconds, **more}, {})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,11 +109,9 @@ class Lane:
         self.copy_seconds += (up + down) / 1000
         self.network_seconds += marks["begin"].elapsed_time(marks["end"]) / 1000
 
-    def taken_seconds(self) -> dict[Literal["copy", "network"], float]:
+    def taken_seconds(self) -> tuple[float, float]:
         """Return the seconds of copies and of computation since the last call."""
-        taken: dict[Literal["copy", "network"], float] = {
-            "copy": self.copy_seconds, "network": self.network_seconds
-        }  # fmt: skip
+        taken = self.copy_seconds, self.network_seconds
         self.copy_seconds = self.network_seconds = 0.0
         return taken
 

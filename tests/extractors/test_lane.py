@@ -24,8 +24,8 @@ def test_a_cpu_computes_at_once_with_plain_memory():
     found = results.arrays()
     np.testing.assert_array_equal(found["sum"], room.sum(1, dtype=np.float32))
     assert found["half"].dtype == np.float32 and found["count"].dtype == np.int64
-    seconds = lane.taken_seconds()
-    assert seconds["network"] > 0 and seconds["copy"] > 0 and lane.taken_seconds()["network"] == 0
+    copy, compute = lane.taken_seconds()
+    assert copy > 0 and compute > 0 and lane.taken_seconds() == (0, 0)
 
 
 def test_clips_features_through_the_lane_are_those_of_the_network_to_the_bit():
@@ -63,4 +63,4 @@ def test_a_gpu_returns_before_it_is_done_and_gives_the_same():
     assert not launched[-1].ready()
     for batch, results in zip(batches, launched, strict=True):
         np.testing.assert_array_equal(results.arrays()["rows"], 2 * batch)
-    assert lane.taken_seconds()["network"] > 0
+    assert min(lane.taken_seconds()) > 0
