@@ -239,3 +239,39 @@ def test_a_source_whose_decoder_is_killed_each_time_is_given_back_as_killed(deco
     (failed, end) = events
     assert isinstance(failed, Failed) and failed.killed and "decord failed: SIGKILL" in failed.reason
     assert isinstance(end, End) and end.unit == "good"
+
+
+class Swinging(Decoders):
+    """Decoders whose number changes at every source."""
+
+    def adapt(self, frames: int, decoding: float, reading: float) -> None:
+        super().adapt(frames, decoding, reading)
+        self.count = next(self.numbers)
+
+
+def test_decoders_that_come_and_go_in_the_middle_of_a_pass_change_neither_events_nor_order(tmp_path):
+    names = ["good", "item", "goood", "half_die-decord", "good2", "none", "good3", "good4", "good5"]
+    sources = [Source(name, tmp_path / f"{name}.mp4") for name in names]
+
+    def start() -> Child:
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        return Child("decoder_of_test:decode", env={"PYTHONPATH": path})
+
+    def told(kept: Decoders) -> list[tuple]:
+        try:
+            return [
+                (
+                    type(event).__name__,
+                    getattr(event, "unit", None),
+                    getattr(event, "times", np.empty(0)).tolist(),
+                )
+                for event in decode_with(kept, sources, 30.0)
+            ]
+        finally:
+            kept.kill()
+
+    (tmp_path / "decoder_of_test.py").write_text(DECODER)
+    one, swinging = Decoders(start, 1), Swinging(start, 0, threads=4, memory_bytes=1 << 40)
+    swinging.numbers = iter([3, 3, 1, 1, 2, 4, 4, 1, 1])
+    assert told(swinging) == told(one)
+    assert len(swinging.children) > 1
