@@ -29,7 +29,9 @@ from typing import Any
 RECORD = "versions.json"
 FLOORS = ("pipeline", "extractors", "trainers", "flows")
 CARRIERS = (  # not followed: what they do is checked by checksums, formats and tests of their own
-    "pipeline.errors", "pipeline.settings", "pipeline.child", "pipeline.memory", "pipeline.plugins",
+    "pipeline.errors", "pipeline.settings", "pipeline.child", "pipeline.shared_arrays", "pipeline.memory",
+    "pipeline.plugins",
+    "extractors.clock", "extractors.decoder_count",  # how long the work takes, and in how many processes it is done
     "pipeline.run",  # which work is done where, never what it computes
     "pipeline.store",  # segments are checked against their checksums when they are read
     "pipeline.corpus",  # what a corpus holds enters fingerprints by digest

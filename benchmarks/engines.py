@@ -3,7 +3,8 @@
 Prints, for local processes and for a Ray cluster of our own: seconds and CPU seconds until the first reply of a
 first and of a second stage, milliseconds a shard that does nothing, and the memory of all processes (PSS). Then
 the seconds of decoding some clips, of a fake encoder that waits as for a GPU, and of both through one worker:
-the slower of the two, where neither waits for the other.
+the slower of the two, where neither waits for the other. At last decoding, preparing and a fake device, in turn and
+with two batches in flight.
 """
 
 from __future__ import annotations
@@ -16,11 +17,25 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extractors.base import FrameReader, Output, Result, Unit, WorkOptions
+import numpy as np
+
+from extractors.backbones.pictures import squares
+from extractors.base import (
+    Computed,
+    FrameExtractor,
+    FrameReader,
+    Launched,
+    Output,
+    Result,
+    Unit,
+    WorkOptions,
+)
 from extractors.one_pass import Reading, read_together
 from pipeline.child import Send
 from pipeline.media.video import find_ffmpeg
@@ -119,9 +134,53 @@ class FakeEncoder(FrameReader[Params]):
         yield self.unit, Output({})
 
 
-def one_pass(units: list[Unit], seconds_a_frame: float) -> tuple[float, int]:
-    """Seconds and frames of a pass of the fake encoder over some clips."""
-    encoder = FakeEncoder(seconds_a_frame)
+class FakeGpu(FrameExtractor[Params]):
+    """Cuts frames to squares, as CLIP does, and has a device compute that takes its time and no processor.
+
+    With `in_turn` it waits for each batch before the next frames are made ready.
+    """
+
+    name, settings = "fake", Params
+
+    def __init__(self, seconds_a_frame: float, in_turn: bool) -> None:
+        super().__init__(Params())
+        self.seconds, self.in_turn, self.frames = seconds_a_frame, in_turn, 0
+        self.device = ThreadPoolExecutor(1)
+        self.load(WorkOptions(batch_size=64))
+
+    def prepare(self, frames: Array) -> Array:
+        """Squares of 224 pixels."""
+        self.frames += len(frames)
+        return squares(frames, 224)
+
+    def launch(self, prepared: Array) -> Launched:
+        """A batch on the device."""
+        batch = OnDevice(self.device.submit(time.sleep, self.seconds * len(prepared)), len(prepared))
+        return Computed(batch.arrays()) if self.in_turn else batch
+
+
+@dataclass
+class OnDevice:
+    """A batch of the fake device."""
+
+    work: Future[None]
+    rows: int
+
+    def ready(self) -> bool:
+        """Whether the device is done with it."""
+        return self.work.done()
+
+    def arrays(self) -> dict[str, Array]:
+        """Rows of zeros, after waiting."""
+        self.work.result()
+        return {"frame": np.zeros((self.rows, 4), np.float32)}
+
+
+def one_pass(
+    units: list[Unit], seconds_a_frame: float, kind: Callable[[float], FakeEncoder | FakeGpu] = FakeEncoder
+) -> tuple[float, int]:
+    """Seconds and frames of a pass of a fake network over some clips."""
+    encoder = kind(seconds_a_frame)
     keys = {unit.key for unit in units}
     started = time.perf_counter()
     for _ in read_together([Reading(encoder, keys)], units, WorkOptions(), lambda: None):
@@ -159,6 +218,20 @@ def overlap(clips: int, folder: Path) -> None:
               "the other")  # fmt: skip
 
 
+def in_flight(clips: int, folder: Path) -> None:
+    """Print the seconds of decoding, preparing and a device as slow as both, in turn and with two batches in flight."""
+    units = [Unit(str(n), str(n), files={"compress": folder / "clip.mp4"}) for n in range(clips)]
+    decoding, frames = one_pass(units, 0.0)
+    both, _ = one_pass(units, 0.0, lambda each: FakeGpu(each, False))  # decoding and preparing
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(3):
+        for in_turn, taken in seconds.items():
+            taken.append(one_pass(units, both / frames, lambda each, wait=in_turn: FakeGpu(each, wait))[0])
+    turn, flight = (statistics.median(seconds[in_turn]) for in_turn in (True, False))
+    print(f"decoding {decoding:.1f} s, with preparing {both:.1f} s, a device {both:.1f} s: in turn {turn:.1f} s, with "
+          f"two batches in flight {flight:.1f} s: {flight / both:.2f} x the slowest")  # fmt: skip
+
+
 def main() -> None:
     """Measure each engine, then the overlap."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -173,6 +246,7 @@ def main() -> None:
         print("ray: not installed")
     with tempfile.TemporaryDirectory() as folder:
         overlap(arguments.clips, Path(folder))
+        in_flight(arguments.clips, Path(folder))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from extractors.clock import Clock, Part
 from pipeline.errors import ItemError, UserError, is_starved
 from pipeline.media import video
 from pipeline.run.stage import Digests, Stage, WorkerKind
-from pipeline.settings import Options, Params
+from pipeline.settings import DIGESTED, Options, Params
 from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
+BATCHES_IN_FLIGHT = 2  # one that a device computes, and one that it can begin at once
 WINDOW_SLACK = 1e-3  # seconds; decoders round the same time differently
 P = TypeVar("P", bound=Params)
 Encoded = TypeVar("Encoded")
@@ -31,7 +35,7 @@ class WorkOptions(Options):
     item_seconds: float = 300.0  # without any progress on an item, its decoder or encoder is killed
     decoder_bytes: int = 4 << 30  # address space of a decoding process
     threads: int = 1
-    decoders: int = 1  # decoding processes ahead of each network
+    decoders: int = 0  # decoding processes ahead of each network; 0: chosen from measured rates
 
 
 @functools.lru_cache(maxsize=8)  # a segment never changes; more than the stages that a worker reads at once
@@ -90,9 +94,42 @@ class Output:
 Result = tuple[Unit, Output | ItemError]
 
 
-def without_memory(stage: str, error: BaseException, batch_size: int) -> str:
-    """The sentence of a worker that finds no memory, with the settings that need less."""
+class Launched(Protocol):
+    """Results of a batch that a device may still compute."""
+
+    def ready(self) -> bool:
+        """Whether `arrays` returns without waiting."""
+        ...
+
+    def arrays(self) -> dict[str, Array]:
+        """The results, one row of each output for each row of the batch, after waiting for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Results that are here already."""
+
+    rows: dict[str, Array]
+
+    def ready(self) -> bool:
+        """True."""
+        return True
+
+    def arrays(self) -> dict[str, Array]:
+        """The results."""
+        return self.rows
+
+
+def without_memory(stage: str, error: BaseException, batch_size: int, device: str = "") -> str:
+    """The sentence of a worker that finds no memory on its device, with the settings that need less."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "cuda" in lines[0].lower() and device.startswith("cuda"):
+        return (
+            f"the memory of {device} does not suffice for {stage} with a batch of {batch_size} ({lines[0][:200]}); "
+            "raise run.gpu_fraction, so that fewer workers share the GPU, lower run.batch_size, or choose another "
+            'run.device ("cpu" works without a GPU)'
+        )
     return (
         f"no memory for {stage} with a batch of {batch_size} ({lines[0][:200]}); lower run.workers, so that fewer "
         "processes share the memory, or run.batch_size"
@@ -103,6 +140,7 @@ class Extractor(Stage[P]):
     """A stage whose shards run in worker processes. `load` is called once a worker, then `results`."""
 
     runner: ClassVar[str] = "extractors.shard:run"
+    clock: Clock = Clock()  # of the worker: each shard gives its own
 
     def load(self, options: WorkOptions) -> None:
         """Read what the work needs (a network, a parser). Called once in each worker process."""
@@ -125,12 +163,19 @@ class Extractor(Stage[P]):
             except (MemoryError, RuntimeError) as error:
                 if not is_starved(error):
                     raise
+                if self.give_back():
+                    parts.insert(0, part)
+                    continue
                 if len(part) == 1:
-                    raise UserError(without_memory(self.name, error, 1)) from None
+                    raise UserError(without_memory(self.name, error, 1, self.options.device)) from None
                 half = len(part) // 2
                 parts[:0] = [part[:half], part[half:]]
                 self.options = self.options.model_copy(update={"batch_size": half})
         return out
+
+    def give_back(self) -> bool:
+        """Free memory of a device that batches in flight use; return whether there was any."""
+        return False
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Each unit with its output or its error, in any order; None now and then as a sign of life."""
@@ -165,6 +210,12 @@ class TextExtractor(Extractor[P]):
                 yield unit, Output(arrays)
 
 
+class FrameParams(Params):
+    """The setting of all stages that read frames of videos."""
+
+    decoder: Annotated[video.Decoder, DIGESTED] = "decord"  # its name and version enter the fingerprint
+
+
 class FrameReader(Extractor[P]):
     """Reads the frames of compressed videos as they are decoded. All readers of a run share one pass.
 
@@ -179,9 +230,25 @@ class FrameReader(Extractor[P]):
     one_pass = True
     shard_items = 32
 
+    @property
+    def first_decoder(self) -> video.Decoder:
+        """The decoder that is tried first; decord, if the stage has no such setting."""
+        return self.params.decoder if isinstance(self.params, FrameParams) else "decord"
+
+    @property
+    def pass_key(self) -> tuple[Any, ...]:
+        """Readers with one decoder share a pass."""
+        return (*super().pass_key, self.first_decoder)
+
     def identity(self, known: Digests) -> Mapping[str, Any]:
-        """The decoder of the frames."""
-        return {"decoder": video.decoder_identity()}
+        """The decoder of the frames; its name alone too if it was chosen, so that it is not taken for a new version."""
+        chosen = {} if self.first_decoder == "decord" else {"decoder_name": self.first_decoder}
+        return {"decoder": video.decoder_identity(self.first_decoder), **chosen}
+
+    def require(self) -> None:
+        """Raise UserError if a decoder was chosen that this machine lacks."""
+        if self.first_decoder != "decord":
+            video.require_decoder(self.first_decoder)
 
     def begin(self, unit: Unit, decoder: str) -> None:
         """Start a unit: its frames follow, and results of an earlier attempt are void."""
@@ -220,16 +287,40 @@ class _Rows:
         return Output(arrays | {"time": time}, {"decoder": self.decoder})
 
 
+@dataclass
+class _Flight:
+    """A batch on its way through the network: whose frames it holds, in order, and the results of its parts."""
+
+    taken: list[tuple[_Rows, int]]  # an item, and the number of its frames in the batch
+    parts: list[Launched]
+
+    def ready(self) -> bool:
+        return all(part.ready() for part in self.parts)
+
+    def land(self) -> None:
+        """Wait for the results, which are then in the memory of this process."""
+        self.parts = [Computed(part.arrays()) for part in self.parts]
+
+
 class FrameExtractor(FrameReader[P]):
-    """Frames of a compressed video to one row each. Batches fill across videos."""
+    """Frames of a compressed video to one row each. Batches fill across videos.
+
+    Where `launch` returns before its results are there, as on a GPU, the next batches are decoded and prepared
+    meanwhile; up to BATCHES_IN_FLIGHT are on the device.
+    """
 
     worker_kind: ClassVar[WorkerKind] = "model"
+    parallel_prepare: ClassVar[bool] = False  # whether threads may call `prepare` at the same time
 
     def load(self, options: WorkOptions) -> None:
         """Also make room for frames that wait for a batch."""
         super().load(options)
         self._pending: list[tuple[_Rows, Array]] = []
         self._waiting = 0
+        self._flights: deque[_Flight] = deque()
+        threads = options.threads if self.parallel_prepare and options.device.startswith("cuda") else 1
+        self._threads = ThreadPoolExecutor(threads, "prepare") if threads > 1 else None
+        self._parts = threads
 
     def prepare(self, frames: Array) -> Array:
         """Frames (n, H, W, 3) uint8 prepared for the network, all of one shape whatever H and W."""
@@ -239,17 +330,33 @@ class FrameExtractor(FrameReader[P]):
         """One row of each output for each prepared frame."""
         raise NotImplementedError
 
+    def launch(self, prepared: Array) -> Launched:
+        """Start to compute one row of each output for each prepared frame. Here `encode` computes them at once."""
+        with self.clock.part("network"):
+            return Computed(self.encode(prepared))
+
+    def device_seconds(self) -> Mapping[Part, float]:
+        """Seconds of `copy` and `network` on the device since the last call, if `launch` does not measure them."""
+        return {}
+
+    def room(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Memory for a batch of prepared frames."""
+        return np.empty(shape, dtype)
+
     def begin(self, unit: Unit, decoder: str) -> None:
         """Rows of an earlier beginning are encoded with their batch and dropped."""
         self._rows = _Rows(unit, decoder)
 
     def take(self, frames: Array, times: Array) -> Iterator[Result | None]:
         """Encode full batches, whichever videos their frames come from."""
+        prepared = self._prepared(frames)
         self._rows.times.append(times)
-        self._pending.append((self._rows, self.prepare(frames)))
+        self._pending += [(self._rows, part) for part in prepared]
         self._waiting += len(frames)
         while self._waiting >= self.options.batch_size:
-            yield from self._finished(self._encode(self.options.batch_size))
+            yield from self._landed(BATCHES_IN_FLIGHT - 1)
+            self._launch(self.options.batch_size)
+            yield from self._landed(BATCHES_IN_FLIGHT)
             yield None
 
     def end(self) -> Iterator[Result | None]:
@@ -260,10 +367,25 @@ class FrameExtractor(FrameReader[P]):
     def flush(self) -> Iterator[Result | None]:
         """Encode the last batch."""
         while self._pending:
-            yield from self._finished(self._encode(self.options.batch_size))
+            yield from self._landed(BATCHES_IN_FLIGHT - 1)
+            self._launch(self.options.batch_size)
+        yield from self._landed(0)
 
-    def _encode(self, most: int) -> list[_Rows]:
-        """Take up to `most` frames off the waiting ones, encode them, and give each item its rows."""
+    def give_back(self) -> bool:
+        """Fetch the results of all batches in flight."""
+        busy = [flight for flight in self._flights if not all(isinstance(p, Computed) for p in flight.parts)]
+        for flight in busy:
+            flight.land()
+        return bool(busy)
+
+    def _prepared(self, frames: Array) -> list[Array]:
+        """The prepared frames, in order, in as many arrays as threads prepared them."""
+        if self._threads is None:
+            return [self.prepare(frames)]
+        return list(self._threads.map(self.prepare, np.array_split(frames, min(self._parts, len(frames)))))
+
+    def _launch(self, most: int) -> None:
+        """Take up to `most` frames off the waiting ones, and start to encode them."""
         taken: list[tuple[_Rows, Array]] = []
         count = 0
         while self._pending and count < most:
@@ -275,13 +397,29 @@ class FrameExtractor(FrameReader[P]):
             taken.append((rows, frames))
             count += len(frames)
         self._waiting -= count
-        parts = self.in_parts(self.encode, np.concatenate([frames for _, frames in taken]))
-        encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        start = 0
-        for rows, frames in taken:
-            rows.parts.append({name: array[start : start + len(frames)] for name, array in encoded.items()})
-            start += len(frames)
-        return list({id(rows): rows for rows, _ in taken}.values())
+        with self.clock.part("copy"):
+            first = taken[0][1]
+            batch = np.concatenate(
+                [frames for _, frames in taken], out=self.room((count, *first.shape[1:]), first.dtype)
+            )
+        with self.clock.part("device"):
+            parts = self.in_parts(self.launch, batch)
+        self._flights.append(_Flight([(rows, len(frames)) for rows, frames in taken], parts))
+
+    def _landed(self, most: int) -> Iterator[Result]:
+        """Give the items the rows of batches that are ready, and of the oldest ones until `most` are in flight."""
+        while self._flights and (len(self._flights) > most or self._flights[0].ready()):
+            flight = self._flights.popleft()
+            with self.clock.part("device"):
+                parts = [part.arrays() for part in flight.parts]
+            for part, seconds in self.device_seconds().items():
+                self.clock.add(part, seconds)
+            encoded = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            start = 0
+            for rows, count in flight.taken:
+                rows.parts.append({name: array[start : start + count] for name, array in encoded.items()})
+                start += count
+            yield from self._finished(list({id(rows): rows for rows, _ in flight.taken}.values()))
 
     def _finished(self, candidates: list[_Rows]) -> Iterator[Result]:
         for rows in candidates:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
+from numpy.typing import DTypeLike
 from pydantic import field_validator
 
 from extractors.backbones import clip_configs, weights
 from extractors.backbones.precision import Precision
-from extractors.base import Array, FrameExtractor, WorkOptions
+from extractors.base import Array, FrameExtractor, FrameParams, Launched, WorkOptions
+from extractors.clock import Part
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
@@ -43,7 +45,7 @@ class ClipNetworkParams(Params):
         return own | {"model": PurePath(self.model).stem} if self.model.endswith(".json") else own
 
 
-class ClipParams(ClipNetworkParams):
+class ClipParams(ClipNetworkParams, FrameParams):
     """Settings of the network's image side."""
 
     patches: bool = False  # also store the last layer's state of every patch: 77 kB a frame for ViT-B/32
@@ -57,6 +59,7 @@ class Clip(FrameExtractor[ClipParams]):
 
     name, version = "clip", 1
     settings = ClipParams
+    parallel_prepare = True
 
     @property
     def fields(self) -> Mapping[str, Field]:  # type: ignore[override]  # the dtype is a param
@@ -69,8 +72,9 @@ class Clip(FrameExtractor[ClipParams]):
         return {"weights": weights.identity(self.params, known), **super().identity(known)}
 
     def require(self) -> None:
-        """Raise UserError if the weights are missing or do not fit the model."""
+        """Raise UserError if the weights are missing or do not fit the model, or if the decoder is missing."""
         weights.require(self.params)
+        super().require()
 
     def load(self, options: WorkOptions) -> None:
         """Read the network's weights."""
@@ -86,7 +90,17 @@ class Clip(FrameExtractor[ClipParams]):
 
     def encode(self, prepared: Array) -> dict[str, Array]:
         """One projected vector for each frame, and with `patches` the states of its patches."""
-        if not self.params.patches:
-            return {"frame": self.network.crop_features(prepared)}
-        features, states = self.network.crop_tokens(prepared)
-        return {"frame": features, "patch": states}
+        return self.launch(prepared).arrays()
+
+    def launch(self, prepared: Array) -> Launched:
+        """Start to compute them; a GPU works on them while the next batch is decoded and prepared."""
+        return self.network.launch(prepared, self.params.patches)
+
+    def room(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Memory for a batch: pinned, if the device is a GPU."""
+        return self.network.lane.room(shape, dtype)
+
+    def device_seconds(self) -> Mapping[Part, float]:
+        """Seconds of copies to and from the device and of the network, since the last call."""
+        copy, network = self.network.lane.taken_seconds()
+        return {"copy": copy, "network": network}

@@ -9,13 +9,12 @@ import numpy as np
 from pydantic import Field as Setting
 
 from extractors.backbones.pictures import squares
-from extractors.base import Array, FrameReader, Output, Result, Unit
+from extractors.base import Array, FrameParams, FrameReader, Output, Result, Unit
 from pipeline.media import sampling
-from pipeline.settings import Params
 from pipeline.store.fields import Field
 
 
-class FramesParams(Params):
+class FramesParams(FrameParams):
     """The rule by which frames are selected, their number and size."""
 
     candidates: Literal["gare", "neighborretr", "all"] = "gare"  # the method's rule; all: every frame

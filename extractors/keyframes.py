@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from pydantic import Field as Setting
 
 from extractors.backbones.pictures import squares
-from extractors.base import Array, FrameReader, Output, Result, Unit
-from pipeline.settings import Params
+from extractors.base import Array, FrameParams, FrameReader, Output, Result, Unit
 from pipeline.store.fields import Field
 
 BINS = 32  # bins of the histogram of each channel
 
 
-class KeyframesParams(Params):
+class KeyframesParams(FrameParams):
     """The number of key frames and their size."""
 
     count: int = Setting(10, ge=1)  # LEAN's m; its figure 4 is flat beyond 10

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from extractors.base import FrameReader, Result, Unit, WorkOptions
-from extractors.decoding import Begin, Chunk, End, Failed, Source, decode_with
+from extractors.clock import Clock
+from extractors.decoding import Begin, Chunk, Decoders, End, Failed, Source, decode_with
 from pipeline.child import Child
 from pipeline.errors import ItemError, ItemKilled
+from pipeline.run.engines.machine import available_memory, cores
 from pipeline.store.segments import Damaged
+
+TORCH_BYTES = 16 << 30  # address space that the libraries of a torch with CUDA take, hardly any of it memory
 
 
 @dataclass
@@ -34,12 +38,15 @@ Event = tuple[FrameReader[Any], Result | None]
 
 
 def read_together(
-    readings: Sequence[Reading], units: Sequence[Unit], options: WorkOptions, began: Callable[[], None]
-) -> Iterator[Event]:
+    readings: Sequence[Reading], units: Sequence[Unit], options: WorkOptions, began: Callable[[], None],
+    clock: Clock | None = None,
+) -> Iterator[Event]:  # fmt: skip
     """The results of each extractor's units in any order, with None now and then as a sign of life.
 
-    `began` is called at the start of each decode: once for each unit, twice if the first decoder failed.
+    `began` is called at the start of each decode: once for each unit, twice if the first decoder failed. The clock gets
+    the seconds of decoding, of waiting for frames, and of what the readers do.
     """
+    clock = Clock() if clock is None else clock
     sources = []
     for unit in units:
         try:
@@ -48,8 +55,8 @@ def read_together(
             yield from _failed(readings, unit, error)
         except Damaged as error:  # one broken file costs its item, not the run
             yield from _failed(readings, unit, ItemError(unit.name, str(error)))
-    decoders = _decoders(options.decoder_bytes, options.decoders)
-    for event in decode_with(decoders, sources, options.item_seconds):
+    decoders = decoders_of(options, readings[0].reader.first_decoder)
+    for event in decode_with(decoders, sources, options.item_seconds, clock):
         if isinstance(event, Begin):
             unit = event.unit
             began()
@@ -57,7 +64,7 @@ def read_together(
                 reading.active = reading.lacks(unit)
                 if reading.active:
                     yield from _fed(
-                        reading, unit, functools.partial(_begin, reading.reader, unit, event.decoder)
+                        reading, unit, functools.partial(_begin, reading.reader, unit, event.decoder), clock
                     )
         elif isinstance(event, Failed):
             kind = ItemKilled if event.killed else ItemError
@@ -65,10 +72,11 @@ def read_together(
         elif (given := _in_window(unit, event)) is not None:
             for reading in readings:
                 if reading.active:
-                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, given))
-    for reading in readings:
-        for result in reading.reader.flush():
-            yield reading.reader, result
+                    yield from _fed(reading, unit, functools.partial(_given, reading.reader, given), clock)
+    with clock.part("preprocess"):
+        for reading in readings:
+            for result in reading.reader.flush():
+                yield reading.reader, result
 
 
 def source_of(unit: Unit) -> Source[Unit]:
@@ -112,17 +120,36 @@ def _given(reader: FrameReader[Any], event: Chunk | End[Unit]) -> Iterator[Resul
     return reader.take(event.frames, event.times) if isinstance(event, Chunk) else reader.end()
 
 
-def _fed(reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None]]) -> Iterator[Event]:
-    """The results of a call; an item's error ends the unit for this extractor alone."""
+def _fed(
+    reading: Reading, unit: Unit, call: Callable[[], Iterator[Result | None]], clock: Clock
+) -> Iterator[Event]:
+    """The results of a call; an item's error ends the unit for this extractor alone.
+
+    What the reader itself does, outside of the parts that it measures, counts as preprocessing.
+    """
     try:
-        for result in call():
-            yield reading.reader, result
+        with clock.part("preprocess"):
+            for result in call():
+                yield reading.reader, result
     except ItemError as error:
         reading.active = False
         reading.failed.add(unit.key)
         yield reading.reader, (unit, error.named(unit.name))
 
 
-@functools.lru_cache(maxsize=1)  # one for each worker process; its users kill it and start it anew
-def _decoders(memory_bytes: int, count: int) -> list[Child]:
-    return [Child("pipeline.media.video:serve_decode", memory_bytes=memory_bytes) for _ in range(count)]
+def decoders_of(options: WorkOptions, decoder: str) -> Decoders:
+    """The decoders of this worker process, whose number is chosen for its share of the machine."""
+    fixed = options.decoders
+    if not fixed and options.device == "cpu":
+        fixed = 1  # the network computes on the cores that more decoders would need
+    return _decoders(options.decoder_bytes, fixed, options.threads, decoder)
+
+
+@functools.lru_cache(
+    maxsize=1
+)  # one for each worker process; its users kill its children and start them anew
+def _decoders(decoder_bytes: int, fixed: int, threads: int, decoder: str) -> Decoders:
+    share = int(available_memory() * min(1.0, threads / cores()) / 2)  # the other half is for the workers
+    space = decoder_bytes + (TORCH_BYTES if decoder == "torchcodec" else 0)
+    start = functools.partial(Child, "pipeline.media.video:serve_decode", memory_bytes=space)
+    return Decoders(start, fixed, threads, share, (decoder, "pyav"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from extractors.base import Extractor, FrameReader, Output, Result, Unit, WorkOptions, without_memory
-from extractors.one_pass import Reading, read_together
+from extractors.clock import Clock, Part
+from extractors.one_pass import Reading, decoders_of, read_together
 from pipeline.child import Send, resolve
 from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
 from pipeline.store.fingerprint import digest_file
@@ -26,8 +28,9 @@ def run(request: dict[str, Any], send: Send) -> None:
     Replies are `{"loading": stages}` before their networks are read and `{"loading": []}` after, `{"done": key,
     "stage"}`, `{"failed": key, "name", "reason", "stage"}`, with `"killed": "signal" | "crash"` where the unit is not
     known to be at fault, `{}` as a sign of life, and at the end `{"segments": {stage:
-    {"segment": id or None, "bytes", "items": {key: file bytes or None}}}, "decodes"}`: all at once, so that a worker's
-    death leaves all of its shard or nothing. Raises UserError where there is no memory or no room on the disk.
+    {"segment": id or None, "bytes", "items": {key: file bytes or None}}}, "decodes", "seconds": {part: seconds},
+    "decoders", "unshared"}`: all at once, so that a worker's death leaves all of its shard or nothing. Raises UserError
+    where there is no memory or no room on the disk.
     """
     try:
         _run(request, send)
@@ -35,8 +38,8 @@ def run(request: dict[str, Any], send: Send) -> None:
         if not is_starved(error):
             raise
         names = " and ".join(resolve(stage["entry"]).name for stage in request["stages"])
-        size = WorkOptions.model_validate_json(request["options"]).batch_size
-        raise UserError(without_memory(names, error, size)) from None
+        options = WorkOptions.model_validate_json(request["options"])
+        raise UserError(without_memory(names, error, options.batch_size, options.device)) from None
 
 
 def _run(request: dict[str, Any], send: Send) -> None:
@@ -44,7 +47,9 @@ def _run(request: dict[str, Any], send: Send) -> None:
     units = [_unit(raw) for raw in request["units"]]
     options = WorkOptions.model_validate_json(request["options"])
     extractors = _all_loaded(request["stages"], options, send)
-    decodes = Decodes()
+    decodes, clock, started = Decodes(), Clock(), time.perf_counter()
+    for extractor in extractors:
+        extractor.clock = clock
     try:
         with contextlib.ExitStack() as stack:
             writers = {}
@@ -58,7 +63,7 @@ def _run(request: dict[str, Any], send: Send) -> None:
                 )  # fmt: skip
             keys = [set(stage["keys"]) for stage in request["stages"]]
             spool = next(iter(writers.values())).spool
-            for extractor, result in _results(extractors, keys, units, options, spool, decodes):
+            for extractor, result in _results(extractors, keys, units, options, spool, decodes, clock):
                 if result is None:
                     send({}, {})
                     continue
@@ -67,21 +72,27 @@ def _run(request: dict[str, Any], send: Send) -> None:
                 try:
                     if isinstance(output, ItemError):
                         raise output
-                    _keep(writer, unit, output, store / "files" / extractor.name / writer.fingerprint)
+                    with clock.part("write"):
+                        _keep(writer, unit, output, store / "files" / extractor.name / writer.fingerprint)
                     send({"done": unit.key, "stage": extractor.name}, {})
                 except ItemError as error:
                     failed = {"failed": unit.key, "name": unit.name, "reason": error.reason}
                     if isinstance(error, ItemKilled):
                         failed["killed"] = "crash" if error.crash else "signal"
                     send(failed | {"stage": extractor.name}, {})
-            segments = {name: _finished(writer) for name, writer in writers.items()}
+            with clock.part("write"):
+                segments = {name: _finished(writer) for name, writer in writers.items()}
     except OSError as error:
         if not is_full(error):
             raise
         raise UserError(
             f"the disk of the store {store} is full; what was finished is kept: free some space, then run again"
         ) from None
-    send({"segments": segments, "decodes": decodes.count}, {})
+    clock.add("all", time.perf_counter() - started)
+    first = extractors[0]
+    ahead = decoders_of(options, first.first_decoder) if isinstance(first, FrameReader) else None
+    more = {"decoders": ahead.count, "unshared": ahead.unshared} if ahead else {}
+    send({"segments": segments, "decodes": decodes.count, "seconds": clock.seconds, **more}, {})
 
 
 @dataclass
@@ -97,19 +108,21 @@ class Decodes:
 
 def _results(
     extractors: list[Extractor[Any]], keys: list[set[str]], units: list[Unit], options: WorkOptions, work: Path,
-    decodes: Decodes,
+    decodes: Decodes, clock: Clock,
 ) -> Iterator[tuple[Extractor[Any], Result | None]]:  # fmt: skip
     """The results of each extractor; those that read frames share one pass, any other runs by itself."""
     readers = [e for e in extractors if isinstance(e, FrameReader)]
     if readers:
         readings = [Reading(reader, own) for reader, own in zip(readers, keys, strict=True)]
-        yield from read_together(readings, units, options, decodes.add)
+        yield from read_together(readings, units, options, decodes.add, clock)
         return
     for extractor, own in zip(extractors, keys, strict=True):
-        for result in extractor.results([unit for unit in units if unit.key in own], work):
-            if result is not None and isinstance(result[1], Output) and "decoder" in result[1].note:
-                decodes.add()
-            yield extractor, result
+        part: Part = "network" if extractor.worker_kind == "model" else "preprocess"
+        with clock.part(part):
+            for result in extractor.results([unit for unit in units if unit.key in own], work):
+                if result is not None and isinstance(result[1], Output) and "decoder" in result[1].note:
+                    decodes.add()
+                yield extractor, result
 
 
 def _finished(writer: SegmentWriter) -> dict[str, Any]:

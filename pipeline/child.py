@@ -2,8 +2,8 @@
 
 Decoders can loop for ever in native code while holding the interpreter lock, and a worker can be
 killed by the kernel: only another process with a time limit survives that. Requests and replies are
-JSON with raw arrays behind; nothing is pickled. The child does not import the parent's main module,
-and the kernel ends it with the thread that started it.
+JSON, with arrays in shared memory or, small ones, raw behind it; nothing is pickled. The child does not import the
+parent's main module, and the kernel ends it with the thread that started it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import Error, ItemError, ItemKilled, TrainingError, UserError, is_full, is_starved
+from pipeline.shared_arrays import Inbox, Outbox
 
 Reply = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Send = Callable[[Mapping[str, Any], Mapping[str, NDArray[Any]]], None]
@@ -70,9 +71,12 @@ class Child:
     """A process that calls `module:function(request, send)` and streams back the messages that the function sends."""
 
     def __init__(
-        self, entry: str, memory_bytes: int | None = None, env: Mapping[str, str] | None = None
-    ) -> None:
+        self, entry: str, memory_bytes: int | None = None, env: Mapping[str, str] | None = None,
+        share_memory: bool = True,
+    ) -> None:  # fmt: skip
         self.entry, self.memory_bytes, self.env = entry, memory_bytes, dict(env or {})
+        self.share_memory = share_memory  # else all arrays go through the socket
+        self.unshared = ""  # why the child has no shared memory for its arrays; "" while it has
         self._process: subprocess.Popen[bytes] | None = None
         self._ends: dict[
             subprocess.Popen[bytes], tuple[Connection, IO[bytes]]
@@ -92,9 +96,9 @@ class Child:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         fd = theirs.fileno()
         command = [sys.executable, "-P", "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
-        if self.memory_bytes:
-            command.append(str(self.memory_bytes))
+        command += [str(self.memory_bytes or 0), str(int(self.share_memory))]
         self._connection = ours  # before the process: another thread may kill what it sees
+        self._inbox = Inbox(ours)
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
             env=os.environ | self.env, start_new_session=True,
@@ -120,7 +124,8 @@ class Child:
                         if is_stopped(self.pid):
                             raise ChildDied(f"it was stopped (SIGSTOP) for {timeout_seconds:.0f} s")
                         raise ChildTimeout(f"no progress for {timeout_seconds:.0f} s")
-                    header, arrays = _receive(self._connection)
+                    header, arrays = _receive(self._connection, self._inbox)
+                    self.unshared = header.pop("_unshared", self.unshared)
                     if header.get("_") in ("end", "error"):
                         finished = True
                         if header["_"] == "error":
@@ -209,8 +214,10 @@ def is_stopped(pid: int | None) -> bool:
     return False
 
 
-def _receive(connection: Connection) -> Reply:
+def _receive(connection: Connection, inbox: Inbox) -> Reply:
     header = json.loads(connection.recv_bytes())
+    if described := header.pop("_shared", None):
+        return header, inbox.take(described)
     arrays = {}
     for name, dtype, shape in header.pop("_arrays", []):
         raw = connection.recv_bytes() if all(shape) else b""
@@ -218,9 +225,18 @@ def _receive(connection: Connection) -> Reply:
     return header, arrays
 
 
-def _send(connection: Connection, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    described = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
-    connection.send_bytes(json.dumps({**header, "_arrays": described}).encode())
+def _send(
+    connection: Connection, outbox: Outbox, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    if shared := outbox.place(arrays):
+        described, fd = shared
+        connection.send_bytes(json.dumps({**header, "_shared": described}).encode())
+        if fd is not None:
+            outbox.pass_on(fd)
+        return
+    trouble = {"_unshared": outbox.trouble} if outbox.trouble else {}
+    layout = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+    connection.send_bytes(json.dumps({**header, **trouble, "_arrays": layout}).encode())
     for array in arrays.values():
         if array.size:
             connection.send_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -268,33 +284,37 @@ def resolve(entry: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def serve(handler: Handler, connection: Connection) -> None:
+def serve(handler: Handler, connection: Connection, share_memory: bool = True) -> None:
     """Answer requests until the other side closes."""
+    outbox = Outbox(connection, share_memory)
+    send = functools.partial(_send, connection, outbox)
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            message = connection.recv_bytes()
         except EOFError:
             return
+        if outbox.received(message):
+            continue
         try:
-            handler(request, functools.partial(_send, connection))
+            handler(json.loads(message), send)
         except Exception as error:  # sent to the parent, which raises it
-            _send(connection, {"_": "error"} | _describe(error), {})
+            send({"_": "error"} | _describe(error), {})
         else:
-            _send(connection, {"_": "end"}, {})
+            send({"_": "end"}, {})
 
 
 def main(arguments: list[str]) -> None:
-    """Entry of the child process: entry point, file descriptor, parent, and an address-space limit."""
-    entry, fd, parent = arguments[0], int(arguments[1]), int(arguments[2])
+    """Entry of the child process: entry point, file descriptor, parent, address-space limit, shared memory or not."""
+    entry, (fd, parent, limit, share_memory) = arguments[0], map(int, arguments[1:])
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it hears Ctrl-C too
-    if len(arguments) > 3:
-        resource.setrlimit(resource.RLIMIT_AS, (int(arguments[3]), int(arguments[3])))
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         handler: Handler = resolve(entry)
     except Exception as error:  # an error of our code, not of a unit: sent as the answer to the first request
         handler = functools.partial(_raise, error)
-    serve(handler, Connection(fd))
+    serve(handler, Connection(fd), bool(share_memory))
 
 
 def _raise(error: Exception, request: dict[str, Any], send: Send) -> None:

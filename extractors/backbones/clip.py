@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from extractors.backbones import clip_configs, seeded
 from extractors.backbones import weights as weight_files
+from extractors.backbones.lane import Lane, Results
 from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
@@ -63,6 +64,7 @@ class ClipBackbone:
         self.context_length: int = config["text_cfg"].get("context_length", CONTEXT_LENGTH)
         self._tokenize = _tokenizer(config)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
+        self.lane = Lane(self.device)
 
     def image_features(self, frames: NDArray[np.uint8]) -> Floats:
         """Projected features (N, D), not normalised, of RGB frames (N, H, W, 3)."""
@@ -76,19 +78,30 @@ class ClipBackbone:
         cropped: NDArray[np.uint8] = self._resize(pixels).contiguous().numpy()
         return cropped
 
-    @torch.inference_mode()
     def crop_features(self, crops: NDArray[np.uint8]) -> Floats:
         """Projected features (N, D), not normalised, of crops (N, 3, S, S) from `crops`."""
-        with self._autocast():
-            features = self.network.encode_image(self._pixels(crops))
-        return features.float().cpu().numpy()
+        return self.launch(crops).arrays()["frame"]
 
-    @torch.inference_mode()
     def crop_tokens(self, crops: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """The features (N, D) of `crop_features`, and the last layer's state of every patch (N, P, width).
 
         Raises UserError if the image tower is not open_clip's own vision transformer.
         """
+        found = self.launch(crops, patches=True).arrays()
+        return found["frame"], found["patch"]
+
+    def launch(self, crops: NDArray[np.uint8], patches: bool = False) -> Results:
+        """Start to compute the output `frame`, as in `crop_features`, and with `patches` also `patch`: the states.
+
+        On a GPU this returns at once; the results are waited for when they are asked for.
+        """
+        return self.lane.launch(crops, self._states if patches else self._features)
+
+    def _features(self, crops: Tensor) -> dict[str, Tensor]:
+        with self._autocast():
+            return {"frame": self.network.encode_image(self._pixels(crops))}
+
+    def _states(self, crops: Tensor) -> dict[str, Tensor]:
         from open_clip.transformer import VisionTransformer
 
         tower = self.network.visual
@@ -100,11 +113,11 @@ class ClipBackbone:
                 features, states = tower(self._pixels(crops))
         finally:
             tower.output_tokens = False
-        return features.float().cpu().numpy(), states.float().cpu().numpy()
+        return {"frame": features, "patch": states}
 
-    def _pixels(self, crops: NDArray[np.uint8]) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
-        return (pixels.float() / 255 - self._mean) / self._std
+    def _pixels(self, crops: Tensor) -> Tensor:
+        """Crops on the device as the network takes them: floats, normalised."""
+        return (crops.float() / 255 - self._mean) / self._std
 
     @torch.inference_mode()
     def text_tokens(

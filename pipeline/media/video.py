@@ -14,17 +14,18 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.child import CRASHES, Send, die_with_parent, ending, is_stopped
+from pipeline.child import CRASHES, Child, Send, die_with_parent, ending, is_stopped
 from pipeline.errors import ItemError, ItemKilled, UserError, is_full, is_starved
 from pipeline.media.timeline import announced, length_trouble, read_timeline
 from pipeline.media.unsuited import stray_beginning, unread, unsuited
@@ -41,6 +42,7 @@ CONTAINERS = (
 # The formats that hold a video in one file. Others open files that a text names (hls, concat, dash, imf, sdp, image2),
 # devices, or draw text as pictures (tty).
 ONLY_MEDIA = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+INSTALL_TORCHCODEC = "pip install 'crossreel[torchcodec]', in the version that is built for your torch"
 NAMED_FORMATS = {
     ".mjpeg": "mjpeg",
     ".mjpg": "mjpeg",
@@ -80,9 +82,50 @@ def ffmpeg_version() -> str:
     return match[1]
 
 
-def decoder_identity() -> str:
-    """Return name and version of the decoder of frames: part of the fingerprint of everything made from frames."""
-    return f"decord {version('decord')}, else PyAV {version('av')}"
+Decoder = Literal["decord", "torchcodec"]
+"""Decoders of frames by name; PyAV reads what they cannot."""
+
+
+def decoder_identity(decoder: Decoder = "decord") -> str:
+    """Return name and version of a decoder of frames: part of the fingerprint of everything made from frames.
+
+    Raises UserError if its package is not installed.
+    """
+    try:
+        return f"{decoder} {version(decoder)}, else PyAV {version('av')}"
+    except PackageNotFoundError:
+        raise UserError(f"decoder = {decoder!r} needs the package {decoder}: {INSTALL_TORCHCODEC}") from None
+
+
+def require_decoder(decoder: Decoder) -> None:
+    """Raise UserError, with what is missing, if a decoder cannot run on this machine."""
+    decoder_identity(decoder)
+    if decoder == "torchcodec":
+        for _ in Child("pipeline.media.video:serve_torchcodec").ask({}):
+            pass
+
+
+def serve_torchcodec(request: dict[str, Any], send: Send) -> None:
+    """Entry of a process that only loads torchcodec. Raises UserError if it cannot be loaded."""
+    _torchcodec()
+
+
+def _torchcodec() -> Any:
+    """The class of torchcodec's decoders. Raises UserError with what is missing."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except ImportError:
+        raise UserError(
+            f"decoder = 'torchcodec' needs the package torchcodec: {INSTALL_TORCHCODEC}"
+        ) from None
+    except (RuntimeError, OSError) as error:
+        missing = sorted(set(re.findall(r"(lib\w+\.so[.\d]*): cannot open", str(error))))
+        what = f"no {' or '.join(missing)} here" if missing else str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"decoder = 'torchcodec' cannot be loaded: {what}; it needs the shared libraries of FFmpeg 4 to 8, which "
+            "the system's ffmpeg package brings, and a version built for this torch"
+        ) from None
+    return VideoDecoder
 
 
 @dataclass(frozen=True)
@@ -314,10 +357,10 @@ def frame_times(path: Path) -> Times:
 def decode(path: Path, decoder: str = "decord", chunk: int = CHUNK_FRAMES) -> Iterator[tuple[Frames, Times]]:
     """Yield all frames of a video with their presentation times, in chunks, so that memory stays flat.
 
-    `decoder` is "decord" or "pyav". Raises ItemError.
+    `decoder` is "decord", "torchcodec" or "pyav". Raises ItemError.
     """
     _require_file(path)
-    return {"decord": _decord, "pyav": _pyav}[decoder](path, chunk)
+    return {"decord": _decord, "torchcodec": _by_torchcodec, "pyav": _pyav}[decoder](path, chunk)
 
 
 def _decord(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
@@ -339,6 +382,19 @@ def _first_words(text: str) -> str:
     """Return the first line of a decord error, without the time and the place in its source."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"^\[[\d:]+\] \S+: ", "", lines[0])[:200] if lines else "no reason given"
+
+
+def _by_torchcodec(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
+    decoder_of = _torchcodec()
+    if reason := unsuited(path):  # as decord, it opens any format that FFmpeg knows
+        raise ItemError(str(path), reason)
+    try:
+        reader = decoder_of(os.fspath(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+        for start in range(0, len(reader), chunk):
+            batch = reader.get_frames_in_range(start, min(start + chunk, len(reader)))
+            yield batch.data.numpy(), batch.pts_seconds.numpy().astype(np.float64)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ItemError(str(path), f"torchcodec cannot read it: {_first_words(str(error))}") from None
 
 
 def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
@@ -365,9 +421,14 @@ def _pyav(path: Path, chunk: int) -> Iterator[tuple[Frames, Times]]:
 
 
 def serve_decode(request: dict[str, Any], send: Send) -> None:
-    """Entry of a decoding child process: takes `{"path", "decoder"}`, sends chunks of frames and times."""
+    """Entry of a decoding child process: takes `{"path", "decoder"}`, sends chunks of frames and times.
+
+    With each chunk come the seconds that decoding it took.
+    """
+    started = time.perf_counter()
     for frames, times in decode(Path(request["path"]), request["decoder"]):
-        send({}, {"frames": frames, "times": times})
+        send({"seconds": time.perf_counter() - started}, {"frames": frames, "times": times})
+        started = time.perf_counter()
 
 
 def serve_probe(request: dict[str, Any], send: Send) -> None:

@@ -24,6 +24,7 @@ from pipeline.run.engines.work import Engine, Work
 from pipeline.run.pool import Killed
 from pipeline.run.shards import cut
 from pipeline.run.stage import Digests, Stage
+from pipeline.run.time_spent import TimeSpent
 from pipeline.store.index import Kind
 from pipeline.store.store import Store, write_json
 
@@ -61,6 +62,9 @@ class Report:
     decodes: int = 0  # decoded media files; for a pass that stages share, all are counted in the first stage
     shared_with: str = ""  # the stage in whose pass over the items this one was made
     seconds: float = 0.0
+    parts: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds of its workers by part of the work, in the first stage of a pass; some parts overlap
     failures: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -100,6 +104,7 @@ class Runner:
         self._made_along: dict[
             str, Report
         ] = {}  # stages made in the pass of another one, whose reports were not returned yet
+        self._said_unshared = False
         self.killed_before = time.time()  # units killed before now are tried again, once
 
     @property
@@ -294,7 +299,7 @@ class Runner:
         )
         self._corpus_process.close()  # the workers need its memory
         lacking = {key: {name for name, keys in missing.items() if key in keys} for key in units}
-        tally = _Tally(leader.name, lacking, self.on_progress)
+        tally, spent = _Tally(leader.name, lacking, self.on_progress), TimeSpent()
         with contextlib.closing(self.engine.run(work)) as events:  # closing kills the workers
             for event in events:
                 if isinstance(event, Killed):
@@ -312,6 +317,8 @@ class Runner:
                     for state, report in zip(group, reports, strict=True):
                         self._record(state.fingerprint.hex, header["segments"][state.stage.name], report)
                     reports[0].decodes += header["decodes"]
+                    spent.add(header)
+                    self._say_unshared(header.get("unshared", ""))
                 elif "failed" in header:
                     fp = self.states[header["stage"]].fingerprint.hex
                     kind = "killed" if header.get("killed") == "signal" else "failed"
@@ -321,6 +328,18 @@ class Runner:
                     tally.add(header["done"], header["stage"])
                 elif "loading" in header:
                     tally.say_doing(LOADING if header["loading"] else "")
+        reports[0].parts = spent.as_json()
+        if line := spent.line(" + ".join(state.stage.name for state in group)):
+            self.say(line)
+
+    def _say_unshared(self, reason: str) -> None:
+        """Say once in a run that decoded frames come through a socket."""
+        if reason and not self._said_unshared:
+            self._said_unshared = True
+            self.say(
+                f"no shared memory for decoded frames ({reason}): they go through a socket, which costs about a "
+                "fifth more a frame; run.decoders or run.workers lower need less memory"
+            )
 
     def _record(self, fp: str, made: Mapping[str, Any], report: Report) -> None:
         if made["segment"]:

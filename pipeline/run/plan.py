@@ -69,8 +69,7 @@ def companions(stages: Stages, name: str) -> list[str]:
     return [
         other
         for other, s in stages.items()
-        if other != name and stage.one_pass and s.one_pass
-        and (s.needs, s.runner, s.shard_items) == (stage.needs, stage.runner, stage.shard_items)
+        if other != name and stage.one_pass and s.one_pass and s.pass_key == stage.pass_key
     ]  # fmt: skip
 
 

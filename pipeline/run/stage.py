@@ -73,8 +73,8 @@ class Stage(Generic[P]):
 
     `over` is the unit of work: each item, each distinct caption, or the corpus once. `runner` is the
     `module:function` that a worker process calls; `worker_kind` is what limits the number of workers:
-    cores ("cpu"), or the accelerator if there is one ("model"). Stages with `one_pass` that need the
-    same stages and have the same runner process an item together, so that it is read once.
+    cores ("cpu"), or the accelerator if there is one ("model"). Stages with `one_pass` and the same
+    `pass_key` process an item together, so that it is read once.
     """
 
     name: str
@@ -123,6 +123,11 @@ class Stage(Generic[P]):
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """Return plain data that the worker of a stage over the corpus needs besides its params."""
         return {}
+
+    @property
+    def pass_key(self) -> tuple[Any, ...]:
+        """Return what stages that share a pass over the items have in common."""
+        return (self.needs, self.runner, self.shard_items)
 
     @property
     def entry(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, End, Failed, Source, decode_ahead, decode_with
+from extractors.decoding import CHUNKS_AHEAD, Begin, Chunk, Decoders, End, Failed, Source, decode_with
 from pipeline.child import Child
 from pipeline.errors import UserError
 
@@ -48,10 +49,18 @@ def decode(request, send):
 """
 
 
+def decode_ahead(decoder, sources, limit_seconds):
+    """The events from one decoder."""
+    return decode_with(Decoders(lambda: decoder, 1), sources, limit_seconds)
+
+
 @pytest.fixture
 def decoder(tmp_path):
     (tmp_path / "decoder_of_test.py").write_text(DECODER)
-    child = Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)})
+    child = Child(
+        "decoder_of_test:decode",
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )
     yield child
     child.kill()
 
@@ -170,12 +179,19 @@ def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, t
 def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp_path, count):
     names = ["good", "item", "none", "half_die-decord", "good2", "ours"]
     alone = decoded(*names)
-    others = [Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)}) for _ in range(count)]
+    others = [
+        Child(
+            "decoder_of_test:decode",
+            env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )
+        for _ in range(count)
+    ]
     try:
+        kept = Decoders(iter(others).__next__, count)
         for _ in range(2):  # the decoders are kept from one shard to the next
             sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in names]
             order, frames, reasons = [], {}, {}
-            for event in decode_with(others, sources, 30.0):
+            for event in decode_with(kept, sources, 30.0):
                 if isinstance(event, Begin):
                     order.append(event.unit)
                     frames[event.unit] = 0
@@ -195,9 +211,15 @@ def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp
 
 
 def test_several_decoders_end_at_once_where_their_caller_stops(decoder, tmp_path):
-    others = [Child("decoder_of_test:decode", env={"PYTHONPATH": str(tmp_path)}) for _ in range(2)]
+    others = [
+        Child(
+            "decoder_of_test:decode",
+            env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )
+        for _ in range(2)
+    ]
     sources = [Source(name, tmp_path / f"{name}.mp4", None) for name in ("good", "good_hang", "good3")]
-    events = decode_with(others, sources, 30.0)
+    events = decode_with(Decoders(iter(others).__next__, len(others)), sources, 30.0)
     next(events)
     started = time.monotonic()
     events.close()
@@ -217,3 +239,39 @@ def test_a_source_whose_decoder_is_killed_each_time_is_given_back_as_killed(deco
     (failed, end) = events
     assert isinstance(failed, Failed) and failed.killed and "decord failed: SIGKILL" in failed.reason
     assert isinstance(end, End) and end.unit == "good"
+
+
+class Swinging(Decoders):
+    """Decoders whose number changes at every source."""
+
+    def adapt(self, frames: int, decoding: float, reading: float) -> None:
+        super().adapt(frames, decoding, reading)
+        self.count = next(self.numbers)
+
+
+def test_decoders_that_come_and_go_in_the_middle_of_a_pass_change_neither_events_nor_order(tmp_path):
+    names = ["good", "item", "goood", "half_die-decord", "good2", "none", "good3", "good4", "good5"]
+    sources = [Source(name, tmp_path / f"{name}.mp4") for name in names]
+
+    def start() -> Child:
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        return Child("decoder_of_test:decode", env={"PYTHONPATH": path})
+
+    def told(kept: Decoders) -> list[tuple]:
+        try:
+            return [
+                (
+                    type(event).__name__,
+                    getattr(event, "unit", None),
+                    getattr(event, "times", np.empty(0)).tolist(),
+                )
+                for event in decode_with(kept, sources, 30.0)
+            ]
+        finally:
+            kept.kill()
+
+    (tmp_path / "decoder_of_test.py").write_text(DECODER)
+    one, swinging = Decoders(start, 1), Swinging(start, 0, threads=4, memory_bytes=1 << 40)
+    swinging.numbers = iter([3, 3, 1, 1, 2, 4, 4, 1, 1])
+    assert told(swinging) == told(one)
+    assert len(swinging.children) > 1

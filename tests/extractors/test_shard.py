@@ -395,3 +395,28 @@ def test_no_memory_outside_of_a_batch_is_the_same_sentence(run, toys, monkeypatc
         UserError, match=r"no memory for filer with a batch of 32 .*run\.workers.*run\.batch_size"
     ):
         run("Filer", [{"key": "a", "name": "a"}])
+
+
+def test_a_gpu_whose_memory_does_not_suffice_is_one_sentence_with_its_settings(run, toys, monkeypatch):
+    def load(self, options):
+        raise OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"
+        )
+
+    monkeypatch.setattr(toys.Filer, "load", load)
+    with pytest.raises(
+        UserError,
+        match=r"the memory of cuda:0 does not suffice for filer with a batch of 32 \(CUDA out of memory.*8 GiB\); "
+        r"raise run\.gpu_fraction.*run\.batch_size.*run\.device",
+    ):
+        run("Filer", [{"key": "a", "name": "a"}], device="cuda:0")
+
+
+def test_the_last_reply_says_where_the_time_went(run, rendered):
+    replies, _ = run("Grey", clips(rendered, "clip00", "clip01"), batch_size=8)
+    seconds = replies[-1]["seconds"]
+    assert {"decode", "wait", "preprocess", "copy", "network", "write", "all"} <= set(seconds)
+    assert min(seconds.values()) >= 0 and seconds["decode"] > 0
+    own = sum(seconds[part] for part in ("wait", "preprocess", "copy", "network", "write", "device"))
+    assert own <= seconds["all"] * 1.01
+    assert replies[-1]["decoders"] == 1 and replies[-1]["unshared"] == ""

@@ -77,7 +77,13 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     children = []
 
     def start(name: str, **more) -> Child:
-        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": str(tmp_path)}, **more))
+        children.append(
+            Child(
+                f"handlers_of_test:{name}",
+                env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+                **more,
+            )
+        )
         return children[-1]
 
     yield start
@@ -215,7 +221,7 @@ input()
 
 
 def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", PARENT]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     pid = int(parent.stdout.readline())

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.results.report.wording import counted, duration, plain
 from pipeline.corpus.manifest import SPLITS
+from pipeline.run.time_spent import TimeSpent
 
 # Limit on the table of failures: a row has up to 500 bytes, and a corpus that fails as a whole would make 100 MB.
 MOST_FAILURES = 2000
@@ -66,6 +67,15 @@ def stage_rows(reports: list[Mapping[str, Any]]) -> list[StageRow]:
         )
         for report in reports
     ]  # fmt: skip
+
+
+def time_spent(reports: list[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each pass of workers: the seconds and shares of decoding, network and other parts."""
+    lines = []
+    for report in reports:
+        along = [other["stage"] for other in reports if other.get("shared_with") == report["stage"]]
+        lines.append(TimeSpent(dict(report.get("parts", {}))).line(" + ".join([report["stage"], *along])))
+    return [line for line in lines if line]
 
 
 def failures(inputs: Mapping[str, Any]) -> list[Failure]:

@@ -75,6 +75,7 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "trainings": [training.read_training(method, folder) for method, folder in trained.items()],
         "queries": queries,
         "stages": activity.stage_rows(public["stages"]),
+        "time_spent": activity.time_spent(public["stages"]),
         "seconds": duration(sum(report["seconds"] for report in public["stages"])),
         "failures": failures[: activity.MOST_FAILURES],
         "failed": len(failures),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -15,6 +17,17 @@ RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that processes here can still take: the machine's, or less in a limited container."""
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    available = int(found[1]) << 10 if found else 0
+    with contextlib.suppress(OSError, ValueError):  # no control groups, or "max": no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        available = min(available, max(0, limit - used))
+    return available
 
 
 def visible_gpus() -> list[str]:

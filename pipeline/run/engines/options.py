@@ -35,7 +35,9 @@ class RunOptions(Options):
     keep_decoded: bool = (
         False  # keep artifacts made by another ffmpeg or decoder, instead of making them again
     )
-    decoders: int = Setting(1, ge=1)  # decoding processes ahead of each worker that reads frames
+    decoders: int = Setting(
+        0, ge=0
+    )  # decoding processes ahead of each worker that reads frames; 0: one, and for a GPU as many as feed it
     decoder_bytes: int = Setting(4 << 30, ge=1 << 30)  # address space of a decoding process
 
     @model_validator(mode="after")

@@ -48,7 +48,10 @@ def ask(tmp_path: Path):
 
     def call(entry: str, keep: bool = True, threads: int = 1, tell=None, **request):
         told: list[dict] = []
-        env = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": str(threads)}
+        env = {
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": str(threads),
+        }
         process.run(f"entries_of_test:{entry}", request, env, keep, tell or told.append)
         return told[0] if told else {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,11 @@ class NeverReady(Process):
 def test_a_worker_without_a_place_holds_no_shard_up(tmp_path):
     (tmp_path / "worker_of_test.py").write_text(WORKER)
     workers = [
-        kind("worker_of_test:work", env={"PYTHONPATH": str(tmp_path)}) for kind in (NeverReady, Process)
+        kind(
+            "worker_of_test:work",
+            env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )
+        for kind in (NeverReady, Process)
     ]
     events = run_shards(
         workers, [["a"], ["b"]], lambda s, n, attempt: {"keys": s, "folder": str(tmp_path)}, 60
@@ -172,7 +177,7 @@ def test_stopping_early_leaves_no_worker(pool, tmp_path):
     (tmp_path / "sleeper_of_test.py").write_text(
         "import os, time\ndef work(request, send):\n    send({'pid': os.getpid()}, {})\n    time.sleep(600)\n"
     )
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     workers = [Process("sleeper_of_test:work", env=env) for _ in range(2)]
     events = run_shards(workers, [["a"], ["b"]], lambda s, n, attempt: {}, 60)
     pids = [next(events).header["pid"] for _ in range(2)]
@@ -192,3 +197,30 @@ def test_no_thread_outlives_a_run_that_failed(pool):
     with pytest.raises(ChildError):
         pool([["bug"], ["hangs"]])
     assert threading.active_count() == before
+
+
+class Timed:
+    """A worker of this process that takes `seconds` for a shard."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.done = seconds, 0
+
+    def ready(self, seconds):
+        return True
+
+    def call(self, request, timeout_seconds=None):
+        time.sleep(self.seconds)
+        self.done += 1
+        yield {"segment": request["keys"]}, {}
+
+    def kill(self):
+        pass
+
+
+def test_a_worker_that_is_four_times_as_fast_does_about_four_times_as_many_shards():
+    """As several GPUs of unlike speed do: each takes the next shard when it is done with one."""
+    fast, slow = Timed(0.02), Timed(0.08)
+    shards = [[str(n)] for n in range(50)]
+    events = list(run_shards([slow, fast], shards, lambda shard, *_: {"keys": shard}, 60.0))
+    assert finished(events) == sorted(key for shard in shards for key in shard)
+    assert fast.done + slow.done == 50 and 2 * slow.done < fast.done
