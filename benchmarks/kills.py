@@ -1,15 +1,16 @@
 """Kills of runs and of single children, at random moments: how many leave a store that is wrong?
 
     python benchmarks/kills.py 200 --seed 0
-    python benchmarks/kills.py 20 --stage compress --stall 20 --only ffmpeg
-    python benchmarks/kills.py 200 --per-store 5    a kill after the other, and a comparison after each fifth
+    python benchmarks/kills.py 200 --per-store 6    six kills of a store, then its comparison
+    python benchmarks/kills.py 20 --only ffmpeg --stall 10
 
-Renders clips, makes one experiment's store without any kill, and then the same with N: SIGKILL of the run,
-of a worker, a decoder, an ffmpeg, a training, SIGTERM of an ffmpeg, SIGSTOP of a worker, a decoder, an ffmpeg, and
-SIGKILL of `crossreel run` under Prefect, of its worker and of its server.
+Renders clips, makes one experiment's store without any kill, and then the same with N kills, of every kind the same
+number: SIGKILL of the run, of a worker, a decoder, an ffmpeg, a training, SIGTERM of an ffmpeg, SIGSTOP of a worker, a
+decoder, an ffmpeg, and SIGKILL of `crossreel run` under Prefect, of its worker and of its server. A kind is struck
+while the cheapest stage in which it occurs is made, so that most kills take seconds and only some a training.
 The command is then given again until it ends with 0, and the store is compared with the one that was left alone: rows
-by item, compressed files, weights, `store verify`, processes and folders left over. It prints each kill, with what
-differs where a store is wrong, and at the end the kills by kind and the counts.
+by item, compressed files, weights, `store verify`, processes and folders left over. It prints the kills of each store,
+with what differs where the store is wrong, and at the end the kills by kind and the counts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +36,7 @@ from typing import BinaryIO
 from flows.project import open_project
 from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.media.video import find_ffmpeg
+from pipeline.run import plan as planning
 
 CLIPS = 12
 SPLITS = ("train", "train", "val", "test")
@@ -43,31 +46,42 @@ RUN = "\n[run]\nworkers = 2\nstall_seconds = {worker}\nitem_seconds = {child}\n"
 FILE = "experiment.toml"
 OUTPUT, WORDS = "output.txt", 600  # of the last command, and the characters of its end that are shown
 MOST_TRIES = 4  # attempts of the command after a kill
+MOST_STORES = 1000  # where a kind is never hit
 
 
 @dataclass(frozen=True)
 class Blow:
-    """The process that is hit, the signal, and the running command; `entry` is a word of the process's command line."""
+    """The process that is hit, the signal, and the command that runs.
+
+    `entry` is a word of the process's command line, "" for the command itself; `stage` is the stage that is made
+    while it is hit, and `share` the part of that stage's time, after such a process appears, in which it is hit.
+    """
 
     name: str
+    stage: str
     signal: int
-    entry: str = ""  # "": the command itself
+    entry: str = ""
+    share: float = 1.0
     prefect: bool = False  # `crossreel run` in place of `crossreel stage`
 
 
-BLOWS = (
-    Blow("stage, SIGKILL", signal.SIGKILL),
-    Blow("worker, SIGKILL", signal.SIGKILL, "extractors.shard:run"),
-    Blow("worker, SIGSTOP", signal.SIGSTOP, "extractors.shard:run"),
-    Blow("decoder, SIGKILL", signal.SIGKILL, "video:serve_decode"),
-    Blow("decoder, SIGSTOP", signal.SIGSTOP, "video:serve_decode"),
-    Blow("ffmpeg, SIGKILL", signal.SIGKILL, "libx264"),
-    Blow("ffmpeg, SIGTERM", signal.SIGTERM, "libx264"),
-    Blow("ffmpeg, SIGSTOP", signal.SIGSTOP, "libx264"),
-    Blow("training, SIGKILL", signal.SIGKILL, "corpus_process:serve"),
-    Blow("Prefect run, SIGKILL", signal.SIGKILL, prefect=True),
-    Blow("Prefect run's worker, SIGKILL", signal.SIGKILL, "extractors.shard:run", prefect=True),
-    Blow("Prefect run's server, SIGKILL", signal.SIGKILL, "flows.deployment.server", prefect=True),
+STAGES = ("compress", "clip", "evaluate")  # in this order the store that is left alone is made
+WORKER, DECODER, SERVER = "extractors.shard:run", "video:serve_decode", "flows.deployment.server"
+BLOWS = (  # of a stage, those first that occur first while it is made
+    Blow("ffmpeg, SIGKILL", "compress", signal.SIGKILL, "libx264", 0.5),
+    Blow("ffmpeg, SIGTERM", "compress", signal.SIGTERM, "libx264", 0.5),
+    Blow("ffmpeg, SIGSTOP", "compress", signal.SIGSTOP, "libx264", 0.5),
+    Blow("worker, SIGKILL", "compress", signal.SIGKILL, WORKER, 0.5),
+    Blow("worker, SIGSTOP", "compress", signal.SIGSTOP, WORKER, 0.5),
+    Blow("stage, SIGKILL", "compress", signal.SIGKILL),
+    Blow("decoder, SIGKILL", "clip", signal.SIGKILL, DECODER, 0.05),
+    Blow("decoder, SIGSTOP", "clip", signal.SIGSTOP, DECODER, 0.05),
+    Blow("worker of a network, SIGKILL", "clip", signal.SIGKILL, WORKER, 0.5),
+    Blow("Prefect run's worker, SIGKILL", "evaluate", signal.SIGKILL, WORKER, 0.1, prefect=True),
+    Blow("Prefect run's server, SIGKILL", "evaluate", signal.SIGKILL, SERVER, 0.5, prefect=True),
+    Blow("Prefect run, SIGKILL", "evaluate", signal.SIGKILL, prefect=True),
+    Blow("evaluation, SIGKILL", "evaluate", signal.SIGKILL),
+    Blow("training, SIGKILL", "evaluate", signal.SIGKILL, "corpus_process:serve", 0.3),
 )
 
 
@@ -88,12 +102,13 @@ def make_lab(folder: Path, stall_seconds: int) -> None:
     (folder / FILE).write_text(text, encoding="utf-8")
 
 
-def content(folder: Path) -> dict[str, object]:
-    """The content of a store that must be the same after kills: rows by item, files, weights."""
+def content(folder: Path, stage: str) -> dict[str, object]:
+    """The content of a store that must be the same after kills: rows by item, files, weights, up to a stage."""
     project = open_project(folder / FILE)
     out: dict[str, object] = {}
+    needed = planning.ancestors(project.stages, planning.choose(project.stages, stage))
     for name, state in project.survey().items():
-        if name == "report":  # only `crossreel run` makes it, not the command that left the other store alone
+        if name not in needed:
             continue
         fp = state.fingerprint.hex
         out[f"state {name}"] = (state.done, len(state.failed), len(state.killed))
@@ -134,20 +149,16 @@ def marked(mark: str, entry: str = "") -> list[int]:
     return found
 
 
-def struck(folder: Path, blow: Blow, stage: str, chance: random.Random, seconds: float) -> bool:
-    """Start the command and hit it once at a random moment; False if there was nothing to hit."""
+def struck(folder: Path, blow: Blow, chance: random.Random, seconds: float) -> bool:
+    """Start the command and hit it once at a random moment; False if it ended before there was anything to hit."""
     mark = uuid.uuid4().hex
-    process = started(folder, mark, ("run", FILE) if blow.prefect else ("stage", stage, FILE))
-    due, hit = time.monotonic() + chance.uniform(0.0, seconds), False
+    process = started(folder, mark, ("run", FILE) if blow.prefect else ("stage", blow.stage, FILE))
+    wait, due, hit = chance.uniform(0.0, seconds * blow.share), 0.0, False
     while process.poll() is None and not hit:
         time.sleep(0.01)
-        if blow.entry:
-            targets = (
-                marked(mark, blow.entry) if chance.random() < 0.3 else []
-            )  # not always the first that appears
-        else:
-            targets = [process.pid] if time.monotonic() >= due else []
-        if targets:
+        targets = marked(mark, blow.entry) if blow.entry else [process.pid]
+        due = due or (time.monotonic() + wait if targets else 0.0)
+        if targets and time.monotonic() >= due:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(targets), blow.signal)
                 hit = True
@@ -174,9 +185,9 @@ def last_words(folder: Path) -> str:
     return (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")[-WORDS:]
 
 
-def compared(folder: Path, expected: dict[str, object]) -> list[str]:
+def compared(folder: Path, stage: str, expected: dict[str, object]) -> list[str]:
     """What differs from the store that was left alone, damages, and folders that are left over; [] if nothing."""
-    now = content(folder)
+    now = content(folder, stage)
     faults = [key for key in expected.keys() | now.keys() if expected.get(key) != now.get(key)]
     if started(folder, uuid.uuid4().hex, ("store", "verify", "store")).wait():
         faults.append("store verify")
@@ -185,8 +196,37 @@ def compared(folder: Path, expected: dict[str, object]) -> list[str]:
     ]
 
 
+@dataclass
+class Alone:
+    """The store that no kill met: the seconds that each stage took, and what there was then, by stage."""
+
+    seconds: dict[str, float]
+    content: dict[str, dict[str, object]]
+
+
+def left_alone(folder: Path, stages: Sequence[str]) -> Alone:
+    """Make the stages of an experiment one after the other, without any kill."""
+    alone, total = Alone({}, {}), 0.0
+    for stage in stages:
+        began = time.monotonic()
+        if not finished(folder, stage):
+            raise SystemExit(f"{stage} does not end even when it is left alone: {last_words(folder)}")
+        total += time.monotonic() - began
+        alone.seconds[stage], alone.content[stage] = total, content(folder, stage)
+    return alone
+
+
+def next_store(left: Mapping[Blow, int], per_store: int) -> list[Blow]:
+    """The kills of one store, all in the stage with most kills left: of each kind one, then of each a second."""
+    stage = max(STAGES, key=lambda stage: sum(n for blow, n in left.items() if blow.stage == stage))
+    rounds = [
+        (n, BLOWS.index(blow)) for blow, count in left.items() if blow.stage == stage for n in range(count)
+    ]
+    return [BLOWS[index] for index in sorted(index for _, index in sorted(rounds)[:per_store])]
+
+
 def main() -> None:
-    """Print what came of each kill, and the counts as JSON."""
+    """Print what came of each store's kills, and the counts as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -194,45 +234,49 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds whose name holds this")
     parser.add_argument(
-        "--stage", default="evaluate", help="what is run; compress takes seconds and no torch"
-    )
-    parser.add_argument(
-        "--stall",
-        type=int,
-        default=20,
+        "--stall", type=int, default=20,
         help="run.item_seconds: how long a stopped child lasts; a worker twice as long",
-    )
+    )  # fmt: skip
     parser.add_argument("--per-store", type=int, default=1, help="kills of a store before it is compared")
     asked = parser.parse_args()
-    chance, counts, hits = random.Random(asked.seed), Counter[str](), Counter[str]()
     blows = [blow for blow in BLOWS if asked.only in blow.name]
-    with tempfile.TemporaryDirectory(prefix="crossreel-kills-") as root:
+    if not blows:
+        raise SystemExit(
+            f"--only {asked.only}: no kind has this in its name; the kinds are {[b.name for b in BLOWS]}"
+        )
+    chance, counts, hits = random.Random(asked.seed), Counter[str](), Counter[str]()
+    with tempfile.TemporaryDirectory(prefix="crossreel-kills-", ignore_cleanup_errors=True) as root:
         fresh, alone = Path(root) / "fresh", Path(root) / "alone"
         make_lab(fresh, asked.stall)
         shutil.copytree(fresh, alone)
-        began = time.monotonic()
-        if not finished(alone, asked.stage):
-            raise SystemExit(f"the experiment does not end even when it is left alone: {last_words(alone)}")
-        seconds, expected = time.monotonic() - began, content(alone)
-        for number in range(0, asked.kills, asked.per_store):
-            started_at = time.monotonic()
-            lab = Path(root) / f"lab{number}"
+        last = max(STAGES.index(blow.stage) for blow in blows)
+        right = left_alone(alone, STAGES[: last + 1])
+        left = {
+            blow: asked.kills // len(blows) + (n < asked.kills % len(blows)) for n, blow in enumerate(blows)
+        }
+        for number in range(MOST_STORES):
+            if not any(left.values()):
+                break
+            store = next_store(left, asked.per_store)
+            began, lab, stage = time.monotonic(), Path(root) / f"lab{number}", store[0].stage
             shutil.copytree(fresh, lab)
-            hit = []
-            for blow in (blows[n % len(blows)] for n in range(number, number + asked.per_store)):
-                if struck(lab, blow, asked.stage, chance, seconds):
-                    hit.append(blow.name)
-            tries = finished(lab, asked.stage)
+            hit = [blow for blow in store if struck(lab, blow, chance, right.seconds[stage])]
+            left.update({blow: left[blow] - hit.count(blow) for blow in set(hit)})
+            tries = finished(lab, stage)
             faults = (
-                compared(lab, expected) if tries else [f"the command never ended with 0: {last_words(lab)}"]
+                compared(lab, stage, right.content[stage])
+                if tries
+                else [f"the command never ended with 0: {last_words(lab)}"]
             )
-            counts["kills"] += len(hit)
-            hits.update(hit)
-            counts["stores compared"] += 1
-            counts["wrong"] += bool(faults)
+            names = [blow.name for blow in hit]
+            hits.update(names)
+            counts.update({"kills": len(hit), "stores compared": 1, "wrong": bool(faults)})
             verdict = f"WRONG: {faults[:5]}" if faults else "right"
-            took = time.monotonic() - started_at
-            print(f"{number} {', '.join(hit) or 'no hit'}: {tries} runs, {took:.0f} s, {verdict}", flush=True)
+            took = time.monotonic() - began
+            print(
+                f"{number} {stage}: {', '.join(names) or 'no hit'}: {tries} runs, {took:.0f} s, {verdict}; "
+                f"{counts['kills']} kills so far", flush=True,
+            )  # fmt: skip
             if not faults:
                 shutil.rmtree(lab)
     print(json.dumps({"by kind": hits, **counts}))
