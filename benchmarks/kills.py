@@ -2,12 +2,12 @@
 
     python benchmarks/kills.py 200 --seed 0
     python benchmarks/kills.py 200 --per-store 6    six kills of a store, then its comparison
-    python benchmarks/kills.py 20 --only ffmpeg --stall 10
+    python benchmarks/kills.py 20 --only "ffmpeg|decoder" --stall 10
 
 Renders clips, makes one experiment's store without any kill, and then the same with N kills, of every kind the same
-number: SIGKILL of the run, of a worker, a decoder, an ffmpeg, a training, SIGTERM of an ffmpeg, SIGSTOP of a worker, a
-decoder, an ffmpeg, and SIGKILL of `crossreel run` under Prefect, of its worker and of its server. A kind is struck
-while the cheapest stage in which it occurs is made, so that most kills take seconds and only some a training.
+number, of those that train a fourth: SIGKILL of the run, of a worker, a decoder, an ffmpeg, a training, SIGTERM of an
+ffmpeg, SIGSTOP of a worker, a decoder, an ffmpeg, and SIGKILL of `crossreel run` under Prefect, of its worker and of
+its server. A kind is struck while the cheapest stage in which it occurs is made, so that most kills take seconds.
 The command is then given again until it ends with 0, and the store is compared with the one that was left alone: rows
 by item, compressed files, weights, `store verify`, processes and folders left over. It prints the kills of each store,
 with what differs where the store is wrong, and at the end the kills by kind and the counts.
@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -40,10 +41,13 @@ from pipeline.run import plan as planning
 
 CLIPS = 12
 SPLITS = ("train", "train", "val", "test")
-ROWS = ("compress", "clip", "clip_text")
+ROWS = ("compress", "keyframes", "clip", "clip_text")
 SMALL = Path(__file__).parents[1] / "tests/fixtures/experiments/hlformer.toml"
+LIGHT = 'corpus = "corpus.jsonl"\nstore = "store"\nextract = ["keyframes"]\n'
 RUN = "\n[run]\nworkers = 2\nstall_seconds = {worker}\nitem_seconds = {child}\n"
-FILE = "experiment.toml"
+FILES = {"compress": "light.toml", "keyframes": "light.toml", "evaluate": "experiment.toml"}
+STAGES = tuple(FILES)  # in this order the store that is left alone is made; the first two without torch
+RARE = 4  # of a kind that trains there are so many times fewer kills than of another
 OUTPUT, WORDS = "output.txt", 600  # of the last command, and the characters of its end that are shown
 MOST_TRIES = 4  # attempts of the command after a kill
 MOST_STORES = 1000  # where a kind is never hit
@@ -65,7 +69,6 @@ class Blow:
     prefect: bool = False  # `crossreel run` in place of `crossreel stage`
 
 
-STAGES = ("compress", "clip", "evaluate")  # in this order the store that is left alone is made
 WORKER, DECODER, SERVER = "extractors.shard:run", "video:serve_decode", "flows.deployment.server"
 BLOWS = (  # of a stage, those first that occur first while it is made
     Blow("ffmpeg, SIGKILL", "compress", signal.SIGKILL, "libx264", 0.5),
@@ -74,14 +77,14 @@ BLOWS = (  # of a stage, those first that occur first while it is made
     Blow("worker, SIGKILL", "compress", signal.SIGKILL, WORKER, 0.5),
     Blow("worker, SIGSTOP", "compress", signal.SIGSTOP, WORKER, 0.5),
     Blow("stage, SIGKILL", "compress", signal.SIGKILL),
-    Blow("decoder, SIGKILL", "clip", signal.SIGKILL, DECODER, 0.05),
-    Blow("decoder, SIGSTOP", "clip", signal.SIGSTOP, DECODER, 0.05),
-    Blow("worker of a network, SIGKILL", "clip", signal.SIGKILL, WORKER, 0.5),
-    Blow("Prefect run's worker, SIGKILL", "evaluate", signal.SIGKILL, WORKER, 0.1, prefect=True),
-    Blow("Prefect run's server, SIGKILL", "evaluate", signal.SIGKILL, SERVER, 0.5, prefect=True),
-    Blow("Prefect run, SIGKILL", "evaluate", signal.SIGKILL, prefect=True),
-    Blow("evaluation, SIGKILL", "evaluate", signal.SIGKILL),
-    Blow("training, SIGKILL", "evaluate", signal.SIGKILL, "corpus_process:serve", 0.3),
+    Blow("Prefect run's worker, SIGKILL", "keyframes", signal.SIGKILL, WORKER, 0.3, prefect=True),
+    Blow("Prefect run's server, SIGKILL", "keyframes", signal.SIGKILL, SERVER, prefect=True),
+    Blow("Prefect run, SIGKILL", "keyframes", signal.SIGKILL, share=2.0, prefect=True),
+    Blow("decoder, SIGKILL", "keyframes", signal.SIGKILL, DECODER, 0.1),
+    Blow("decoder, SIGSTOP", "keyframes", signal.SIGSTOP, DECODER, 0.1),
+    Blow("worker of a network, SIGKILL", "evaluate", signal.SIGKILL, WORKER, 0.2),
+    Blow("training, SIGKILL", "evaluate", signal.SIGKILL, "corpus_process:serve", 0.2),
+    Blow("Prefect run of a training, SIGKILL", "evaluate", signal.SIGKILL, prefect=True),
 )
 
 
@@ -99,12 +102,14 @@ def make_lab(folder: Path, stall_seconds: int) -> None:
         items.append(Item(f"clip{n:02}", SPLITS[n % 4], captions, f"clip{n:02}.mp4"))
     write_manifest(folder / "corpus.jsonl", items)
     text = SMALL.read_text(encoding="utf-8") + RUN.format(worker=2 * stall_seconds, child=stall_seconds)
-    (folder / FILE).write_text(text, encoding="utf-8")
+    (folder / FILES["evaluate"]).write_text(text, encoding="utf-8")
+    text = LIGHT + RUN.format(worker=2 * stall_seconds, child=stall_seconds)
+    (folder / FILES["compress"]).write_text(text, encoding="utf-8")
 
 
 def content(folder: Path, stage: str) -> dict[str, object]:
     """The content of a store that must be the same after kills: rows by item, files, weights, up to a stage."""
-    project = open_project(folder / FILE)
+    project = open_project(folder / FILES[stage])
     out: dict[str, object] = {}
     needed = planning.ancestors(project.stages, planning.choose(project.stages, stage))
     for name, state in project.survey().items():
@@ -152,7 +157,9 @@ def marked(mark: str, entry: str = "") -> list[int]:
 def struck(folder: Path, blow: Blow, chance: random.Random, seconds: float) -> bool:
     """Start the command and hit it once at a random moment; False if it ended before there was anything to hit."""
     mark = uuid.uuid4().hex
-    process = started(folder, mark, ("run", FILE) if blow.prefect else ("stage", blow.stage, FILE))
+    process = started(
+        folder, mark, ("run", FILES[blow.stage]) if blow.prefect else ("stage", blow.stage, FILES[blow.stage])
+    )
     wait, due, hit = chance.uniform(0.0, seconds * blow.share), 0.0, False
     while process.poll() is None and not hit:
         time.sleep(0.01)
@@ -175,7 +182,7 @@ def struck(folder: Path, blow: Blow, chance: random.Random, seconds: float) -> b
 def finished(folder: Path, stage: str) -> int:
     """Give the command until it ends with 0; returns how often that took, 0 if it never did."""
     for attempt in range(1, MOST_TRIES + 1):
-        if started(folder, uuid.uuid4().hex, ("stage", stage, FILE)).wait() == 0:
+        if started(folder, uuid.uuid4().hex, ("stage", stage, FILES[stage])).wait() == 0:
             return attempt
     return 0
 
@@ -196,33 +203,56 @@ def compared(folder: Path, stage: str, expected: dict[str, object]) -> list[str]
     ]
 
 
-@dataclass
 class Alone:
-    """The store that no kill met: the seconds that each stage took, and what there was then, by stage."""
+    """The store that no kill met: the seconds that each stage took, and what there was then.
 
-    seconds: dict[str, float]
-    content: dict[str, dict[str, object]]
+    A stage is made when it is first asked for, so that the figures of cheap stages do not wait for a training.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seconds = folder, dict[str, float]()
+        self.content: dict[str, dict[str, object]] = {}
+
+    def make(self, stage: str) -> None:
+        """Make a stage and those before it, if they are not made yet."""
+        for name in STAGES[: STAGES.index(stage) + 1]:
+            if name in self.content:
+                continue
+            began = time.monotonic()
+            if not finished(self.folder, name):
+                raise SystemExit(f"{name} does not end even when it is left alone: {last_words(self.folder)}")
+            self.seconds[name] = sum(list(self.seconds.values())[-1:]) + time.monotonic() - began
+            self.content[name] = content(self.folder, name)
 
 
-def left_alone(folder: Path, stages: Sequence[str]) -> Alone:
-    """Make the stages of an experiment one after the other, without any kill."""
-    alone, total = Alone({}, {}), 0.0
-    for stage in stages:
-        began = time.monotonic()
-        if not finished(folder, stage):
-            raise SystemExit(f"{stage} does not end even when it is left alone: {last_words(folder)}")
-        total += time.monotonic() - began
-        alone.seconds[stage], alone.content[stage] = total, content(folder, stage)
-    return alone
+def shares(blows: Sequence[Blow], kills: int) -> dict[Blow, int]:
+    """The number of kills of each kind: the same for all, fewer for what trains."""
+    weights = {blow: 1 / RARE if blow.stage == STAGES[-1] else 1.0 for blow in blows}
+    out = {blow: int(kills * weight / sum(weights.values())) for blow, weight in weights.items()}
+    for blow in blows[: kills - sum(out.values())]:
+        out[blow] += 1
+    return out
 
 
 def next_store(left: Mapping[Blow, int], per_store: int) -> list[Blow]:
-    """The kills of one store, all in the stage with most kills left: of each kind one, then of each a second."""
-    stage = max(STAGES, key=lambda stage: sum(n for blow, n in left.items() if blow.stage == stage))
+    """The kills of one store, all in the first stage with kills left: of each kind one, then of each a second."""
+    stage = next(stage for stage in STAGES if any(n for blow, n in left.items() if blow.stage == stage))
     rounds = [
         (n, BLOWS.index(blow)) for blow, count in left.items() if blow.stage == stage for n in range(count)
     ]
     return [BLOWS[index] for index in sorted(index for _, index in sorted(rounds)[:per_store])]
+
+
+def met(
+    folder: Path, store: Sequence[Blow], right: Alone, chance: random.Random
+) -> tuple[list[Blow], int, list[str]]:
+    """Let a store meet its kills and finish it: those that hit, the commands it took, and what is wrong then."""
+    stage = store[0].stage
+    hit = [blow for blow in store if struck(folder, blow, chance, right.seconds[stage])]
+    tries = finished(folder, stage)
+    if not tries:
+        return hit, tries, [f"the command never ended with 0: {last_words(folder)}"]
+    return hit, tries, compared(folder, stage, right.content[stage])
 
 
 def main() -> None:
@@ -232,49 +262,40 @@ def main() -> None:
     )
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="kinds whose name holds this")
+    parser.add_argument("--only", default="", help="kinds in whose name this pattern is found")
     parser.add_argument(
         "--stall", type=int, default=20,
         help="run.item_seconds: how long a stopped child lasts; a worker twice as long",
     )  # fmt: skip
     parser.add_argument("--per-store", type=int, default=1, help="kills of a store before it is compared")
     asked = parser.parse_args()
-    blows = [blow for blow in BLOWS if asked.only in blow.name]
+    blows = [blow for blow in BLOWS if re.search(asked.only, blow.name)]
     if not blows:
         raise SystemExit(
-            f"--only {asked.only}: no kind has this in its name; the kinds are {[b.name for b in BLOWS]}"
+            f"--only {asked.only}: found in the name of no kind; they are {[b.name for b in BLOWS]}"
         )
     chance, counts, hits = random.Random(asked.seed), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="crossreel-kills-", ignore_cleanup_errors=True) as root:
         fresh, alone = Path(root) / "fresh", Path(root) / "alone"
         make_lab(fresh, asked.stall)
         shutil.copytree(fresh, alone)
-        last = max(STAGES.index(blow.stage) for blow in blows)
-        right = left_alone(alone, STAGES[: last + 1])
-        left = {
-            blow: asked.kills // len(blows) + (n < asked.kills % len(blows)) for n, blow in enumerate(blows)
-        }
+        right, left = Alone(alone), shares(blows, asked.kills)
         for number in range(MOST_STORES):
             if not any(left.values()):
                 break
             store = next_store(left, asked.per_store)
-            began, lab, stage = time.monotonic(), Path(root) / f"lab{number}", store[0].stage
+            right.make(store[0].stage)
+            began, lab = time.monotonic(), Path(root) / f"lab{number}"
             shutil.copytree(fresh, lab)
-            hit = [blow for blow in store if struck(lab, blow, chance, right.seconds[stage])]
+            hit, tries, faults = met(lab, store, right, chance)
             left.update({blow: left[blow] - hit.count(blow) for blow in set(hit)})
-            tries = finished(lab, stage)
-            faults = (
-                compared(lab, stage, right.content[stage])
-                if tries
-                else [f"the command never ended with 0: {last_words(lab)}"]
-            )
             names = [blow.name for blow in hit]
             hits.update(names)
             counts.update({"kills": len(hit), "stores compared": 1, "wrong": bool(faults)})
             verdict = f"WRONG: {faults[:5]}" if faults else "right"
             took = time.monotonic() - began
             print(
-                f"{number} {stage}: {', '.join(names) or 'no hit'}: {tries} runs, {took:.0f} s, {verdict}; "
+                f"{number} {store[0].stage}: {', '.join(names) or 'no hit'}: {tries} runs, {took:.0f} s, {verdict}; "
                 f"{counts['kills']} kills so far", flush=True,
             )  # fmt: skip
             if not faults:
