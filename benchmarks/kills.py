@@ -71,11 +71,11 @@ class Blow:
 
 WORKER, DECODER, SERVER = "extractors.shard:run", "video:serve_decode", "flows.deployment.server"
 BLOWS = (  # of a stage, those first that occur first while it is made
-    Blow("ffmpeg, SIGKILL", "compress", signal.SIGKILL, "libx264", 0.5),
-    Blow("ffmpeg, SIGTERM", "compress", signal.SIGTERM, "libx264", 0.5),
-    Blow("ffmpeg, SIGSTOP", "compress", signal.SIGSTOP, "libx264", 0.5),
-    Blow("worker, SIGKILL", "compress", signal.SIGKILL, WORKER, 0.5),
-    Blow("worker, SIGSTOP", "compress", signal.SIGSTOP, WORKER, 0.5),
+    Blow("ffmpeg, SIGKILL", "compress", signal.SIGKILL, "libx264", 0.1),
+    Blow("ffmpeg, SIGTERM", "compress", signal.SIGTERM, "libx264", 0.1),
+    Blow("ffmpeg, SIGSTOP", "compress", signal.SIGSTOP, "libx264", 0.1),
+    Blow("worker, SIGKILL", "compress", signal.SIGKILL, WORKER, 0.1),
+    Blow("worker, SIGSTOP", "compress", signal.SIGSTOP, WORKER, 0.1),
     Blow("stage, SIGKILL", "compress", signal.SIGKILL),
     Blow("Prefect run's worker, SIGKILL", "keyframes", signal.SIGKILL, WORKER, 0.3, prefect=True),
     Blow("Prefect run's server, SIGKILL", "keyframes", signal.SIGKILL, SERVER, prefect=True),
@@ -154,29 +154,54 @@ def marked(mark: str, entry: str = "") -> list[int]:
     return found
 
 
-def struck(folder: Path, blow: Blow, chance: random.Random, seconds: float) -> bool:
-    """Start the command and hit it once at a random moment; False if it ended before there was anything to hit."""
-    mark = uuid.uuid4().hex
-    process = started(
-        folder, mark, ("run", FILES[blow.stage]) if blow.prefect else ("stage", blow.stage, FILES[blow.stage])
-    )
-    wait, due, hit = chance.uniform(0.0, seconds * blow.share), 0.0, False
-    while process.poll() is None and not hit:
+def struck(folder: Path, blows: Sequence[Blow], chance: random.Random, seconds: float) -> list[Blow]:
+    """Run the command and let it meet these blows, one after another at random moments; returns those that hit.
+
+    A run goes on when a child of it was hit, and meets the next blow; when it was hit itself it is started again. Where
+    it ends with 0 there is nothing left to hit.
+    """
+    hit, process, mark = [], None, ""
+    for blow in blows:
+        if process is None or process.poll() is not None:
+            mark = uuid.uuid4().hex
+            command = "run" if blow.prefect else "stage"
+            words = (command, FILES[blow.stage]) if blow.prefect else (command, blow.stage, FILES[blow.stage])
+            process = started(folder, mark, words)
+        if _struck(process, mark, blow, chance.uniform(0.0, seconds * blow.share), chance):
+            hit.append(blow)
+            if not blow.entry:
+                _require_gone(process, mark, blow)
+        elif process.returncode == 0:
+            break
+    if process is not None:
+        _require_gone(process, mark, blows[-1])
+    return hit
+
+
+def _struck(
+    process: subprocess.Popen[bytes], mark: str, blow: Blow, wait: float, chance: random.Random
+) -> bool:
+    """Hit once, `wait` seconds after there is something to hit; False if the command ends before."""
+    due = 0.0
+    while process.poll() is None:
         time.sleep(0.01)
         targets = marked(mark, blow.entry) if blow.entry else [process.pid]
         due = due or (time.monotonic() + wait if targets else 0.0)
         if targets and time.monotonic() >= due:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(targets), blow.signal)
-                hit = True
+                return True
+    return False
+
+
+def _require_gone(process: subprocess.Popen[bytes], mark: str, blow: Blow) -> None:
+    """Wait for the command's end; stop everything if a process of it is left after some seconds."""
     process.wait()
     for _ in range(500):
         if not marked(mark):
-            break
+            return
         time.sleep(0.01)
-    else:
-        raise SystemExit(f"{blow.name}: processes were left running: {marked(mark)}")
-    return hit
+    raise SystemExit(f"{blow.name}: processes were left running: {marked(mark)}")
 
 
 def finished(folder: Path, stage: str) -> int:
@@ -248,7 +273,7 @@ def met(
 ) -> tuple[list[Blow], int, list[str]]:
     """Let a store meet its kills and finish it: those that hit, the commands it took, and what is wrong then."""
     stage = store[0].stage
-    hit = [blow for blow in store if struck(folder, blow, chance, right.seconds[stage])]
+    hit = struck(folder, store, chance, right.seconds[stage])
     tries = finished(folder, stage)
     if not tries:
         return hit, tries, [f"the command never ended with 0: {last_words(folder)}"]

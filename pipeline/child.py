@@ -91,13 +91,15 @@ class Child:
         ours, theirs = Pipe()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         fd = theirs.fileno()
-        command = [sys.executable, "-P", "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
+        command = [sys.executable, "-P", "-m", "pipeline.child", self.entry, str(fd)]
         if self.memory_bytes:
             command.append(str(self.memory_bytes))
         self._connection = ours  # before the process: another thread may kill what it sees
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
             env=os.environ | self.env, start_new_session=True,
+            # Before the interpreter starts: stopped in its first moments, it would outlive a parent that is killed.
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 -- one system call
         )  # fmt: skip
         self._ends[process] = (ours, self._words)
         self._process = process
@@ -284,12 +286,11 @@ def serve(handler: Handler, connection: Connection) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Entry of the child process: entry point, file descriptor, parent, and an address-space limit."""
-    entry, fd, parent = arguments[0], int(arguments[1]), int(arguments[2])
-    die_with_parent(parent)
+    """Entry of the child process: entry point, file descriptor, and an address-space limit."""
+    entry, fd = arguments[0], int(arguments[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it hears Ctrl-C too
-    if len(arguments) > 3:
-        resource.setrlimit(resource.RLIMIT_AS, (int(arguments[3]), int(arguments[3])))
+    if len(arguments) > 2:
+        resource.setrlimit(resource.RLIMIT_AS, (int(arguments[2]), int(arguments[2])))
     try:
         handler: Handler = resolve(entry)
     except Exception as error:  # an error of our code, not of a unit: sent as the answer to the first request

@@ -228,6 +228,33 @@ def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
     assert not alive(pid)
 
 
+STOPS = """
+import os, signal
+from pipeline.child import Child
+child = Child("handlers_of_test:hang")
+child.start()
+os.kill(child.pid, signal.SIGSTOP)
+print(child.pid, flush=True)
+input()
+"""
+
+
+def test_it_ends_with_a_parent_that_is_killed_even_if_it_was_stopped_before_its_first_line(child, tmp_path):
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", STOPS]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    left = alive(pid)
+    if left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
 def test_it_takes_no_modules_from_the_folder_it_is_started_in(child, tmp_path, monkeypatch):
     for name in ("pipeline", "numpy"):
         (tmp_path / "project" / name).mkdir(parents=True)
