@@ -77,12 +77,18 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     children = []
 
     def start(name: str, **more) -> Child:
-        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": str(tmp_path)}, **more))
+        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": beside(tmp_path)}, **more))
         return children[-1]
 
     yield start
     for one in children:
         one.kill()
+
+
+def beside(folder: Path) -> str:
+    """A search path with a folder before those that this process was given."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(folder), *(path for path in given if path != str(folder))])
 
 
 def alive(pid: int) -> bool:
@@ -215,7 +221,7 @@ input()
 
 
 def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    env = os.environ | {"PYTHONPATH": beside(tmp_path)}
     command = [sys.executable, "-c", PARENT]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     pid = int(parent.stdout.readline())
@@ -240,7 +246,7 @@ input()
 
 
 def test_it_ends_with_a_parent_that_is_killed_even_if_it_was_stopped_before_its_first_line(child, tmp_path):
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    env = os.environ | {"PYTHONPATH": beside(tmp_path)}
     command = [sys.executable, "-c", STOPS]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     pid = int(parent.stdout.readline())
