@@ -54,7 +54,7 @@ class MethodResults:
 
     @property
     def item_ids(self) -> list[str]:
-        """The gallery by the ids of the corpus: of items with the same bytes the first, the digest of one that left it."""
+        """The gallery by the ids of the corpus: of items with the same bytes the first, else the digest."""
         items = self.project.contents.items()
         return [items[digest].id if digest in items else digest for digest in self.evaluated.queries.items]
 
