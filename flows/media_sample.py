@@ -17,6 +17,7 @@ from pipeline.errors import ItemError
 
 MOST_FILES = 8
 MOST_SECONDS = 1.5  # for all of them together, the start of the process included
+PATIENCE_SECONDS = 20.0  # for the first one: on a busy machine the process alone takes seconds to start
 USUAL_FPS = 25.0  # of a video that names no frame rate
 PROBE_BYTES = 4 << 30
 PROBE = "flows.media_sample:serve"
@@ -52,14 +53,14 @@ def _of_clouds(contents: Contents, items: Sequence[Item]) -> Sample:
 
 
 def _of_videos(contents: Contents, items: Sequence[Item]) -> Sample:
-    """Videos are opened in a process that is killed when the time is up."""
+    """Videos are opened in a process that is killed when the time is up; one of them is waited for longer."""
     paths = [str(contents.corpus.media_path(item)) for item in items]
-    child, deadline = Child(PROBE, PROBE_BYTES), time.monotonic() + MOST_SECONDS
+    child, began = Child(PROBE, PROBE_BYTES), time.monotonic()
     found: list[dict[str, Any]] = []
     try:
         with contextlib.suppress(ChildDied, ChildError):
             for path in paths:
-                left = deadline - time.monotonic()
+                left = began + (MOST_SECONDS if found else PATIENCE_SECONDS) - time.monotonic()
                 if left > 0:
                     found += [header for header, _ in child.call({"path": path}, left) if header]
     finally:

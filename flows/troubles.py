@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import UserError, is_full
-from pipeline.store.index import remedy
-
-NO_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+from pipeline.store.index import WITHOUT_LOCKS, remedy
 
 
 def disk_trouble(error: Exception) -> str | None:
@@ -19,7 +17,7 @@ def disk_trouble(error: Exception) -> str | None:
         return f"the disk is full ({error}): what was finished is kept; free some space, then run again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return f"{error.filename} cannot be used: {error.strerror}"
-    if isinstance(error, OSError) and (error.errno in NO_LOCK or "unable to lock file" in str(error)):
+    if isinstance(error, OSError) and (error.errno in WITHOUT_LOCKS or "unable to lock file" in str(error)):
         return (
             f"a file system here has no locks ({error}); keep the store on a local disk or mount with locks, and set "
             "HDF5_USE_FILE_LOCKING=FALSE for HDF5 files of your own that lie there"

@@ -95,13 +95,15 @@ class Child:
         ours, theirs = Pipe()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill()
         fd = theirs.fileno()
-        command = [sys.executable, "-P", "-m", "pipeline.child", self.entry, str(fd), str(os.getpid())]
+        command = [sys.executable, "-P", "-m", "pipeline.child", self.entry, str(fd)]
         command += [str(self.memory_bytes or 0), str(int(self.share_memory))]
         self._connection = ours  # before the process: another thread may kill what it sees
         self._inbox = Inbox(ours)
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words, pass_fds=(fd,),
             env=os.environ | self.env, start_new_session=True,
+            # Before the interpreter starts: stopped in its first moments, it would outlive a parent that is killed.
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509 -- one system call
         )  # fmt: skip
         self._ends[process] = (ours, self._words)
         self._process = process
@@ -304,9 +306,8 @@ def serve(handler: Handler, connection: Connection, share_memory: bool = True) -
 
 
 def main(arguments: list[str]) -> None:
-    """Entry of the child process: entry point, file descriptor, parent, address-space limit, shared memory or not."""
-    entry, (fd, parent, limit, share_memory) = arguments[0], map(int, arguments[1:])
-    die_with_parent(parent)
+    """Entry of the child process: entry point, file descriptor, address-space limit, shared memory or not."""
+    entry, (fd, limit, share_memory) = arguments[0], map(int, arguments[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it hears Ctrl-C too
     if limit:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -197,8 +197,14 @@ def choose(
             f"{where}.trajectory = {trajectory!r} is not possible: {nearest(str(trajectory), TRAJECTORIES)}"
         )
     preset = given.get("preset") if method in PRESETS else None
-    if not name and preset is not None:
-        return _of_preset(method, preset, rows)
+    if preset is not None:
+        by_preset = _of_preset(method, preset, rows)
+        if not name:
+            return by_preset
+        raise UserError(
+            f'{where}.recipe = "{name}" and {where}.preset = "{preset}" both choose the settings: leave out preset, an '
+            "older word for recipe"
+        )
     if name == NONE:
         return Choice(None, f"no recipe, as {where}.recipe says: the method's defaults")
     if name:

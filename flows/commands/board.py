@@ -12,13 +12,12 @@ import typer
 from flows.commands.experiments import opened
 from flows.commands.terms import AsJson, Sets, out, print_json, print_table
 from flows.console import StageDisplay
-from flows.project import Project
 from flows.results.board.lint import Linted, lint
 from flows.results.board.published import Published, read_published
 from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
-from flows.results.method_results import evaluated_folder
+from flows.results.method_results import MethodResults, method_results
+from flows.trained.finished import finished_evaluations
 from pipeline.errors import UserError, nearest
-from pipeline.run.plan import State
 from trainers.measure.metric_table import DIRECTIONS, metric
 
 CONTRADICTED = 1  # exit status of --lint
@@ -96,20 +95,21 @@ def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: S
     """The figures of an experiment's evaluated methods, limited to `methods` if any are given."""
     project = opened(path, sets, [], display)
     try:
-        states = project.survey()
         names = [name for name in project.experiment.methods if not methods or name in methods]
-        evaluated = {name: state for name in names if (state := states[f"evaluate-{name}"]).complete}
+        finished = finished_evaluations(project, names)
+        evaluated = [name for name in names if name not in finished.missing]
         if not evaluated:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
-        return [_ours(project, n, str(path), state) for n, state in evaluated.items()]
+        return [_ours(method_results(project, name), str(path)) for name in evaluated]
     finally:
         project.store.index.close()
 
 
-def _ours(project: Project, method: str, experiment: str, state: State) -> Ours:
+def _ours(one: MethodResults, experiment: str) -> Ours:
     """The figures of an evaluated method, with what makes it another run than the published one."""
-    metrics = evaluated_folder(project, state).metrics
-    return Ours(method, experiment, metrics, project.beside_published(method, metrics.protocol))
+    metrics = one.evaluated.metrics
+    beside = one.project.beside_published(one.method, metrics.protocol)
+    return Ours(one.method, experiment, metrics, beside, one.note)
 
 
 def _print(section: Section) -> None:

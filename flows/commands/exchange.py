@@ -18,6 +18,10 @@ from flows.results.exports.parquet import export_features as export_features_tab
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
+from flows.terminal import escaped
+from flows.trained.changes import why_stale
+from flows.trained.finished import note_of, usual_run
+from flows.trained.recorded import recorded_stages
 from pipeline.errors import UserError, nearest
 from pipeline.features.importing import ImportReport, import_files, import_h2arn, import_ms_sl, require_layout
 from pipeline.features.layouts.feature_files import SUFFIXES, FeatureFiles
@@ -249,12 +253,18 @@ def export_checkpoint(
         raise UserError(
             f"{experiment} does not train {method!r}; {nearest(method, project.experiment.methods)}"
         )
-    states = project.survey()
-    if not states[name].complete:
-        raise UserError(f"{name} is not done yet; run `crossreel stage {name} {experiment}` first")
-    trained = project.store.run_folder(name, states[name].fingerprint.hex)
-    official(method).export_checkpoint(trained, target)
+    states = project.states()
+    run = usual_run(project, method, states)
+    if run.fingerprint != states[name].fingerprint.hex:
+        _say(note_of(run, why_stale(run, recorded_stages(run, project.stages), states)))
+    official(method).export_checkpoint(run.folder.folder, target)
     out.print(str(target), markup=False)
+
+
+def _say(note: str) -> None:
+    """Print the sentence about a run that is not today's, where there is one, on standard error."""
+    if note:
+        typer.echo(escaped(note), err=True)
 
 
 @exporting.command("features")
@@ -317,7 +327,9 @@ def export_first_places(
     """Write the first results of every caption of an evaluated method, one row each; other scores are not stored."""
     if target.suffix != ".parquet":
         raise UserError(f"{target} is no name of a table: it ends in .parquet")
-    rows = export_scores(method_results(open_project(experiment, sets), method), target)
+    results = method_results(open_project(experiment, sets), method)
+    _say(results.note)
+    rows = export_scores(results, target)
     out.print(f"{target}: {rows} places of {method}", markup=False)
 
 
@@ -334,7 +346,10 @@ def export_results(
 ) -> None:
     """Write the metrics of every method in MTEB's result format, one file for each method and direction."""
     require_layout(layout, RESULTS)
-    report = export_mteb(all_results(open_project(experiment, sets)), target, languages)
+    results = all_results(open_project(experiment, sets))
+    for one in results:
+        _say(one.note)
+    report = export_mteb(results, target, languages)
     for path in report.files:
         out.print(str(path), markup=False)
     _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
@@ -356,7 +371,9 @@ def export_model_card(
     """Write a model card of a trained method: data, protocol, metrics with intervals, settings, backbones, limits."""
     from flows.results.exports.card import export_card  # the hub's library: only a card pays for it
 
-    path = export_card(method_results(open_project(experiment, sets), method), target, license_name)
+    results = method_results(open_project(experiment, sets), method)
+    _say(results.note)
+    path = export_card(results, target, license_name)
     out.print(str(path), markup=False)
     if not license_name:
         out.print("the licence is left as unknown; --license names it", markup=False)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flows.project import Project
+from flows.trained.finished import finished_evaluations
+from flows.trained.recorded import recorded_stages
+from flows.trained.runs import TrainedRun
 from pipeline.errors import UserError, nearest
 from pipeline.run.plan import State
 from trainers.loop.trained import TrainedFolder
@@ -23,6 +26,7 @@ class MethodResults:
     project: Project
     method: str
     states: Mapping[str, State]
+    note: str = ""  # which run these are of and why it is stale, where today's settings would make another
 
     @property
     def training(self) -> State:
@@ -50,19 +54,23 @@ class MethodResults:
 
     @property
     def item_ids(self) -> list[str]:
-        """The gallery by the ids of the corpus; of items with the same bytes, the first."""
+        """The gallery by the ids of the corpus: of items with the same bytes the first, else the digest."""
         items = self.project.contents.items()
-        return [items[digest].id for digest in self.evaluated.queries.items]
+        return [items[digest].id if digest in items else digest for digest in self.evaluated.queries.items]
 
     @property
     def caption_ids(self) -> list[str]:
-        """The queries by the ids of the corpus: one text may stand there several times, even of one item."""
+        """The queries by the ids of the corpus: one text may stand there several times, even of one item.
+
+        A caption that left the corpus has its digest.
+        """
         ids: dict[tuple[str, str], list[str]] = defaultdict(list)
         for item, _, caption in self.project.contents.queries(self.evaluated.metrics.protocol.split):
             ids[item, caption.digest].append(caption.id)
         queries = self.evaluated.queries
         owned = zip(queries.captions, queries.caption_item, strict=True)
-        return [ids[queries.items[item], digest].pop(0) for digest, item in owned]
+        left = ((ids[queries.items[item], digest], digest) for digest, item in owned)
+        return [known.pop(0) if known else digest for known, digest in left]
 
 
 def trained_folder(project: Project, state: State) -> TrainedFolder:
@@ -80,20 +88,26 @@ def _folder(project: Project, state: State) -> Path:
 
 
 def method_results(project: Project, method: str) -> MethodResults:
-    """A method of an experiment. Raises UserError for an unknown one, and where it is not evaluated yet."""
+    """A method of an experiment: as today's settings make it, if that is done, else its last evaluated run.
+
+    Raises UserError for an unknown one, and where it was never evaluated.
+    """
     known, path = project.experiment.methods, project.experiment.path
     if method not in known:
         raise UserError(f"{path} does not train {method!r}; {nearest(method, known)}")
-    states = project.states()
-    if not states[f"evaluate-{method}"].complete:
-        raise UserError(
-            f"evaluate-{method} is not done yet; run `crossreel stage evaluate-{method} {path}` first"
-        )
-    return MethodResults(project, method, states)
+    finished = finished_evaluations(project, [method])
+    finished.require(method)
+    if method not in finished.notes:
+        return MethodResults(project, method, finished.states)
+    stages = finished.project.stages
+    run = TrainedRun(project.store, method, finished.states[f"train-{method}"].fingerprint.hex)
+    stages = {**stages, **recorded_stages(run, stages)}
+    project = replace(project, stages=stages)
+    return MethodResults(project, method, finished.states.of_stages(stages), finished.notes[method])
 
 
 def all_results(project: Project) -> list[MethodResults]:
-    """Every method of an experiment. Raises UserError where one is not evaluated yet, or there is none."""
+    """Every method of an experiment. Raises UserError where one was never evaluated, or there is none."""
     if not project.experiment.methods:
         raise UserError(f"{project.experiment.path} names no methods, so there is nothing to export")
     return [method_results(project, method) for method in project.experiment.methods]

@@ -6,6 +6,8 @@ rebuilt from the segments; only the failures, the runs and the cached digests of
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -37,6 +39,7 @@ CREATE TABLE IF NOT EXISTS runs(id TEXT PRIMARY KEY, started REAL, ended REAL, e
 """
 REMOTE = re.compile(r"nfs4?|cifs|smb3|smbfs|lustre|beegfs\w*|gpfs|ceph|glusterfs|9p|fuse\..*")
 MOUNTS = Path("/proc/self/mountinfo")
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 BUSY_SECONDS = 60.0  # how long a run waits for another run on the same store that is writing
 
 
@@ -94,7 +97,10 @@ def remedy(error: sqlite3.Error) -> str:
     """Return SQLite's message, with a remedy if the file system has no locks or another process holds the lock."""
     words = str(error)
     if "locked" in words:
-        return f"{words} for {BUSY_SECONDS:.0f} s: another process writes it, or its file system has no working locks"
+        return (
+            f"{words} for {BUSY_SECONDS:.0f} s: another process writes it, or its file system has no working locks; "
+            f"wait for that process, or {NO_LOCKS}"
+        )
     if "locking protocol" in words or "disk I/O error" in words:
         return f"{words}: its file system may lack locks; {NO_LOCKS}"
     return words
@@ -201,6 +207,7 @@ class Index:
             raise DamagedIndex(str(error)) from None
 
     def _open(self) -> None:
+        self._require_locks()
         self.db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         self._require_tables()
         if is_remote(self.path):  # WAL shares memory between the processes of one host, and of one host alone
@@ -214,6 +221,19 @@ class Index:
         self.db.executescript(SCHEMA)
         if not self._has_kinds():
             self.db.executescript(KINDS)
+
+    def _require_locks(self) -> None:
+        """Raise UserError on a file system without POSIX locks, which SQLite would take for a lock of another process.
+
+        A file of its own is locked: closing any file of the index would let go of SQLite's locks of it.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent) as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in WITHOUT_LOCKS:
+                lack = f"gives no locks (fcntl: {error.strerror}); {NO_LOCKS}"
+                raise UserError(f"the file system of the store's index {self.path} {lack}") from None
 
     def close(self) -> None:
         """Close the database."""

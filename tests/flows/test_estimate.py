@@ -91,11 +91,17 @@ def test_a_video_that_hangs_costs_a_plan_no_more_than_its_bound(lab, tmp_path, m
     (tmp_path / "stuck_probe.py").write_text("import time\ndef serve(request, send):\n    time.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(media_sample, "PROBE", "stuck_probe:serve")
-    monkeypatch.setattr(media_sample, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(media_sample, "PATIENCE_SECONDS", 0.5)
     began = time.monotonic()
     ended = lab.run("plan", lab.toml, "--json")
     assert ended.code == 0 and time.monotonic() - began < 20
     assert json.loads(ended.out)["compress"]["expected"]["seconds"] is None
+
+
+def test_one_video_is_sampled_however_slowly_the_machine_starts_a_process(lab, monkeypatch):
+    monkeypatch.setattr(media_sample, "MOST_SECONDS", 0.0)
+    sample = sample_media(open_project(lab.toml).contents)
+    assert sample.files == 1 and sample.seconds == pytest.approx(2.0)
 
 
 def test_a_cloud_has_as_many_points_as_its_bytes_say(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -160,6 +161,18 @@ def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):
     ):  # read all the same
         told = small.run(*verb, LD_PRELOAD=str(library))
         assert told.code == 0, told.err
+
+
+def test_locks_that_only_sqlite_lacks_are_told_at_once(tmp_path, crossreel, monkeypatch):
+    root = filled(tmp_path)
+
+    def refused(*given: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refused)
+    ended = crossreel("store", "ls", root)
+    assert ended.code == 2 and "gives no locks (fcntl: No locks available); keep the store on a" in ended.err
+    assert [path.name for path in root.iterdir() if path.name.startswith("tmp")] == []
 
 
 def test_a_killed_run_is_shown_as_killed_and_what_it_left_is_removed_by_the_next(lab):

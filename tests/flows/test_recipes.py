@@ -158,3 +158,13 @@ def test_a_preset_of_an_older_file_works_with_a_word_of_advice(
     again = crossreel("plan", msvd, "--set", "trainers.hlformer.recipe=activitynet", "--json")
     digests = [json.loads(e.out)["train-hlformer"]["fingerprint"] for e in (ended, again)]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("recipe", ["tvr", "none"])
+def test_a_preset_beside_a_recipe_is_refused(msvd: Path, crossreel: Callable[..., Any], recipe: str) -> None:
+    both = ("--set", f"trainers.hlformer.recipe={recipe}", "--set", "trainers.hlformer.preset=act")
+    ended = crossreel("plan", msvd, *both)
+    assert ended.code == 2 and ended.out == ""
+    assert (
+        f'trainers.hlformer.recipe = "{recipe}" and trainers.hlformer.preset = "act" both choose' in ended.err
+    )

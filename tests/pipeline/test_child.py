@@ -77,18 +77,18 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     children = []
 
     def start(name: str, **more) -> Child:
-        children.append(
-            Child(
-                f"handlers_of_test:{name}",
-                env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
-                **more,
-            )
-        )
+        children.append(Child(f"handlers_of_test:{name}", env={"PYTHONPATH": beside(tmp_path)}, **more))
         return children[-1]
 
     yield start
     for one in children:
         one.kill()
+
+
+def beside(folder: Path) -> str:
+    """A search path with a folder before those that this process was given."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(folder), *(path for path in given if path != str(folder))])
 
 
 def alive(pid: int) -> bool:
@@ -221,7 +221,7 @@ input()
 
 
 def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    env = os.environ | {"PYTHONPATH": beside(tmp_path)}
     command = [sys.executable, "-c", PARENT]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
     pid = int(parent.stdout.readline())
@@ -232,6 +232,33 @@ def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(pid)
+
+
+STOPS = """
+import os, signal
+from pipeline.child import Child
+child = Child("handlers_of_test:hang")
+child.start()
+os.kill(child.pid, signal.SIGSTOP)
+print(child.pid, flush=True)
+input()
+"""
+
+
+def test_it_ends_with_a_parent_that_is_killed_even_if_it_was_stopped_before_its_first_line(child, tmp_path):
+    env = os.environ | {"PYTHONPATH": beside(tmp_path)}
+    command = [sys.executable, "-c", STOPS]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    left = alive(pid)
+    if left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 def test_it_takes_no_modules_from_the_folder_it_is_started_in(child, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ class Ours:
     experiment: str
     measured: Metrics
     repetition: Repetition | None = None
+    stale: str = ""  # which run this is, where it is not what today's settings would make
 
 
 def sections(
@@ -127,6 +128,12 @@ def _placed(published: Mapping[str, Published], own: Ours) -> Iterator[tuple[tup
         yield key, _line(own, tuple(dict.fromkeys([*reasons(measured, protocols), *_beside(own)])))
 
 
+def _note(own: Ours) -> str:
+    """The verdict beside the published experiment, and which run it is if it is not today's."""
+    verdict = own.repetition.verdict if own.repetition and own.repetition.row else ""
+    return "; ".join(part for part in (verdict, own.stale) if part)
+
+
 def _beside(own: Ours) -> tuple[str, ...]:
     """Why a run is not the published experiment of its corpus; where there is none, that."""
     found = own.repetition
@@ -155,13 +162,17 @@ def _line(own: Ours, apart: tuple[str, ...]) -> Line:
         own.method, OURS, own.experiment, in_words(own.measured.protocol),
         {d: {name: f.value for name, f in named.items()} for d, named in figures.items()},
         {d: {name: (f.low, f.high) for name, f in named.items()} for d, named in figures.items()},
-        apart=apart, note=found.verdict if found and found.row else "",
+        apart=apart, note=_note(own),
         repetition=bool(found and found.exact and not apart),
     )  # fmt: skip
 
 
 def in_words(measured: OurProtocol) -> str:
-    """The protocol of an evaluation of ours: corpus, split, sizes, ties."""
+    """The protocol of an evaluation of ours: corpus, split, sizes, how items rank several captions, ties."""
     corpus = measured.corpus.sentence if measured.corpus else ""
     size = f"{counted(measured.items, 'item')}, {counted(measured.captions, 'caption')}"
-    return "; ".join(word for word in (corpus, f"split {measured.split}: {size}", measured.ties) if word)
+    several = "v2t" in measured.directions and measured.captions_per_item.max > 1
+    ranked = f"v2t: {measured.v2t_rank}" if several else ""
+    return "; ".join(
+        word for word in (corpus, f"split {measured.split}: {size}", ranked, measured.ties) if word
+    )

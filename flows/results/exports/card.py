@@ -90,6 +90,8 @@ def _body(one: MethodResults, license_name: str) -> Iterator[str]:
     yield f"# crossreel {one.method}\n"
     yield f"A retriever between texts and {NOUNS[kind]}s, trained by the method `{one.method}` of crossreel."
     yield f"Its training has the fingerprint `{one.training.fingerprint.hex}`.\n"
+    if one.note:
+        yield f"{one.note}.\n"
     license_text = license_name or (
         f"{UNKNOWN}. Whoever publishes these weights says so: `crossreel export card --license NAME`, under what the "
         "licences of the data and of the backbones below allow"
@@ -105,6 +107,8 @@ def _data(one: MethodResults) -> Iterator[str]:
     published = protocol.corpus.sentence if protocol.corpus else ""
     yield "## Data\n"
     yield (f"Corpus: `{corpus.path.name}`. " + (published or "No published protocol is known of it.") + "\n")
+    if one.note:
+        yield "The splits of the corpus as it is now:\n"
     yield from _table(
         ("split", f"{NOUNS[protocol.kind]}s", "captions", "digest", "use"),
         (

@@ -24,7 +24,7 @@ from pipeline.corpus.importers.published import UNITS
 from pipeline.corpus.importers.t3dr_hit import SUBSETS
 from pipeline.errors import UserError
 from trainers.data import SplitIndex
-from trainers.measure.evaluated import Metrics, PublishedProtocol
+from trainers.measure.evaluated import Metrics, PublishedProtocol, Spread
 from trainers.recipes import find
 
 FOLDER = Path(board_package.__path__[0])
@@ -326,6 +326,17 @@ def test_ours_is_printed_with_its_interval_and_as_json(whole, monkeypatch):
     told = json.loads(call("exp.toml", "--json"))
     assert {section["dataset"] for section in told} >= {"MSR-VTT", "MSVD", "TVR", "T3DR-HIT"}
     assert [line["origin"] for line in told[0]["lines"]].count("ours") == 1
+
+
+def test_ours_says_how_items_with_several_captions_rank_and_which_run_it_is(whole):
+    several = Spread(min=1, max=3, mean=2.0)
+    for convention in ("the best rank among the item's captions", "rank of the item's group"):
+        own = ours(whole, corpus=CORPUS, captions_per_item=several, v2t_rank=convention)
+        ((_, line),) = ours_in(replace(own, stale="gare is gare@12345678 of Monday; it is stale: lr was 1"))
+        assert f"; v2t: {convention}; " in line.protocol
+        assert line.note == "gare is gare@12345678 of Monday; it is stale: lr was 1"
+    ((_, line),) = ours_in(ours(whole, corpus=CORPUS))
+    assert "v2t:" not in line.protocol and line.note == ""
 
 
 def test_an_experiment_that_is_not_evaluated_is_one_sentence(small):

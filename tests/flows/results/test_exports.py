@@ -55,6 +55,36 @@ def one(project: Project) -> MethodResults:
     return method_results(project, "hlformer")
 
 
+NEWER = ("--set", "trainers.hlformer.seed=7")  # nobody trained this
+
+
+@pytest.mark.slow
+def test_exports_and_board_answer_from_the_last_run_and_say_that_it_is_stale(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    toml, stale = folder / "experiment.toml", "it is stale: train-hlformer.seed was 0 and is 7"
+    for number, (verb, target) in enumerate(
+        [
+            ("scores", "scores.parquet"),
+            ("results", "results"),
+            ("card", "card"),
+            ("checkpoint", "hlformer.ckpt"),
+        ]
+    ):
+        today, newer = tmp_path / "today" / target, tmp_path / "newer" / target
+        today.parent.mkdir(exist_ok=True)
+        newer.parent.mkdir(exist_ok=True)
+        ends = {path: CliRunner().invoke(app, ["export", verb, str(path), str(toml), *more])
+                for path, more in ((today, ()), (newer, NEWER))}  # fmt: skip
+        assert [end.exit_code for end in ends.values()] == [0, 0], [end.output for end in ends.values()]
+        assert stale in ends[newer].stderr and stale not in ends[today].stderr, number
+    read = [tables.read_table(tmp_path / made / "scores.parquet") for made in ("today", "newer")]
+    assert read[0].equals(read[1]) and read[0].num_rows
+    card = (tmp_path / "newer" / "card" / "README.md").read_text()
+    assert stale in card and stale not in (tmp_path / "today" / "card" / "README.md").read_text()
+    assert stale in call("board", toml, *NEWER)
+
+
 @pytest.mark.slow
 def test_every_post_processing_is_measured_by_the_stages_and_printed_beside_the_raw_figures(
     folder: Path, project: Project, one: MethodResults
@@ -211,7 +241,7 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
         (("card", folder / "x", experiment, "--method", "hlforme"), "did you mean 'hlformer'"),
         (("scores", folder / "x.csv", experiment), r"x\.csv is no name of a table: it ends in \.parquet"),
         (("results", folder / "x", experiment, "--layout", "trec"), "mteb"),
-        (("results", folder / "x", experiment, "--set", "evaluate.seed=9"), "crossreel stage evaluate-hlformer"),
+        (("results", folder / "x", experiment, "--set", 'name="other"'), "run `crossreel run"),
         (("features", "import-i3d", folder / "x", experiment, "--layout", "parquet"), "did you mean"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
