@@ -124,6 +124,14 @@ class Stage(Generic[P]):
         """Return plain data that the worker of a stage over the corpus needs besides its params."""
         return {}
 
+    def keeps(self, fingerprint: Fingerprint) -> tuple[str, Fingerprint] | None:
+        """Return the stage name and fingerprint of what it computes of single items and captions, if it keeps that.
+
+        Such rows lie in segments, like those of a stage over items, and are used again by every artifact of this stage
+        that has the same `keeps`. `fingerprint` is that of an artifact.
+        """
+        return None
+
     @property
     def entry(self) -> str:
         """Return the `module:Class` from which a worker process rebuilds this stage."""

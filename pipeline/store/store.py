@@ -33,6 +33,7 @@ from pipeline.store.places import Place, Places, Units
 from pipeline.store.segments import SPOOL_LOCK, Array, Damaged, Segment, SegmentWriter
 
 RECORD = "artifact.json"
+REFERENCES = "references"  # key of the record: segments that are part of the artifact, by path in the store, with bytes
 IN_MEMORY = Path(":memory:")
 RUN_LOCK = "run-{}"  # name of a lock in locks/ that the process of the run holds
 ABANDONED_SECONDS = 86400.0
@@ -205,7 +206,14 @@ class Store:
     # folders ------------------------------------------------------------------------------------
 
     def has_run(self, stage: str, fp: str) -> bool:
-        """Whether a stage over the whole corpus is finished and its files have their recorded sizes."""
+        """Whether a stage over the whole corpus is finished and its files have their recorded sizes.
+
+        So must the segments that it refers to: a folder whose segments were made again, or dropped, is missing work.
+        """
+        return self._is_whole(self.run_folder(stage, fp), thorough=False)
+
+    def has_folder(self, stage: str, fp: str) -> bool:
+        """The same without a look at the segments that the folder refers to."""
         return not self._run_damage(self.run_folder(stage, fp), thorough=False)
 
     def run_record(self, stage: str, fp: str) -> dict[str, Any]:
@@ -233,7 +241,7 @@ class Store:
         A run that was killed between writing the record and renaming the folder leaves such a folder.
         """
         work = self.work_folder(stage, fp)
-        if self._run_damage(work, thorough=True):
+        if not self._is_whole(work, thorough=True):
             return False
         self._move(work, self.run_folder(stage, fp))
         return True
@@ -244,6 +252,20 @@ class Store:
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         work.rename(target)
+
+    def _is_whole(self, folder: Path, thorough: bool) -> bool:
+        """Whether a folder is undamaged, and the segments that it refers to are there."""
+        return not self._run_damage(folder, thorough) and all(
+            _size(self.root / name) == size for name, size in self._references(folder).items()
+        )
+
+    def _references(self, folder: Path) -> dict[str, int]:
+        """Return the segments that a finished folder refers to: path in the store -> bytes."""
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            return {str(name): int(size) for name, size in record.get(REFERENCES, {}).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
 
     def _run_damage(self, folder: Path, thorough: bool) -> list[Damage]:
         if not (folder / RECORD).exists():
@@ -450,9 +472,12 @@ class Store:
     def gc(self, keep: set[str], dry_run: bool, older_than_seconds: float = 0) -> list[tuple[Path, int]]:
         """Remove artifacts of other fingerprints than `keep`, orphaned segments and abandoned work.
 
+        What a kept folder refers to is kept too.
         Returns the path and the bytes of each file or folder; with `dry_run` nothing is removed.
         """
         removed: list[tuple[Path, int]] = []
+        referred = {self.root / name for folder in self._folders(keep) for name in self._references(folder)}
+        keep = keep | {path.parent.name for path in referred}
 
         def drop(path: Path) -> None:
             removed.append((path, tree_bytes(path)))
@@ -468,10 +493,16 @@ class Store:
                     if not dry_run:
                         self.index.forget_fingerprint(folder.name)
         for segment, path in self._unused_segments(keep, now - older_than_seconds):
+            if path in referred:
+                continue
             drop(path)
             if not dry_run:
                 self.index.forget_segment(segment)
         return removed
+
+    def _folders(self, keep: set[str]) -> list[Path]:
+        """Return the finished folders of these fingerprints."""
+        return [path for path in (self.root / "runs").glob("*/*") if path.name in keep]
 
     def _unused_segments(self, keep: set[str], before: float) -> Iterator[tuple[str, Path]]:
         """Yield the segments of kept fingerprints that no item refers to, and damaged ones that are not recorded."""
