@@ -103,6 +103,7 @@ class Pack(Stage[MethodConfig]):
 
     over = "corpus"
     runner = "trainers.workers:pack"
+    on_demand = True  # `store gc --packs` drops it
 
     def __init__(
         self, method: Declared, config: MethodConfig, splits: tuple[str, ...], suffix: str = ""

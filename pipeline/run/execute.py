@@ -175,6 +175,7 @@ class Runner:
         In a run in order, units are missing only if another run has dropped them since. If that run is making
         them again, this one waits for its lock.
         """
+        self.states.demand(self.stages[name].needs)
         for need in self.stages[name].needs:
             if not self.states[need].complete:
                 self._make(need, False, False, ())

@@ -85,6 +85,9 @@ class Stage(Generic[P]):
     runner: ClassVar[str]
     worker_kind: ClassVar[WorkerKind] = "cpu"
     one_pass: ClassVar[bool] = False
+    on_demand: ClassVar[bool] = (
+        False  # whether it counts as done without its artifact while no stage that reads it runs
+    )
     several: ClassVar[bool] = False  # whether a stage over the corpus can use several processes
     shard_items: ClassVar[int] = 16  # most items in a shard; a killed run loses only the shards in progress
     fields: ClassVar[Mapping[str, Field]] = {}

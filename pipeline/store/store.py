@@ -39,6 +39,8 @@ RUN_LOCK = "run-{}"  # name of a lock in locks/ that the process of the run hold
 ABANDONED_SECONDS = 86400.0
 SPOOL_LETTERS = 32  # length of the name of a writer's folder in work/, which is a UUID
 
+Seen = Callable[[int, int], None]
+"""Called with the numbers of segments and folders that were read, and that there are."""
 
 log = logging.getLogger(__name__)
 
@@ -351,7 +353,7 @@ class Store:
             count += 1
         return count
 
-    def verify(self, repair: bool = False, seen: Callable[[], None] = lambda: None) -> list[Damage]:
+    def verify(self, repair: bool = False, seen: Seen = lambda done, total: None) -> list[Damage]:
         """Return every difference between the store and what was written to it, bit for bit.
 
         With `repair`, damaged artifacts are removed, misplaced ones are put back, and the index is corrected.
@@ -368,7 +370,11 @@ class Store:
             self.rebuild_index()
         misplaced: list[Segment] = []
         mixed_up: list[Path] = []  # undamaged segments that the index describes wrongly
-        for path in sorted((self.root / "segments").glob("*/*/*.h5")):
+        paths = sorted((self.root / "segments").glob("*/*/*.h5"))
+        folders = sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir())
+        total = len(paths) + len(folders)
+        seen(0, total)
+        for number, path in enumerate(paths):
             segment, faults = self._segment_damage(path)
             damage.extend(faults)
             if segment is not None and segment.misplaced:
@@ -380,16 +386,16 @@ class Store:
             elif segment is not None and (wrong := self._index_damage(segment)):
                 damage.extend(wrong)
                 mixed_up.append(path)
-            seen()
+            seen(number + 1, total)
         if repair:
             self._record_again(mixed_up)
             self._put_back(misplaced)
-        for folder in sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir()):
+        for number, folder in enumerate(folders):
             faults = self._run_damage(folder, thorough=True)
             damage.extend(faults)
             if faults and repair:
                 shutil.rmtree(folder)
-            seen()
+            seen(len(paths) + number + 1, total)
         for fp, (stage, _) in self.index.fingerprints().items():
             for name in self.index.named_segments(fp):
                 path = self.segment_path(stage, fp, name)
@@ -469,13 +475,18 @@ class Store:
                 out.append(Damage(f"{file} (made of {name}) is not what was written", path))
         return segment, out
 
-    def gc(self, keep: set[str], dry_run: bool, older_than_seconds: float = 0) -> list[tuple[Path, int]]:
+    def gc(
+        self, keep: set[str], dry_run: bool, older_than_seconds: float = 0,
+        again: Collection[str] = (), seen: Seen = lambda done, total: None,
+    ) -> list[tuple[Path, int]]:  # fmt: skip
         """Remove artifacts of other fingerprints than `keep`, orphaned segments and abandoned work.
 
-        What a kept folder refers to is kept too.
+        What a kept folder refers to is kept too. `again` are fingerprints whose artifacts go although a run may need
+        them, because it can make them again: what they were made from stays known.
         Returns the path and the bytes of each file or folder; with `dry_run` nothing is removed.
         """
         removed: list[tuple[Path, int]] = []
+        keep = keep - set(again)
         referred = {self.root / name for folder in self._folders(keep) for name in self._references(folder)}
         keep = keep | {path.parent.name for path in referred}
 
@@ -485,19 +496,22 @@ class Store:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
         now = time.time()
-        for kind in ("segments", "files", "runs", "work"):
-            for folder in sorted(p for p in (self.root / kind).glob("*/*") if p.is_dir()):
-                old = now - folder.stat().st_mtime >= older_than_seconds
-                if folder.name not in keep and old and self._unlocked(folder.parent.name, folder.name):
-                    drop(folder)
-                    if not dry_run:
-                        self.index.forget_fingerprint(folder.name)
+        kinds = ("segments", "files", "runs", "work")
+        folders = [path for kind in kinds for path in sorted((self.root / kind).glob("*/*")) if path.is_dir()]
+        for number, folder in enumerate(folders):
+            seen(number, len(folders))
+            old = now - folder.stat().st_mtime >= older_than_seconds
+            if folder.name not in keep and old and self._unlocked(folder.parent.name, folder.name):
+                drop(folder)
+                if not dry_run:
+                    self.index.forget_fingerprint(folder.name, named=folder.name in again)
         for segment, path in self._unused_segments(keep, now - older_than_seconds):
             if path in referred:
                 continue
             drop(path)
             if not dry_run:
                 self.index.forget_segment(segment)
+        seen(len(folders), len(folders))
         return removed
 
     def _folders(self, keep: set[str]) -> list[Path]:
