@@ -110,9 +110,14 @@ class Project:
 
     def runner(
         self, on_progress: OnProgress = lambda progress: None, say: Say = lambda sentence: None,
-        states: plan.Survey | None = None,
+        states: plan.Survey | None = None, demanded: Collection[str] = (),
     ) -> Runner:  # fmt: skip
-        """A runner of the stages. `states`: an earlier survey of this project, used instead of a new one."""
+        """A runner of the stages. `states`: an earlier survey of this project, used instead of a new one.
+
+        `demanded` stages are made even if nothing that is to be made reads them.
+        """
+        states = self.states() if states is None else states
+        states.demand(demanded)
         about = {
             "name": self.experiment.name,
             "path": str(self.experiment.path),

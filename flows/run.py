@@ -96,7 +96,7 @@ def run_stages(
     for line in project.recipe_lines(plan.ancestors(project.stages, names)):
         display.say(line)
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
-    runner = project.runner(show, display.say, states)
+    runner = project.runner(show, display.say, states, demanded=plan.ends(project.stages, names))
     index, alive = project.store.index, contextlib.ExitStack()
     alive.callback(display.idle)
     alive.enter_context(project.store.run(run))  # before the index names it: nobody should take it for dead
@@ -197,6 +197,7 @@ def _call(
 
 def nothing_to_do(states: plan.Survey, names: Sequence[str], retry_failed: bool) -> bool:
     """Whether a run of these stages would find everything made already."""
+    states.demand(plan.ends(states.stages, names))
     needed = plan.ancestors(states.stages, names)
     return all(states[n].complete and not (retry_failed and states[n].failed) for n in needed)
 

@@ -22,30 +22,6 @@ Rows = Callable[[str], NDArray]
 SPLITS = "splits"  # the folder of the splits' indexes
 
 
-class Ragged:
-    """Arrays of different lengths end to end in one file: `[i]` is the i-th, (rows_i, ...), a view."""
-
-    def __init__(self, values: NDArray, offsets: NDArray[np.int64]) -> None:
-        self.values, self.offsets = values, offsets
-
-    @classmethod
-    def open(cls, folder: Path, name: str) -> Ragged:
-        """Map `<name>.npy` of a folder; nothing is read until it is used."""
-        values = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return cls(values, np.load(folder / f"{name}.offsets.npy", allow_pickle=False))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Rows of each array, (n,)."""
-        return np.diff(self.offsets)
-
-
 def write_ragged(
     folder: Path, name: str, arrays: Iterable[NDArray], lengths: Sequence[int], dtype: DTypeLike = np.float32
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.run.plan import State, left_out
 from pipeline.run.stage import Briefing, Digests, Stage
 from pipeline.settings import PACKS, SPEED, Params
-from pipeline.store.fingerprint import METHOD_VERSION
+from pipeline.store.fingerprint import METHOD_VERSION, Fingerprint
 from pipeline.store.imports import PREFIX
 from pipeline.store.store import Store
 from trainers.config import MethodConfig
@@ -24,6 +25,7 @@ from trainers.contract import RetrievalMethod
 from trainers.loop.trained import TrainedFolder
 
 LEARN = ("train", "val")
+KEPT = "packed-"  # and a method: the name of the rows that packing computed, in the store
 ROW = "row"  # the one output of imported features
 CLIP = (
     "clip",
@@ -101,6 +103,7 @@ class Pack(Stage[MethodConfig]):
 
     over = "corpus"
     runner = "trainers.workers:pack"
+    on_demand = True  # `store gc --packs` drops it
 
     def __init__(
         self, method: Declared, config: MethodConfig, splits: tuple[str, ...], suffix: str = ""
@@ -144,7 +147,24 @@ class Pack(Stage[MethodConfig]):
                 )
             order = [digest for digest, _ in contents.gallery(split) if digest in items]
             splits[split] = {"items": list(dict.fromkeys(order)), "captions": captions}
-        return {"splits": splits, "rows": {need: briefing.where(need) for need in self.needs}}
+        rows = {need: briefing.where(need) for need in self.needs}
+        return {"splits": splits, "rows": rows, "keeping": self._keeping(briefing)}
+
+    def keeps(self, fingerprint: Fingerprint) -> tuple[str, Fingerprint]:
+        """What packing computes of single items and captions, which does not depend on the splits they are in."""
+        name = f"{KEPT}{self.method}"
+        parts = {k: v for k, v in fingerprint.components.items() if k not in ("corpus", "left_out")}
+        return name, Fingerprint.of(parts | {"stage": name})
+
+    def _keeping(self, briefing: Briefing) -> dict[str, Any]:
+        """Where that is kept, and which rows are there."""
+        name, kept = self.keeps(briefing.states[self.name].fingerprint)
+        path = functools.cache(lambda segment: str(briefing.store.segment_path(name, kept.hex, segment)))
+        places = briefing.store.places(name, kept.hex)
+        return {
+            "stage": name, "fingerprint": kept.hex, "components": dict(kept.components),
+            "where": {key: [path(place.segment), place.row] for key, place in places.items()},
+        }  # fmt: skip
 
     def misfits(self, contents: Contents, states: Mapping[str, State], store: Store) -> Iterator[str]:
         """Sentences about imported features that the method cannot use, each with the shape that it needs.

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from pipeline.child import Send
-from pipeline.store.store import FeatureReader
+from pipeline.store.store import REFERENCES
 from trainers.config import MethodConfig
-from trainers.data import Rows, SplitIndex, write_also
+from trainers.data import SplitIndex, write_also
 from trainers.loop import distributed, torchrun
 from trainers.loop.engine import fit
 from trainers.loop.progress import Progress
@@ -24,6 +23,7 @@ from trainers.loop.trained import WEIGHTS, Summary, TrainedFolder
 from trainers.measure.evaluate import evaluate as measure
 from trainers.measure.evaluate import validation_figure
 from trainers.method import Method, MethodData
+from trainers.packing import Keeping, Source, StoreInputs, referred
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
 from trainers.trained import open_trained, read_settings
@@ -37,8 +37,9 @@ def pack(request: dict[str, Any], send: Send) -> None:
     config = declared.config.model_validate_json(request["params"])
     inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
     folder = _emptied(Path(request["folder"]))
-    sources = {stage: Source(rows) for stage, rows in inputs["rows"].items()}
-    read = {name: sources[stage].reader(output) for name, (stage, output) in config.inputs().items()}
+    sources = {stage: Source(stage, rows["field"], rows["where"]) for stage, rows in inputs["rows"].items()}
+    keeping = Keeping(**inputs["keeping"] | {"store": folder.parents[2]})
+    read = StoreInputs(sources, config.inputs(), keeping, send)
     splits = {
         name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])
         for name, split in inputs["splits"].items()
@@ -47,7 +48,7 @@ def pack(request: dict[str, Any], send: Send) -> None:
     also = {name: [c["also"] for c in split["captions"]] for name, split in inputs["splits"].items()}
     write_also(folder, also)
     counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
-    send({"record": {"splits": counts}}, {})
+    send({"record": {"splits": counts, REFERENCES: referred(folder)}}, {})
 
 
 def _emptied(folder: Path) -> Path:
@@ -55,24 +56,6 @@ def _emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-class Source:
-    """Reads a stage's outputs of an item or caption, and verifies each checksum at the first reading."""
-
-    def __init__(self, rows: dict[str, Any]) -> None:
-        self._features = FeatureReader({key: (Path(path), row) for key, (path, row) in rows["where"].items()})
-        self._first: str = rows["field"]
-        self._checked: set[str] = set()
-
-    def reader(self, output: str) -> Rows:
-        """Gives one output by key, as it is stored; "" is the stage's first."""
-        return lambda key: self._read(key, output or self._first)
-
-    def _read(self, key: str, output: str) -> NDArray[Any]:
-        check = key not in self._checked
-        self._checked.add(key)
-        return self._features.rows(key, output, check=check)
 
 
 def train(request: dict[str, Any], send: Send) -> None:

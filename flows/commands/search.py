@@ -62,7 +62,8 @@ def search(
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
         searched = chosen_gallery(project, method, split, run, corpus)
-        with Searcher(searched, say=display.say) as searcher:
+        with Searcher(searched, say=display.say, on_progress=display.progress) as searcher:
+            display.idle()
             started = time.monotonic()
             hits: list[Hit] | list[CaptionHit]
             if media is not None:

@@ -47,7 +47,8 @@ def serve(
     address.listen().close()  # a port in use is reported before any work is done
     with StageDisplay() as display:
         project = opened(experiment, sets, [], display)
-        prepared = prepare(project, splits, display.say, runs, corpus)
+        prepared = prepare(project, splits, display.say, runs, corpus, display.progress)
+        display.idle()
         for method in prepared.catalogue.methods:
             display.say(f"{method.name}: {method.missing or 'searches ' + ', '.join(method.splits)}")
             if method.note:

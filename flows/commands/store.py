@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from flows.trained.recorded import prints_of
 from flows.trained.runs import find_run, last_run
 from pipeline.errors import UserError, nearest
 from pipeline.run.execute import Progress
+from pipeline.run.plan import State
 from pipeline.store.store import Store, tree_bytes
 from pipeline.store.transfer.pull import pull as fetch
 from pipeline.store.transfer.push import push as publish
@@ -109,11 +111,13 @@ def verify(
     """
     store = _open(folder)
     count = [0]
+    with StageDisplay(quiet=as_json) as display:
 
-    def seen() -> None:
-        count[0] += 1
+        def seen(done: int, total: int) -> None:
+            count[0] = done
+            display.progress(Progress("verify", done, total))
 
-    damage = store.verify(repair, seen)
+        damage = store.verify(repair, seen)
     if as_json:
         print_json({
             "read": count[0], "repaired": repair,
@@ -138,6 +142,14 @@ def gc(
     keep_runs: Annotated[
         list[str], typer.Option("--keep-run", metavar="RUN", help="METHOD@DIGEST of a trained run to keep.")
     ] = [],  # noqa: B006
+    packs: Annotated[
+        bool,
+        typer.Option(
+            "--packs",
+            help="Also remove the packed inputs of these experiments. A run that needs them makes them again from the "
+            "features; nothing is trained or evaluated again.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     young_seconds: Annotated[
         float, typer.Option(help="Keep files that are younger than this.")
@@ -147,15 +159,24 @@ def gc(
 
     Where a method is not trained as its experiment says today, its last trained run is kept: search and serve use it.
     """
-    projects = [open_project(path) for path in experiments]
-    store = projects[0].store
-    if any(project.store.root != store.root for project in projects):
-        raise UserError("the experiments named have different stores; name those of one store at a time")
-    keep = {fp for project in projects for fp in _kept(project)}
-    for word in keep_runs:
-        method, digest = named_digest(word, "")
-        keep |= prints_of(find_run(store, method, digest), projects[0].stages)
-    removed = store.gc(keep, dry_run, young_seconds)
+    with StageDisplay() as display:
+        projects = [open_project(path) for path in experiments]
+        store = projects[0].store
+        if any(project.store.root != store.root for project in projects):
+            raise UserError("the experiments named have different stores; name those of one store at a time")
+        display.progress(Progress("gc", 0, 1, doing="looking up what the experiments need"))
+        keep = {fp for project in projects for fp in _kept(project)}
+        for word in keep_runs:
+            method, digest = named_digest(word, "")
+            keep |= prints_of(find_run(store, method, digest), projects[0].stages)
+        again = {fp for project in projects for fp in _made_again(project)} if packs else set[str]()
+        removed = store.gc(
+            keep,
+            dry_run,
+            young_seconds,
+            again,
+            lambda done, total: display.progress(Progress("gc", done, total)),
+        )
     for path, size in removed:
         out.print(f"{human_bytes(size):>10}  {path.relative_to(store.root)}", markup=False)
     total = human_bytes(sum(size for _, size in removed))
@@ -169,7 +190,8 @@ def _kept(project: Project) -> set[str]:
         searched = [split for split in corpus.splits if next(corpus.captions(split), None) is not None]
         tables += [with_index(project.stages, method, split) for split in searched]
     states = (replace(project, stages=stages).survey() for stages in tables)
-    needed = {state.fingerprint.hex for found in states for state in found.values()}
+    found = [state for survey in states for state in survey.values()]
+    needed = {fp for state in found for fp in _prints(state)}
     today = project.states()
     for method in project.experiment.methods:
         run = (
@@ -179,6 +201,21 @@ def _kept(project: Project) -> set[str]:
         )
         needed |= prints_of(run, project.stages) if run else set()
     return needed
+
+
+def _prints(state: State) -> Iterator[str]:
+    """Yield the fingerprint of a state, and that of the rows that the stage keeps beside its artifact."""
+    yield state.fingerprint.hex
+    if kept := state.stage.keeps(state.fingerprint):
+        yield kept[1].hex
+
+
+def _made_again(project: Project) -> Iterator[str]:
+    """Yield the fingerprints of packed inputs whose features are all there, and of their rows."""
+    states = project.survey()
+    for state in states.values():
+        if state.stage.on_demand and all(states[need].complete for need in state.stage.needs):
+            yield from _prints(state)
 
 
 @app.command()
@@ -249,7 +286,18 @@ def _chosen(
     if folder is not None:
         raise UserError(f"{experiment} names its store; give --store or --experiment, not both")
     project = open_project(experiment)
-    return project.store, {s.fingerprint.hex: frozenset(s.keys) for s in project.survey().values()}
+    return project.store, _selection(project)
+
+
+def _selection(project: Project) -> Selection:
+    """The units of every fingerprint that an experiment needs; of rows that packing keeps, all items and captions."""
+    states, contents = project.survey(), project.contents
+    chosen = {state.fingerprint.hex: frozenset(state.keys) for state in states.values()}
+    units = frozenset([*contents.items(), *contents.captions()])
+    for state in states.values():
+        if kept := state.stage.keeps(state.fingerprint):
+            chosen[kept[1].hex] = units
+    return chosen
 
 
 def _remote(url: str, endpoint_url: str | None, store: Store) -> Remote:

@@ -20,6 +20,7 @@ from flows.project import Project
 from flows.run import RunResult
 from pipeline.errors import UserError, nearest
 from pipeline.run import plan
+from pipeline.run.execute import Progress
 
 FLOWS = {
     "extract": "flows.extract.extract",
@@ -46,6 +47,7 @@ def run_flow(
     if flow_name not in FLOWS:
         raise UserError(f"unknown flow {flow_name!r}; {nearest(flow_name, FLOWS)}")
     redo = one_or_more(request.redo)
+    display.progress(Progress("starting Prefect", 0, 1))
     with exit_on_sigterm():
         server = prepare()
         # Prefect reads the environment while it is imported, so only after `prepare`.
@@ -55,6 +57,7 @@ def run_flow(
         flow = getattr(importlib.import_module(module), function)
         if server is not None:
             server.wait_ready()
+        display.idle()
 
         def run() -> RunResult:
             return run_as_tasks(project, names, display, redo, request.retry_failed, request.retries, states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.child import Send
 from pipeline.store.store import write_json
 from trainers.data import SPLITS, SplitIndex
 from trainers.measure.search import write_encodings
+from trainers.method import Batch
 from trainers.trained import open_trained
 
 
@@ -25,10 +27,17 @@ def run(request: dict[str, Any], send: Send) -> None:
     folder, device = Path(request["folder"]), torch.device(request["device"])
     method, data = open_trained(trained, packed, device)
     index = SplitIndex.read(packed / SPLITS / f"{split}.json")
-    write_encodings(folder / ITEMS, method.encode_items, data.item_batches(split), len(index.items), device)
-    write_encodings(
-        folder / TEXTS, method.encode_texts, data.text_batches(split), len(index.captions), device
-    )
+    total = len(index.items) + len(index.captions)
+
+    def told(batches: Iterator[Batch], before: int) -> Iterator[Batch]:
+        for batch in batches:
+            send({"units": [before, total], "doing": "encoding"}, {})
+            yield batch
+            before += len(next(iter(batch.values())))
+
+    items, texts = told(data.item_batches(split), 0), told(data.text_batches(split), len(index.items))
+    write_encodings(folder / ITEMS, method.encode_items, items, len(index.items), device)
+    write_encodings(folder / TEXTS, method.encode_texts, texts, len(index.captions), device)
     kept = ("items", "captions", "caption_item", "texts")
     write_json(folder / NAMES, {name: values for name, values in asdict(index).items() if name in kept})
     send({"record": {"items": len(index.items), "captions": len(index.captions)}}, {})

@@ -18,7 +18,7 @@ from flows.trained.recorded import pinned, recorded_pack, recorded_stages
 from flows.trained.runs import TrainedRun, evaluations, find_run, last_run, made_with
 from pipeline.errors import UserError
 from pipeline.run import plan
-from pipeline.run.execute import Say
+from pipeline.run.execute import OnProgress, Say
 from pipeline.run.stage import Stage
 from pipeline.store.store import Store
 from trainers.stages import LEARN, EvaluateParams
@@ -65,13 +65,17 @@ class Searched:
         project = replace(self.project, store=store)
         return replace(self, project=project, states=project.states())
 
-    def make_index(self, say: Say) -> None:
+    def make_index(self, say: Say, on_progress: OnProgress = lambda progress: None) -> None:
         """Encode the split where that was not done yet; inputs that are not packed are packed first."""
-        if self.indexed:
-            return
-        say(f"making the index of the split {self.split!r} for {self.method}: once, then it is kept")
         packs = [need for need in self.project.stages[self.index].needs if need.startswith("pack-")]
-        with closing(self.project.runner(say=say, states=self.states)) as runner:
+        self.states.demand(packs)  # a search reads sizes and captions from them
+        if self.indexed and all(
+            self.states[pack].complete or self.project.stages[pack].pinned for pack in packs
+        ):
+            return
+        if not self.indexed:
+            say(f"making the index of the split {self.split!r} for {self.method}: once, then it is kept")
+        with closing(self.project.runner(on_progress, say, self.states)) as runner:
             runner.killed_before = 0.0  # the index is made from what the last run left
             for stage in (*packs, self.index):
                 runner.bring_up_to_date(stage)

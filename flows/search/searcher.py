@@ -22,6 +22,7 @@ from flows.search.query import require_media, require_text, require_top
 from flows.search.searched import Searched, find_searched
 from pipeline.child import Child, ChildDied, ChildTimeout
 from pipeline.errors import UserError, nearest
+from pipeline.run.execute import OnProgress
 from pipeline.store.fingerprint import digest_file, digest_text
 
 Arrays = dict[str, NDArray[Any]]
@@ -36,17 +37,18 @@ class Searcher:
     Of an experiment, today's training answers where it is finished, else the last one (`find_searched`, whose result is
     taken instead of an experiment, too). method: "" stands for the experiment's only method. split: "" stands for the
     evaluated split. run: the digest of the run that is asked for. say: called with a sentence before work that takes
-    long, and where what answers is stale. One process answers all requests one after the other; it loads networks when
+    long, and where what answers is stale. on_progress: called while an index is made. One process answers all requests one after the other; it loads networks when
     the first request needs them and keeps them, and is started again once if it dies. Usable as
     `with Searcher(project, "hlformer") as searcher:`, which opens and closes it.
     """
 
     def __init__(
         self, target: Project | Searched, method: str = "", split: str = "", say: Say = lambda sentence: None,
-        run: str = "",
+        run: str = "", on_progress: OnProgress = lambda progress: None,
     ) -> None:  # fmt: skip
         searched = target if isinstance(target, Searched) else find_searched(target, method, split, run)
         self.searched, self._project, self._say = searched, searched.project, say
+        self._on_progress = on_progress
         self.method, self.split = searched.method, searched.split
         self._closing = threading.Event()
         # One thread of our own starts the process: the kernel ends the process with the thread that started it, and
@@ -58,7 +60,7 @@ class Searcher:
         """Make the index where it is missing."""
         if self.searched.note:
             self._say(self.searched.note)
-        self.searched.make_index(self._say)
+        self.searched.make_index(self._say, self._on_progress)
         self._briefing = SearchBriefing(self.searched)
         contents = json.loads((self.searched.folder / NAMES).read_text(encoding="utf-8"))
         times = frame_times(self._project, self.searched.states)

@@ -31,6 +31,7 @@ from flows.trained.finished import PICTURES
 from flows.trained.naming import named_digest
 from flows.trained.runs import find_run
 from pipeline.errors import UserError
+from pipeline.run.execute import OnProgress
 from pipeline.store.store import Store
 
 MOST_CONNECTIONS = 600
@@ -88,8 +89,9 @@ class Prepared:
 
 
 def prepare(
-    project: Project, splits: Sequence[str], say: Say, runs: Sequence[str] = (), corpus: Path | None = None
-) -> Prepared:
+    project: Project, splits: Sequence[str], say: Say, runs: Sequence[str] = (), corpus: Path | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> Prepared:  # fmt: skip
     """What can be searched, after the indexes of it are made. Raises UserError where nothing can be.
 
     runs: METHOD@DIGEST of the runs that answer for their methods. corpus: a manifest to which the runs were applied, of
@@ -112,7 +114,7 @@ def prepare(
     if not searches:
         raise UserError(f"nothing can be searched: {methods[0].missing}")
     for searched in searches.values():
-        searched.make_index(say)
+        searched.make_index(say, on_progress)
     return Prepared(catalogue_of(project.experiment.name, methods, searches), searches)
 
 

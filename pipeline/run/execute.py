@@ -25,6 +25,7 @@ from pipeline.run.pool import Killed
 from pipeline.run.shards import cut
 from pipeline.run.stage import Digests, Stage
 from pipeline.run.time_spent import TimeSpent
+from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.index import Kind
 from pipeline.store.store import Store, write_json
 
@@ -179,6 +180,7 @@ class Runner:
         In a run in order, units are missing only if another run has dropped them since. If that run is making
         them again, this one waits for its lock.
         """
+        self.states.demand(self.stages[name].needs)
         for need in self.stages[name].needs:
             if not self.states[need].complete:
                 self._make(need, False, False, ())
@@ -387,6 +389,21 @@ class Runner:
         report.ran = 1
         if self.store.publish_finished(stage.name, fp.hex):
             return
+        with contextlib.ExitStack() as held:
+            if kept := stage.keeps(fp):
+                held.enter_context(self._keeping(*kept))
+            self._make_whole(state)
+
+    @contextlib.contextmanager
+    def _keeping(self, name: str, fp: Fingerprint) -> Iterator[None]:
+        """Hold the lock of the rows that a stage over the corpus keeps, which several of its artifacts share."""
+        with self.store.lock(name, fp.hex, self.say):
+            self.store.index.add_fingerprint(fp.hex, name, fp.components)
+            self.store.adopt(name, fp.hex)
+            yield
+
+    def _make_whole(self, state: plan.State) -> None:
+        stage, fp = state.stage, state.fingerprint
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
         request = self._request(state)
@@ -400,7 +417,7 @@ class Runner:
             self.on_progress(
                 Progress(stage.name, 0, 1, doing=LOADING if stage.worker_kind == "model" else "")
             )
-            extra = self._run_in_process(stage, request | place, env)
+            extra = self._run_in_process(state, request | place, env)
         self.store.publish(stage.name, fp, time.monotonic() - started, extra | self._origin(state))
         inputs.unlink(missing_ok=True)
         self.on_progress(Progress(stage.name, 1, 1))
@@ -448,7 +465,7 @@ class Runner:
             if not self.states[need].complete:
                 raise UserError(f"{need} is not done yet; the run that leads makes it first")
         with self._place(state.stage) as (place, env):
-            self._run_in_process(state.stage, self._request(state) | place, env)
+            self._run_in_process(state, self._request(state) | place, env)
 
     @contextlib.contextmanager
     def _place(self, stage: Stage[Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
@@ -477,14 +494,19 @@ class Runner:
             yield place | {"device": "cuda:0"}, env | {"CUDA_VISIBLE_DEVICES": visible}
 
     def _run_in_process(
-        self, stage: Stage[Any], request: Mapping[str, Any], env: dict[str, str]
+        self, state: plan.State, request: Mapping[str, Any], env: dict[str, str]
     ) -> dict[str, Any]:
         """Make a stage over the corpus in a separate process; return the keys to add to the artifact's record."""
-        extra: dict[str, Any] = {}
+        stage, extra = state.stage, dict[str, Any]()
+        kept = stage.keeps(state.fingerprint)
 
         def hear(header: dict[str, Any]) -> None:
+            if "kept" in header and kept is not None:
+                made = header["kept"]
+                self.store.index.add_segment(made["segment"], kept[1].hex, made["bytes"], made["items"])
             if "doing" in header:
-                self.on_progress(Progress(stage.name, 0, 1, doing=header["doing"]))
+                done, total = header.get("units", (0, 1))
+                self.on_progress(Progress(stage.name, done, total, doing=header["doing"]))
             if "progress" in header:
                 self.on_progress(Progress(stage.name, 0, 1, detail=header["progress"]))
             if "log" in header:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.corpus.contents import Contents
@@ -52,6 +52,11 @@ def ancestors(stages: Stages, names: Iterable[str]) -> set[str]:
             out.add(name)
             todo.extend(stages[name].needs)
     return out
+
+
+def ends(stages: Stages, names: Collection[str]) -> set[str]:
+    """Return those of the named stages that none of the others needs."""
+    return set(names) - {need for name in names for need in ancestors(stages, [name]) - {name}}
 
 
 def descendants(stages: Stages, names: Iterable[str]) -> set[str]:
@@ -143,6 +148,9 @@ class Survey(Mapping[str, State]):
     take 5 CPU seconds per stage, so a run keeps one survey: it calls `forget` for the stages that it made itself,
     and `refresh` before it relies on a state that another run on the same store may have changed.
 
+    A stage that is made on demand is complete without its artifact while every stage that needs it is complete, until
+    `demand` names it.
+
     Units that were recorded as killed before `killed_before` (seconds since 1970) count as missing, as in a run that
     begins at that time; units killed later count as failed. With 0, all killed units count as failed.
     """
@@ -157,6 +165,7 @@ class Survey(Mapping[str, State]):
         self._states: dict[str, State] = {}
         self._recorded: dict[str, Recorded] = {}  # fingerprint -> the store's records
         self._known_units: dict[str, Units] = {}  # filled at the first use
+        self._demanded: set[str] = set()
 
     def __getitem__(self, name: str) -> State:
         if name not in self._states:
@@ -164,7 +173,23 @@ class Survey(Mapping[str, State]):
             needed = {need: self[need] for need in stage.needs}
             with no_collection():
                 self._states[name] = self._look_up(stage, needed)
+            if self._is_not_needed(name):
+                self._states[name] = replace(self._states[name], missing=())
         return self._states[name]
+
+    def _is_not_needed(self, name: str) -> bool:
+        """Whether a stage that is made on demand is missing, and all that read it are made."""
+        stage = self.stages[name]
+        if not stage.on_demand or stage.pinned or name in self._demanded or self._states[name].complete:
+            return False
+        readers = [other for other, one in self.stages.items() if name in one.needs]
+        return bool(readers) and all(self[reader].complete for reader in readers)
+
+    def demand(self, names: Iterable[str]) -> None:
+        """Count these stages as missing if their artifacts are, because something is about to read them."""
+        new = {name for name in names if name in self.stages and self.stages[name].on_demand} - self._demanded
+        self._demanded |= new
+        self.forget(new)
 
     def __contains__(self, name: object) -> bool:
         return name in self.stages
@@ -190,6 +215,7 @@ class Survey(Mapping[str, State]):
         """Return a survey of other stages over the same corpus; both use what either has read of the store."""
         other = Survey(stages, self._contents, self._store, self._digests, self._killed_before)
         other._recorded, other._known_units = self._recorded, self._known_units
+        other._demanded = set(self._demanded)
         return other
 
     def forget(self, names: Iterable[str]) -> None:

@@ -85,6 +85,9 @@ class Stage(Generic[P]):
     runner: ClassVar[str]
     worker_kind: ClassVar[WorkerKind] = "cpu"
     one_pass: ClassVar[bool] = False
+    on_demand: ClassVar[bool] = (
+        False  # whether it counts as done without its artifact while no stage that reads it runs
+    )
     several: ClassVar[bool] = False  # whether a stage over the corpus can use several processes
     shard_items: ClassVar[int] = 16  # most items in a shard; a killed run loses only the shards in progress
     fields: ClassVar[Mapping[str, Field]] = {}
@@ -123,6 +126,14 @@ class Stage(Generic[P]):
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """Return plain data that the worker of a stage over the corpus needs besides its params."""
         return {}
+
+    def keeps(self, fingerprint: Fingerprint) -> tuple[str, Fingerprint] | None:
+        """Return the stage name and fingerprint of what it computes of single items and captions, if it keeps that.
+
+        Such rows lie in segments, like those of a stage over items, and are used again by every artifact of this stage
+        that has the same `keeps`. `fingerprint` is that of an artifact.
+        """
+        return None
 
     @property
     def pass_key(self) -> tuple[Any, ...]:

@@ -370,10 +370,10 @@ class Index:
             self.db.executemany("DELETE FROM artifacts WHERE fp=? AND item=?", pairs)
             self.db.executemany("DELETE FROM failures WHERE fp=? AND item=?", pairs)
 
-    def forget_fingerprint(self, fp: str) -> None:
-        """Drop everything recorded under a fingerprint."""
+    def forget_fingerprint(self, fp: str, named: bool = False) -> None:
+        """Drop everything recorded under a fingerprint; with `named`, all but its components."""
         with self.transaction():
-            for table in ("artifacts", "segments", "failures", "fingerprints"):
+            for table in ("artifacts", "segments", "failures", *(() if named else ("fingerprints",))):
                 self.db.execute(f"DELETE FROM {table} WHERE fp=?", (fp,))
 
     def unused_segments(self, fp: str) -> list[str]:

@@ -283,6 +283,16 @@ class Segment:
         offsets = self._offsets[field]
         return int(offsets[row + 1] - offsets[row])
 
+    def span(self, field: str, row: int) -> tuple[int, int]:
+        """Return the first row and the number of rows of one item's output, among the rows of `block`."""
+        first, end = self._offsets[field][row : row + 2].tolist()
+        return first, end - first
+
+    def block(self, field: str) -> tuple[int, str, tuple[int, ...]]:
+        """Return where the rows of all items lie in the file: the offset in bytes, the dtype, and the array's shape."""
+        values = self._maps[field]
+        return int(values.offset), values.dtype.str, values.shape  # type: ignore[attr-defined]  # np.memmap
+
     @functools.cached_property
     def misplaced(self) -> str:
         """A sentence if this file has the name of another segment or lies in another stage's folder, else ""."""

@@ -33,11 +33,14 @@ from pipeline.store.places import Place, Places, Units
 from pipeline.store.segments import SPOOL_LOCK, Array, Damaged, Segment, SegmentWriter
 
 RECORD = "artifact.json"
+REFERENCES = "references"  # key of the record: segments that are part of the artifact, by path in the store, with bytes
 IN_MEMORY = Path(":memory:")
 RUN_LOCK = "run-{}"  # name of a lock in locks/ that the process of the run holds
 ABANDONED_SECONDS = 86400.0
 SPOOL_LETTERS = 32  # length of the name of a writer's folder in work/, which is a UUID
 
+Seen = Callable[[int, int], None]
+"""Called with the numbers of segments and folders that were read, and that there are."""
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +208,14 @@ class Store:
     # folders ------------------------------------------------------------------------------------
 
     def has_run(self, stage: str, fp: str) -> bool:
-        """Whether a stage over the whole corpus is finished and its files have their recorded sizes."""
+        """Whether a stage over the whole corpus is finished and its files have their recorded sizes.
+
+        So must the segments that it refers to: a folder whose segments were made again, or dropped, is missing work.
+        """
+        return self._is_whole(self.run_folder(stage, fp), thorough=False)
+
+    def has_folder(self, stage: str, fp: str) -> bool:
+        """The same without a look at the segments that the folder refers to."""
         return not self._run_damage(self.run_folder(stage, fp), thorough=False)
 
     def run_record(self, stage: str, fp: str) -> dict[str, Any]:
@@ -233,7 +243,7 @@ class Store:
         A run that was killed between writing the record and renaming the folder leaves such a folder.
         """
         work = self.work_folder(stage, fp)
-        if self._run_damage(work, thorough=True):
+        if not self._is_whole(work, thorough=True):
             return False
         self._move(work, self.run_folder(stage, fp))
         return True
@@ -244,6 +254,20 @@ class Store:
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         work.rename(target)
+
+    def _is_whole(self, folder: Path, thorough: bool) -> bool:
+        """Whether a folder is undamaged, and the segments that it refers to are there."""
+        return not self._run_damage(folder, thorough) and all(
+            _size(self.root / name) == size for name, size in self._references(folder).items()
+        )
+
+    def _references(self, folder: Path) -> dict[str, int]:
+        """Return the segments that a finished folder refers to: path in the store -> bytes."""
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            return {str(name): int(size) for name, size in record.get(REFERENCES, {}).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
 
     def _run_damage(self, folder: Path, thorough: bool) -> list[Damage]:
         if not (folder / RECORD).exists():
@@ -329,7 +353,7 @@ class Store:
             count += 1
         return count
 
-    def verify(self, repair: bool = False, seen: Callable[[], None] = lambda: None) -> list[Damage]:
+    def verify(self, repair: bool = False, seen: Seen = lambda done, total: None) -> list[Damage]:
         """Return every difference between the store and what was written to it, bit for bit.
 
         With `repair`, damaged artifacts are removed, misplaced ones are put back, and the index is corrected.
@@ -346,7 +370,11 @@ class Store:
             self.rebuild_index()
         misplaced: list[Segment] = []
         mixed_up: list[Path] = []  # undamaged segments that the index describes wrongly
-        for path in sorted((self.root / "segments").glob("*/*/*.h5")):
+        paths = sorted((self.root / "segments").glob("*/*/*.h5"))
+        folders = sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir())
+        total = len(paths) + len(folders)
+        seen(0, total)
+        for number, path in enumerate(paths):
             segment, faults = self._segment_damage(path)
             damage.extend(faults)
             if segment is not None and segment.misplaced:
@@ -358,16 +386,16 @@ class Store:
             elif segment is not None and (wrong := self._index_damage(segment)):
                 damage.extend(wrong)
                 mixed_up.append(path)
-            seen()
+            seen(number + 1, total)
         if repair:
             self._record_again(mixed_up)
             self._put_back(misplaced)
-        for folder in sorted(path for path in (self.root / "runs").glob("*/*") if path.is_dir()):
+        for number, folder in enumerate(folders):
             faults = self._run_damage(folder, thorough=True)
             damage.extend(faults)
             if faults and repair:
                 shutil.rmtree(folder)
-            seen()
+            seen(len(paths) + number + 1, total)
         for fp, (stage, _) in self.index.fingerprints().items():
             for name in self.index.named_segments(fp):
                 path = self.segment_path(stage, fp, name)
@@ -447,12 +475,20 @@ class Store:
                 out.append(Damage(f"{file} (made of {name}) is not what was written", path))
         return segment, out
 
-    def gc(self, keep: set[str], dry_run: bool, older_than_seconds: float = 0) -> list[tuple[Path, int]]:
+    def gc(
+        self, keep: set[str], dry_run: bool, older_than_seconds: float = 0,
+        again: Collection[str] = (), seen: Seen = lambda done, total: None,
+    ) -> list[tuple[Path, int]]:  # fmt: skip
         """Remove artifacts of other fingerprints than `keep`, orphaned segments and abandoned work.
 
+        What a kept folder refers to is kept too. `again` are fingerprints whose artifacts go although a run may need
+        them, because it can make them again: what they were made from stays known.
         Returns the path and the bytes of each file or folder; with `dry_run` nothing is removed.
         """
         removed: list[tuple[Path, int]] = []
+        keep = keep - set(again)
+        referred = {self.root / name for folder in self._folders(keep) for name in self._references(folder)}
+        keep = keep | {path.parent.name for path in referred}
 
         def drop(path: Path) -> None:
             removed.append((path, tree_bytes(path)))
@@ -460,18 +496,27 @@ class Store:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
         now = time.time()
-        for kind in ("segments", "files", "runs", "work"):
-            for folder in sorted(p for p in (self.root / kind).glob("*/*") if p.is_dir()):
-                old = now - folder.stat().st_mtime >= older_than_seconds
-                if folder.name not in keep and old and self._unlocked(folder.parent.name, folder.name):
-                    drop(folder)
-                    if not dry_run:
-                        self.index.forget_fingerprint(folder.name)
+        kinds = ("segments", "files", "runs", "work")
+        folders = [path for kind in kinds for path in sorted((self.root / kind).glob("*/*")) if path.is_dir()]
+        for number, folder in enumerate(folders):
+            seen(number, len(folders))
+            old = now - folder.stat().st_mtime >= older_than_seconds
+            if folder.name not in keep and old and self._unlocked(folder.parent.name, folder.name):
+                drop(folder)
+                if not dry_run:
+                    self.index.forget_fingerprint(folder.name, named=folder.name in again)
         for segment, path in self._unused_segments(keep, now - older_than_seconds):
+            if path in referred:
+                continue
             drop(path)
             if not dry_run:
                 self.index.forget_segment(segment)
+        seen(len(folders), len(folders))
         return removed
+
+    def _folders(self, keep: set[str]) -> list[Path]:
+        """Return the finished folders of these fingerprints."""
+        return [path for path in (self.root / "runs").glob("*/*") if path.name in keep]
 
     def _unused_segments(self, keep: set[str], before: float) -> Iterator[tuple[str, Path]]:
         """Yield the segments of kept fingerprints that no item refers to, and damaged ones that are not recorded."""

@@ -148,9 +148,9 @@ def test_packed_folder_of_any_method_holds_the_other_items(
     captions = [{"key": "q", "text": "x", "item": "a", "also": ["b"]}]
     inputs = tmp_path / "inputs.json"
     rows = {stage: {"field": "x", "where": {}} for stage in ("clip", "clip_text")}
-    inputs.write_text(
-        json.dumps({"splits": {"test": {"items": ["a", "b"], "captions": captions}}, "rows": rows})
-    )
+    keeping = {"stage": "packed-hlformer", "fingerprint": "0", "components": {}, "where": {}}
+    splits = {"test": {"items": ["a", "b"], "captions": captions}}
+    inputs.write_text(json.dumps({"splits": splits, "rows": rows, "keeping": keeping}))
     request = {"method": "hlformer", "params": "{}", "inputs": str(inputs), "folder": str(tmp_path / "out")}
     run.pack(request, lambda header, arrays: None)
     assert SplitIndex.read(tmp_path / "out" / "splits" / "test.json").positives == [[0, 1]]

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import ItemError
 from trainers.data import (
-    Ragged,
     Rows,
     Split,
     SplitIndex,
@@ -31,44 +31,47 @@ from trainers.data import (
     read_splits,
     stretches,
     training_split,
-    write_ragged,
     write_splits,
 )
 from trainers.h2arn.config import TOKENS, H2arnConfig
 from trainers.method import Batch
+from trainers.packed import Ragged
+from trainers.packing import PackWriter
 
 
 def pack(folder: Path, config: H2arnConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
     """Write the tokens and one index per split into a folder; `read` gives the inputs `cloud` and `text`.
 
     Every cloud must have as many tokens as the others, and every caption too, unless padding is masked. A cloud or
-    caption of several splits is stored once. Sources are read twice, so that memory holds one array at a time.
+    caption of several splits is stored once.
     """
     clouds, captions = keys_of(splits)
-    _write(folder, "clouds", list(clouds), read["cloud"], equal=True)
-    _write(folder, "texts", list(captions), read["text"], equal=not config.mask_padding)
+    with PackWriter(folder, read) as out:
+        _write(out, "cloud", list(clouds), read, equal=True)
+        _write(out, "text", list(captions), read, equal=not config.mask_padding)
     write_splits(folder, splits)
 
 
-def _write(folder: Path, name: str, keys: Sequence[str], read: Rows, *, equal: bool) -> None:
-    """Write the rows of every key in their own dtype."""
-    first = checked_rows(keys[0], read(keys[0])) if keys else np.zeros((0, 0))
-    lengths = []
-    for key in keys:
-        rows = checked_rows(key, read(key))
-        if rows.shape[1] != first.shape[1]:
-            raise ItemError(
-                key, f"its tokens have {rows.shape[1]} features, those of {keys[0]} {first.shape[1]}"
-            )
-        if equal and len(rows) != len(first):
-            raise ItemError(key, f"it has {len(rows)} tokens and {keys[0]} {len(first)}: {_remedy(name)}")
-        lengths.append(len(rows))
-    kind = first.dtype if first.dtype == np.float16 else np.float32
-    write_ragged(folder, name, (read(key) for key in keys), lengths, kind)
+def _write(out: PackWriter, name: str, keys: Sequence[str], read: Mapping[str, Rows], *, equal: bool) -> None:
+    """Write the rows of every key, of which nothing is computed: each is read once, and checked."""
+
+    def of_unit(key: str) -> dict[str, NDArray]:
+        checked_rows(key, read[name](key))
+        return {}
+
+    out.make(f"{name}s", keys, of_unit)
+    rows = out.stored(name, keys)
+    widths = [rows.blocks[block].shape[1] for block in rows.table[:, 0]]
+    for key, width, length in zip(keys, widths, rows.lengths, strict=True):
+        if width != widths[0]:
+            raise ItemError(key, f"its tokens have {width} features, those of {keys[0]} {widths[0]}")
+        if equal and length != rows.lengths[0]:
+            raise ItemError(key, f"it has {length} tokens and {keys[0]} {rows.lengths[0]}: {_remedy(name)}")
+    out.write(f"{name}s", rows, np.float32)
 
 
 def _remedy(name: str) -> str:
-    if name == "clouds":
+    if name == "cloud":
         return "all clouds need the same number"
     return f"H2ARN reads captions padded to {TOKENS} (pad = true of their stage), or set mask_padding = true"
 
@@ -80,8 +83,8 @@ class H2arnData:
         self.config = config
         self.clouds, self.texts = Ragged.open(folder, "clouds"), Ragged.open(folder, "texts")
         self.splits = read_splits(folder)
-        self.cloud_dim: int = self.clouds.values.shape[1]
-        self.text_dim: int = self.texts.values.shape[1]
+        self.cloud_dim: int = self.clouds.row_shape[0]
+        self.text_dim: int = self.texts.row_shape[0]
         self._slots = int(self.texts.lengths.max())
 
     def train_steps(self, world: int = 1) -> int:
@@ -125,20 +128,15 @@ class H2arnData:
             yield {**self._texts(index, places), "index": torch.tensor(places)}
 
     def _clouds(self, index: SplitIndex, items: Sequence[int]) -> dict[str, Tensor]:
-        rows = [self.clouds[index.item_rows[item]] for item in items]
-        return {"cloud": torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))}
+        return {"cloud": self.clouds.padded([index.item_rows[item] for item in items])}
 
     def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, Tensor]:
         """Tokens padded with zeros to the slots of the longest caption in the packed splits."""
         rows = [index.caption_rows[caption] for caption in captions]
         if not self.config.mask_padding:
-            tokens = np.stack([self.texts[row] for row in rows]).astype(np.float32, copy=False)
-            return {"text": torch.from_numpy(tokens)}
-        tokens = np.zeros((len(rows), self._slots, self.text_dim), np.float32)
-        for place, row in zip(tokens, rows, strict=True):
-            place[: self.texts.lengths[row]] = self.texts[row]
+            return {"text": self.texts.padded(rows)}
         padding = np.arange(self._slots) >= self.texts.lengths[rows][:, None]
-        return {"text": torch.from_numpy(tokens), "text_padding": torch.from_numpy(padding)}
+        return {"text": self.texts.padded(rows, self._slots), "text_padding": torch.from_numpy(padding)}
 
 
 def _share(count: int, rank: int, world: int) -> list[int]:

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.data import (
-    Ragged,
     Rows,
     Split,
     SplitIndex,
@@ -24,11 +23,12 @@ from trainers.data import (
     read_splits,
     stretches,
     training_split,
-    write_ragged,
     write_splits,
 )
 from trainers.hlformer.config import HLFormerConfig
 from trainers.method import Batch
+from trainers.packed import Ragged
+from trainers.packing import PackWriter
 
 NORM_EPS = 1e-5  # added to a row's norm, as published, so that rows are slightly shorter than 1
 
@@ -48,8 +48,13 @@ def pool_segments(rows: NDArray, segments: int) -> NDArray[np.float64]:
 
 def unit_rows(rows: NDArray) -> NDArray:
     """Rows (n, D) divided by their length plus 1e-5, in their own precision."""
-    norms = np.sqrt(np.square(rows).sum(-1, keepdims=True))
-    return rows / (norms + rows.dtype.type(NORM_EPS))
+    return rows / divisors(rows)[:, None]
+
+
+def divisors(rows: NDArray) -> NDArray:
+    """The length of each row (n,) plus 1e-5, in the precision of the rows."""
+    norms = np.sqrt(np.square(rows).sum(-1))
+    return norms + rows.dtype.type(NORM_EPS)
 
 
 def clip_rows(rows: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
@@ -73,30 +78,35 @@ def token_rows(tokens: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
 def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
     """Write the packed arrays and one index per split into a folder; `read` gives the inputs `video` and `text`.
 
-    A video or caption of several splits is stored once. Sources are read twice, so that memory holds one
-    video at a time.
+    A video or caption of several splits is stored once. Rows that are only made unit rows stay where they are stored,
+    with the divisor of each.
     """
     videos, captions = keys_of(splits)
-    frame_counts: list[int] = []
 
-    def video_rows(item: str) -> NDArray:
-        return checked_rows(item, read["video"](item).astype(np.float32))
+    def of_video(item: str) -> dict[str, NDArray]:
+        rows = checked_rows(item, read["video"](item).astype(np.float32))
+        pooled = len(rows) > config.max_ctx_l
+        return {
+            "clips": clip_rows(rows, config),
+            **(
+                {"frames": frame_rows(rows, config)}
+                if pooled
+                else {"length": divisors(rows.astype(np.float64))}
+            ),
+        }
 
-    def caption_tokens(caption: str) -> NDArray:
-        return checked_rows(caption, read["text"](caption).astype(np.float32))
+    def of_caption(caption: str) -> dict[str, NDArray]:
+        rows = checked_rows(caption, read["text"](caption).astype(np.float32))
+        return {"length": divisors(rows[: config.max_desc_l])}
 
-    def clips() -> Iterator[NDArray]:
-        for item in videos:
-            rows = video_rows(item)
-            frame_counts.append(min(len(rows), config.max_ctx_l))
-            yield clip_rows(rows, config)
-
-    write_ragged(folder, "clips", clips(), [config.map_size] * len(videos))
-    frames = (frame_rows(video_rows(item), config) for item in videos)
-    write_ragged(folder, "frames", frames, frame_counts)
-    token_counts = [min(len(caption_tokens(c)), config.max_desc_l) for c in captions]
-    tokens = (token_rows(caption_tokens(c), config) for c in captions)
-    write_ragged(folder, "tokens", tokens, token_counts)
+    with PackWriter(folder, read) as out:
+        made = out.make("videos", list(videos), of_video)
+        out.write("clips", made["clips"], np.float32)
+        stored = out.stored("video", videos)
+        frames = made["frames"].or_else(stored) if "frames" in made else stored
+        out.write("frames", frames, np.float32, divide=made.get("length"))
+        divide = out.make("captions", list(captions), of_caption)["length"]
+        out.write("tokens", out.stored("text", captions).cut(config.max_desc_l), np.float32, divide=divide)
     write_splits(folder, splits)
 
 
@@ -109,8 +119,8 @@ class HLFormerData:
             Ragged.open(folder, name) for name in ("clips", "frames", "tokens")
         )
         self.splits = read_splits(folder)
-        self.visual_dim = self.clips.values.shape[1]
-        self.text_dim = self.tokens.values.shape[1]
+        self.visual_dim = self.clips.row_shape[0]
+        self.text_dim = self.tokens.row_shape[0]
         self._captions = {name: captions_of(index) for name, index in self.splits.items()}
 
     def train_items(self) -> list[int]:
@@ -176,12 +186,11 @@ class HLFormerData:
 
     def _videos(self, index: SplitIndex, items: Sequence[int]) -> dict[str, torch.Tensor]:
         rows = [index.item_rows[item] for item in items]
-        frames, mask = padded([self.frames[row] for row in rows])
-        clips = torch.from_numpy(np.stack([self.clips[row] for row in rows]))
-        return {"clips": clips, "frames": frames, "frame_mask": mask}
+        frames, mask = padded(self.frames, rows)
+        return {"clips": self.clips.padded(rows), "frames": frames, "frame_mask": mask}
 
     def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, torch.Tensor]:
-        tokens, mask = padded([self.tokens[index.caption_rows[caption]] for caption in captions])
+        tokens, mask = padded(self.tokens, [index.caption_rows[caption] for caption in captions])
         return {"tokens": tokens, "token_mask": mask}
 
 
@@ -190,12 +199,8 @@ def open_data(folder: Path, config: HLFormerConfig) -> HLFormerData:
     return HLFormerData(folder, config)
 
 
-def padded(arrays: Sequence[NDArray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrays (L_i, D) as one (N, L, D) padded with zeros, and its mask (N, L), 1 for real rows."""
-    length = max(len(array) for array in arrays)
-    values = np.zeros((len(arrays), length, arrays[0].shape[1]), dtype=np.float32)
-    mask = np.zeros((len(arrays), length), dtype=np.float32)
-    for row, array in enumerate(arrays):
-        values[row, : len(array)] = array
-        mask[row, : len(array)] = 1
-    return torch.from_numpy(values), torch.from_numpy(mask)
+def padded(arrays: Ragged, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some of the arrays as one (N, L, D) padded with zeros, and its mask (N, L), 1 for real rows."""
+    lengths = arrays.lengths[list(rows)]
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    return arrays.padded(rows), torch.from_numpy(mask.astype(np.float32))

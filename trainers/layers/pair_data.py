@@ -26,7 +26,6 @@ from torch import Tensor
 from pipeline.errors import ItemError, UserError
 from pipeline.media import sampling
 from trainers.data import (
-    Ragged,
     Rows,
     Split,
     SplitIndex,
@@ -34,13 +33,14 @@ from trainers.data import (
     read_splits,
     stretches,
     training_split,
-    write_ragged,
     write_splits,
 )
 from trainers.layers.clip_input import padded_frames, tokenise
 from trainers.layers.pair_config import CLIP_TEXT, ClipPairConfig
 from trainers.layers.rand_augment import RandAugment
 from trainers.method import Batch
+from trainers.packed import Ragged
+from trainers.packing import PackWriter
 
 PICTURE, FEATURES = 4, 2  # axes of the frames of a video in mode finetune and in mode frozen
 POSITIONS = 77  # token positions of CLIP's captions: `clip_text` stores at most this many
@@ -51,45 +51,58 @@ def pack(folder: Path, config: ClipPairConfig, splits: Mapping[str, Split], read
     """Write frames, captions and one index per split into a folder.
 
     Of a video with more than `max_frames` frames so many are taken (`taken`). Captions are token ids of their
-    texts, and in mode frozen also the states that `read["text"]` gives (`_write_states`). An item or caption of
-    several splits is stored once; sources are read twice, so that memory holds one video at a time.
+    texts, and in mode frozen also the states that `read["text"]` gives (`states_of`). An item or caption of
+    several splits is stored once; frames and states stay where they are stored, and memory holds one video at a time.
     """
     videos, captions = keys_of(splits)
     frozen = config.mode == "frozen"
-
-    kept = {}
-    for item in videos:
-        rows = _checked(item, read["video"](item), FEATURES if frozen else PICTURE)
-        kept[item] = taken(config, len(rows), read["time"](item) if "time" in read else None)
-    frames = (read["video"](item)[positions] for item, positions in kept.items())
-    counts = [len(positions) for positions in kept.values()]
-    write_ragged(folder, "frames", frames, counts, np.float32 if frozen else np.uint8)
     texts = {caption: text for _, queries in splits.values() for caption, text, _ in queries}
-    ids, mask = tokenise([texts[caption] for caption in captions], config.max_words)
-    lengths = mask.sum(1).tolist()
-    tokens = (row[:length] for row, length in zip(ids, lengths, strict=True))
-    write_ragged(folder, "tokens", tokens, lengths, np.int64)
-    if frozen:
-        _write_states(folder, config, {caption: texts[caption] for caption in captions}, read["text"])
+
+    def of_video(item: str) -> dict[str, NDArray]:
+        rows = _checked(item, read["video"](item), FEATURES if frozen else PICTURE)
+        positions = taken(config, len(rows), read["time"](item) if "time" in read else None)
+        return {"positions": np.asarray(positions, np.int32)}
+
+    def of_caption(caption: str) -> dict[str, NDArray]:
+        ids, mask = tokenise([texts[caption]], config.max_words)
+        tokens = {"tokens": ids[0, : mask[0].sum()]}
+        return tokens | (states_of(config, caption, texts[caption], read["text"]) if frozen else {})
+
+    with PackWriter(folder, read) as out:
+        made = out.make("videos", list(videos), of_video)
+        kind = np.float32 if frozen else np.uint8
+        out.write("frames", out.stored("video", videos), kind, take=made["positions"])
+        of = out.make("captions", list(captions), of_caption)
+        out.write("tokens", of["tokens"], np.int64)
+        if frozen:
+            cut = of.get("states")
+            states = out.stored("text", captions).cut(config.max_words, unless=cut)
+            out.write("words", states, np.float32, take=cut)
+            real = out.values(of["real"])[:, 0]
+            lengths = (
+                states.lengths if cut is None else np.where(cut.lengths > 0, cut.lengths, states.lengths)
+            )
+            if (real != lengths).any():
+                np.save(folder / REAL, real)
     write_splits(folder, splits)
 
 
-def _write_states(folder: Path, config: ClipPairConfig, texts: Mapping[str, str], read: Rows) -> None:
-    """Write the stored states of each caption, at most `max_words`, and how many of them are no padding.
+def states_of(config: ClipPairConfig, caption: str, text: str, read: Rows) -> dict[str, NDArray]:
+    """Which stored states of a caption are packed, at most `max_words`, and the number of those that are no padding.
 
     The length of an array is its length: all of its states are real, whatever tokenizer made them. `clip_text`
     alone may store states of padding behind the end token (`pad`), and there CLIP's tokens are counted.
     """
-    lengths = [len(_checked(caption, read(caption), FEATURES)) for caption in texts]
-    real = lengths
-    if config.text_features == CLIP_TEXT and max(lengths, default=0) > 1:
-        _, mask = tokenise(list(texts.values()), POSITIONS)
-        real = np.minimum(mask.sum(1), lengths).tolist()
+    real = length = len(_checked(caption, read(caption), FEATURES))
     most = config.max_words
-    states = (_states(read(caption), count, most) for caption, count in zip(texts, real, strict=True))
-    write_ragged(folder, "words", states, [min(length, most) for length in lengths], np.float32)
-    if real != lengths:
-        np.save(folder / REAL, np.minimum(real, most))
+    if config.text_features == CLIP_TEXT and length > 1:
+        _, mask = tokenise([text], POSITIONS)
+        real = min(int(mask.sum()), length)
+    counted = {"real": np.array([[min(real, most)]], np.int64)}
+    if real <= most:  # the first ones
+        return counted
+    # of more real states than fit the first, and the last one, which is the end token's
+    return counted | {"states": np.array([*range(most - 1), real - 1], np.int32)}
 
 
 def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling.Positions:
@@ -98,11 +111,6 @@ def taken(config: ClipPairConfig, total: int, times: NDArray | None) -> sampling
     if times is not None:
         candidates = sampling.gare_candidates(total, sampling.average_fps(times), config.video_framerate)
     return sampling.select(candidates, config.max_frames, config.frame_select)
-
-
-def _states(rows: NDArray, real: int, most: int) -> NDArray:
-    """At most `most` states of a caption: of more real ones the first and the last, which is the end token's."""
-    return rows[:most] if real <= most else np.concatenate([rows[: most - 1], rows[real - 1 : real]])
 
 
 def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
@@ -131,14 +139,14 @@ class PairData:
         self.config, self.word_slots, self.all_frame_slots = config, word_slots, all_frame_slots
         self.frames, self.tokens = Ragged.open(folder, "frames"), Ragged.open(folder, "tokens")
         self.splits = read_splits(folder)
-        self.side: int = self.frames.values.shape[1]  # pixels, of pictures
-        self.dims: int = self.frames.values.shape[-1]  # size of a feature vector
+        self.side: int = self.frames.row_shape[0]  # pixels, of pictures
+        self.dims: int = self.frames.row_shape[-1]  # size of a feature vector
         if config.mode == "frozen":
             self.words = Ragged.open(folder, "words")
             self._real = np.load(folder / REAL) if (folder / REAL).is_file() else self.words.lengths
-            if self.words.values.shape[-1] != self.dims:
+            if self.words.row_shape[-1] != self.dims:
                 raise UserError(
-                    f"captions have {self.words.values.shape[-1]} features and frames {self.dims}: both must be of one "
+                    f"captions have {self.words.row_shape[-1]} features and frames {self.dims}: both must be of one "
                     "CLIP network's space"
                 )
 
@@ -168,7 +176,7 @@ class PairData:
         """The gallery of a split, in gallery order."""
         rows = self.splits[split].item_rows
         for places in stretches(len(rows), self.config.batch_size_val):
-            yield self._videos([self.frames[rows[place]] for place in places])
+            yield self._videos([rows[place] for place in places])
 
     def text_batches(self, split: str) -> Iterator[Batch]:
         """The queries of a split; `index` is their place in query order."""
@@ -180,16 +188,29 @@ class PairData:
         self, index: SplitIndex, captions: Sequence[int], seeds: tuple[int, int], pool: ThreadPoolExecutor
     ) -> Batch:
         """Captions with the frames of their videos, augmented by (seed, epoch, caption)."""
-        frames = [self.frames[index.item_rows[index.caption_item[caption]]] for caption in captions]
+        rows = [index.item_rows[index.caption_item[caption]] for caption in captions]
         if self.config.augment and self.config.mode == "finetune":
-            frames = list(pool.map(partial(_augmented, seeds), captions, frames))
+            frames = list(pool.map(partial(_augmented, seeds), captions, map(self.frames.__getitem__, rows)))
+            videos = self._padded(frames)
+        else:
+            videos = self._videos(rows)
         video = torch.tensor([index.caption_item[caption] for caption in captions])
-        return {**self._texts(index, captions), **self._videos(frames), "video": video}
+        return {**self._texts(index, captions), **videos, "video": video}
 
-    def _videos(self, videos: Sequence[NDArray]) -> dict[str, Tensor]:
+    def _slots(self, lengths: Sequence[int] | NDArray[np.int64]) -> int:
+        """Frame slots of a batch of videos with so many frames."""
         slots = self.config.max_frames
-        if not self.all_frame_slots:
-            slots = min(slots, max(map(len, videos)))
+        return slots if self.all_frame_slots else min(slots, int(max(lengths)))
+
+    def _videos(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        lengths = self.frames.lengths[list(rows)]
+        slots = self._slots(lengths)
+        mask = torch.from_numpy(np.arange(slots) < lengths[:, None])
+        return {"frames": self.frames.padded(rows, slots), "frame_mask": mask}
+
+    def _padded(self, videos: Sequence[NDArray]) -> dict[str, Tensor]:
+        """The same of frames that were augmented."""
+        slots = self._slots([len(frames) for frames in videos])
         padded = [padded_frames(frames, slots) for frames in videos]
         frames, mask = (np.stack(part) for part in zip(*padded, strict=True))
         return {"frames": torch.from_numpy(frames), "frame_mask": torch.from_numpy(mask)}
@@ -197,15 +218,12 @@ class PairData:
     def _texts(self, index: SplitIndex, captions: Sequence[int]) -> dict[str, Tensor]:
         rows = [index.caption_rows[caption] for caption in captions]
         frozen = self.config.mode == "frozen"
-        arrays = [(self.words if frozen else self.tokens)[row] for row in rows]
-        slots = self.word_slots or max(map(len, arrays))
-        values = np.zeros((len(rows), slots, *arrays[0].shape[1:]), arrays[0].dtype)
-        for place, array in zip(values, arrays, strict=True):
-            place[: len(array)] = array
+        arrays = self.words if frozen else self.tokens
+        slots = self.word_slots or int(arrays.lengths[rows].max())
         real = (self._real if frozen else self.tokens.lengths)[rows]
         mask = np.arange(slots) < real[:, None]
         name = "words" if frozen else "tokens"
-        return {name: torch.from_numpy(values), "word_mask": torch.from_numpy(mask)}
+        return {name: arrays.padded(rows, slots), "word_mask": torch.from_numpy(mask)}
 
 
 def _augmented(seeds: tuple[int, int], caption: int, frames: NDArray) -> NDArray:

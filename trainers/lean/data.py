@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pipeline.errors import ItemError
 from trainers.data import (
-    Ragged,
     Rows,
     Split,
     SplitIndex,
@@ -27,12 +26,13 @@ from trainers.data import (
     read_splits,
     stretches,
     training_split,
-    write_ragged,
     write_splits,
 )
 from trainers.lean import nodes
 from trainers.lean.config import LeanConfig
 from trainers.method import Batch
+from trainers.packed import Ragged
+from trainers.packing import PackWriter
 
 MOST_RUNS = 6  # largest number of runs of characters stored of a triple for display; its vector uses all
 
@@ -48,10 +48,16 @@ class Caption(NamedTuple):
 
 
 class Video(NamedTuple):
-    """The key frames (m, D) float32 of a video, and the positions (k,) of the top ones."""
+    """The rows (n, D) of a video, the positions (m,) of its key frames, and those (k,) of the top ones among them."""
 
-    frames: NDArray[np.float32]
+    rows: NDArray
+    positions: NDArray[np.int64]
     top: NDArray[np.int64]
+
+    @property
+    def frames(self) -> NDArray[np.float32]:
+        """The key frames (m, D)."""
+        return self.rows[self.positions].astype(np.float32)
 
 
 def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Caption:
@@ -69,10 +75,14 @@ def caption_nodes(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Ca
 
 
 def video_frames(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Video:
-    """The key frames of a video; without a stage that gives the top ones, they are selected by the rows."""
-    rows = checked_rows(name, read["frame"](name)).astype(np.float32)
+    """The key frames of a video; without a stage that gives the top ones, they are selected by the rows.
+
+    If there are fewer than LEAN takes, the last one is repeated.
+    """
+    rows = checked_rows(name, read["frame"](name))
     if "top" not in read:
-        return Video(*nodes.salient_rows(rows, config.frames, config.top))
+        kept, top = nodes.salient_positions(rows.astype(np.float32), config.frames, config.top)
+        return Video(rows, nodes.repeated(kept, config.frames), top)
     if len(rows) > config.frames:
         raise ItemError(
             name,
@@ -82,28 +92,32 @@ def video_frames(name: str, config: LeanConfig, read: Mapping[str, Rows]) -> Vid
     top = read["top"](name).astype(np.int64).reshape(-1)
     if not len(top) or top.min() < 0 or top.max() >= config.frames:
         raise ItemError(name, f"its top frames {top.tolist()} are not among its {config.frames} key frames")
-    return Video(nodes.repeated(rows, config.frames), top)
+    return Video(rows, nodes.repeated(np.arange(len(rows)), config.frames), top)
 
 
 def pack(folder: Path, config: LeanConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
     """Write the packed arrays and one index per split into a folder; `read` gives the inputs of the config.
 
-    A video or caption of several splits is stored once.
+    A video or caption of several splits is stored once, and memory holds one at a time.
     """
     videos, captions = keys_of(splits)
-    tops: list[NDArray[np.int64]] = []
 
-    def frames() -> Iterator[NDArray]:
-        for name in videos:
-            video = video_frames(name, config, read)
-            tops.append(video.top)
-            yield video.frames
+    def of_video(name: str) -> dict[str, NDArray]:
+        video = video_frames(name, config, read)
+        return {"positions": video.positions.astype(np.int32), "top": video.top}
 
-    write_ragged(folder, "frames", frames(), [config.frames] * len(videos))
-    write_ragged(folder, "top", tops, [len(top) for top in tops], np.int64)
-    texts = [caption_nodes(name, config, read) for name in captions]  # each with at most max_triples rows
-    write_ragged(folder, "triples", (t.vectors for t in texts), [len(t.vectors) for t in texts])
-    write_ragged(folder, "words", (t.words for t in texts), [len(t.words) for t in texts], np.int32)
+    def of_caption(name: str) -> dict[str, NDArray]:
+        caption = caption_nodes(name, config, read)  # at most max_triples vectors
+        return {"triples": caption.vectors, "words": caption.words}
+
+    with PackWriter(folder, read) as out:
+        made = out.make("videos", list(videos), of_video)
+        out.write("frames", out.stored("frame", videos), np.float32, take=made["positions"])
+        out.write("top", made["top"], np.int64)
+        texts = out.make("captions", list(captions), of_caption)
+        out.write("triples", texts["triples"], np.float32)
+        if "words" in texts:  # a sentence as the only node has none
+            out.write("words", texts["words"], np.int32)
     write_splits(folder, splits)
 
 
@@ -112,12 +126,13 @@ class LeanData:
 
     def __init__(self, folder: Path, config: LeanConfig) -> None:
         self.config = config
-        self.frames, self.top, self.triples, self.words = (
-            Ragged.open(folder, name) for name in ("frames", "top", "triples", "words")
+        self.frames, self.top, self.triples = (
+            Ragged.open(folder, name) for name in ("frames", "top", "triples")
         )
+        self.words = Ragged.open(folder, "words") if Ragged.there(folder, "words") else None
         self.splits = read_splits(folder)
-        self.visual_dim = self.frames.values.shape[1]
-        self.text_dim = self.triples.values.shape[1]
+        self.visual_dim = self.frames.row_shape[0]
+        self.text_dim = self.triples.row_shape[0]
         self._most_top = int(self.top.lengths.max())
 
     def spread(self, name: str) -> tuple[Tensor, Tensor]:
@@ -127,7 +142,7 @@ class LeanData:
             "frames": (self.frames, found.item_rows), "triples": (self.triples, found.caption_rows)
         }[name]  # fmt: skip
         kept = np.unique(rows)
-        total = square = np.zeros(arrays.values.shape[1])
+        total = square = np.zeros(arrays.row_shape[0])
         for row in kept:
             values = arrays[row].astype(np.float64)
             total, square = total + values.sum(0), square + np.square(values).sum(0)
@@ -170,7 +185,7 @@ class LeanData:
     def _videos(self, index: SplitIndex, items: Sequence[int] | NDArray) -> dict[str, Tensor]:
         """frames (V, m, D) and top (V, k), which repeats a position if a video has fewer than others."""
         rows = [index.item_rows[item] for item in items]
-        frames = torch.from_numpy(np.stack([self.frames[row] for row in rows]))
+        frames = self.frames.padded(rows)
         tops = [nodes.repeated(self.top[row], self._most_top) for row in rows]
         return {"frames": frames, "top": torch.from_numpy(np.stack(tops))}
 
@@ -178,15 +193,12 @@ class LeanData:
         """triples (Q, M, T) padded with zeros, count (Q,), and words (Q, M, S, 2), the characters of each."""
         rows = [index.caption_rows[caption] for caption in captions]
         most = self.config.max_triples
-        triples = np.zeros((len(rows), most, self.text_dim), np.float32)
         words = np.zeros((len(rows), most, MOST_RUNS, 2), np.int32)
-        for number, row in enumerate(rows):
-            vectors = self.triples[row]
-            triples[number, : len(vectors)] = vectors
+        for number, row in enumerate(rows if self.words is not None else ()):
             _fill(words[number], self.words[row])
-        count = self.triples.lengths[rows]
+        count = torch.from_numpy(self.triples.lengths[rows])
         return {
-            "triples": torch.from_numpy(triples), "count": torch.from_numpy(count), "words": torch.from_numpy(words),
+            "triples": self.triples.padded(rows, most), "count": count, "words": torch.from_numpy(words),
         }  # fmt: skip
 
 

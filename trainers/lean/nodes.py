@@ -76,16 +76,15 @@ def repeated(rows: NDArray, count: int) -> NDArray:
     return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
 
 
-def salient_rows(rows: NDArray, count: int, top: int) -> tuple[NDArray, NDArray[np.int64]]:
-    """Key frames (m, D) and the positions (k,) of the top ones, selected by features (n, D) without pictures.
+def salient_positions(rows: NDArray, count: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the key frames among the rows, at most `count`, and those of the top ones among the key frames.
 
     The rule of the stage `keyframes` with features instead of colours: saliency is the L1 distance to the row before,
-    and the first row is always kept. Of equally salient rows the earlier one is taken.
+    and the first row is always kept. Of equally salient rows the earlier one is taken. rows: (n, D), without pictures.
     """
     values = rows.astype(np.float64)
     saliency = np.concatenate([[0.0], np.abs(np.diff(values, axis=0)).sum(1)])
     others = 1 + np.argsort(-saliency[1:], kind="stable")[: count - 1]
     kept = np.sort(np.concatenate([[0], others]))
-    frames = repeated(rows[kept], count)
     of_kept = np.concatenate([saliency[kept], np.zeros(count - len(kept))])
-    return frames, np.sort(np.argsort(-of_kept, kind="stable")[:top])
+    return kept, np.sort(np.argsort(-of_kept, kind="stable")[:top])

@@ -158,7 +158,7 @@ def _read(
 def _chosen(store: Store, entries: Sequence[Entry], selection: Selection | None) -> list[Entry]:
     """Return the entries of a fingerprint that contain an item or a folder that this store lacks."""
     stage, fp = entries[0].stage, entries[0].fingerprint
-    chosen = [] if store.has_run(stage, fp) else [entry for entry in entries if entry.kind == "folder"][:1]
+    chosen = [] if store.has_folder(stage, fp) else [entry for entry in entries if entry.kind == "folder"][:1]
     places = store.places(stage, fp)
     coming: set[str] = set()
     for entry in (entry for entry in entries if entry.kind == "segment"):

@@ -183,8 +183,8 @@ def test_work_that_was_not_finished_or_was_damaged_since_is_not_published(store,
 def test_verify_finds_nothing_in_a_whole_store(store):
     write(store, *"123")
     publish(store, weights=b"w")
-    seen: list[int] = []
-    assert store.verify(seen=lambda: seen.append(1)) == [] and len(seen) == 2
+    seen: list[tuple[int, int]] = []
+    assert store.verify(seen=lambda *place: seen.append(place)) == [] and seen == [(0, 2), (1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize("repair", [False, True])

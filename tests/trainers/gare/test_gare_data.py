@@ -54,7 +54,7 @@ def packed(folder: Path, **options: Any) -> PairData:
 
 def test_pictures_are_kept_as_they_are_and_many_are_thinned_out(tmp_path: Path) -> None:
     data = packed(tmp_path)
-    assert data.frames.values.dtype == np.uint8 and data.side == 16
+    assert data.frames.dtype == np.uint8 and data.side == 16
     assert np.array_equal(data.frames[0], pictures("a"))
     assert np.array_equal(data.frames[1], pictures("b")[[0, 2, 4]])
     batch = next(data.item_batches("val"))

@@ -113,13 +113,15 @@ def test_a_video_of_fewer_key_frames_repeats_its_last_and_one_of_more_is_named()
 def test_rows_tell_the_key_frames_where_no_stage_does() -> None:
     steps = np.array([0, 1, 5, 1, 9, 2, 0])  # the change to the row before
     values = np.cumsum(steps)[:, None].astype(float)
-    frames, top = nodes.salient_rows(values, 4, 2)
-    assert frames[:, 0].tolist() == [0, 6, 16, 18]  # the first row, and the changes by 5, 9 and 2
+    kept, top = nodes.salient_positions(values, 4, 2)
+    assert values[kept, 0].tolist() == [0, 6, 16, 18]  # the first row, and the changes by 5, 9 and 2
     assert top.tolist() == [1, 2]
-    frames, top = nodes.salient_rows(values[:2], 4, 3)
-    assert frames[:, 0].tolist() == [0, 1, 1, 1] and top.tolist() == [0, 1, 2]
-    one, top = nodes.salient_rows(values[:1], 4, 3)
-    assert one[:, 0].tolist() == [0] * 4 and top.tolist() == [0, 1, 2]
+    config, without = CONFIG.model_copy(update={"top": 3}), reader(frame=lambda item: values[: int(item)])
+    del without["top"]
+    two = video_frames("2", config, without)
+    assert two.frames[:, 0].tolist() == [0, 1, 1, 1] and two.top.tolist() == [0, 1, 2]
+    one = video_frames("1", config, without)
+    assert one.frames[:, 0].tolist() == [0] * 4 and one.top.tolist() == [0, 1, 2]
     without = {name: read for name, read in reader().items() if name != "top"}
     assert video_frames("a", CONFIG.model_copy(update={"frames": 2}), without).frames.shape == (2, 6)
 

@@ -110,8 +110,8 @@ def test_an_error_of_a_rank_is_the_error_of_the_stage(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_an_error_that_is_ours_comes_with_the_traceback_of_its_rank(tmp_path: Path) -> None:
     asked = request(tmp_path, 2)
-    (tmp_path / "packed/frames.npy").unlink()
-    with pytest.raises(ChildError, match=r"rank-\d(.|\n)*frames.npy"):
+    (tmp_path / "packed/frames.rows.npy").unlink()
+    with pytest.raises(ChildError, match=r"rank-\d(.|\n)*frames.rows.npy"):
         run(asked)
 
 
