@@ -23,6 +23,8 @@ from trainers.measure.metric_table import printed_figure
 
 SECONDS_BETWEEN_LINES = 5.0  # longest silence in a log while a stage runs
 
+SHOWN_WAITING = 0.01  # least share of a training's time, in which steps wait for data, that is shown
+
 log = logging.getLogger(__name__)
 
 
@@ -140,6 +142,8 @@ def describe(progress: Progress) -> str:
     words += [
         f"val {name} {printed_figure(name, value)}" for name, value in detail.get("validation", {}).items()
     ]
+    if detail.get("waiting", 0.0) >= SHOWN_WAITING:
+        words.append(f"waits for data {detail['waiting']:.0%}")
     if work := detail.get("validating"):
         share = work["done"] / max(1, work["total"])
         words.append(f"validating: {work['doing']} {share:.0%}, {work['eta_seconds']:.0f} s left, then")

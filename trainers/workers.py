@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.child import Send
+from pipeline.run.engines.machine import cores
 from pipeline.store.store import FeatureReader
 from trainers.config import MethodConfig
 from trainers.data import Rows, SplitIndex, write_also
 from trainers.loop import distributed, torchrun
 from trainers.loop.engine import fit
+from trainers.loop.loading import worker_count
 from trainers.loop.progress import Progress
 from trainers.loop.seeds import seed_everything
 from trainers.loop.trained import WEIGHTS, Summary, TrainedFolder
@@ -130,12 +132,19 @@ def train(request: dict[str, Any], send: Send) -> None:
     result = fit(
         method, data, config, optimizer, validate=validate, figure=config.figure, folder=folder, device=device,
         on_progress=tell, validation_captions=0 if sample is None else len(sample),
+        loader_workers=_loader_workers(request, device, data.train_steps(distributed.world())),
     )  # fmt: skip
     summary = Summary(
         best_epoch=result.best_epoch, epochs=result.epochs, validation=result.validation,
         stopped_early=result.stopped_early,
     )  # fmt: skip
     _finish(folder, request["method"], config, method, summary, send)
+
+
+def _loader_workers(request: Mapping[str, Any], device: torch.device, steps: int) -> int:
+    """Number of processes that make batches for this one, by `run.loader_workers`."""
+    asked = int(request.get("loader_workers", 0))
+    return worker_count(asked, device, steps, cores(), distributed.local_world())
 
 
 def _finish(

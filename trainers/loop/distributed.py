@@ -26,6 +26,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world() -> int:
+    """How many of these processes run on this machine, and share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """The group of all processes for as long as the block runs; nothing is started for a single process."""

@@ -113,7 +113,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: tensor.tolist() for name, tensor in tensors.items()}
     found["best"] = {name: tensor.tolist() for name, tensor in checkpoint.load(best)[0].items()}
     found["state"] = meta["state"] | {"seconds": None, "points": None}  # both hold measured times
-    found["history"] = (folder / "history.jsonl").read_text()
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    found["state"]["history"] = found["history"] = [row | {"waiting": None} for row in rows]  # measured too
+    assert [row | {"waiting": None} for row in meta["state"]["history"]] == found["history"]
     return found | {"points": points(folder)}
 
 
