@@ -1,6 +1,6 @@
 """Share of a training in which steps wait for their data, where a batch costs four times what a step does.
 
-    python benchmarks/loader.py [--workers 0 1 2 4] [--step-ms 50] [--steps 100] [--megabytes 4]
+    python benchmarks/loader.py [--workers 0 4] [--step-ms 100] [--steps 300] [--megabytes 4]
 
 Steps and batches sleep, so that the cores of this machine do not matter: what is measured is whether batches are made
 ahead, handed over and waited for as they should be. A batch holds a tensor of some megabytes.
@@ -84,9 +84,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--step-ms", type=float, default=50)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 4])
+    parser.add_argument("--step-ms", type=float, default=100)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--megabytes", type=float, default=4)
     given = parser.parse_args()
     print(

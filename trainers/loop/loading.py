@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -70,7 +71,8 @@ class Loader:
         if self._workers and self._plan.batches and not self._checked:
             self._checked = True
             _require_shared_memory(self._data.planned(self._plan.batches[0]), self._workers)
-        for batch in self._loader:
+        found = iter(self._loader)
+        for batch in _fetched_ahead(found) if self._workers else found:
             if isinstance(batch, _Failure):
                 raise batch.error()
             yield batch
@@ -78,6 +80,18 @@ class Loader:
     def close(self) -> None:
         """End the workers."""
         self._loader = None
+
+
+def _fetched_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, of which a thread fetches the next one during a step.
+
+    A tensor is handed over by several messages with the worker, 10 ms on a busy machine, for which a step would wait.
+    """
+    with ThreadPoolExecutor(1) as fetcher:
+        upcoming = fetcher.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = fetcher.submit(next, batches, None)
+            yield batch
 
 
 @contextmanager
