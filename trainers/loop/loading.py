@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -28,6 +29,7 @@ AHEAD = 2  # batches that each worker makes ahead
 AUTO = -1
 MOST_AUTO = 8  # workers chosen at most: one GPU rarely needs more
 LEAST_STEPS = 16  # of an epoch for which workers are started of themselves
+SECONDS_FOR_A_SIGNAL = 0.2
 SHARED = "/dev/shm"
 KINDS: dict[str, type[Error]] = {"UserError": UserError, "TrainingError": TrainingError}
 
@@ -103,6 +105,8 @@ def deaths_named() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        with suppress(RuntimeError):  # the signal about the same death may come after the broken connection
+            time.sleep(SECONDS_FOR_A_SIGNAL)
         raise UserError(
             f"a process that makes training batches was killed ({str(error).splitlines()[0]}); lower "
             "run.loader_workers, or give the container more memory or shared memory (--shm-size)"
