@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.errors import TrainingError, UserError
 from trainers.config import Recipe
 from trainers.loop import checkpoint, distributed
 from trainers.loop.curves import Curves, HistoryRow
+from trainers.loop.gradients import MeanGradients
 from trainers.loop.interrupts import Interrupts
 from trainers.loop.loading import Loader, deaths_named
 from trainers.loop.progress import Meter, Progress
@@ -141,6 +143,7 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         random = self._resume()
         self.meter = Meter(self.recipe.batch_size, on_progress if self.rank == 0 else None)
+        self.gradients = MeanGradients(self.parameters)
         self.loader = Loader(self.data, self.loader_workers, self.device, self.rank, self.world)
         if self.rank == 0:
             self.curves = Curves(folder, self._steps_done(), self.state.points)
@@ -153,6 +156,7 @@ class _Run:
                 random = None
         finally:
             self.loader.close()
+            self.gradients.close()
             if self.curves is not None:
                 self.curves.close()
         distributed.barrier()  # the best weights are on the disk before any process reads them
@@ -216,9 +220,11 @@ class _Run:
         values: list[tuple[int, str, Tensor]] = []
         for number, batch in enumerate(group, self.state.step + 1):
             terms = self._losses(batch)
-            (torch.stack(list(terms.values())).sum() / len(group)).backward()
+            loss = torch.stack(list(terms.values())).sum() / len(group)
+            with self.gradients.last_backward() if batch is group[-1] else nullcontext():
+                loss.backward()
             values += [(number, name, term.detach()) for name, term in terms.items()]
-        distributed.mean_gradients(self.parameters)
+        self.gradients.finish()
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         means = self._finite_means(values, norm.to(self.device), len(group))
         if self.recipe.clip_norm is not None:
