@@ -23,6 +23,8 @@ from trainers.measure.metric_table import printed_figure
 
 SECONDS_BETWEEN_LINES = 5.0  # longest silence in a log while a stage runs
 
+SHOWN_WAITING = 0.01  # least share of a training's time, in which steps wait for data, that is shown
+
 log = logging.getLogger(__name__)
 
 
@@ -116,11 +118,11 @@ class StageDisplay:
 
 
 def position(progress: Progress) -> tuple[int, int]:
-    """Numbers of units done and in total; of steps for a training."""
+    """Numbers of units done and in total: of steps for a training, of what an evaluation counts at the moment."""
     d = progress.detail
     if d.get("steps"):
         return (d["epoch"] - 1) * d["steps"] + d["step"], d["epochs"] * d["steps"]
-    return progress.done, progress.total
+    return (d["done"], d["total"]) if d.get("total") else (progress.done, progress.total)
 
 
 def line(progress: Progress) -> str:
@@ -130,14 +132,21 @@ def line(progress: Progress) -> str:
 
 
 def describe(progress: Progress) -> str:
-    """What a stage does, or a training's epoch, loss and figures, in a few words."""
+    """What a stage does, how long it takes, or a training's epoch, loss and figures, in a few words."""
     detail = progress.detail
     if not detail:
         return progress.doing
+    if not detail.get("steps"):
+        return f"{detail['doing']}  {detail['eta_seconds']:.0f} s left"
     words = [f"epoch {detail['epoch']}/{detail['epochs']}", f"loss {detail['loss']:.3f}"]
     words += [
         f"val {name} {printed_figure(name, value)}" for name, value in detail.get("validation", {}).items()
     ]
+    if detail.get("waiting", 0.0) >= SHOWN_WAITING:
+        words.append(f"waits for data {detail['waiting']:.0%}")
+    if work := detail.get("validating"):
+        share = work["done"] / max(1, work["total"])
+        words.append(f"validating: {work['doing']} {share:.0%}, {work['eta_seconds']:.0f} s left, then")
     words.append(f"at most {detail['eta_seconds']:.0f} s left")
     return "  ".join(words)
 

@@ -40,6 +40,8 @@ class TrainingSizes:
     words: int = 0
 
 
+FIGURE = ("select_by", "select_direction", "validation_captions")
+
 Selection = Literal["SumR", "R@1", "R@5", "R@10", "R@1+5+10", "MRR", "RSUM"]
 """The figure of the validation split that chooses the epoch; RSUM is of both directions, the others of one."""
 
@@ -59,6 +61,9 @@ class Recipe(Params):
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
     select_by: Selection = "SumR"  # validation figure whose best epoch is kept, and that `patience` watches
     select_direction: Literal["t2v", "v2t"] = "t2v"  # the direction of that figure; RSUM is of both
+    validation_captions: int = Field(
+        0, ge=0
+    )  # captions of the validation split, drawn once by the seed, that choose the epoch; 0: all
 
     @property
     def figure(self) -> str:
@@ -67,11 +72,11 @@ class Recipe(Params):
         return f"v2t {self.select_by}" if one_direction else self.select_by
 
     def decisive(self) -> dict[str, Any]:
-        """Also, where they are not the usual ones, the figure that chooses the epoch and its direction.
+        """Also, where they are not the usual ones, the figure that chooses the epoch, its direction and its captions.
 
         A usual one adds nothing, so that trainings from the time before these settings keep their fingerprint.
         """
-        usual = {name: Recipe.model_fields[name].default for name in ("select_by", "select_direction")}
+        usual = {name: Recipe.model_fields[name].default for name in FIGURE}
         if self.select_by == "RSUM":
             usual["select_direction"] = self.select_direction
         return {name: v for name, v in super().decisive().items() if name not in usual or usual[name] != v}

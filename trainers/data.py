@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import ItemError, UserError, nearest
 from trainers.relevance import Relevance
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = tuple[Sequence[str], Sequence[tuple[str, str, str]]]
 """Item ids in gallery order, and (caption id, text, item id) in query order."""
@@ -165,6 +170,27 @@ def split_index(
         caption_item=[position[item] for _, _, item in queries],
         texts=[text for _, text, _ in queries],
     )
+
+
+class PlannedBatches(ABC):
+    """Training batches that are described first and made later, each by itself, so that processes can make them ahead.
+
+    A description is small and says everything: what is drawn for a batch is drawn from a seed in it.
+    """
+
+    @abstractmethod
+    def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
+        """Descriptions of the batches of an epoch of the split `train`, in order, shuffled by (seed, epoch)."""
+
+    @abstractmethod
+    def planned(self, description: Any) -> Mapping[str, Tensor]:
+        """The batch of a description."""
+
+    def train_batches(
+        self, epoch: int, seed: int, rank: int = 0, world: int = 1
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """The batches of an epoch; of each joint batch this is the share of one of `world` processes."""
+        return map(self.planned, self.train_plan(epoch, seed, rank, world))
 
 
 def captions_of(index: SplitIndex) -> list[list[int]]:

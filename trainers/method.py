@@ -18,10 +18,12 @@ class Method(nn.Module):
     """A retrieval model. A score is always higher-is-more-alike, rows texts, columns items.
 
     `work_bytes` is what `scores` may hold at once besides its arguments and its result, for a method whose pairs
-    take memory; an evaluation sets it.
+    take memory; an evaluation sets it. `pairs_at_once` is the number of pairs that an evaluation gives to one call of
+    `scores` at most, so that it takes about a second on a CPU; on a GPU it gives more.
     """
 
     work_bytes: int = 2**28
+    pairs_at_once: int = 2**22
 
     def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Every scalar loss term with its weight applied; their sum is minimised. `epoch` counts from 0."""

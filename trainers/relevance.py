@@ -48,6 +48,12 @@ class Relevance:
         first, last = np.searchsorted(self.caption, (start, stop))
         return Relevance(self.caption[first:last] - start, self.item[first:last], stop - start, self.items)
 
+    def of_captions(self, places: Positions) -> Relevance:
+        """The pairs of some captions (n,), ascending positions, which are renumbered from 0."""
+        kept = np.isin(self.caption, places)
+        caption = np.searchsorted(places, self.caption[kept])
+        return Relevance(caption, self.item[kept], len(places), self.items)
+
     @property
     def several(self) -> bool:
         """Whether any caption has more than one positive."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from typing import Any
 import torch
 
 from pipeline.child import Send
+from pipeline.run.engines.machine import cores
 from pipeline.store.store import REFERENCES
 from trainers.config import MethodConfig
 from trainers.data import SplitIndex, write_also
 from trainers.loop import distributed, torchrun
 from trainers.loop.engine import fit
+from trainers.loop.loading import worker_count
 from trainers.loop.progress import Progress
 from trainers.loop.seeds import seed_everything
 from trainers.loop.trained import WEIGHTS, Summary, TrainedFolder
 from trainers.measure.evaluate import evaluate as measure
-from trainers.measure.evaluate import validation_figure
+from trainers.measure.evaluate import validation_figure, validation_sample
 from trainers.method import Method, MethodData
 from trainers.packing import Keeping, Source, StoreInputs, referred
 from trainers.registry import METHODS
@@ -91,26 +94,40 @@ def train(request: dict[str, Any], send: Send) -> None:
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.optimizer(config, method, updates * config.epochs)
     index = SplitIndex.read(packed / "splits" / "val.json")
+    sample = validation_sample(index, config.validation_captions, config.seed)
+    latest: dict[str, Any] = {}
 
     def validate(current: Method) -> dict[str, float]:
         value = validation_figure(
             current, data, "val", index, device, by=config.select_by, direction=config.select_direction,
-            v2t_rank=config.v2t_rank,
+            v2t_rank=config.v2t_rank, sample=sample, on_progress=tell_validation,
         )  # fmt: skip
         return {config.figure: value}
 
     def tell(progress: Progress) -> None:
-        send({"progress": asdict(progress)}, {})
+        latest.update(asdict(progress))
+        send({"progress": latest}, {})
+
+    def tell_validation(work: Mapping[str, Any]) -> None:
+        if latest:  # which only the first process has
+            send({"progress": latest | {"validating": dict(work)}}, {})
 
     result = fit(
         method, data, config, optimizer, validate=validate, figure=config.figure, folder=folder, device=device,
-        on_progress=tell,
+        on_progress=tell, validation_captions=0 if sample is None else len(sample),
+        loader_workers=_loader_workers(request, device, data.train_steps(distributed.world())),
     )  # fmt: skip
     summary = Summary(
         best_epoch=result.best_epoch, epochs=result.epochs, validation=result.validation,
         stopped_early=result.stopped_early,
     )  # fmt: skip
     _finish(folder, request["method"], config, method, summary, send)
+
+
+def _loader_workers(request: Mapping[str, Any], device: torch.device, steps: int) -> int:
+    """Number of processes that make batches for this one, by `run.loader_workers`."""
+    asked = int(request.get("loader_workers", 0))
+    return worker_count(asked, device, steps, cores(), distributed.local_world())
 
 
 def _finish(
@@ -156,12 +173,14 @@ def evaluate(request: dict[str, Any], send: Send) -> None:
     send({"doing": "scoring"}, {})
     index = SplitIndex.read(packed / "splits" / f"{params.split}.json")
     facts = json.loads(Path(request["inputs"]).read_text(encoding="utf-8")) if "inputs" in request else {}
+    work = Path(request["folder"])
     result = measure(
         method, data, params.split, index, directions, device, memory_mb=params.memory_mb, seed=params.seed,
         v2t_rank=config.v2t_rank if params.v2t_rank == "auto" else params.v2t_rank, rerank=params.rerank,
-        post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned), **facts,
+        post_processing=params, bank=_bank(params, needs[f"train-{name}"], learned),
+        folder=work, on_progress=lambda done: send({"progress": dict(done)}, {}), **facts,
     )  # fmt: skip
-    result.write(_emptied(Path(request["folder"])))
+    result.write(_emptied(work))
     figures = {d: {k: f.value for k, f in named.items()} for d, named in result.metrics.items()}
     send({"record": {"metrics": figures}}, {})
 

@@ -478,7 +478,10 @@ class Runner:
         count = (options.processes or len(numbers) or 1) if stage.several else 1
         place: dict[str, Any] = {"device": "cpu"}
         if stage.several:
-            place |= {"processes": count, "nodes": options.nodes, "rendezvous": options.rendezvous}
+            place |= {
+                "processes": count, "nodes": options.nodes, "rendezvous": options.rendezvous,
+                "loader_workers": options.loader_workers,
+            }  # fmt: skip
         if not numbers:
             yield place, env
             return

@@ -27,6 +27,8 @@ STORED_POSITIONS = 77  # positions of frames without a CLIP network that defines
 class Gare(Method):
     """Ranks videos by the cosine of a caption, corrected for each video, and the frames it pools."""
 
+    pairs_at_once = 2**19  # 1 s on a core
+
     def __init__(self, config: GareConfig, network: GareNetwork) -> None:
         super().__init__()
         self.config, self.network = config, network

@@ -14,7 +14,9 @@ and `cloud_place` (u,), places among the distinct clouds of the joint batch; `ow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from pipeline.errors import ItemError
 from trainers.data import (
+    PlannedBatches,
     Rows,
     Split,
     SplitIndex,
@@ -76,7 +79,7 @@ def _remedy(name: str) -> str:
     return f"H2ARN reads captions padded to {TOKENS} (pad = true of their stage), or set mask_padding = true"
 
 
-class H2arnData:
+class H2arnData(PlannedBatches):
     """Packed arrays as batches: training on captions with their clouds, evaluation on either alone."""
 
     def __init__(self, folder: Path, config: H2arnConfig) -> None:
@@ -91,29 +94,40 @@ class H2arnData:
         """Batches in an epoch, in which every caption comes once; the last one may be smaller, as released."""
         return -(-len(training_split(self.splits).captions) // self.config.batch_size)
 
-    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of an epoch, shuffled by (seed, epoch).
+    def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
+        """The captions of each joint batch of an epoch, shuffled by (seed, epoch), and the process that loads a share.
 
         Of a joint batch a process takes every world-th caption and every world-th of the distinct clouds: a cloud that
         comes several times is read and encoded once.
         """
-        index, size = training_split(self.splits), self.config.batch_size
-        described = index.positives
-        order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
-        for start in range(0, len(order), size):
-            captions = order[start : start + size].tolist()
-            items = [index.caption_item[caption] for caption in captions]
-            clouds = {item: place for place, item in enumerate(dict.fromkeys(items))}
-            right = [set(described[caption]) for caption in captions]
-            mine, ours = _share(len(captions), rank, world), _share(len(clouds), rank, world)
-            yield {
-                **self._texts(index, [captions[place] for place in mine]),
-                **self._clouds(index, [list(clouds)[place] for place in ours]),
-                "text_place": torch.tensor(mine),
-                "cloud_place": torch.tensor(ours),
-                "owner": torch.tensor([clouds[item] for item in items]),
-                "positive": torch.tensor([[item in found for item in items] for found in right]),
-            }
+        captions = len(training_split(self.splits).captions)
+        order = np.random.default_rng([seed, epoch]).permutation(captions)
+        return [
+            (order[places.start : places.stop].tolist(), rank, world)
+            for places in stretches(captions, self.config.batch_size)
+        ]
+
+    def planned(self, description: tuple[list[int], int, int]) -> Batch:
+        """The share of a process of the joint batch of some captions."""
+        captions, rank, world = description
+        index = training_split(self.splits)
+        items = [index.caption_item[caption] for caption in captions]
+        clouds = {item: place for place, item in enumerate(dict.fromkeys(items))}
+        right = [set(self._described[caption]) for caption in captions]
+        mine, ours = _share(len(captions), rank, world), _share(len(clouds), rank, world)
+        return {
+            **self._texts(index, [captions[place] for place in mine]),
+            **self._clouds(index, [list(clouds)[place] for place in ours]),
+            "text_place": torch.tensor(mine),
+            "cloud_place": torch.tensor(ours),
+            "owner": torch.tensor([clouds[item] for item in items]),
+            "positive": torch.tensor([[item in found for item in items] for found in right]),
+        }
+
+    @cached_property
+    def _described(self) -> list[list[int]]:
+        """The positives of each training caption."""
+        return training_split(self.splits).positives
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""

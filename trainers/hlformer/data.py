@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trainers.data import (
+    PlannedBatches,
     Rows,
     Split,
     SplitIndex,
@@ -110,7 +112,7 @@ def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read
     write_splits(folder, splits)
 
 
-class HLFormerData:
+class HLFormerData(PlannedBatches):
     """Packed arrays as batches: training on videos with all their captions, evaluation on either alone."""
 
     def __init__(self, folder: Path, config: HLFormerConfig) -> None:
@@ -132,12 +134,20 @@ class HLFormerData:
         """Batches in an epoch; the last one may be smaller."""
         return -(-len(self.train_items()) // self.config.batch_size)
 
-    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th video."""
+    def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
+        """The videos of each batch of an epoch, shuffled by (seed, epoch), and the process that is to load its share.
+
+        Of each batch a process takes every world-th video.
+        """
         items = np.random.default_rng([seed, epoch]).permutation(self.train_items())
-        size = self.config.batch_size
-        for start in range(0, len(items), size):
-            yield self._share(items[start : start + size], rank, world)
+        return [
+            (items[places.start : places.stop], rank, world)
+            for places in stretches(len(items), self.config.batch_size)
+        ]
+
+    def planned(self, description: tuple[NDArray, int, int]) -> Batch:
+        """The batch of some videos for a process."""
+        return self._share(*description)
 
     def _share(self, items: NDArray, rank: int, world: int) -> Batch:
         """Part of the joint batch of some videos that a process takes, with places in that joint batch.

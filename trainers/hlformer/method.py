@@ -63,6 +63,8 @@ class Joint(NamedTuple):
 class HLFormer(Method):
     """Ranks untrimmed videos by the moment that fits a caption best, over clips and over frames."""
 
+    pairs_at_once = 2**18  # 1.3 s on a core
+
     def __init__(self, config: HLFormerConfig, visual_dim: int, text_dim: int) -> None:
         super().__init__()
         self.config = config

@@ -12,20 +12,23 @@ pair in the joint batch of all processes; captions of an evaluation carry `index
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from pipeline.errors import ItemError, UserError
 from pipeline.media import sampling
+from pipeline.run.engines.machine import cores
 from trainers.data import (
+    PlannedBatches,
     Rows,
     Split,
     SplitIndex,
@@ -38,6 +41,7 @@ from trainers.data import (
 from trainers.layers.clip_input import padded_frames, tokenise
 from trainers.layers.pair_config import CLIP_TEXT, ClipPairConfig
 from trainers.layers.rand_augment import RandAugment
+from trainers.loop import distributed
 from trainers.method import Batch
 from trainers.packed import Ragged
 from trainers.packing import PackWriter
@@ -122,7 +126,7 @@ def _checked(name: str, rows: NDArray, axes: int) -> NDArray:
     return rows
 
 
-class PairData:
+class PairData(PlannedBatches):
     """Packed arrays as batches: training on pairs of a caption and its video, evaluation on either alone.
 
     `word_slots`: how many slots every batch of captions has; None: as many as its longest caption needs.
@@ -159,18 +163,35 @@ class PairData:
             )
         return max(1, pairs // self.config.batch_size)
 
-    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th pair."""
+    def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
+        """The captions of each batch of an epoch, their places in the joint batch, and what augmentation is drawn from.
+
+        Shuffled by (seed, epoch); of each batch a process takes every world-th pair.
+        """
         index, size = training_split(self.splits), self.config.batch_size
         order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without the interpreter's lock
-            for step in range(self.train_steps(world)):
-                joint = order[step * size : (step + 1) * size]
-                if len(joint) < world:
-                    raise UserError(f"a batch of {len(joint)} pairs cannot be shared by {world} processes")
-                place = torch.arange(rank, len(joint), world)
-                pairs = self._pairs(index, joint[place.numpy()].tolist(), (seed, epoch), pool)
-                yield {**pairs, "place": place}
+        plan = []
+        for step in range(self.train_steps(world)):
+            joint = order[step * size : (step + 1) * size]
+            if len(joint) < world:
+                raise UserError(f"a batch of {len(joint)} pairs cannot be shared by {world} processes")
+            place = np.arange(rank, len(joint), world)
+            plan.append((joint[place].tolist(), place, (seed, epoch)))
+        return plan
+
+    def planned(self, description: tuple[list[int], NDArray[np.int64], tuple[int, int]]) -> Batch:
+        """Captions with the frames of their videos, augmented by (seed, epoch, caption)."""
+        captions, place, seeds = description
+        index = training_split(self.splits)
+        rows = [index.item_rows[index.caption_item[caption]] for caption in captions]
+        if self.config.augment and self.config.mode == "finetune":
+            augment = partial(_augmented, seeds)
+            videos = self._padded(_on_threads(augment, captions, [self.frames[row] for row in rows]))
+        else:
+            videos = self._videos(rows)
+        video = torch.tensor([index.caption_item[caption] for caption in captions])
+        pairs = {**self._texts(index, captions), **videos, "video": video}
+        return {**pairs, "place": torch.from_numpy(place)}
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""
@@ -183,19 +204,6 @@ class PairData:
         index = self.splits[split]
         for places in stretches(len(index.captions), self.config.batch_size_val):
             yield {**self._texts(index, places), "index": torch.tensor(places)}
-
-    def _pairs(
-        self, index: SplitIndex, captions: Sequence[int], seeds: tuple[int, int], pool: ThreadPoolExecutor
-    ) -> Batch:
-        """Captions with the frames of their videos, augmented by (seed, epoch, caption)."""
-        rows = [index.item_rows[index.caption_item[caption]] for caption in captions]
-        if self.config.augment and self.config.mode == "finetune":
-            frames = list(pool.map(partial(_augmented, seeds), captions, map(self.frames.__getitem__, rows)))
-            videos = self._padded(frames)
-        else:
-            videos = self._videos(rows)
-        video = torch.tensor([index.caption_item[caption] for caption in captions])
-        return {**self._texts(index, captions), **videos, "video": video}
 
     def _slots(self, lengths: Sequence[int] | NDArray[np.int64]) -> int:
         """Frame slots of a batch of videos with so many frames."""
@@ -224,6 +232,17 @@ class PairData:
         mask = np.arange(slots) < real[:, None]
         name = "words" if frozen else "tokens"
         return {name: arrays.padded(rows, slots), "word_mask": torch.from_numpy(mask)}
+
+
+def _on_threads(change: Callable[..., NDArray], *columns: Sequence[Any]) -> list[NDArray]:
+    """The function of each row of some columns, on this process's share of the cores; one where it loads for another.
+
+    Pillow works without the interpreter's lock.
+    """
+    if get_worker_info() is not None:
+        return list(map(change, *columns))
+    with ThreadPoolExecutor(max(1, cores() // distributed.local_world())) as pool:
+        return list(pool.map(change, *columns))
 
 
 def _augmented(seeds: tuple[int, int], caption: int, frames: NDArray) -> NDArray:

@@ -6,8 +6,9 @@ of the evaluation hold `item` (V, D), or `text` (Q, T) with `index` (Q,), the pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from trainers.data import (
+    PlannedBatches,
     Rows,
     Split,
     checked_rows,
@@ -44,7 +46,7 @@ def _mean(key: str, rows: NDArray) -> NDArray[np.float32]:
     return checked_rows(key, rows).astype(np.float64).mean(0).astype(np.float32)
 
 
-class VectorData:
+class VectorData(PlannedBatches):
     """Packed vectors as batches of `batch_size`."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
@@ -66,21 +68,27 @@ class VectorData:
         """Batches in an epoch; the last one may be smaller."""
         return -(-len(training_split(self.splits).captions) // self.batch_size)
 
-    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Pairs of the split `train`, shuffled by (seed, epoch); of each batch a process takes every world-th pair.
+    def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
+        """The captions of each batch of an epoch, shuffled by (seed, epoch); a process takes every world-th pair.
 
         Raises UserError for a batch that has no pair for every process.
         """
-        index = training_split(self.splits)
-        order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
-        for places in stretches(len(order), self.batch_size):
+        captions = len(training_split(self.splits).captions)
+        order = np.random.default_rng([seed, epoch]).permutation(captions)
+        plan = []
+        for places in stretches(captions, self.batch_size):
             joint = order[places.start : places.stop]
             if len(joint) < world:
                 raise UserError(f"a batch of {len(joint)} pairs cannot be shared by {world} processes")
-            own = joint[rank::world]
-            items = [index.item_rows[index.caption_item[caption]] for caption in own]
-            texts = [index.caption_rows[caption] for caption in own]
-            yield {"item": torch.from_numpy(self.items[items]), "text": torch.from_numpy(self.texts[texts])}
+            plan.append(joint[rank::world])
+        return plan
+
+    def planned(self, description: NDArray[np.int64]) -> Batch:
+        """The pairs of some captions."""
+        index = training_split(self.splits)
+        items = [index.item_rows[index.caption_item[caption]] for caption in description]
+        texts = [index.caption_rows[caption] for caption in description]
+        return {"item": torch.from_numpy(self.items[items]), "text": torch.from_numpy(self.texts[texts])}
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""

@@ -57,6 +57,9 @@ class LeanConfig(VideoMethodConfig):
     lr: float = Field(3e-5, gt=0)  # searched 1e-5 to 6e-5
     weight_decay: float = Field(0.01, ge=0)  # of AdamW
     patience: int = Field(30, ge=0)  # all epochs are trained, and the best one is tested
+    validation_captions: int = Field(
+        500, ge=0
+    )  # all pairs of a large split would cost more than the epoch; 0, the paper's: all captions
     item_batch: Annotated[int, SPEED] = Field(256, ge=1)  # videos or captions encoded at a time in evaluation
 
     def inputs(self) -> dict[str, tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import ItemError
 from trainers.data import (
+    PlannedBatches,
     Rows,
     Split,
     SplitIndex,
@@ -121,7 +122,7 @@ def pack(folder: Path, config: LeanConfig, splits: Mapping[str, Split], read: Ma
     write_splits(folder, splits)
 
 
-class LeanData:
+class LeanData(PlannedBatches):
     """Packed arrays as batches: training on pairs of a caption and its video, evaluation on either alone."""
 
     def __init__(self, folder: Path, config: LeanConfig) -> None:
@@ -154,21 +155,30 @@ class LeanData:
         """Batches in an epoch, in which every caption comes once; the last one may be smaller."""
         return -(-len(training_split(self.splits).captions) // self.config.batch_size)
 
-    def train_batches(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """The batches of an epoch, shuffled by (seed, epoch); of each, a process takes every world-th pair.
+    def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
+        """The captions of each batch of an epoch, shuffled by (seed, epoch), and their places in the joint batch.
+
+        Of each batch a process takes every world-th pair.
+        """
+        captions = len(training_split(self.splits).captions)
+        order = np.random.default_rng([seed, epoch]).permutation(captions)
+        plan = []
+        for places in stretches(captions, self.config.batch_size):
+            batch = order[places.start : places.stop]
+            # every process must take part in every step: if there are too few pairs, one is used twice
+            place = np.arange(rank, len(batch), world) if rank < len(batch) else np.zeros(1, np.int64)
+            plan.append((batch[place], place))
+        return plan
+
+    def planned(self, description: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Batch:
+        """The batch of some captions and their videos.
 
         `video` (B,) tells pairs of one video, `place` (B,) is where a pair stands in the joint batch.
         """
-        index, size = training_split(self.splits), self.config.batch_size
-        order = np.random.default_rng([seed, epoch]).permutation(len(index.captions))
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            # every process must take part in every step: if there are too few pairs, one is used twice
-            place = np.arange(rank, len(batch), world) if rank < len(batch) else np.zeros(1, np.int64)
-            captions = batch[place]
-            items = np.asarray(index.caption_item)[captions]
-            found = {**self._texts(index, captions), **self._videos(index, items)}
-            yield {**found, "video": torch.from_numpy(items), "place": torch.from_numpy(place)}
+        (captions, place), index = description, training_split(self.splits)
+        items = np.asarray(index.caption_item)[captions]
+        found = {**self._texts(index, captions), **self._videos(index, items)}
+        return {**found, "video": torch.from_numpy(items), "place": torch.from_numpy(place)}
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""

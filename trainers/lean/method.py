@@ -56,6 +56,8 @@ class Standard(nn.Module):
 class Lean(Method):
     """Classifies the hypergraph of each pair of a caption and a video as matching or not."""
 
+    pairs_at_once = 2**12  # 0.8 s on a core at the published width
+
     def __init__(self, config: LeanConfig, visual_dim: int, text_dim: int) -> None:
         super().__init__()
         self.config = config

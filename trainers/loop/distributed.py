@@ -1,13 +1,13 @@
 """Several processes that train one model, as torchrun starts them; alone, a process needs no group.
 
-Everything a rank must agree on with the others goes through here: gradients, gathered embeddings,
-decisions. With one process every function gives back what it was given.
+What a rank must agree on with the others goes through here: gathered embeddings, decisions; gradients go through
+`trainers.loop.gradients`. With one process every function gives back what it was given.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,11 @@ def rank() -> int:
 def world() -> int:
     """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world() -> int:
+    """How many of these processes run on this machine, and share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -92,34 +97,11 @@ def share(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over all processes.
-
-    A parameter without a gradient here but with one elsewhere counts as zero; one that no process
-    used keeps None, so that an optimizer leaves it alone exactly as a single process would.
-    """
-    every = list(parameters)
-    if world() == 1:
-        return
-    used = agree(*(parameter.grad is not None for parameter in every))
-    gradients = []
-    for parameter, flag in zip(every, used, strict=True):
-        if flag:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients.append(parameter.grad)
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # one message, not one a tensor
-    dist.all_reduce(flat)
-    flat /= world()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def gather_with_grad(rows: Tensor) -> Tensor:
     """The rows (n_r, ...) of every process r end to end, (sum n_r, ...), in order of rank.
 
     The gradient flows back to the process each row came from, summed over the losses of all
-    processes. With `mean_gradients`, a loss of the joint batch that every process computes gives the
+    processes. With `trainers.loop.gradients`, a loss of the joint batch that every process computes gives the
     gradient one process would have had. Processes may hold different numbers of rows.
     """
     return _Gather.apply(rows) if world() > 1 else rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,9 @@ from pipeline.errors import TrainingError, UserError
 from trainers.config import Recipe
 from trainers.loop import checkpoint, distributed
 from trainers.loop.curves import Curves, HistoryRow
+from trainers.loop.gradients import MeanGradients
 from trainers.loop.interrupts import Interrupts
+from trainers.loop.loading import Loader, deaths_named
 from trainers.loop.progress import Meter, Progress
 from trainers.loop.seeds import random_state, restore_random_state, seed_everything
 from trainers.loop.snapshots import NAMES, Snapshots
@@ -72,6 +75,8 @@ def fit(
     on_progress: Callable[[Progress], None] | None = None,
     checkpoint_minutes: float = 5.0,
     checkpoint_steps: int | None = None,
+    loader_workers: int = 0,
+    validation_captions: int = 0,
 ) -> FitResult:
     """Train a method, or go on with the run that `folder` holds; on return it has its best weights.
 
@@ -80,6 +85,8 @@ def fit(
     in a row without a larger one. A checkpoint is written then, every `checkpoint_minutes`, and, where it is
     given, every `checkpoint_steps` steps. `recipe.clip_norm` bounds the global norm of the gradients; an optimizer
     that clips for itself wants None. On the CPU a resumed run ends with the very bits of an unbroken one.
+    `loader_workers` processes make batches ahead of the steps, whatever their number the same ones.
+    `validation_captions` is written into the history: how many captions `validate` judges, 0 for all.
 
     Raises TrainingError for a loss term, gradient, weight or figure that is not finite. Ctrl-C and SIGTERM
     let the update under way end, write `last` and raise KeyboardInterrupt or SystemExit(143).
@@ -95,6 +102,8 @@ def fit(
             device=device,
             checkpoint_minutes=checkpoint_minutes,
             checkpoint_steps=checkpoint_steps,
+            loader_workers=loader_workers,
+            validation_captions=validation_captions,
             interrupts=interrupts,
             snapshots=Snapshots(folder),
         )
@@ -114,6 +123,8 @@ class _Run:
     device: torch.device
     checkpoint_minutes: float
     checkpoint_steps: int | None
+    loader_workers: int
+    validation_captions: int
     interrupts: Interrupts
     snapshots: Snapshots
     state: _State = field(default_factory=_State)
@@ -124,6 +135,7 @@ class _Run:
         self.steps = self.data.train_steps(self.world)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.saved_at, self.seconds_before = time.monotonic(), 0.0
+        self.waiting = 0.0  # share of the epoch's steps, before their validation
 
     def fit(self, on_progress: Callable[[Progress], None] | None) -> FitResult:
         """Train to the end, from wherever the folder stands."""
@@ -131,15 +143,20 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         random = self._resume()
         self.meter = Meter(self.recipe.batch_size, on_progress if self.rank == 0 else None)
+        self.gradients = MeanGradients(self.parameters)
+        self.loader = Loader(self.data, self.loader_workers, self.device, self.rank, self.world)
         if self.rank == 0:
             self.curves = Curves(folder, self._steps_done(), self.state.points)
             self.curves.write_history(self.state.history)
         try:
             while not self._finished():
-                self._train_epoch(random)
+                with deaths_named():
+                    self._train_epoch(random)
                 self._end_epoch(self._validate())
                 random = None
         finally:
+            self.loader.close()
+            self.gradients.close()
             if self.curves is not None:
                 self.curves.close()
         distributed.barrier()  # the best weights are on the disk before any process reads them
@@ -171,8 +188,8 @@ class _Run:
         """The steps of an epoch that are still to do; `random`: the generators' state to go on with."""
         seed, state = self.recipe.seed, self.state
         seed_everything(seed, state.epoch, self.rank)
-        batches = self.data.train_batches(state.epoch, seed, self.rank, self.world)
-        batches = islice(batches, state.step, None)
+        batches = self.loader.epoch(state.epoch, seed, state.step)
+        self.meter.begin_epoch()
         if random is not None:
             restore_random_state(random, self.device)
         self.method.train()
@@ -191,7 +208,8 @@ class _Run:
     def _take(self, batches: Iterator[Batch]) -> list[Batch]:
         """The batches of one update: `accumulate`, or what is left of the epoch."""
         size = min(self.recipe.accumulate, self.steps - self.state.step)
-        group = list(islice(batches, size))
+        with self.meter.waiting_for_data():
+            group = list(islice(batches, size))
         if len(group) < size:
             count = self.state.step + len(group)
             raise ValueError(f"epoch {self.state.epoch + 1} has {count} batches, {self.steps} were announced")
@@ -202,9 +220,11 @@ class _Run:
         values: list[tuple[int, str, Tensor]] = []
         for number, batch in enumerate(group, self.state.step + 1):
             terms = self._losses(batch)
-            (torch.stack(list(terms.values())).sum() / len(group)).backward()
+            loss = torch.stack(list(terms.values())).sum() / len(group)
+            with self.gradients.last_backward() if batch is group[-1] else nullcontext():
+                loss.backward()
             values += [(number, name, term.detach()) for name, term in terms.items()]
-        distributed.mean_gradients(self.parameters)
+        self.gradients.finish()
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         means = self._finite_means(values, norm.to(self.device), len(group))
         if self.recipe.clip_norm is not None:
@@ -241,6 +261,7 @@ class _Run:
         resumed run begins with the validation.
         """
         self._refuse_bad_weights()
+        self.waiting = self.meter.waiting
         began, random = time.monotonic(), self._random_states()
         self.method.eval()
         try:
@@ -265,7 +286,9 @@ class _Run:
         if better:
             state.best, state.best_epoch = value, state.epoch
         self._add_point("validation", figures)
-        self._add_point("speed", {"steps_per_second": self.meter.steps_per_second})
+        self._add_point(
+            "speed", {"steps_per_second": self.meter.steps_per_second, "waiting_for_data": row["waiting"]}
+        )
         if better and self.rank == 0:
             self.snapshots.save_best(self.method, state.epoch, figures)
         self._save(self._random_states())
@@ -274,7 +297,10 @@ class _Run:
 
     def _history_row(self, figures: dict[str, float], better: bool) -> HistoryRow:
         names = list(self.state.sums)
-        means = distributed.mean([self.state.sums[name] / self.steps for name in names])
+        *means, waiting = distributed.mean(
+            [*(self.state.sums[name] / self.steps for name in names), self.waiting]
+        )
+        sample = {"validation_captions": self.validation_captions} if self.validation_captions else {}
         return {
             "epoch": self.state.epoch + 1,
             "steps": self._steps_done(),
@@ -283,7 +309,8 @@ class _Run:
             "terms": dict(zip(names, means, strict=True)),
             "validation": figures,
             "best": better,
-        }
+            "waiting": waiting,
+        } | sample
 
     def _report_step(self, terms: Mapping[str, float], lr: float) -> None:
         state = self.state

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 SECONDS_BETWEEN = 0.5
@@ -23,6 +24,9 @@ class Progress:
     items_per_second: float  # of training since this process began, validation left out
     eta_seconds: float  # to the last epoch, validation included
     validation: Mapping[str, float]  # the latest figures; empty in the first epoch
+    waiting: float = (
+        0.0  # share of the epoch's training time, in this process, in which a step waited for its data
+    )
 
 
 class Meter:
@@ -32,11 +36,30 @@ class Meter:
         self._items_per_step, self._report = items_per_step, report
         self._began, self._reported_at = time.monotonic(), float("-inf")
         self.steps, self._paused = 0, 0.0
+        self._epoch_began, self._waited = self._began, 0.0
 
     @property
     def seconds(self) -> float:
         """Seconds since this process began."""
         return time.monotonic() - self._began
+
+    def begin_epoch(self) -> None:
+        """Begin to measure an epoch."""
+        self._epoch_began, self._waited = time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """A block in which a step waits for its data."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time since the epoch began in which a step waited for its data."""
+        return self._waited / max(time.monotonic() - self._epoch_began, 1e-9)
 
     def pause(self, seconds: float) -> None:
         """Leave out time in which no step was done."""
@@ -76,5 +99,6 @@ class Meter:
                 items_per_second=self.steps_per_second * self._items_per_step,
                 eta_seconds=left * self.seconds / max(self.steps, 1),
                 validation=validation,
+                waiting=self.waiting,
             )
         )

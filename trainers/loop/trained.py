@@ -31,7 +31,12 @@ C = TypeVar("C", bound=BaseModel)
 
 
 class Epoch(Document):
-    """One line of the history. `epoch` counts from 1; `steps` are those done so far; `best`: its weights were kept."""
+    """One line of the history. `epoch` counts from 1; `steps` are those done so far; `best`: its weights were kept.
+
+    `waiting`: share of the time of its steps, in the process that ended it, in which they waited for their data; None
+    in a history from before it was measured. `validation_captions`: captions of the validation split that were drawn to
+    choose the epoch, 0 if all did.
+    """
 
     epoch: int
     steps: int
@@ -40,6 +45,8 @@ class Epoch(Document):
     terms: dict[str, float]
     validation: dict[str, float]
     best: bool
+    waiting: float | None = None
+    validation_captions: int = 0
 
 
 class Summary(Document):

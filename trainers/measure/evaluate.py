@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.errors import UserError, nearest
 from pipeline.settings import Params
 from trainers.data import SplitIndex
 from trainers.loop import distributed
 from trainers.measure import postprocess
+from trainers.measure.encoding import encode_all, only
 from trainers.measure.estimates import Units, both_estimates
 from trainers.measure.evaluated import (
     Estimates,
@@ -35,6 +37,7 @@ from trainers.measure.evaluated import (
 )
 from trainers.measure.group_ranks import CAPTIONS, GROUPS, CaptionGroups, item_ranks
 from trainers.measure.hubness import PLACES, ColumnTop, Hubness, hubness, occurrences
+from trainers.measure.kept_scores import InMemory, score_file
 from trainers.measure.metric_table import DIRECTIONS
 from trainers.measure.metrics import (
     CUTOFFS,
@@ -49,7 +52,9 @@ from trainers.measure.metrics import (
     top,
     units_of,
 )
+from trainers.measure.pace import Pace, Report
 from trainers.measure.postprocess import Bank
+from trainers.measure.score_rows import ScoreRows, inference
 from trainers.method import Batch, Encoded, Method, MethodData
 from trainers.relevance import Positions, Relevance
 from trainers.stages import EvaluateParams
@@ -69,9 +74,6 @@ SEVERAL_ITEM_RANKS = {
 }
 TOP = 10  # places kept of each caption's ranking, not fewer than PLACES of hubness
 MEMORY_MB = 1024
-EXPLAINED = 256  # captions at most whose matches are explained, spread over all
-EXPLAINED_PLACES = 3  # first items of each ranking that are explained; the positive follows
-BELOW = 2.0**10  # what is subtracted from the cheap score of an item that is not re-ranked
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,16 @@ def evaluate(
     kept: Sequence[str] = (),
     v2t_rank: str = CAPTIONS,
     applied: str = "",
+    folder: Path | None = None,
+    on_progress: Report | None = None,
 ) -> Evaluation:
-    """Metrics, ranks and top places of a split; every item and caption is encoded exactly once.
+    """Metrics, ranks and top places of a split; every item and caption is encoded, and every pair scored, exactly once.
 
-    Several processes share the work of encoding, and each receives all encodings, which stay on the host. Blocks of
-    scores, and the encodings they are computed from, keep under `memory_mb`. `seed` draws the bootstrap. The protocol
+    Several processes share the work of encoding, and each receives all encodings. The process keeps under `memory_mb`:
+    encodings and scores that do not fit are files of `folder`, or of a temporary one. With `folder`, which belongs to
+    this evaluation alone, a killed evaluation goes on after the last block of scores that it finished; on return the
+    folder is as it was. `on_progress` receives what is done and how far it is (`trainers.measure.pace`).
+    `seed` draws the bootstrap. The protocol
     quotes `corpus` (`Corpus.protocol`), the `kind` of the items (`Corpus.kind`), and how many of the corpus's `queries`
     captions were dropped, because they failed or none of their positives is left; `kept` are sentences about features
     that another program made and that were kept. `v2t_rank`: whether an item ranks all captions, or groups of captions
@@ -150,14 +157,21 @@ def evaluate(
     for direction in directions:
         if direction not in DIRECTIONS:
             raise UserError(f"unknown direction {direction!r}; {nearest(direction, DIRECTIONS)}")
-    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank)
-    relevance = index.relevance
+    relevance, pace = index.relevance, Pace(on_progress)
     options = post_processing.post_processing if post_processing else ()
-    # The rank of an item takes two passes over the rows: the same arrays where they fit, else scored again.
-    blocks: Iterable[Block] = list(rows) if ("v2t" in directions or options) and rows.fit else rows
-    ranking = _rank(blocks, relevance, directions, v2t_rank)
-    units = units_of(relevance, index.items)
-    strict, mean = both_estimates(ranking.ranks, units, seed)
+    again = "v2t" in directions or bool(options)  # the rank of an item takes two passes over the rows
+    with _score_rows(
+        method, data, split, index, device=device, memory_mb=memory_mb, rerank=rerank, again=again, folder=folder,
+        pace=pace,
+    ) as rows:  # fmt: skip
+        ranking = _rank(rows, relevance, directions, v2t_rank)
+        explanation = rows.explanation(ranking.top_items, _caption_item(index))
+        units = units_of(relevance, index.items)
+        pace.begin("drawing intervals", 1)
+        strict, mean = both_estimates(ranking.ranks, units, seed)
+        post_processed = _post_processed(
+            rows, relevance, units, directions, seed, post_processing, bank, v2t_rank
+        )
     return Evaluation(
         index,
         ranking,
@@ -172,10 +186,8 @@ def evaluate(
             direction: hubness(counts, min(PLACES, len(counts)))
             for direction, counts in ranking.occurrences.items()
         },
-        explanation=rows.explanation(ranking.top_items, _caption_item(index)),
-        post_processed=_post_processed(
-            blocks, rows, relevance, units, directions, seed, post_processing, bank, v2t_rank
-        ),
+        explanation=explanation,
+        post_processed=post_processed,
     )
 
 
@@ -189,135 +201,54 @@ def validation_figure(
     by: str = "SumR",
     direction: str = "t2v",
     v2t_rank: str = CAPTIONS,
+    sample: Positions | None = None,
+    on_progress: Report | None = None,
 ) -> float:
     """The figure that chooses the epoch, by default SumR of text-to-item retrieval; no bootstrap.
 
     `by`: a metric, the sum "R@1+5+10" of one direction, or "RSUM", that of both. `direction` and the convention
     `v2t_rank` are those of the figure; a direction that does not count is not ranked. It uses the realistic (mean) rank
     of ties: a model collapsed to one score for everything has the optimistic (strict) rank 1 everywhere, and would be
-    kept as the best.
+    kept as the best. `sample`: positions (n,), ascending, of the captions that take part, None for all; the gallery
+    stays whole.
     """
-    relevance = index.relevance
-    rows = _score_rows(method, data, split, index, device=device, memory_mb=memory_mb)
+    relevance = index.relevance if sample is None else index.relevance.of_captions(sample)
     needed = DIRECTIONS if by == "RSUM" else (direction,)
     ranks: list[NDArray[Any]] = []
-    if "t2v" in needed:
-        ranks.append(join([text_ranks(scores, relevance[where]) for where, scores in rows]).mean)
-    if "v2t" in needed:
-        items = item_ranks(relevance, v2t_rank)
-        blocks: Iterable[Block] = list(rows) if rows.fit else rows
-        for where, scores in blocks:
-            items.find(scores, relevance[where])
-        for where, scores in blocks:
-            items.count(scores, relevance[where])
-        ranks.append(items.ranks().mean)
+    with _score_rows(
+        method, data, split, index, device=device, memory_mb=memory_mb, sample=sample, again="v2t" in needed,
+        folder=None, pace=Pace(on_progress),
+    ) as rows:  # fmt: skip
+        items, text_parts = item_ranks(relevance, v2t_rank), []
+        for where, scores in rows:
+            if "t2v" in needed:
+                text_parts.append(text_ranks(scores, relevance[where]))
+            if "v2t" in needed:
+                items.find(scores, relevance[where])
+        if text_parts:
+            ranks.append(join(text_parts).mean)
+        if "v2t" in needed:
+            for where, scores in rows:
+                items.count(scores, relevance[where])
+            ranks.append(items.ranks().mean)
     found = [metrics(each) for each in ranks]
     if by in ("RSUM", "R@1+5+10"):
         return sum(each[f"R@{cutoff}"] for each in found for cutoff in RSUM_CUTOFFS)
     return found[0][by]
 
 
-class ScoreRows:
-    """Blocks of score rows over all items, computed anew on every pass, one tile of items at a time.
+def validation_sample(index: SplitIndex, count: int, seed: int) -> Positions | None:
+    """Positions of the captions that choose the epoch: `count` of those with a positive, drawn by the seed, ascending.
 
-    A block of scores takes an eighth of the memory, because ranking it needs masks and a partial sort
-    of its size; the encodings of a tile take a quarter for texts and a quarter for items. The method may use the
-    rest. With `rerank`, cheap scores choose the items of a caption that are re-ranked (`_rerank`).
+    None, for all captions, if `count` is 0 or there are no more.
     """
-
-    def __init__(
-        self,
-        method: Method,
-        texts: Encoded,
-        items: Encoded,
-        device: str | torch.device,
-        memory_mb: int,
-        rerank: int = 0,
-    ) -> None:
-        self.method, self.texts, self.items, self.device = method, texts, items, device
-        self.rerank = rerank
-        self.memory_mb = memory_mb
-        memory = memory_mb * 2**20
-        method.work_bytes = memory * 3 // 8
-        self.queries, self.gallery = _count(texts), _count(items)
-        row_bytes = 4 * self.gallery
-        self.rows = max(1, min(memory // 8 // row_bytes, memory // 4 // _bytes_each(texts)))
-        self.columns = max(1, memory // 4 // _bytes_each(items))
-        self.fit = self.queries * row_bytes <= memory // 8
-
-    def __iter__(self) -> Iterator[Block]:
-        for first in range(0, self.queries, self.rows):
-            where = slice(first, min(first + self.rows, self.queries))
-            yield where, self._block(where)
-
-    def between(self, texts: Encoded, items: Encoded) -> ScoreRows:
-        """Score rows of other captions or items, by the same method, all pairs scored truly."""
-        return ScoreRows(self.method, texts, items, self.device, self.memory_mb)
-
-    def _block(self, where: slice) -> NDArray[np.float32]:
-        """Scores (q, V) of the captions at `where`."""
-        out = np.empty((where.stop - where.start, self.gallery), np.float32)
-        with _inference(self.method):
-            texts = _part(self.texts, where, self.device)
-            for first in range(0, self.gallery, self.columns):
-                tile = slice(first, first + self.columns)
-                out[:, tile] = self._scores(texts, _part(self.items, tile, self.device))
-            if 0 < self.rerank < self.gallery:
-                self._rerank(out, texts)
-        return out
-
-    def _scores(self, texts: Encoded, items: Encoded) -> NDArray[np.float32]:
-        """True scores of all pairs, or cheap ones where those choose what is re-ranked."""
-        if not 0 < self.rerank < self.gallery:
-            return self.method.scores(texts, items).float().cpu().numpy()
-        cheap = self.method.cheap_scores(texts, items)
-        if cheap is None:
-            raise UserError(
-                f"rerank = {self.rerank} is not possible: the method has no cheap scores to choose by"
-            )
-        return cheap.float().cpu().numpy()
-
-    def _rerank(self, out: NDArray[np.float32], texts: Encoded) -> None:
-        """Score the best items of each caption truly, and put all others far below them, in the cheap order.
-
-        Near -BELOW float32 still separates cheap scores that differ by 1e-4; equal ones become ties, which `mean_ties`
-        counts.
-        """
-        best, _ = top(out, self.rerank)
-        out -= np.float32(BELOW)
-        for row, items in enumerate(best):
-            some = {
-                name: values[torch.from_numpy(items)].to(self.device) for name, values in self.items.items()
-            }
-            scores = self.method.scores({name: values[row : row + 1] for name, values in texts.items()}, some)
-            out[row, items] = scores[0].float().cpu().numpy()
-            if out[row, items].min() <= 1 - BELOW:
-                raise ValueError(
-                    f"a score is {out[row, items].min()}; two stages need scores above {1 - BELOW}"
-                )
-
-    def explanation(self, top_items: Positions, positive: Positions) -> dict[str, NDArray[Any]]:
-        """The explanations of `Evaluation`, for at most EXPLAINED captions spread over all; empty if there are none.
-
-        top_items: (Q, K), best first; positive: (Q,), one of each caption.
-        """
-        step = -(-self.queries // EXPLAINED)
-        queries = np.arange(0, self.queries, step)
-        items = np.concatenate([top_items[queries, :EXPLAINED_PLACES], positive[queries, None]], 1)
-        arrays: dict[str, list[NDArray[Any]]] = {}
-        with _inference(self.method):
-            for query, places in zip(queries, items, strict=True):
-                texts = _part(self.texts, slice(query, query + 1), self.device)
-                some = {name: v[torch.from_numpy(places)].to(self.device) for name, v in self.items.items()}
-                explained = self.method.explain(texts, some)
-                if not explained:
-                    return {}
-                for name, values in explained.items():
-                    arrays.setdefault(name, []).append(values[0].cpu().numpy())
-        stacked = {name: np.ascontiguousarray(np.stack(rows)) for name, rows in arrays.items()}
-        return {"query": queries, "item": items} | stacked
+    answered = index.relevance.answered
+    if not 0 < count < len(answered):
+        return None
+    return np.sort(np.random.default_rng([seed, count]).choice(answered, count, replace=False))
 
 
+@contextmanager
 def _score_rows(
     method: Method,
     data: MethodData,
@@ -327,78 +258,73 @@ def _score_rows(
     device: str | torch.device,
     memory_mb: int,
     rerank: int = 0,
-) -> ScoreRows:
-    """The encoded split, ready to be scored. Raises UserError if it has nothing to rank."""
+    sample: Positions | None = None,
+    again: bool,
+    folder: Path | None,
+    pace: Pace,
+) -> Iterator[ScoreRows]:
+    """The encoded split, ready to be scored. Raises UserError if it has nothing to rank.
+
+    again: whether the rows are read several times. folder: place of the files of large encodings and of scores; those
+    of scores are left there if the block raises, and are deleted when it ends. Without one, scores are kept in memory
+    or in a temporary folder, and only if they are read again.
+    """
     if not index.items:
         raise UserError(f"the split {split!r} has no items, so there is no gallery to search")
     if not index.captions:
         raise UserError(f"the split {split!r} has no captions, so there are no queries to rank")
-    with distributed.process_group(torch.device(device)), _inference(method):
-        items = _encode(method.encode_items, data.item_batches(split), len(index.items), "items", device)
-        texts = _encode(
-            method.encode_texts, data.text_batches(split), len(index.captions), "captions", device
-        )
-    return ScoreRows(method, texts, items, device, memory_mb, rerank)
+    with _folder(folder) as scratch:
+        with distributed.process_group(torch.device(device)), inference(method):
+            items, texts = _encoded(method, data, split, index, sample, device, memory_mb, scratch, pace)
+        rows = ScoreRows(method, texts, items, device, memory_mb, rerank, pace)
+        if folder is not None or (again and not rows.fit):
+            rows.keep = score_file(scratch, rows.queries, rows.gallery, {**rows.cut, **_computed_by(method)})
+        elif again:
+            rows.keep = InMemory()
+        yield rows
 
 
-def _encode(
-    encode: Callable[[Batch], Encoded],
-    batches: Iterable[Batch],
-    count: int,
-    what: str,
-    device: str | torch.device,
-) -> Encoded:
-    """All encodings on the host of every process, put at the `index` of their batch, or in order where it has none.
-
-    With several processes, each encodes its share of the batches. All then score all pairs: encoding takes most of the
-    time, and blocks of the same shape give every process the same numbers as a single process.
-    """
-    out: Encoded = {}
-    seen = torch.zeros(count, dtype=torch.int64)
-    place = 0
-    for batch, ours in _own(batches):
-        encoded = encode({name: values.to(device) for name, values in batch.items()})
-        encoded = _joint(encoded, ours)
-        size = _count(encoded)
-        where = torch.arange(place, place + size)
-        if "index" in batch:
-            where = _joint({"index": batch["index"].to(device)}, ours)["index"]
-        for name, values in encoded.items():
-            if name not in out:
-                out[name] = torch.empty((count, *values.shape[1:]), dtype=values.dtype)
-            if values.shape != (len(where), *out[name].shape[1:]):
-                raise ValueError(f"{name} of {what} changes its shape from batch to batch: {values.shape}")
-            out[name][where] = values
-        seen.index_add_(0, where, torch.ones_like(where))
-        place += size
-    if not (seen == 1).all():
-        raise ValueError(f"of {count} {what} {int((seen != 1).sum())} were not encoded exactly once")
-    return out
+@contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    """The folder for large files, which is emptied after use; one that was given stays as it is after an error."""
+    if given is None:
+        with tempfile.TemporaryDirectory(prefix="crossreel-evaluation-") as name:
+            yield Path(name)
+        return
+    own = given / f"scores-{distributed.rank()}"
+    own.mkdir(parents=True, exist_ok=True)
+    yield own
+    shutil.rmtree(own)
 
 
-def _own(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Yield this process's batch of every `world` consecutive ones, and whether its encodings count.
+def _encoded(
+    method: Method, data: MethodData, split: str, index: SplitIndex, sample: Positions | None,
+    device: str | torch.device, memory_mb: int, scratch: Path, pace: Pace,
+) -> tuple[Encoded, Encoded]:  # fmt: skip
+    """Items and captions of a split, of these only a sample if there is one; more than an eighth of the memory each
+    is mapped from a file."""
+    most = memory_mb * 2**20 // 8
+    items = encode_all(
+        method.encode_items, data.item_batches(split), len(index.items), "items", device,
+        file=scratch / "items.safetensors", most_bytes=most, pace=pace,
+    )  # fmt: skip
+    batches, count = data.text_batches(split), len(index.captions)
+    if sample is not None:
+        batches, count = only(batches, sample), len(sample)
+    texts = encode_all(
+        method.encode_texts, batches, count, "captions", device,
+        file=scratch / "captions.safetensors", most_bytes=most, pace=pace,
+    )  # fmt: skip
+    return items, texts
 
-    If the last group has fewer batches than there are processes, a process without one encodes the first batch of the
-    group and its result is discarded: all processes must take part in every gather, and each must know the shapes.
-    """
-    rank, world = distributed.rank(), distributed.world()
-    chosen: tuple[Batch, bool] | None = None
-    for number, batch in enumerate(batches):
-        if number % world == 0 and chosen:
-            yield chosen
-        if number % world in (0, rank):
-            chosen = batch, number % world == rank
-    if chosen:
-        yield chosen
 
-
-def _joint(rows: Mapping[str, Tensor], ours: bool) -> Encoded:
-    """The rows of all processes whose encodings count, on the host, in order of rank."""
-    return {
-        name: torch.cat(distributed.gather(values if ours else values[:0])).cpu()
-        for name, values in rows.items()
-    }
+def _computed_by(method: Method) -> dict[str, str]:
+    """What decides scores besides the data: the weights, as a digest, and the library."""
+    digest = hashlib.sha256()
+    for name, values in method.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {"weights": digest.hexdigest(), "torch": torch.__version__}
 
 
 def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[str], v2t_rank: str) -> Ranking:
@@ -435,16 +361,16 @@ def _rank(blocks: Iterable[Block], relevance: Relevance, directions: Sequence[st
 
 
 def _post_processed(
-    blocks: Iterable[Block], rows: ScoreRows, relevance: Relevance, units: Units, directions: Sequence[str], seed: int,
+    rows: ScoreRows, relevance: Relevance, units: Units, directions: Sequence[str], seed: int,
     params: EvaluateParams | None, bank: MethodData | None, v2t_rank: str,
 ) -> dict[str, PostProcessed]:  # fmt: skip
     """The estimates under each requested post-processing, by its name; empty without a request."""
     if params is None or not params.post_processing:
         return {}
     shape = rows.queries, rows.gallery
-    options = postprocess.adjusted(blocks, shape, params, _bank(bank, rows) if bank else None, directions)
+    options = postprocess.adjusted(rows, shape, params, _bank(bank, rows) if bank else None, directions)
     out = {}
-    for name, ranks in postprocess.ranks(blocks, relevance, directions, options, v2t_rank).items():
+    for name, ranks in postprocess.ranks(rows, relevance, directions, options, v2t_rank).items():
         strict, mean = both_estimates(ranks, units, seed)
         settings: Params = getattr(params, name)
         out[name] = PostProcessed(
@@ -458,17 +384,17 @@ def _bank(data: MethodData, rows: ScoreRows) -> Bank:
 
     def encoded(encode: Callable[[Batch], Encoded], batches: Iterable[Batch]) -> Iterator[Encoded]:
         for batch in batches:
-            with _inference(rows.method):
+            with inference(rows.method):
                 some = encode({name: values.to(rows.device) for name, values in batch.items()})
             yield some
 
     def texts() -> Iterator[NDArray[np.float32]]:
         for some in encoded(rows.method.encode_texts, data.text_batches("train")):
-            yield from (scores for _, scores in rows.between(some, rows.items))
+            yield from (scores for _, scores in rows.between(some, rows.items, "scoring the bank"))
 
     def items() -> Iterator[ScoreRows]:
         for some in encoded(rows.method.encode_items, data.item_batches("train")):
-            yield rows.between(rows.texts, some)
+            yield rows.between(rows.texts, some, "scoring the bank")
 
     return Bank(texts, items)
 
@@ -542,33 +468,5 @@ def split_digest(index: SplitIndex) -> str:
     return hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _inference(method: Method) -> Iterator[None]:
-    """Turn off gradients and dropout inside; afterwards every part returns to its previous mode.
-
-    Part by part, because a method may keep a frozen backbone in evaluation mode while it trains.
-    """
-    modes = [(part, part.training) for part in method.modules()]
-    method.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
 def _caption_item(index: SplitIndex) -> Positions:
     return np.asarray(index.caption_item, dtype=np.int64)
-
-
-def _count(encoded: Encoded) -> int:
-    return len(next(iter(encoded.values())))
-
-
-def _bytes_each(encoded: Encoded) -> int:
-    return max(1, sum(values[:1].nbytes for values in encoded.values()))
-
-
-def _part(encoded: Encoded, where: slice, device: str | torch.device) -> Encoded:
-    return {name: values[where].to(device) for name, values in encoded.items()}

@@ -67,10 +67,23 @@ class ColumnTop:
 
     def add(self, scores: Scores) -> None:
         """Take in the next rows (q, V)."""
+        if self.positions.shape[1] < self.count:
+            self._add(scores, slice(None))
+        else:  # a later row must be better than the last one kept: most columns keep theirs
+            better = np.flatnonzero((scores > self.scores[:, -1].astype(scores.dtype)).any(axis=0))
+            if len(better):
+                self._add(scores[:, better], better)
+        self.rows += len(scores)
+
+    def _add(self, scores: Scores, columns: Positions | slice) -> None:
+        """The same for some columns; scores: (q, n)."""
         rows, best = top(scores.T, self.count)
         # Those kept come from earlier rows: in front, they win ties again.
-        positions = np.concatenate([self.positions, rows + self.rows], axis=1)
-        joint = np.concatenate([self.scores.astype(best.dtype), best], axis=1)
-        places, self.scores = top(joint, self.count)
-        self.positions = np.take_along_axis(positions, places, axis=1)
-        self.rows += len(scores)
+        positions = np.concatenate([self.positions[columns], rows + self.rows], axis=1)
+        joint = np.concatenate([self.scores[columns].astype(best.dtype), best], axis=1)
+        places, values = top(joint, self.count)
+        positions = np.take_along_axis(positions, places, axis=1)
+        if isinstance(columns, slice):
+            self.positions, self.scores = positions, values
+        else:
+            self.positions[columns], self.scores[columns] = positions, values

@@ -26,6 +26,7 @@ from trainers.relevance import Positions, Relevance, Scores
 RESAMPLES = 1000
 LEVEL = 0.95  # confidence level of the bootstrap intervals
 SAMPLE_ENTRIES = 2**22  # counts held at once while bootstrapping: 32 MB
+PIECE = 2**18  # scores whose first places are found at once: what that takes stays in the cache
 
 Block = tuple[slice, Scores]
 """Consecutive captions and their scores (Q, V) against all items."""
@@ -134,6 +135,15 @@ def link_ranks(blocks: Iterable[Block], relevance: Relevance) -> tuple[Ranks, Ra
 
 def top(scores: Scores, count: int) -> tuple[Positions, Scores]:
     """Positions and scores (Q, min(count, V)) of the best items of a row, equal scores in gallery order."""
+    rows, columns = scores.shape
+    step = max(1, PIECE // max(1, columns))
+    parts = [_top(scores[first : first + step], count) for first in range(0, max(1, rows), step)]
+    positions, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return positions, values
+
+
+def _top(scores: Scores, count: int) -> tuple[Positions, Scores]:
+    """The same of a few rows: its masks and sums take twelve bytes a score."""
     rows, columns = scores.shape
     count = min(count, columns)
     cut = np.partition(scores, columns - count, axis=1)[:, columns - count, None]

@@ -18,11 +18,10 @@ from scipy.special import logsumexp
 
 from trainers.measure.group_ranks import CAPTIONS, item_ranks
 from trainers.measure.hubness import ColumnTop
-from trainers.measure.metrics import Block, Ranks, join, text_ranks, top
+from trainers.measure.metrics import PIECE, Block, Ranks, join, text_ranks, top
 from trainers.relevance import Positions, Relevance, Scores
 from trainers.stages import EvaluateParams
 
-PIECE = 2**18  # scores computed at once: their 2 MB in float64 stay in the cache
 NOTHING = -1e300  # stands for log(0): below all other logs, but finite, because ranks need finite numbers
 
 OTHERS = "uses the other queries of the test set, which a search does not have; not comparable with figures without it"
@@ -223,7 +222,7 @@ def _bank_of_items(bank: Bank, queries: int, beta: float, k: int) -> tuple[Vecto
 
 
 def _pieces(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Yield the blocks in pieces of at most PIECE scores, so that their float64 copies are small."""
+    """Yield the blocks in pieces of at most PIECE scores, so that their float64 copies (2 MB) stay in the cache."""
     for where, scores in blocks:
         rows = max(1, PIECE // scores.shape[1])
         for first in range(0, len(scores), rows):

@@ -5,8 +5,6 @@ Axes: V entries of an index (items, or captions), K places.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
+from trainers.measure.encoding_files import room
 from trainers.measure.metrics import require_finite, top
 from trainers.method import Batch, Encoded, MethodData
 from trainers.relevance import Positions
@@ -26,19 +25,6 @@ from trainers.trained import open_trained, read_settings
 
 QUERY = "query"  # the split that a new caption or item is packed as
 MEMORY_MB = 512
-DTYPES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # names of safetensors
-
 Read = Callable[[str, str, str], NDArray[Any]]
 """Function from stage, output ("" for the first) and key of an item or caption to the stored array."""
 
@@ -89,7 +75,7 @@ def write_encodings(
             encoded = encode({name: values.to(device) for name, values in batch.items()})
             size = len(next(iter(encoded.values())))
             where = batch["index"] if "index" in batch else torch.arange(place, place + size)
-            out = out or _room(path, encoded, count)
+            out = out or room(path, encoded, count)
             for name, values in encoded.items():
                 if values.shape != (size, *out[name].shape[1:]):
                     raise ValueError(f"{name} changes its shape from batch to batch: {tuple(values.shape)}")
@@ -98,34 +84,6 @@ def write_encodings(
             place += size
     if not (seen == 1).all():
         raise ValueError(f"of {count} entries {int((seen != 1).sum())} were not encoded exactly once")
-
-
-def _room(path: Path, like: Encoded, count: int) -> Encoded:
-    """Tensors (count, ...) that are the content of a new safetensors file, of the kinds of a first batch.
-
-    The library writes what is in memory whole; the layout is a length, a JSON header, and the bytes.
-    """
-    header, end = {}, 0
-    for name in sorted(
-        like, key=lambda name: (-like[name].element_size(), name)
-    ):  # each aligned for its type
-        values = like[name]
-        start, end = end, end + count * values[:1].nbytes
-        shape = [count, *values.shape[1:]]
-        header[name] = {"dtype": DTYPES[values.dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.flush()
-        os.posix_fallocate(
-            file.fileno(), 0, file.tell() + end
-        )  # a full disk raises here; in the map it is a SIGBUS
-    raw = torch.from_numpy(np.memmap(path, np.uint8, "r+", offset=8 + len(text)))
-    return {
-        name: raw[slice(*entry["data_offsets"])].view(like[name].dtype).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
 
 
 def best(

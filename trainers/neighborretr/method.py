@@ -31,6 +31,8 @@ EPS = 1e-6
 class NeighborRetr(Method):
     """Ranks videos by the best partners of words and frames, trained so that no video is everyone's neighbour."""
 
+    pairs_at_once = 2**18  # 1 s on a core
+
     def __init__(self, config: NeighborRetrConfig, towers: ClipTowers | None, dims: int) -> None:
         super().__init__()
         self.config = config

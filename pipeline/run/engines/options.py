@@ -25,6 +25,9 @@ class RunOptions(Options):
     resources: dict[str, float] = Setting(default_factory=dict)  # custom resources of Ray that a worker needs
     share_gpu: bool = False  # use GPUs that another run of this machine uses, instead of waiting for them
     processes: int = Setting(1, ge=0)  # training processes on this machine; 0: one for each GPU
+    loader_workers: int = Setting(
+        -1, ge=-1
+    )  # processes that make the batches of each training process; -1: by device and cores, on a CPU none
     nodes: int = Setting(1, ge=1)  # machines that train together; the others run `crossreel stage ... --join`
     rendezvous: str = ""  # host:port of the first of these machines, to which all connect
     device: str = Setting("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto: GPUs if there are any

@@ -19,7 +19,7 @@ from trainers.clip4clip.data import open_data, pack
 from trainers.clip4clip.method import Clip4Clip, build, optimizer
 from trainers.clip4clip.model import Clip4ClipNetwork, freeze
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop import distributed
+from trainers.loop.gradients import MeanGradients
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "clip4clip"
 HEADERS = ("meanP", "seqTransf", "seqLSTM")
@@ -214,7 +214,7 @@ def gradients(
         }
         loss = torch.stack(list(method.losses(batch, 0).values())).sum()
         loss.backward()
-        distributed.mean_gradients(method.parameters())
+        MeanGradients(method.parameters()).finish()
         return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}, loss.item()
 
     found: list[tuple[dict[str, Tensor], float]] = from_processes(world, body)

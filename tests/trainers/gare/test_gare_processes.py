@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers.gare import official
 from trainers.gare.config import GareConfig
 from trainers.gare.method import Gare
-from trainers.loop import distributed
+from trainers.loop.gradients import MeanGradients
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "gare"
 SHARES = {1: [6], 2: [2, 4], 4: [2, 1, 1, 2]}  # unequal on purpose
@@ -41,7 +41,7 @@ def gradients(
         frozen["place"] = torch.arange(len(masks))[mine]
         loss = torch.stack(list(method.losses(frozen, 0).values())).sum()
         loss.backward()
-        distributed.mean_gradients(method.parameters())
+        MeanGradients(method.parameters()).finish()
         return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}, loss.item()
 
     config = GareConfig(num_hidden_layers=2, mode="frozen", **options)

@@ -19,7 +19,7 @@ from trainers.data import SplitIndex, write_also
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.data import H2arnData, open_data, pack
 from trainers.h2arn.method import H2arn, build, optimizer
-from trainers.loop import distributed
+from trainers.loop.gradients import MeanGradients
 from trainers.loop.optim import WarmupAdamW
 from trainers.loop.trained import TrainedFolder
 from trainers.measure.evaluate import evaluate
@@ -238,7 +238,7 @@ def step(method: H2arn, data: H2arnData, batch: int, rank: int = 0, world: int =
     method.zero_grad()
     terms = method.losses(list(data.train_batches(0, 0, rank, world))[batch], 0)
     torch.stack(list(terms.values())).sum().backward()
-    distributed.mean_gradients(method.parameters())
+    MeanGradients(method.parameters()).finish()
     return gradients(method) | {f"term.{name}": value.detach() for name, value in terms.items()}
 
 

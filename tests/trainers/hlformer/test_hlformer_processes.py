@@ -14,7 +14,7 @@ from torch import Tensor
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.data import HLFormerData, open_data, pack
 from trainers.hlformer.method import HLFormer, build
-from trainers.loop import distributed
+from trainers.loop.gradients import MeanGradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +54,7 @@ def step(
     method.zero_grad()
     terms = method.losses(list(data.train_batches(0, 0, rank, world))[batch], 0)
     torch.stack(list(terms.values())).sum().backward()
-    distributed.mean_gradients(method.parameters())
+    MeanGradients(method.parameters()).finish()
     found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return found | {f"term.{name}": value.detach() for name, value in terms.items()}
 

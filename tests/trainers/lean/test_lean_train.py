@@ -18,7 +18,8 @@ from trainers.data import SplitIndex
 from trainers.lean.config import LeanConfig
 from trainers.lean.data import LeanData, open_data, pack
 from trainers.lean.method import Lean, build, optimizer
-from trainers.loop import checkpoint, distributed
+from trainers.loop import checkpoint
+from trainers.loop.gradients import MeanGradients
 from trainers.measure.evaluate import evaluate
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.method import Method
@@ -269,7 +270,7 @@ def step(method: Lean, data: LeanData, batch: int, rank: int = 0, world: int = 1
     method.zero_grad()
     terms = method.losses(list(data.train_batches(0, 0, rank, world))[batch], 0)
     torch.stack(list(terms.values())).sum().backward()
-    distributed.mean_gradients(method.parameters())
+    MeanGradients(method.parameters()).finish()
     found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     return found | {f"term.{name}": value.detach() for name, value in terms.items()}
 

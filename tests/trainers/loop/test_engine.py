@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.errors import TrainingError, UserError
 from trainers.config import Recipe
 from trainers.loop import checkpoint, curves, distributed
 from trainers.loop.engine import FitResult, fit
+from trainers.loop.gradients import MeanGradients
 from trainers.loop.optim import BertAdam
 from trainers.loop.progress import Progress
 from trainers.loop.seeds import seed_everything
@@ -113,7 +115,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: tensor.tolist() for name, tensor in tensors.items()}
     found["best"] = {name: tensor.tolist() for name, tensor in checkpoint.load(best)[0].items()}
     found["state"] = meta["state"] | {"seconds": None, "points": None}  # both hold measured times
-    found["history"] = (folder / "history.jsonl").read_text()
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    found["state"]["history"] = found["history"] = [row | {"waiting": None} for row in rows]  # measured too
+    assert [row | {"waiting": None} for row in meta["state"]["history"]] == found["history"]
     return found | {"points": points(folder)}
 
 
@@ -511,7 +515,7 @@ def test_gathered_rows_carry_the_gradient_of_the_joint_batch(
     def gradient(own: Tensor) -> None:
         joint = distributed.gather_with_grad(model(own))
         (joint @ joint.T).logsumexp(1).mean().backward()  # every row meets every other
-        distributed.mean_gradients([*model.parameters(), unused])
+        MeanGradients([*model.parameters(), unused]).finish()
 
     def body(rank: int) -> dict[str, Tensor | None]:
         gradient(rows[:3] if rank == 0 else rows[3:])  # unequal shares
@@ -523,6 +527,42 @@ def test_gathered_rows_carry_the_gradient_of_the_joint_batch(
     for found in shared:
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_sent_while_others_are_computed_and_an_unused_one_counts_as_zero(
+    from_processes: Callable[..., list[Any]],
+) -> None:
+    def body(rank: int) -> dict[str, Any]:
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+        one_sided, nobodys = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        twin = deepcopy(layers)
+        gradients = MeanGradients(
+            [nobodys, *layers.parameters(), one_sided], bucket_bytes=80
+        )  # about a layer
+        sent: list[int] = []
+        layers[0].weight.register_hook(lambda _: sent.append(gradients.sent))
+        batch = torch.arange(8.0).view(2, 4)
+        for _ in range(2):
+            layers.zero_grad()
+            one_sided.grad = None
+            layers(batch + rank).square().mean().backward()  # the first of two accumulated batches
+            with gradients.last_backward():
+                loss = layers(batch + rank).square().mean()
+                (loss + one_sided.sum() if rank == 0 else loss).backward()
+            gradients.finish()
+            assert gradients.sent == 0  # ready for the next update
+        sum(
+            twin(batch + other).square().mean() for other in (0, 1)
+        ).backward()  # two batches of each of two halves
+        for found, expected in zip(layers.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad)
+        return {"sent": sent[1::2], "one": one_sided.grad, "none": nobodys.grad}
+
+    for rank, found in enumerate(from_processes(2, body)):
+        assert found["one"].tolist() == [0.5, 0.5] and found["none"] is None
+        # in the second update buckets go in the order in which the first process's gradients came
+        assert found["sent"][1] >= (3 if rank == 0 else 0)
 
 
 def test_two_processes_train_like_one_and_agree_on_stopping(

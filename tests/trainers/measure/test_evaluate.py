@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from pipeline.errors import TrainingError, UserError
 from trainers.data import SplitIndex
 from trainers.loop import distributed
-from trainers.measure import postprocess
-from trainers.measure.evaluate import _encode, evaluate, split_digest, validation_figure
+from trainers.measure import kept_scores, postprocess
+from trainers.measure.encoding import encode_all
+from trainers.measure.evaluate import evaluate, split_digest, validation_figure, validation_sample
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.measure.group_ranks import CAPTIONS as ALL_CAPTIONS
 from trainers.measure.group_ranks import GROUPS
@@ -128,11 +131,12 @@ def test_blocks_of_any_size_give_what_the_whole_matrix_gives(memory_mb: int) -> 
     assert strict == metrics(text_ranks(scores, item).strict)
 
 
-def test_small_memory_cuts_texts_and_items_unevenly_and_scores_again_for_the_second_pass() -> None:
+def test_small_memory_cuts_texts_and_items_unevenly_and_still_scores_every_pair_once() -> None:
     method = Dot()
-    evaluate(method, Data(), "test", split_index(), directions=("t2v", "v2t"), memory_mb=1)
+    params = EvaluateParams(post_processing=("sinkhorn",))  # reads the scores more often than the ranks do
+    evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1, post_processing=params)
     assert len({rows for rows, _ in method.calls}) == len({columns for _, columns in method.calls}) == 2
-    assert sum(rows * columns for rows, columns in method.calls) == 2 * ITEMS * CAPTIONS
+    assert sum(rows * columns for rows, columns in method.calls) == ITEMS * CAPTIONS
 
 
 def test_both_directions_score_every_pair_once_where_the_matrix_fits() -> None:
@@ -502,7 +506,7 @@ def test_rows_without_an_index_are_put_in_the_order_of_their_batches_by_several_
             {"x": torch.arange(first, last).float()[:, None]} for first, last in ((0, 4), (4, 5), (5, 9))
         ]
         with distributed.process_group(torch.device("cpu")):
-            found = _encode(Counting().encode_items, batches, 9, "items", "cpu")
+            found = encode_all(Counting().encode_items, batches, 9, "items", "cpu")
         assert found["vector"][:, 0].tolist() == list(range(9)) and found["vector"].dtype == torch.bfloat16
         assert found["real"].tolist() == [number > 2 for number in range(9)]
 
@@ -568,3 +572,135 @@ def test_the_figure_that_chooses_the_epoch_is_that_of_the_evaluation(convention:
     first = [of["v2t"][f"R@{cutoff}"].value for cutoff in (1, 5, 10)]
     assert figure("R@1+5+10", "v2t") == pytest.approx(sum(first))
     assert figure("RSUM") == pytest.approx(of["both"]["RSUM"].value)
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of an evaluation."""
+
+
+class Mortal(Dot):
+    """Dies at a call of `scores`."""
+
+    def __init__(self, dies_at: int) -> None:
+        super().__init__()
+        self.dies_at = dies_at
+
+    def scores(self, texts: Encoded, items: Encoded) -> Tensor:
+        if len(self.calls) == self.dies_at:
+            raise Killed
+        return super().scores(texts, items)
+
+
+def pairs_scored(method: Dot) -> int:
+    return sum(texts * items for texts, items in method.calls)
+
+
+def killed_evaluation(folder: Path) -> Mortal:
+    """An evaluation that dies in its fourth block of rows, of which four hold 54 captions and the last 41."""
+    method = Mortal(dies_at=3 * 5 + 2)  # of five tiles of items each
+    with pytest.raises(Killed):
+        evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1, folder=folder)
+    return method
+
+
+def test_an_evaluation_that_was_killed_goes_on_after_its_last_finished_block(tmp_path: Path) -> None:
+    whole = evaluate(Dot(), Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1)
+    killed_evaluation(tmp_path)
+    method = Dot()
+    found = evaluate(method, Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1, folder=tmp_path)
+    assert pairs_scored(method) == (CAPTIONS - 3 * 54) * ITEMS
+    assert found.metrics == whole.metrics and found.hubness == whole.hubness
+    assert np.array_equal(found.ranking.top_scores, whole.ranking.top_scores)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_of_other_weights_or_of_a_damaged_file_are_scored_again(tmp_path: Path) -> None:
+    both = ("t2v", "v2t")
+    killed_evaluation(tmp_path)
+    other = Dot()
+    other.text.weight.data *= 2
+    evaluate(other, Data(), "test", split_index(), both, memory_mb=1, folder=tmp_path)
+    assert pairs_scored(other) == CAPTIONS * ITEMS
+
+    killed_evaluation(tmp_path)
+    (values,) = tmp_path.rglob("scores.f32")
+    with values.open("r+b") as file:
+        file.seek(4 * ITEMS * 60)  # in the second block
+        file.write(b"damage")
+    method = Dot()
+    found = evaluate(method, Data(), "test", split_index(), both, memory_mb=1, folder=tmp_path)
+    assert pairs_scored(method) == (CAPTIONS - 2 * 54) * ITEMS
+    assert found.metrics == evaluate(Dot(), Data(), "test", split_index(), both).metrics
+
+
+def test_a_full_disk_costs_a_second_scoring_and_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = evaluate(Dot(), Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1)
+    monkeypatch.setattr(kept_scores.os, "posix_fallocate", full)
+    method = Dot()
+    small = Data()
+    found = evaluate(method, small, "test", split_index(), ("t2v", "v2t"), folder=tmp_path)
+    assert found.metrics == whole.metrics and pairs_scored(method) == 2 * CAPTIONS * ITEMS
+    assert "no room for the scores of 257 captions and 301 items" in caplog.text
+
+
+def test_encodings_above_an_eighth_of_the_memory_are_mapped_from_a_file(tmp_path: Path) -> None:
+    batches = [{"x": torch.full((5, 3), float(n))} for n in range(4)]
+    for most, mapped in ((20 * 12, False), (20 * 12 - 1, True)):
+        found = encode_all(
+            lambda batch: {"vector": batch["x"]}, batches, 20, "items", "cpu", file=tmp_path / "file",
+            most_bytes=most,
+        )  # fmt: skip
+        assert found["vector"].tolist() == [[n] * 3 for n in range(4) for _ in range(5)]
+        assert (tmp_path / "file").exists() == mapped
+
+
+def test_progress_counts_captions_items_and_pairs_to_their_totals() -> None:
+    seen: list[Mapping[str, Any]] = []
+    evaluate(Dot(), Data(), "test", split_index(), ("t2v", "v2t"), memory_mb=1, on_progress=seen.append)
+    totals = {"encoding items": ITEMS, "encoding captions": CAPTIONS, "scoring": ITEMS * CAPTIONS,
+              "ranking": CAPTIONS}  # fmt: skip
+    for doing, total in totals.items():
+        phase = [each for each in seen if each["doing"] == doing]
+        assert phase[0]["done"] == 0 and phase[-1]["done"] == phase[-1]["total"] == total, doing
+    assert [doing for doing in dict.fromkeys(each["doing"] for each in seen) if doing in totals] == list(
+        totals
+    )
+
+
+@pytest.mark.parametrize("memory_mb", [1, 1024])
+def test_a_validation_on_a_sample_is_that_of_a_split_without_the_other_captions(memory_mb: int) -> None:
+    data, index = Data(), several_right()
+    sample = validation_sample(index, 90, seed=3)
+    assert sample is not None and len(sample) == len({*sample.tolist()}) == 90
+    assert np.array_equal(sample, validation_sample(index, 90, seed=3))
+    assert not np.array_equal(sample, validation_sample(index, 90, seed=4))
+
+    class Alone(Data):
+        """A split of the sampled captions alone."""
+
+        def text_batches(self, split: str) -> Iterator[Batch]:
+            yield {"x": self.texts[sample], "index": torch.arange(90)}
+
+    kept = {
+        name: [getattr(index, name)[place] for place in sample]
+        for name in ("captions", "caption_rows", "caption_item", "texts", "caption_also")
+    }
+    for by, direction in (("SumR", "t2v"), ("R@10", "v2t"), ("RSUM", "t2v")):
+        figures = [
+            validation_figure(Dot(), each, "val", split, by=by, direction=direction, memory_mb=memory_mb, **more)
+            for each, split, more in (
+                (data, index, {"sample": sample}), (Alone(), replace(index, **kept), {})
+            )
+        ]  # fmt: skip
+        assert figures[0] == figures[1] > 0, by
+
+
+def test_a_split_with_no_more_captions_than_the_sample_is_validated_whole() -> None:
+    index = split_index()
+    assert validation_sample(index, CAPTIONS, 0) is None and validation_sample(index, 0, 0) is None
+    assert validation_sample(index, CAPTIONS - 1, 0) is not None

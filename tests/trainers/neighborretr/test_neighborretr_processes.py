@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from extractors.backbones.weights import import_open_clip
-from trainers.loop import distributed
+from trainers.loop.gradients import MeanGradients
 from trainers.neighborretr.bank import Pairs
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
@@ -56,7 +56,7 @@ def steps(from_processes: Callable[..., list[Any]], world: int, **options: objec
             loss = torch.stack(list(method.losses(batch, 0).values())).sum()
             loss.backward()
             losses.append(loss.item())
-        distributed.mean_gradients(method.parameters())
+        MeanGradients(method.parameters()).finish()
         grads = {name: p.grad for name, p in method.network.named_parameters() if p.grad is not None}
         return grads | method.bank.state_dict(), losses
 
