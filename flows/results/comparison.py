@@ -237,7 +237,7 @@ def compare(matching: Matched, seed: int = 0, resamples: int = RESAMPLES) -> lis
                 pairs.append(
                     replace(pair, of_a=estimates[number][direction], of_b=estimates[place][direction])
                 )
-    return _corrected(pairs)
+    return corrected(pairs)
 
 
 def _estimates(run: Measured, directions: Sequence[str], seed: int) -> dict[str, dict[str, Estimate]]:
@@ -375,11 +375,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in out]
 
 
-def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
+def corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs, with p values corrected over the tests of all pairs."""
-    corrected = iter(holm([test.p for pair in pairs for test in pair.tests.values()]))
+    raised = iter(holm([test.p for pair in pairs for test in pair.tests.values()]))
     return [
-        replace(pair, tests={name: replace(t, corrected=next(corrected)) for name, t in pair.tests.items()})
+        replace(pair, tests={name: replace(t, corrected=next(raised)) for name, t in pair.tests.items()})
         for pair in pairs
     ]
 
