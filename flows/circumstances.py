@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.repetition import Repetition, random_networks
-from flows.trained.runs import TrainedRun, evaluations, trained_runs
 from pipeline.corpus.contents import Contents
 from pipeline.run.plan import State
 from pipeline.store.documents import Document
@@ -71,26 +70,36 @@ def of_method(
         exact=beside.exact,
         differences=len(beside.every_reason if beside.row else beside.settings),
         seed=config.seed if config.epochs else None,
-        again=list(_again(TrainedRun(store, method, states[f"train-{method}"].fingerprint.hex), split)),
+        again=list(_again(store, method, states[f"train-{method}"].fingerprint.hex, split)),
     )
 
 
-def _again(run: TrainedRun, split: str) -> Iterator[Repeated]:
+def _again(store: Store, method: str, fingerprint: str, split: str) -> Iterator[Repeated]:
     """Yield other evaluated trainings of the store that differ from this one in the seed alone, one a seed."""
+    trainings = dict(_records(store, f"train-{method}"))
     try:
-        own, seed = _without_seed(run.components)
-    except (KeyError, OSError):  # a checkpoint that was imported has no such record
+        own, seed = _without_seed(trainings[fingerprint])
+    except KeyError:  # a checkpoint that was imported has no seed
         return
     seen = {seed}
-    for other in trained_runs(run.store, run.method):
-        params, seed = _without_seed(other.components)
-        if params != own or seed in seen:
-            continue
-        for made in evaluations(other):
-            if made.split == split:
-                seen.add(seed)
-                yield Repeated(seed=seed, evaluated=str(run.store.run_folder(made.stage, made.fingerprint)))
-                break
+    evaluations = [
+        (fp, parts)
+        for fp, parts in _records(store, f"evaluate-{method}")
+        if parts["params"]["split"] == split
+    ]
+    for other, components in trainings.items():
+        params, seed = _without_seed(components)
+        made = [fp for fp, parts in evaluations if parts["needs"].get(f"train-{method}") == other]
+        if params == own and seed not in seen and made:
+            seen.add(seed)
+            yield Repeated(seed=seed, evaluated=str(store.run_folder(f"evaluate-{method}", made[0])))
+
+
+def _records(store: Store, stage: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield fingerprint and components of each finished folder of a stage."""
+    for folder in sorted((store.root / "runs" / stage).glob("*")):
+        if store.has_run(stage, folder.name):
+            yield folder.name, store.run_record(stage, folder.name)["components"]
 
 
 def _without_seed(components: Mapping[str, Any]) -> tuple[dict[str, Any], int]:

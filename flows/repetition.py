@@ -263,9 +263,7 @@ def random_networks(method: str, stages: Stages, config: MethodConfig) -> list[s
     """The stages that a method rests on whose network has random weights."""
     used = _networks_used(method, stages, config)
     return [
-        stage
-        for stage, found in used.items()
-        if weights.seed_of(str(found.get("weights", ""))) is not None
+        stage for stage, found in used.items() if weights.seed_of(str(found.get("weights", ""))) is not None
     ]
 
 

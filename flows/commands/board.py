@@ -16,7 +16,9 @@ from flows.project import Project
 from flows.results.board.lint import Linted, lint
 from flows.results.board.published import Published, read_published
 from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
+from flows.results.judged import verdict_of
 from flows.results.method_results import evaluated_folder
+from flows.results.verdict import Verdict
 from pipeline.errors import UserError, nearest
 from pipeline.run.plan import State
 from trainers.measure.metric_table import DIRECTIONS, metric
@@ -56,13 +58,19 @@ def board(
         _print_lint(lint(published), as_json)
         return
     with StageDisplay(quiet=as_json) as display:
-        ours = [own for path in experiments for own in _our_figures(path, sets, methods, display)]
+        found = [_our_figures(path, sets, methods, display) for path in experiments]
+    ours = [own for figures, _ in found for own in figures]
     all_sections = sections(published, ours, variants)
     if as_json:
         print_json([asdict(section) for section in all_sections])
         return
     for section in all_sections:
         _print(section)
+    for path, (_, verdict) in zip(experiments, found, strict=True):
+        if verdict is not None:
+            out.print(f"\nverdict of {path}", markup=False, style="bold")
+            for sentence in verdict.lines:
+                out.print(sentence, markup=False, highlight=False)
     linted = lint(published)
     for problem in (*linted.new, *(problem for problem, _ in linted.known)):
         out.print(f"contradicts itself: {problem}", markup=False)
@@ -92,8 +100,10 @@ def _print_lint(linted: Linted, as_json: bool) -> None:
         raise typer.Exit(CONTRADICTED)
 
 
-def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: StageDisplay) -> list[Ours]:
-    """The figures of an experiment's evaluated methods, limited to `methods` if any are given."""
+def _our_figures(
+    path: Path, sets: list[str], methods: Sequence[str], display: StageDisplay
+) -> tuple[list[Ours], Verdict | None]:
+    """The figures of an experiment's evaluated methods, limited to `methods` if any are given, and the verdict."""
     project = opened(path, sets, [], display)
     try:
         states = project.survey()
@@ -101,7 +111,9 @@ def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: S
         evaluated = {name: state for name in names if (state := states[f"evaluate-{name}"]).complete}
         if not evaluated:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
-        return [_ours(project, n, str(path), state) for n, state in evaluated.items()]
+        verdict = verdict_of(project, states)
+        ordered = sorted(evaluated, key=lambda name: verdict.rank(name) if verdict else 0)
+        return [_ours(project, n, str(path), evaluated[n]) for n in ordered], verdict
     finally:
         project.store.index.close()
 

@@ -22,7 +22,7 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from flows.console import describe, position
-from flows.results.report.wording import short_title
+from flows.results.wording import short_title
 from flows.run import RunResult
 from pipeline.run.execute import Progress
 from trainers.measure.metric_table import metric

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.results.measured import Measured, RankedQueries
-from flows.results.report.wording import counted, listed, member
+from flows.results.wording import counted, listed, member
 from pipeline.errors import UserError
 from trainers.measure.evaluated import Protocol
 from trainers.measure.metric_table import CUTOFFS, DIRECTIONS, RSUM_CUTOFFS, metric

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from flows.circumstances import Circumstances, failures, of_method
 from flows.project import Project
 from flows.reporting import REPORT
+from flows.results.leaderboard import leaderboard
 from flows.results.method_results import evaluated_folder
 from flows.results.verdict import FILE, OWNER, REMEDY, Verdict, judge
 from pipeline.run.plan import State
@@ -35,3 +37,13 @@ def verdict_of(project: Project, states: Mapping[str, State]) -> Verdict | None:
         methods[method] = of_method(method, states, project.store, beside, protocol.split)
     limiting = Circumstances(failed_items=items, failed_captions=captions, methods=methods)
     return judge(evaluated, limiting)
+
+
+def judged_leaderboard(
+    project: Project, states: Mapping[str, State]
+) -> tuple[Verdict | None, list[dict[str, Any]]]:
+    """The verdict on all evaluated methods, and the rows of their leaderboard in its order."""
+    verdict, rows = verdict_of(project, states), leaderboard(project, states)
+    if verdict is not None:
+        rows.sort(key=lambda row: verdict.rank(row["method"]))
+    return verdict, rows

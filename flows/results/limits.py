@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.circumstances import Circumstances, OfMethod
 from flows.results.measured import Measured
-from flows.results.report.wording import NOUNS, counted, listed, member
+from flows.results.wording import NOUNS, counted, listed, member
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.measure.metric_table import metric
 
@@ -86,16 +86,24 @@ def _seeds(own: Mapping[str, OfMethod], evaluated: Mapping[str, EvaluatedFolder]
         if not one.again:
             once.append((method, one.seed))
             continue
-        values = [_figure(evaluated[method]), *(_figure(EvaluatedFolder(Path(r.evaluated))) for r in one.again)]
+        values = [
+            _figure(evaluated[method]),
+            *(_figure(EvaluatedFolder(Path(r.evaluated))) for r in one.again),
+        ]
         seeds = ", ".join(map(str, sorted([one.seed, *(r.seed for r in one.again)])))
         yield (
             f"{method} was trained with {len(values)} seeds ({seeds}): R@1 {min(values):.1f} to {max(values):.1f}, "
             f"standard deviation {metric('R@1').printed(statistics.stdev(values))}; the tests are of seed {one.seed}."
         )
     if once:
-        seeds = listed([str(seed) for seed in dict.fromkeys(seed for _, seed in once)])
-        named = "Each method" if len(once) == sum(one.seed is not None for one in own.values()) else listed([m for m, _ in once])
-        yield f"{named} was trained once (seed {seeds}); another seed can differ by more than the intervals say."
+        different = list(dict.fromkeys(seed for _, seed in once))
+        seeds = f"seed{'s' if len(different) > 1 else ''} {listed([str(seed) for seed in different])}"
+        named = (
+            "Each method"
+            if len(once) == sum(one.seed is not None for one in own.values())
+            else listed([m for m, _ in once])
+        )
+        yield f"{named} was trained once ({seeds}); another seed can differ by more than the intervals say."
 
 
 def _figure(folder: EvaluatedFolder) -> float:

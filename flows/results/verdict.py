@@ -16,7 +16,8 @@ from flows.circumstances import Circumstances
 from flows.results.comparison import ALPHA, Pair, ahead, compare, corrected, matched, smallest_detectable
 from flows.results.limits import limits
 from flows.results.measured import Measured, measured
-from flows.results.report.wording import counted, listed, member, titles
+from flows.results.pairs import PairRow
+from flows.results.wording import counted, listed, member, titles
 from pipeline.errors import UserError
 from pipeline.store.documents import Document
 from trainers.measure.evaluated import EvaluatedFolder, Metrics
@@ -24,23 +25,10 @@ from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
 
 FILE = "verdict.json"
 OWNER, REMEDY = "a report", "draw the report again with `crossreel report --redo`"
+# Notes of a direction that not all runs have: those that have it are compared in a group of their own.
+_EVERY_LEFT_OUT = tuple(f"{direction} is left out" for direction in DIRECTIONS)
 MOST_GROUPS = 3  # groups of methods that cannot be told apart, named in one sentence
 SHOWN_CHANCE = "MRR"  # a metric that a random order does not fill, however small the gallery
-
-
-class PairRow(Document):
-    """Two methods in one direction, as printed: by metric the difference A - B with its interval, and who is ahead.
-
-    ahead: the method that is shown to be better at the metric; "" where no difference is shown. p: corrected p values,
-    of the metrics that are tested.
-    """
-
-    a: str
-    b: str
-    direction: str
-    differences: dict[str, str]
-    p: dict[str, str]
-    ahead: dict[str, str]
 
 
 class Verdict(Document):
@@ -163,7 +151,7 @@ def test_all(runs: Sequence[Measured]) -> Tested:
         matching = matched(some, common=True)
         known = {(pair.a, pair.b, pair.direction) for pair in pairs}
         pairs += [p for p in compare(matching) if (p.a, p.b, p.direction) not in known]
-        notes += matching.notes
+        notes += [note for note in matching.notes if not note.startswith(_EVERY_LEFT_OUT)]
     return Tested(corrected(pairs), list(dict.fromkeys(notes)), left_out)
 
 
@@ -223,7 +211,9 @@ def _sentences(
     if not directions:
         yield "no two methods can be compared"
     for direction in directions:
-        prefix = "" if direction == directions[0] else f"{titles(kind)[direction]}: "
+        absent = [m for m in order if direction not in metrics[m].estimates]
+        without = f" (without {listed(absent)})" if absent else ""
+        prefix = "" if direction == directions[0] else f"{titles(kind)[direction]}{without}: "
         brief = direction != directions[0]
         yield from (prefix + said for said in _of_direction(order, tested, direction, brief))
 
@@ -238,15 +228,25 @@ def _of_direction(order: Sequence[str], tested: Tested, direction: str, brief: b
         return
     leaders = [method for method in methods if method in won]
     if brief:
-        yield "; ".join(f"{one} is ahead of {_others(won[one], methods)}" for one in leaders)
+        yield _all_ahead(leaders, won, methods)
         return
     yield _leads(leaders[0], won[leaders[0]], methods, pairs)
     if leaders[1:]:
-        yield "; ".join(f"{one} is ahead of {_others(won[one], methods)}" for one in leaders[1:])
+        yield _all_ahead(leaders[1:], won, methods)
     if groups := alike(methods, won):
         told = [f"{listed(group)} cannot be told apart" for group in groups[:1]]
         told += [f"nor can {listed(group)}" for group in groups[1:MOST_GROUPS]]
         yield "; ".join(told)
+
+
+def _all_ahead(leaders: Sequence[str], won: Mapping[str, Sequence[str]], methods: Sequence[str]) -> str:
+    """Who is ahead of whom, those together that are ahead of the same methods."""
+    same: dict[str, list[str]] = {}
+    for one in leaders:
+        same.setdefault(_others(won[one], methods), []).append(one)
+    return "; ".join(
+        f"{listed(some)} {'is' if len(some) == 1 else 'are'} ahead of {beaten}" for beaten, some in same.items()
+    )
 
 
 def _others(beaten: Sequence[str], methods: Sequence[str]) -> str:
@@ -299,7 +299,9 @@ def _would_need(pairs: Sequence[Pair], tests: int) -> str:
     if not needed:
         return ""
     name = next(iter(pairs[0].tests))
-    return f"; at {name} a difference would have to be about {metric(name).printed(min(needed))} points to show"
+    return (
+        f"; at {name} a difference would have to be about {metric(name).printed(min(needed))} points to show"
+    )
 
 
 def _alone(method: str, metrics: Metrics) -> str:

@@ -90,14 +90,22 @@ class Clips:
         except (ChildError, ChildDied):
             return Clip(reason="it cannot be decoded")
         moving = "data:image/webp;base64," + base64.b64encode(arrays["webp"].tobytes()).decode()
-        return Clip(as_data_uri(arrays["jpeg"].tobytes()), moving, *header["size"], *header["shown"], header["seconds"])
+        return Clip(
+            as_data_uri(arrays["jpeg"].tobytes()),
+            moving,
+            *header["size"],
+            *header["shown"],
+            header["seconds"],
+        )
 
 
 def _turning(strip: Strip) -> Clip:
     """The views of a cloud, one after the other."""
     if not strip.frames:
         return Clip(reason=strip.reason or "no points in the store")
-    pictures = [Image.open(io.BytesIO(base64.b64decode(one.source.partition(",")[2]))) for one in strip.frames]
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(one.source.partition(",")[2]))) for one in strip.frames
+    ]
     moving = "data:image/webp;base64," + base64.b64encode(_animated(pictures, TURN_MS)).decode()
     first = strip.frames[0]
     return Clip(first.source, moving, first.width, first.height)
@@ -106,13 +114,20 @@ def _turning(strip: Strip) -> Clip:
 def _animated(pictures: Sequence[Image.Image], milliseconds: int) -> bytes:
     out = io.BytesIO()
     pictures[0].save(
-        out, "WEBP", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, quality=QUALITY, method=4
+        out,
+        "WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=milliseconds,
+        loop=0,
+        quality=QUALITY,
+        method=4,
     )
     return out.getvalue()
 
 
 def serve_clip(request: dict[str, Any], send: Send) -> None:
-    """Entry of the child process: answers `{"path", "share", "seconds"}` with a JPEG, an animated WebP, and what they show."""
+    """Entry of the child process: answers `{"path", "share", "seconds"}` with a JPEG and an animated WebP."""
     path = Path(request["path"])
     seconds = probe(path).seconds or 0.0
     middle = request["share"] * seconds if request["seconds"] is None else request["seconds"]

@@ -66,7 +66,8 @@ def read_deciding(
     owners = [first.queries.caption_item[rows[next(iter(some))][key]] for key in keys]
     writer = _Writer(some, inputs, clips)
     return [
-        writer.query({m: rows[m][keys[q]] for m in some}, ranks[:, q]) for q in disagreeing(ranks, owners, count)
+        writer.query({m: rows[m][keys[q]] for m in some}, ranks[:, q])
+        for q in disagreeing(ranks, owners, count)
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.results.report.wording import counted
+from flows.results.wording import counted
 from pipeline.child import Child, ChildDied, ChildError, Send
 from pipeline.errors import ItemError
 from pipeline.media.video import ONLY_MEDIA, probe

@@ -17,7 +17,7 @@ from flows.results.report.frames import Strip
 from flows.results.report.pictures import Pictures
 from flows.results.report.plots import Bars, histogram, room_above
 from flows.results.report.ranks import Histogram, thinned
-from flows.results.report.wording import counted, member, titles
+from flows.results.wording import counted, member, titles
 from trainers.measure.evaluated import EvaluatedFolder, Metrics, Queries
 from trainers.measure.hubness import Hubness
 from trainers.measure.metric_table import DIRECTIONS
@@ -143,7 +143,9 @@ def scales(evaluated: Mapping[str, EvaluatedFolder]) -> dict[str, Scale]:
     """The scale of each direction, which holds the N_k of every method."""
     out = {}
     for direction in DIRECTIONS:
-        counts = [c for folder in evaluated.values() if (c := folder.ranking.occurrences.get(direction)) is not None]
+        counts = [
+            c for folder in evaluated.values() if (c := folder.ranking.occurrences.get(direction)) is not None
+        ]
         if counts:
             greatest = max(int(one.max()) for one in counts)
             sizes = [size for one in counts for size in occurrence_bins(one, greatest=greatest)[1]]

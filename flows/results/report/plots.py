@@ -35,7 +35,14 @@ SERIES = tuple(f"#0601{n:02x}" for n in range(6))
 VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", ACCENT: "accent", REACH: "reach"} | {
     colour: f"s{n}" for n, colour in enumerate(SERIES)
 }
-DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (1, 1), (4, 1.2, 1, 1.2, 1, 1.2))
+DASHES: tuple[tuple[float, ...], ...] = (
+    (),
+    (6, 2),
+    (2, 1.6),
+    (7, 2, 1.5, 2),
+    (1, 1),
+    (4, 1.2, 1, 1.2, 1, 1.2),
+)
 CHANCE_DASHES = (3, 3)
 
 RULES = {
@@ -102,7 +109,7 @@ def recall_curves(name: str, curves: Sequence[Curve], ticks: Sequence[int], labe
             _draw(axes, curve)
         axes.set_xticks(list(ticks), [f"{tick:,}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(1, max(max(float(curve.x[-1]) for curve in curves), 1.1))
+        axes.set_xlim(1, max(1.1, *(float(curve.x[-1]) for curve in curves)))
         axes.set_ylim(0, 100)
         axes.set_xlabel("K, number of first results")
         axes.set_ylabel("Recall at K (%)")
@@ -138,7 +145,9 @@ def histogram(name: str, bars: Bars, top: float, titles: tuple[str, str], whole:
         colours = [ACCENT if place in bars.strong else REACH for place in places]
         axes.bar(places, bars.heights, width=0.86, color=colours)
         if bars.chance is not None:
-            axes.hlines(bars.chance, places - 0.43, places + 0.43, color=INK, linewidth=1.4, linestyle=(0, (3, 1.5)))
+            axes.hlines(
+                bars.chance, places - 0.43, places + 0.43, color=INK, linewidth=1.4, linestyle=(0, (3, 1.5))
+            )
         shown = [place for place in places if bars.labels[place]]
         axes.set_xticks(shown, [bars.labels[place] for place in shown])
         axes.tick_params(axis="x", length=0)
@@ -223,7 +232,12 @@ def _rules(name: str) -> Iterator[None]:
 def _svg(figure: Figure, name: str, label: str) -> Markup:
     """The figure as an element of a page, with a sentence that describes it."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        out,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     width, height = (round(side * POINTS) for side in figure.get_size_inches())
     return Markup(_themed(out.getvalue(), width, height, label))
 
@@ -240,6 +254,10 @@ def _themed(text: str, width: int, height: int, label: str) -> str:
     wanted = set(re.findall(r"#([\w-]+)", inner))
     inner = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", inner)
     inner = re.sub(r"<defs>\s*</defs>|<g>\s*</g>", "", inner)
-    inner = re.sub(r"\n\s*", "\n", inner).replace("xlink:href", "href").replace("<text ", '<text aria-hidden="true" ')
+    inner = (
+        re.sub(r"\n\s*", "\n", inner)
+        .replace("xlink:href", "href")
+        .replace("<text ", '<text aria-hidden="true" ')
+    )
     view = f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
     return f"{view}{inner.strip()}</svg>"

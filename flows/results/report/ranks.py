@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flows.results.measured import measured
 from flows.results.report.plots import Bars, Curve, Style, histogram, recall_curves, room_above
-from flows.results.report.wording import titles
+from flows.results.wording import titles
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.measure.metric_table import DIRECTIONS, recall_by_chance
 from trainers.measure.metrics import LEVEL
@@ -107,7 +107,9 @@ def band(
     sizes, random = hits.sum(axis=1), np.random.default_rng(seed)
     found = []
     for start in range(0, draws, CHUNK):
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=min(CHUNK, draws - start)).astype(np.float64)
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=min(CHUNK, draws - start)).astype(
+            np.float64
+        )
         found.append(100 * (drawn @ reached) / (drawn @ sizes)[:, None])
     low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
@@ -187,7 +189,9 @@ def rank_histograms(
     for way in DIRECTIONS:
         binned = {method: _binned(ways[way]) for method, ways in ranked.items() if way in ways}
         if binned:
-            top = room_above([height for _, shares, random in binned.values() for height in (*shares, *random)])
+            top = room_above(
+                [height for _, shares, random in binned.values() for height in (*shares, *random)]
+            )
             out[titles(kind)[way]] = [
                 _rank_histogram(method, way, titles(kind)[way], bins, top, ranked[method][way].ranks)
                 for method, bins in binned.items()
@@ -216,8 +220,8 @@ def _rank_histogram(
     ends, shares, random = bins
     ranges = list(_ranges(ends))
     names = [f"{low:,}" if low == end else f"{low:,}–{end:,}" for low, end in ranges]
-    sentence = f"{shares[0]:.1f} % of the positives have rank 1, half of them rank {float(np.median(ranks)):,.0f} or better"
-    summary = f"{method}, {title}: {sentence}"
+    half = f"half of them rank {float(np.median(ranks)):,.0f} or better"
+    summary = f"{method}, {title}: {shares[0]:.1f} % of the positives have rank 1, {half}"
     labels = [f"{low:,}" if low < 10_000 else f"{low // 1000:,}k" for low, _ in ranges]
     bars = Bars(shares, thinned(labels), random, frozenset({0}))
     percent = ((f"{share:.1f} %", f"{luck:.1f} %") for share, luck in zip(shares, random, strict=True))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from flows.results.report.plots import by_epoch
-from flows.results.report.wording import counted, duration
+from flows.results.wording import counted, duration
 from trainers.loop.trained import Epoch, TrainedFolder
 
 MOST_POINTS = 240  # largest number of points of a curve; a panel is about 260 pixels wide
@@ -100,7 +100,9 @@ def panel(method: str, title: str, series: Series, best_epoch: int) -> Panel:
     values = {epoch: value for epoch, value in series if math.isfinite(value)}
     kept = _thinned(list(values), MOST_POINTS, best_epoch)
     summary = f"{method}, {_in_words(title, values, best_epoch)}"
-    axis = {"loss": "Loss", RATE: "Learning rate", "waiting for data": "Waiting for data (%)"}.get(title, title)
+    axis = {"loss": "Loss", RATE: "Learning rate", "waiting for data": "Waiting for data (%)"}.get(
+        title, title
+    )
     if title.startswith("validation "):
         axis = f"{title.removeprefix('validation ')} of validation"
     if not kept:
@@ -108,7 +110,9 @@ def panel(method: str, title: str, series: Series, best_epoch: int) -> Panel:
     lines = [(title, kept, [values[epoch] for epoch in kept])]
     from_zero = title in (RATE, "waiting for data") and min(values.values()) >= 0
     best = best_epoch if best_epoch in values else 0
-    return Panel(title, by_epoch(f"training {method} {title}", lines, best, axis, summary, from_zero), summary)
+    return Panel(
+        title, by_epoch(f"training {method} {title}", lines, best, axis, summary, from_zero), summary
+    )
 
 
 def _in_words(title: str, values: Mapping[int, float], best_epoch: int) -> str:
