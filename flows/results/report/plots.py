@@ -27,8 +27,8 @@ Values = Sequence[float] | NDArray[np.float64]
 
 POINTS = 72  # matplotlib's inch; a unit of the picture is then a pixel where it is shown at its own size
 WIDE = (360, 240)  # size of a figure that has a row of its own on a phone
-SMALL = (260, 165)  # size of one of several panels
-FONT = 11.5
+SMALL = (216, 150)  # size of one of several panels
+FONT = 11
 # Colours that stand for variables of the style sheet: matplotlib writes them, `_themed` replaces them.
 INK, SOFT, LINE, ACCENT, REACH = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = tuple(f"#0601{n:02x}" for n in range(6))
