@@ -136,7 +136,8 @@ def describe(progress: Progress) -> str:
         return progress.doing
     words = [f"epoch {detail['epoch']}/{detail['epochs']}", f"loss {detail['loss']:.3f}"]
     words += [
-        f"val {name} {printed_figure(name, value)}" for name, value in detail.get("validation", {}).items()
+        f"val {name} {printed_figure(name, value)}"
+        for name, value in list(detail.get("validation", {}).items())[:1]  # the one that chooses the epoch
     ]
     words.append(f"at most {detail['eta_seconds']:.0f} s left")
     return "  ".join(words)

@@ -18,6 +18,7 @@ from flows.console import StageDisplay
 from flows.project import Project
 from flows.reporting import REPORT, Stopped, report_of
 from flows.results.judged import judged_leaderboard
+from flows.results.tensorboards import link_curves
 from flows.results.verdict import Verdict
 from pipeline.child import ChildDied, ChildError, is_interrupt
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
@@ -43,6 +44,7 @@ class RunResult:
     leaderboard: list[dict[str, Any]] = field(default_factory=list)
     verdict: Verdict | None = None  # who is ahead among the evaluated methods; None where there are none
     report: Path | None = None
+    curves: Path | None = None  # the folder that TensorBoard shows; None where no method was trained
     stopped: list[Stopped] = field(default_factory=list)  # stages that ended with an error
     recipes: dict[str, str] = field(
         default_factory=dict
@@ -70,6 +72,7 @@ class RunResult:
             "leaderboard": self.leaderboard,
             "verdict": self.verdict.model_dump(mode="json") if self.verdict else None,
             "report": str(self.report) if self.report else None,
+            "curves": str(self.curves) if self.curves else None,
             "recipes": self.recipes,
         }
 
@@ -144,7 +147,8 @@ def run_stages(
     ended.refresh()
     verdict, rows = judged_leaderboard(drawn, ended)
     return RunResult(
-        run, reports, seconds, dict(project.contents.unreadable), rows, verdict, report_path(drawn, ended), stopped,
+        run, reports, seconds, dict(project.contents.unreadable), rows, verdict, report_path(drawn, ended),
+        link_curves(drawn, ended), stopped,
         {method: choice.sentence for method, choice in project.recipes.items()},
     )  # fmt: skip
 

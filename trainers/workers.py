@@ -110,11 +110,12 @@ def train(request: dict[str, Any], send: Send) -> None:
     index = SplitIndex.read(packed / "splits" / "val.json")
 
     def validate(current: Method) -> dict[str, float]:
+        recalls: dict[str, float] = {}
         value = validation_figure(
             current, data, "val", index, device, by=config.select_by, direction=config.select_direction,
-            v2t_rank=config.v2t_rank,
+            v2t_rank=config.v2t_rank, recalls=recalls,
         )  # fmt: skip
-        return {config.figure: value}
+        return {config.figure: value} | recalls
 
     def tell(progress: Progress) -> None:
         send({"progress": asdict(progress)}, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -218,6 +219,8 @@ def print_result(result: RunResult) -> None:
     )
     if result.report:
         out.print(f"report: {result.report}", markup=False)
+    if result.curves:
+        out.print(f"training curves: tensorboard --logdir {shlex.quote(str(result.curves))}", markup=False)
 
 
 def print_verdict(verdict: Verdict | None) -> None:

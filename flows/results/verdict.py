@@ -245,7 +245,8 @@ def _all_ahead(leaders: Sequence[str], won: Mapping[str, Sequence[str]], methods
     for one in leaders:
         same.setdefault(_others(won[one], methods), []).append(one)
     return "; ".join(
-        f"{listed(some)} {'is' if len(some) == 1 else 'are'} ahead of {beaten}" for beaten, some in same.items()
+        f"{listed(some)} {'is' if len(some) == 1 else 'are'} ahead of {beaten}"
+        for beaten, some in same.items()
     )
 
 

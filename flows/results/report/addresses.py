@@ -9,6 +9,7 @@ from __future__ import annotations
 from urllib.parse import urlencode
 
 SERVE = "http://127.0.0.1:8600/?"  # the default host and port of `crossreel serve`
+REPORT = "http://127.0.0.1:8600/report"  # where serve delivers the report of its experiment
 MOST_CHARACTERS = 1000  # of a query that serve answers
 
 

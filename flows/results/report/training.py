@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -14,7 +14,7 @@ from trainers.loop.trained import Epoch, TrainedFolder
 
 MOST_POINTS = 240  # largest number of points of a curve; a panel is about 260 pixels wide
 MOST_ROWS = 200  # largest number of rows in the table of numbers
-RATE, WAITING = "learning rate", "waiting"
+RATE, WAITING, VALIDATION = "learning rate", "waiting", "validation "
 
 Series = list[tuple[int, float]]
 """(epoch, value) of one quantity; epochs count from 1."""
@@ -53,16 +53,43 @@ def read_training(method: str, folder: TrainedFolder) -> Training:
         for epoch in _thinned([row.epoch for row in history], MOST_ROWS, best)
     ]
     terms = {name for row in history for name in row.terms}
-    drawn = {name: panel(method, name, line, best) for name, line in series.items()}
+    figure = next(iter(history[0].validation), "") if history else ""
+    recalls = {name: line for name, line in series.items() if _is_recall(name, figure)}
+    drawn = {name: panel(method, name, line, best) for name, line in series.items() if name not in recalls}
     return Training(
         method,
         _sentence(folder),
-        tuple(one for name, one in drawn.items() if name not in terms),
+        (*_recall_panels(method, recalls, best), *(one for name, one in drawn.items() if name not in terms)),
         tuple(one for name, one in drawn.items() if name in terms and len(terms) > 1),
         columns,
         tuple(rows),
         best,
     )
+
+
+def _is_recall(name: str, figure: str) -> bool:
+    """Whether a series is a recall of the validation split that does not choose the epoch."""
+    return name.startswith((f"{VALIDATION}R@", f"{VALIDATION}v2t R@")) and name != f"{VALIDATION}{figure}"
+
+
+def _recall_panels(method: str, recalls: Mapping[str, Series], best: int) -> Iterator[Panel]:
+    """One panel a direction, with a line for each recall."""
+    for prefix, title in (
+        (f"{VALIDATION}R@", "R@K of validation (%)"),
+        (f"{VALIDATION}v2t R@", "v2t R@K of validation (%)"),
+    ):
+        some = {name: line for name, line in recalls.items() if name.startswith(prefix)}
+        if some:
+            lines = []
+            for name, line in some.items():
+                kept = set(_thinned([epoch for epoch, _ in line], MOST_POINTS, best))
+                points = [(epoch, value) for epoch, value in line if epoch in kept]
+                lines.append((name.rpartition(" ")[2], [e for e, _ in points], [v for _, v in points]))
+            words = [_in_words(name, dict(line), best) for name, line in some.items()]
+            summary = f"{method}, {'; '.join(words)}"
+            yield Panel(
+                title, by_epoch(f"training {method} {title}", lines, best, title, summary, True), summary
+            )
 
 
 def _series(history: Sequence[Epoch]) -> dict[str, Series]:
