@@ -9,8 +9,8 @@ from pathlib import Path
 from flows.circumstances import Circumstances, OfMethod
 from flows.results.measured import Measured
 from flows.results.wording import NOUNS, counted, listed, member
-from trainers.measure.evaluated import EvaluatedFolder
-from trainers.measure.metric_table import metric
+from trainers.measure.evaluated import EvaluatedFolder, Metrics
+from trainers.measure.metric_table import DIRECTIONS, metric
 
 
 def limits(
@@ -107,4 +107,9 @@ def _seeds(own: Mapping[str, OfMethod], evaluated: Mapping[str, EvaluatedFolder]
 
 
 def _figure(folder: EvaluatedFolder) -> float:
-    return next(iter(folder.metrics.estimates.values()))["R@1"].value
+    return folder.metrics.estimates[first_direction(folder.metrics)]["R@1"].value
+
+
+def first_direction(metrics: Metrics) -> str:
+    """The direction that is spoken of where there is room for one: captions that look for items, if evaluated."""
+    return next(direction for direction in DIRECTIONS if direction in metrics.estimates)

@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 from flows.circumstances import Circumstances
 from flows.results.comparison import ALPHA, Pair, ahead, compare, corrected, matched, smallest_detectable
-from flows.results.limits import limits
+from flows.results.limits import first_direction, limits
 from flows.results.measured import Measured, measured
 from flows.results.pairs import PairRow
 from flows.results.wording import counted, listed, member, titles
@@ -108,7 +108,7 @@ def judge(evaluated: Mapping[str, EvaluatedFolder], limiting: Circumstances) -> 
         sentences=[f"{_begun(sentence)}." for sentence in sentences],
         basis=[*_how_tested(tested, runs), *basis],
         better=list(_better(tested, metrics)),
-        pairs=[_row(pair, first.kind) for pair in tested.pairs],
+        pairs=[_row(pair, first.kind, tested) for pair in tested.pairs],
         tests=tested.tests,
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ def task_figure(metrics: Mapping[str, Metrics]) -> tuple[str, str]:
     kind = next(iter(metrics.values())).protocol.kind
     if "both" in everywhere:
         return "RSUM", "both"
-    direction = everywhere[0] if everywhere else next(iter(next(iter(metrics.values())).estimates))
+    direction = everywhere[0] if everywhere else first_direction(next(iter(metrics.values())))
     return ("SumR" if metric("SumR").shown(kind) else "R@1"), direction
 
 
@@ -307,8 +307,8 @@ def _would_need(pairs: Sequence[Pair], tests: int) -> str:
 
 def _alone(method: str, metrics: Metrics) -> str:
     """The figures of the only method, with their intervals."""
-    direction, estimates = next(iter(metrics.estimates.items()))
-    luck = metrics.protocol.chance(direction)
+    direction = first_direction(metrics)
+    estimates, luck = metrics.estimates[direction], metrics.protocol.chance(direction)
     parts = []
     for name in shown_metrics(("R@1", "R@10"), metrics.protocol.kind):
         one, printed = estimates[name], metric(name).printed
@@ -321,7 +321,8 @@ def _beside_chance(order: Sequence[str], metrics: Mapping[str, Metrics]) -> Iter
     """A sentence on the methods that are not shown to be better than a random order."""
     lost = []
     for method in order:
-        direction, estimates = next(iter(metrics[method].estimates.items()))
+        direction = first_direction(metrics[method])
+        estimates = metrics[method].estimates[direction]
         luck = metrics[method].protocol.chance(direction).get(SHOWN_CHANCE)
         if luck is not None and SHOWN_CHANCE in estimates and estimates[SHOWN_CHANCE].low <= luck:
             lost.append(method)
@@ -350,31 +351,37 @@ def _better(tested: Tested, metrics: Mapping[str, Metrics]) -> Iterator[tuple[st
         pairs = tested.of(direction)
         rows = [method for method, one in metrics.items() if direction in one.estimates]
         for name in pairs[0].differences:
-            shown = [best for pair in pairs if (best := shown_ahead(pair, name, len(pairs)))]
+            shown = [best for pair in pairs if (best := shown_ahead(pair, name, tested))]
             yield from ((direction, name, m) for m in rows if shown.count(m) == len(rows) - 1)
 
 
-def shown_ahead(pair: Pair, name: str, pairs: int) -> str:
+def shown_ahead(pair: Pair, name: str, tested: Tested) -> str:
     """The method that is shown to be better at a metric, or "".
 
-    Where the metric is tested, by its corrected p; else where 0 is outside of the interval that holds for all `pairs`
-    at once (Bonferroni), from the standard error of the paired bootstrap.
+    Where the metric is tested, by its corrected p. Another metric is made of the same ranks, so a difference counts
+    only between methods that a test has told apart in this direction (for RSUM in either), and where 0 is outside of
+    the interval that holds for all pairs at once (Bonferroni), from the standard error of the paired bootstrap.
     """
     if name in pair.tests:
         return ahead(pair, name) if name in _significant(pair) else ""
-    d = pair.differences[name]
-    reach = NormalDist().inv_cdf(1 - ALPHA / 2 / max(pairs, 1)) * d.error
-    return ahead(pair, name) if d.error > 0 and abs(d.value) > reach else ""
+    best, d = ahead(pair, name), pair.differences[name]
+    directions = DIRECTIONS if pair.direction == "both" else (pair.direction,)
+    pairs = [other for each in directions for other in tested.of(each)]
+    loser = pair.b if best == pair.a else pair.a
+    if loser not in wins(pairs).get(best, []):
+        return ""
+    reach = NormalDist().inv_cdf(1 - ALPHA / 2 / len(tested.of(pair.direction))) * d.error
+    return best if d.error > 0 and abs(d.value) > reach else ""
 
 
-def _row(pair: Pair, kind: str) -> PairRow:
+def _row(pair: Pair, kind: str, tested: Tested) -> PairRow:
     shown = [n for n in pair.differences if n in pair.tests or pair.direction == "both" or n == "SumR"]
     shown = list(shown_metrics(shown, kind))
     return PairRow(
         a=pair.a, b=pair.b, direction=pair.direction,
         differences={name: _difference(pair, name) for name in shown},
         p={name: f"{test.corrected:.3f}" if test.corrected >= 0.001 else "<0.001" for name, test in pair.tests.items()},
-        ahead={name: shown_ahead(pair, name, 1) if name in pair.tests else "" for name in shown},
+        ahead={name: shown_ahead(pair, name, tested) for name in shown},
     )  # fmt: skip
 
 

@@ -90,13 +90,9 @@ class Clips:
         except (ChildError, ChildDied):
             return Clip(reason="it cannot be decoded")
         moving = "data:image/webp;base64," + base64.b64encode(arrays["webp"].tobytes()).decode()
-        return Clip(
-            as_data_uri(arrays["jpeg"].tobytes()),
-            moving,
-            *header["size"],
-            *header["shown"],
-            header["seconds"],
-        )
+        (width, height), (start, end) = header["size"], header["shown"]
+        still = as_data_uri(arrays["jpeg"].tobytes())
+        return Clip(still, moving, width, height, start, end, header["seconds"])
 
 
 def _turning(strip: Strip) -> Clip:

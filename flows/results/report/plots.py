@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,6 +29,7 @@ Values = Sequence[float] | NDArray[np.float64]
 POINTS = 72  # matplotlib's inch; a unit of the picture is then a pixel where it is shown at its own size
 WIDE = (360, 240)  # size of a figure that has a row of its own on a phone
 SMALL = (216, 150)  # size of one of several panels
+MARGINS = (52, 8, 8, 40)  # left, right, top, bottom, in pixels: room for titles and for six digits
 FONT = 11
 # Colours that stand for variables of the style sheet: matplotlib writes them, `_themed` replaces them.
 INK, SOFT, LINE, ACCENT, REACH = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -45,7 +47,7 @@ DASHES: tuple[tuple[float, ...], ...] = (
 )
 CHANCE_DASHES = (3, 3)
 
-RULES = {
+RULES: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": FONT,
     "axes.labelsize": FONT,
@@ -141,13 +143,12 @@ def histogram(name: str, bars: Bars, top: float, titles: tuple[str, str], whole:
     """A panel of bars under a common scale that ends at `top`. titles: of both axes. whole: the heights are counts."""
     with _rules(name):
         figure, axes = _figure(SMALL)
-        places = np.arange(len(bars.heights))
+        places = list(range(len(bars.heights)))
         colours = [ACCENT if place in bars.strong else REACH for place in places]
         axes.bar(places, bars.heights, width=0.86, color=colours)
         if bars.chance is not None:
-            axes.hlines(
-                bars.chance, places - 0.43, places + 0.43, color=INK, linewidth=1.4, linestyle=(0, (3, 1.5))
-            )
+            ends = [place - 0.43 for place in places], [place + 0.43 for place in places]
+            axes.hlines(bars.chance, *ends, color=INK, linewidth=1.4, linestyle=(0, (3, 1.5)))
         shown = [place for place in places if bars.labels[place]]
         axes.set_xticks(shown, [bars.labels[place] for place in shown])
         axes.tick_params(axis="x", length=0)
@@ -169,13 +170,14 @@ def by_epoch(
         figure, axes = _figure(SMALL)
         for number, (legend, epochs, values) in enumerate(lines):
             style = Style(number)
+            colour = ACCENT if len(lines) == 1 else style.colour
             (line,) = axes.plot(
-                epochs, values, color=ACCENT if len(lines) == 1 else style.colour, label=legend,
+                epochs, values, color=colour, label=legend,
                 marker="o" if len(epochs) == 1 else None, markersize=4,
             )  # fmt: skip
             if style.dashes:
                 line.set_dashes(style.dashes)
-            _mark_best(axes, best_epoch, epochs, values, line.get_color())
+            _mark_best(axes, best_epoch, epochs, values, colour)
         if best_epoch:
             axes.axvline(best_epoch, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
         epochs_of = [epoch for _, epochs, _ in lines for epoch in epochs]
@@ -217,15 +219,18 @@ def room_above(values: Sequence[float]) -> float:
 
 
 def _figure(size: tuple[int, int]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(size[0] / POINTS, size[1] / POINTS), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03)  # type: ignore[union-attr]
+    """A figure with one pair of axes; margins are fixed, since a layout engine draws everything twice."""
+    width, height = size
+    figure = Figure(figsize=(width / POINTS, height / POINTS))
+    left, right, top, bottom = MARGINS
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     return figure, figure.subplots()
 
 
 @contextmanager
 def _rules(name: str) -> Iterator[None]:
     """Matplotlib under the rules of this page; the salt makes the ids of a figure its own, and always the same."""
-    with matplotlib.rc_context({**RULES, "svg.hashsalt": name}):
+    with matplotlib.rc_context(RULES | {"svg.hashsalt": name}):
         yield
 
 
