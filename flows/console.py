@@ -140,7 +140,8 @@ def describe(progress: Progress) -> str:
         return f"{detail['doing']}  {detail['eta_seconds']:.0f} s left"
     words = [f"epoch {detail['epoch']}/{detail['epochs']}", f"loss {detail['loss']:.3f}"]
     words += [
-        f"val {name} {printed_figure(name, value)}" for name, value in detail.get("validation", {}).items()
+        f"val {name} {printed_figure(name, value)}"
+        for name, value in list(detail.get("validation", {}).items())[:1]  # the one that chooses the epoch
     ]
     if detail.get("waiting", 0.0) >= SHOWN_WAITING:
         words.append(f"waits for data {detail['waiting']:.0%}")

@@ -7,19 +7,21 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
+from flows.deployment.naming import run_name
+from flows.deployment.parameters import ExperimentFile, Methods, Recipes, Retries, Settings, Stages
 from flows.deployment.tasks import FlowRequest, run_request
 from flows.project import Project
 
 
-@flow(name="extract", persist_result=False)
+@flow(name="extract", flow_run_name=run_name, persist_result=False)
 def extract(
     experiment: ExperimentFile = "experiment.toml",
-    methods: Methods = None,
-    set: Settings = None,
+    methods: Methods = [],  # noqa: B006 -- the default that a form shows
+    set: Settings = [],  # noqa: B006
     retry_failed: bool = False,
-    redo: Stages = None,
+    redo: Stages = [],  # noqa: B006
     retries: Retries = 0,
+    recipes: Recipes = [],  # noqa: B006
 ) -> State[Any]:
     """Bring the extraction stages of an experiment up to date.
 
@@ -30,8 +32,11 @@ def extract(
         retry_failed: Try again the items that failed.
         redo: Stages to make again.
         retries: How often a stage that stops with an error is tried again.
+        recipes: Published settings, METHOD/RECIPE, instead of those that fit the corpus.
     """
-    return run_request(FlowRequest(experiment, methods, set, retry_failed, redo, retries), extraction_stages)
+    return run_request(
+        FlowRequest(experiment, methods, set, retry_failed, redo, retries, recipes), extraction_stages
+    )
 
 
 def extraction_stages(project: Project) -> list[str]:

@@ -234,11 +234,7 @@ def _of_networks(method: str, row: PublishedRecipe, stages: Stages, config: Meth
         yield f"reads {' and '.join(own)} instead of what the authors read: {row.backbone}"
     if config.weights:
         yield "starts from imported weights"
-    used: dict[str, Any] = {
-        name: stages[name].params.model_dump(mode="json") for name in _extraction(method, stages)
-    }
-    if isinstance(config, ClipPairConfig) and config.mode == "finetune":
-        used["clip"] = {"model": config.base_encoder, "weights": config.backbone_weights}
+    used = _networks_used(method, stages, config)
     for stage, found in used.items():
         if weights.seed_of(str(found.get("weights", ""))) is not None:
             yield f"random weights of {stage} ({found['weights']})"
@@ -251,6 +247,24 @@ def _of_networks(method: str, row: PublishedRecipe, stages: Stages, config: Meth
                 yield f"whether the weights of {stage} in the file {here} are {published!r} is not checked"
             else:
                 yield f"{stage} has {key} = {toml(here)} (published: {toml(published)})"
+
+
+def _networks_used(method: str, stages: Stages, config: MethodConfig) -> dict[str, dict[str, Any]]:
+    """By stage, the settings that name the networks which a method rests on, with the CLIP that it fine-tunes."""
+    used: dict[str, dict[str, Any]] = {
+        name: stages[name].params.model_dump(mode="json") for name in _extraction(method, stages)
+    }
+    if isinstance(config, ClipPairConfig) and config.mode == "finetune":
+        used["clip"] = {"model": config.base_encoder, "weights": config.backbone_weights}
+    return used
+
+
+def random_networks(method: str, stages: Stages, config: MethodConfig) -> list[str]:
+    """The stages that a method rests on whose network has random weights."""
+    used = _networks_used(method, stages, config)
+    return [
+        stage for stage, found in used.items() if weights.seed_of(str(found.get("weights", ""))) is not None
+    ]
 
 
 def _of_evaluation(measured: Protocol | None) -> Iterator[str]:

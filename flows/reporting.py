@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import Field
 
-from flows.repetition import compare
+from flows.circumstances import Circumstances, failures, of_method
+from flows.repetition import Repetition, compare
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
 from pipeline.settings import Params
-from trainers.measure.evaluated import EvaluatedFolder
+from trainers.measure.evaluated import EvaluatedFolder, Protocol
 
 REPORT = "report"
 
@@ -40,7 +41,7 @@ class Report(Stage[ReportParams]):
     """One HTML page over all methods of an experiment."""
 
     name, over = REPORT, "corpus"
-    version = 5  # settings of stages, and sizes that no source states, are among the differences
+    version = 6  # begins with the verdict, which it also writes as verdict.json
     runner = "flows.results.report.page:run"
     settings = ReportParams
 
@@ -63,6 +64,7 @@ class Report(Stage[ReportParams]):
             stage: briefing.where(stage)["where"] if stage in states else {}
             for stage in ("compress", "points")
         }
+        beside = {method: _beside_published(briefing, method) for method in self.params.methods}
         return {
             "experiment": {
                 name: value for name, value in briefing.about.items() if name not in ("stopped", "stale")
@@ -88,10 +90,11 @@ class Report(Stage[ReportParams]):
                     "method": method,
                     "train": briefing.run_folder(f"train-{method}"),
                     "evaluate": briefing.run_folder(f"evaluate-{method}"),
-                    "published": _beside_published(briefing, method),
+                    "published": beside[method].as_json(),
                 }
                 for method in self.params.methods
             ],
+            "circumstances": _circumstances(briefing, beside).model_dump(mode="json"),
             "items": {
                 key: {"id": item.id, "key": key, "video": videos.get(key)}
                 | {stage: where.get(key) for stage, where in rows.items()}
@@ -106,12 +109,24 @@ def report_of(stages: Mapping[str, Stage[Any]], methods: Sequence[str]) -> dict[
     return {**stages, REPORT: Report(methods)}
 
 
-def _beside_published(briefing: Briefing, method: str) -> dict[str, Any]:
-    """How a method's run differs from the published experiment of its corpus, as plain data."""
+def _beside_published(briefing: Briefing, method: str) -> Repetition:
+    """How a method's run differs from the published experiment of its corpus."""
     stages = {name: state.stage for name, state in briefing.states.items()}
-    evaluated = EvaluatedFolder(Path(briefing.run_folder(f"evaluate-{method}")))
-    measured = evaluated.metrics.protocol
-    return compare(method, stages, briefing.contents.corpus, None, measured).as_json()
+    return compare(method, stages, briefing.contents.corpus, None, _measured(briefing, method))
+
+
+def _measured(briefing: Briefing, method: str) -> Protocol:
+    return EvaluatedFolder(Path(briefing.run_folder(f"evaluate-{method}"))).metrics.protocol
+
+
+def _circumstances(briefing: Briefing, beside: Mapping[str, Repetition]) -> Circumstances:
+    """What limits the figures of the methods, which the verdict says."""
+    items, captions = failures(briefing.contents, briefing.states)
+    methods = {
+        method: of_method(method, briefing.states, briefing.store, one, _measured(briefing, method).split)
+        for method, one in beside.items()
+    }
+    return Circumstances(failed_items=items, failed_captions=captions, methods=methods)
 
 
 def _captions(contents: Contents) -> dict[str, dict[str, dict[str, Any]]]:

@@ -17,7 +17,9 @@ from typing import Any
 from flows.console import StageDisplay
 from flows.project import Project
 from flows.reporting import REPORT, Stopped, report_of
-from flows.results.leaderboard import leaderboard
+from flows.results.judged import judged_leaderboard
+from flows.results.tensorboards import link_curves
+from flows.results.verdict import Verdict
 from pipeline.child import ChildDied, ChildError, is_interrupt
 from pipeline.errors import ItemError, TrainingError, UserError, is_full
 from pipeline.run import plan
@@ -40,7 +42,9 @@ class RunResult:
     seconds: float
     unreadable: dict[str, str] = field(default_factory=dict)  # item -> why its media cannot be read
     leaderboard: list[dict[str, Any]] = field(default_factory=list)
+    verdict: Verdict | None = None  # who is ahead among the evaluated methods; None where there are none
     report: Path | None = None
+    curves: Path | None = None  # the folder that TensorBoard shows; None where no method was trained
     stopped: list[Stopped] = field(default_factory=list)  # stages that ended with an error
     recipes: dict[str, str] = field(
         default_factory=dict
@@ -66,7 +70,9 @@ class RunResult:
             "unreadable": self.unreadable,
             "stopped": [asdict(stage) for stage in self.stopped],
             "leaderboard": self.leaderboard,
+            "verdict": self.verdict.model_dump(mode="json") if self.verdict else None,
             "report": str(self.report) if self.report else None,
+            "curves": str(self.curves) if self.curves else None,
             "recipes": self.recipes,
         }
 
@@ -139,9 +145,10 @@ def run_stages(
         alive.close()
     seconds, ended = time.monotonic() - started, runner.states if drawn is project else drawn.states()
     ended.refresh()
-    unreadable = dict(project.contents.unreadable)
+    verdict, rows = judged_leaderboard(drawn, ended)
     return RunResult(
-        run, reports, seconds, unreadable, leaderboard(drawn, ended), report_path(drawn, ended), stopped,
+        run, reports, seconds, dict(project.contents.unreadable), rows, verdict, report_path(drawn, ended),
+        link_curves(drawn, ended), stopped,
         {method: choice.sentence for method, choice in project.recipes.items()},
     )  # fmt: skip
 

@@ -7,20 +7,22 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.deployment.parameters import ExperimentFile, Methods, Retries, Settings, Stages
+from flows.deployment.naming import run_name
+from flows.deployment.parameters import ExperimentFile, Methods, Recipes, Retries, Settings, Stages
 from flows.deployment.tasks import FlowRequest, run_request
 from flows.project import Project
 from pipeline.errors import UserError
 
 
-@flow(name="train", persist_result=False)
+@flow(name="train", flow_run_name=run_name, persist_result=False)
 def train(
     experiment: ExperimentFile = "experiment.toml",
-    methods: Methods = None,
-    set: Settings = None,
+    methods: Methods = [],  # noqa: B006 -- the default that a form shows
+    set: Settings = [],  # noqa: B006
     retry_failed: bool = False,
-    redo: Stages = None,
+    redo: Stages = [],  # noqa: B006
     retries: Retries = 0,
+    recipes: Recipes = [],  # noqa: B006
 ) -> State[Any]:
     """Bring the methods of an experiment up to date, from their features to the report.
 
@@ -31,8 +33,11 @@ def train(
         retry_failed: Try again the items that failed.
         redo: Stages to make again.
         retries: How often a stage that stops with an error is tried again; training goes on where it was.
+        recipes: Published settings, METHOD/RECIPE, instead of those that fit the corpus.
     """
-    return run_request(FlowRequest(experiment, methods, set, retry_failed, redo, retries), training_stages)
+    return run_request(
+        FlowRequest(experiment, methods, set, retry_failed, redo, retries, recipes), training_stages
+    )
 
 
 def training_stages(project: Project) -> list[str]:

@@ -98,11 +98,12 @@ def train(request: dict[str, Any], send: Send) -> None:
     latest: dict[str, Any] = {}
 
     def validate(current: Method) -> dict[str, float]:
+        recalls: dict[str, float] = {}
         value = validation_figure(
             current, data, "val", index, device, by=config.select_by, direction=config.select_direction,
-            v2t_rank=config.v2t_rank, sample=sample, on_progress=tell_validation,
+            v2t_rank=config.v2t_rank, recalls=recalls, sample=sample, on_progress=tell_validation,
         )  # fmt: skip
-        return {config.figure: value}
+        return {config.figure: value} | recalls
 
     def tell(progress: Progress) -> None:
         latest.update(asdict(progress))

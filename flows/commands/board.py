@@ -15,7 +15,9 @@ from flows.console import StageDisplay
 from flows.results.board.lint import Linted, lint
 from flows.results.board.published import Published, read_published
 from flows.results.board.side_by_side import ORIGINS, Line, Ours, Section, sections
+from flows.results.judged import verdict_of
 from flows.results.method_results import MethodResults, method_results
+from flows.results.verdict import Verdict
 from flows.trained.finished import finished_evaluations
 from pipeline.errors import UserError, nearest
 from trainers.measure.metric_table import DIRECTIONS, metric
@@ -55,13 +57,19 @@ def board(
         _print_lint(lint(published), as_json)
         return
     with StageDisplay(quiet=as_json) as display:
-        ours = [own for path in experiments for own in _our_figures(path, sets, methods, display)]
+        found = [_our_figures(path, sets, methods, display) for path in experiments]
+    ours = [own for figures, _ in found for own in figures]
     all_sections = sections(published, ours, variants)
     if as_json:
         print_json([asdict(section) for section in all_sections])
         return
     for section in all_sections:
         _print(section)
+    for path, (_, verdict) in zip(experiments, found, strict=True):
+        if verdict is not None:
+            out.print(f"\nverdict of {path}", markup=False, style="bold")
+            for sentence in verdict.lines:
+                out.print(sentence, markup=False, highlight=False)
     linted = lint(published)
     for problem in (*linted.new, *(problem for problem, _ in linted.known)):
         out.print(f"contradicts itself: {problem}", markup=False)
@@ -91,8 +99,10 @@ def _print_lint(linted: Linted, as_json: bool) -> None:
         raise typer.Exit(CONTRADICTED)
 
 
-def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: StageDisplay) -> list[Ours]:
-    """The figures of an experiment's evaluated methods, limited to `methods` if any are given."""
+def _our_figures(
+    path: Path, sets: list[str], methods: Sequence[str], display: StageDisplay
+) -> tuple[list[Ours], Verdict | None]:
+    """The figures of an experiment's evaluated methods, limited to `methods` if any are given, and the verdict."""
     project = opened(path, sets, [], display)
     try:
         names = [name for name in project.experiment.methods if not methods or name in methods]
@@ -100,7 +110,9 @@ def _our_figures(path: Path, sets: list[str], methods: Sequence[str], display: S
         evaluated = [name for name in names if name not in finished.missing]
         if not evaluated:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
-        return [_ours(method_results(project, name), str(path)) for name in evaluated]
+        verdict = verdict_of(finished.project, finished.states)
+        ordered = sorted(evaluated, key=lambda name: verdict.rank(name) if verdict else 0)
+        return [_ours(method_results(project, name), str(path)) for name in ordered], verdict
     finally:
         project.store.index.close()
 

@@ -24,7 +24,7 @@ from flows.results.comparison import (
 )
 from flows.results.measured import read_measured
 from flows.results.method_results import evaluated_folder
-from flows.results.report.wording import counted, member, short_title
+from flows.results.wording import counted, member, short_title
 from flows.trained.finished import finished_evaluations
 from flows.trained.naming import parse_run
 from flows.trained.runs import EVALUATE, SEPARATOR, find_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -35,7 +36,8 @@ from flows.preflight import Problem, as_text, planned, refusal, require_possible
 from flows.project import OnHashed, Project, open_project
 from flows.repetition import in_lines
 from flows.reporting import Stopped, report_of
-from flows.results.report.wording import counted, member, short_title
+from flows.results.verdict import Verdict
+from flows.results.wording import counted, member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
 from flows.trained.finished import Finished, finished_evaluations
 from flows.why import explain
@@ -45,6 +47,10 @@ from pipeline.run.execute import Report
 from trainers.measure.metric_table import metric, shown_metrics
 
 FAILURES_SHOWN = 10
+NARROW = (
+    "MnR",
+    "MRR",
+)  # metrics left out of a narrow terminal; SumR stays beside every recall that it adds up
 WIDE = 100  # characters of a terminal that has room for every column
 
 log = logging.getLogger(__name__)
@@ -187,6 +193,7 @@ def finish_with(*results: RunResult, incomplete: bool = False) -> None:
 def print_result(result: RunResult) -> None:
     """The leaderboard, the failures, where the report is, and the count that proves the cache."""
     print_leaderboard(result.leaderboard)
+    print_verdict(result.verdict)
     for kind, title in (("failed", "failed"), ("killed", "killed; the next run tries them again")):
         failures = [
             f"{f['name']}: {f['reason']} ({r.stage})"
@@ -212,6 +219,19 @@ def print_result(result: RunResult) -> None:
     )
     if result.report:
         out.print(f"report: {result.report}", markup=False)
+    if result.curves:
+        out.print(f"training curves: tensorboard --logdir {shlex.quote(str(result.curves))}", markup=False)
+
+
+def print_verdict(verdict: Verdict | None) -> None:
+    """Who is ahead, and what that rests on, a sentence a line."""
+    if verdict is None:
+        return
+    out.print("\nverdict", markup=False, style="bold")
+    for said in verdict.sentences:
+        out.print(said, markup=False, highlight=False)
+    for limit in verdict.basis:
+        out.print(f"  {limit}", markup=False, highlight=False, style="dim")
 
 
 def decoded(reports: Sequence[Report]) -> str:
@@ -234,7 +254,7 @@ def print_leaderboard(rows: list[dict[str, Any]]) -> None:
     rows = [row for row in rows if row["direction"] != "both"]
     names = shown_metrics((name for row in rows for name in row["metrics"]), kind)
     if out.width < WIDE:
-        names = tuple(name for name in names if name != "R@100")  # the report has it
+        names = tuple(name for name in names if name not in NARROW)  # the report has them
     lines = []
     for row in rows:
         figures = [(name, row["metrics"].get(name)) for name in names]

@@ -109,7 +109,9 @@ def deploy(
         bool, typer.Option("--stop", help="End the worker that was started for this folder.")
     ] = False,
 ) -> None:
-    """Register the flows as deployments on the running Prefect server, and start a worker for them.
+    """Register the flows as deployments on a Prefect server, and start a worker for them.
+
+    A server of this machine is started in the background if none answers; `prefect server stop` ends it.
 
     Then: prefect deployment run extract-and-train -p experiment=experiment.toml
     """
@@ -121,6 +123,11 @@ def deploy(
         return
     deployed = deploying.deploy(folder, serve=not foreground, pool=pool)
     extract, train, everything = deployed.names
+    if deployed.server_started:
+        page = deployed.url.removesuffix("/api")
+        out.print(
+            f"a Prefect server runs in the background: {page} (prefect server stop ends it)", markup=False
+        )
     out.print(f"{extract}, {train} and {everything} are deployments of {deployed.url}", markup=False)
     if foreground:
         raise typer.Exit(deploying.serve_in_foreground(folder, pool, health))

@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -22,10 +23,11 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from flows.console import describe, position
-from flows.results.report.wording import short_title
+from flows.results.report.addresses import REPORT
+from flows.results.wording import titles
 from flows.run import RunResult
 from pipeline.run.execute import Progress
-from trainers.measure.metric_table import metric
+from trainers.measure.metric_table import metric, shown_metrics
 
 SECONDS_BETWEEN_UPDATES = 2.0
 NO_SERVER = (
@@ -42,17 +44,52 @@ log = logging.getLogger(__name__)
 def publish(result: RunResult, experiment: str) -> None:
     """Publish the outcome of a run: a table of its stages, the leaderboard, and the path of the report."""
     name = slug(experiment)
-    _attempt(
+    attempt(
         lambda: create_table_artifact(coverage(result), f"coverage-{name}", f"The stages of {experiment}")
     )
     if result.leaderboard:
-        table = leaderboard_table(result.leaderboard)
-        _attempt(lambda: create_table_artifact(table, f"leaderboard-{name}", "Metrics with 95 % intervals"))
-    if result.report:
-        text = f"[{result.report.name}]({result.report.as_uri()})\n\n`{result.report}`"
-        _attempt(
-            lambda: create_markdown_artifact(text, f"report-{name}", "The report, on the machine of the run")
+        text = leaderboard_text(result)
+        attempt(
+            lambda: create_markdown_artifact(text, f"leaderboard-{name}", "Who is ahead, with 95 % intervals")
         )
+    if result.report:
+        link = report_text(result.report, experiment)
+        attempt(lambda: create_markdown_artifact(link, f"report-{name}", "The report"))
+
+
+def leaderboard_text(result: RunResult) -> str:
+    """The verdict, and a table of every metric with its interval, as Markdown; bold what is shown to be better."""
+    verdict = result.verdict
+    parts = []
+    if verdict is not None:
+        parts = [
+            "## Verdict",
+            "  \n".join(verdict.sentences),
+            "\n".join(f"- {line}" for line in verdict.basis),
+        ]
+    for direction in dict.fromkeys(row["direction"] for row in result.leaderboard):
+        rows = [row for row in result.leaderboard if row["direction"] == direction]
+        kind = rows[0].get("kind", "video")
+        names = shown_metrics((name for row in rows for name in row["metrics"]), kind)
+        lines = [["Method", *names], ["---"] * (1 + len(names))]
+        for row in rows:
+            cells = []
+            for name in names:
+                text = _with_interval(name, row["metrics"][name]) if name in row["metrics"] else ""
+                best = verdict is not None and verdict.is_better(direction, name, row["method"])
+                cells.append(f"**{text}**" if best else text)
+            lines.append([row["method"], *cells])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts += [f"## {titles(kind)[direction]}, {rows[0]['split']}", table]
+    return "\n\n".join(parts)
+
+
+def report_text(report: Path, experiment: str) -> str:
+    """Where the report is: a link that a browser follows, since it opens no file from a page, and the file."""
+    return (
+        f"[Open the report of {experiment}]({REPORT})\n\n"
+        f"The link works while `crossreel serve` runs for this experiment on this machine. The file: `{report}`"
+    )
 
 
 def coverage(result: RunResult) -> list[dict[str, Any]]:
@@ -62,19 +99,6 @@ def coverage(result: RunResult) -> list[dict[str, Any]]:
          "killed": r.killed, "left out": r.blocked, "seconds": round(r.seconds, 1)}
         for r in result.reports
     ]  # fmt: skip
-
-
-def leaderboard_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each method, split and direction, with intervals: "23.1 [20.0, 26.3]"."""
-    return [
-        {
-            "method": row["method"],
-            "split": row["split"],
-            "direction": short_title(row["direction"], row.get("kind", "video")),
-        }
-        | {name: _with_interval(name, estimate) for name, estimate in row["metrics"].items()}
-        for row in rows
-    ]
 
 
 def _with_interval(name: str, estimate: dict[str, float]) -> str:
@@ -90,6 +114,10 @@ class ProgressBar:
         self._id: UUID | None = None
         self._at = 0.0
         self._broken = False
+
+    def begin(self, text: str) -> None:
+        """Show an empty bar from the first second."""
+        self._move(0.0, text)
 
     def show(self, progress: Progress) -> None:
         """Update the bar, unless the last update was less than two seconds ago."""
@@ -107,11 +135,11 @@ class ProgressBar:
 
     def _move(self, percent: float, text: str) -> None:
         if self._id is None:
-            self._id = _attempt(lambda: create_progress_artifact(percent, self.key, text))
+            self._id = attempt(lambda: create_progress_artifact(percent, self.key, text))
             self._broken = self._id is None
         else:
             artifact = self._id
-            self._broken = _attempt(lambda: update_progress_artifact(artifact, percent, text)) is None
+            self._broken = attempt(lambda: update_progress_artifact(artifact, percent, text)) is None
 
 
 def slug(name: str) -> str:
@@ -119,11 +147,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "experiment"
 
 
-def _attempt(make: Callable[[], Any]) -> UUID | None:
-    """The id of a new artifact, or None if no server accepted it."""
+def attempt(make: Callable[[], Any]) -> Any:
+    """What a call of the server returns, for instance the id of a new artifact; None if no server accepted it."""
     try:
-        made: UUID = make()
+        return make()
     except NO_SERVER as error:
-        log.info("no artifact: %s", error)
+        log.info("the Prefect server did not take it: %s", error)
         return None
-    return made

@@ -1,7 +1,7 @@
-"""Deployments on a running Prefect server, and the worker that runs them on this machine.
+"""Deployments on a Prefect server, and the worker that runs them on this machine.
 
-`prefect server start --background`, `crossreel deploy`, and `prefect deployment run extract-and-train`
-work one after the other in one terminal: the worker goes on in the background, in a session of its
+`crossreel deploy` and `prefect deployment run extract-and-train` work one after the other in one terminal: a
+server of this machine is started where none answers, and the worker goes on in the background, in a session of its
 own. In a container it stays in the foreground. A server knows one deployment of a name, so the folder
 deployed last is the one that runs; machines of another kind, such as those with a GPU, have a pool of
 their own, whose deployments carry its name.
@@ -24,11 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO
+from urllib.parse import urlsplit
 
 import httpx
 
 from flows.deployment.launch import FLOWS
-from flows.deployment.server import LOOPBACK, QUIET, START_SECONDS, answers, configured_url, prefect_home
+from flows.deployment.server import (
+    COMPLETE_RECORDS,
+    LOOPBACK,
+    QUIET,
+    START_SECONDS,
+    answers,
+    configured_url,
+    prefect_home,
+)
 from pipeline.child import die_with_parent
 from pipeline.errors import UserError
 
@@ -69,20 +78,22 @@ class Deployed:
     names: tuple[str, ...]
     worker: int | None
     log: Path
+    server_started: bool = False
 
 
 def deploy(folder: Path, serve: bool = True, pool: str = POOL) -> Deployed:
-    """Register the flows on the running server, for experiments in `folder`, and start a worker for them.
+    """Register the flows on the server, for experiments in `folder`, and start a worker for them.
 
-    Safe to repeat. `serve=False` leaves the work to other workers of the pool. A deployment is called as
-    its flow, in any pool but the usual one as the pool. Raises UserError if no server answers.
+    Safe to repeat. A server on this machine is started if it does not answer. `serve=False` leaves the work to other
+    workers of the pool. A deployment is called as its flow, in any pool but the usual one as the pool. Raises UserError
+    if a server of another machine does not answer, or if one cannot be started here.
     """
     folder = folder.absolute()
     url = _url(folder)
     if not (folder / "prefect.toml").exists():
         with suppress(OSError):  # a read-only folder, as in a container, where PREFECT_API_URL says all
             (folder / "prefect.toml").write_text(SETTINGS.format(url=url), encoding="utf-8")
-    _require_server(url)
+    started = _require_server(url, folder)
     os.environ.update(QUIET | {"PREFECT_API_URL": url})
     try:
         names = _register(folder, pool)
@@ -92,7 +103,7 @@ def deploy(folder: Path, serve: bool = True, pool: str = POOL) -> Deployed:
             "keeps it alive without a network: prefect server start --background"
         ) from None
     worker = _start_worker(folder, url, pool) if serve else None
-    return Deployed(url, names, worker, _state(folder, pool, "log"))
+    return Deployed(url, names, worker, _state(folder, pool, "log"), started)
 
 
 def serve_in_foreground(folder: Path, pool: str = POOL, health: bool = False) -> int:
@@ -167,15 +178,46 @@ def _url(folder: Path) -> str:
     return os.environ.get("PREFECT_API_URL") or configured_url(folder) or f"http://{LOOPBACK}:{port}/api"
 
 
-def _require_server(url: str) -> None:
-    """Raise UserError if no server answers; wait for one that was just started in the background."""
+def _require_server(url: str, folder: Path) -> bool:
+    """Wait for the server, and start it if it is to run on this machine; return whether it was started.
+
+    Raises UserError if it does not answer.
+    """
+    started = False
     deadline = time.monotonic() + START_SECONDS
     while not answers(url):
-        if not _starting() or time.monotonic() > deadline:
+        if not _starting() and not started:
+            _start_server(url, folder)
+            started = True
+        elif not _starting() or time.monotonic() > deadline:
             raise UserError(
-                f"no Prefect server answers at {url}; start one in this folder: prefect server start --background"
+                f"the Prefect server at {url} does not answer; it was started in the background in {folder}"
             )
         time.sleep(0.2)
+    return started
+
+
+def _start_server(url: str, folder: Path) -> None:
+    """Start Prefect's server in the background, quiet and with complete records whatever files the folder holds."""
+    where = urlsplit(url)
+    if where.hostname not in (LOOPBACK, "localhost") or where.port is None:
+        raise UserError(
+            f"no Prefect server answers at {url}; start it on its machine: prefect server start --background"
+        )
+    command = [sys.executable, "-m", "prefect", "server", "start", "--background", "--port", str(where.port)]
+    quiet = QUIET | COMPLETE_RECORDS | {"PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | quiet,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        words = (done.stdout + done.stderr).strip().splitlines() or ["it says nothing"]
+        raise UserError(f"no Prefect server answers at {url}, and none can be started there: {words[-1]}")
 
 
 def _starting() -> bool:

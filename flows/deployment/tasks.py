@@ -19,11 +19,13 @@ from typing import Any
 from prefect import Flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed, Failed
+from prefect.exceptions import MissingContextError, TerminationSignal
+from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
 from flows.console import StageDisplay, sentence
-from flows.deployment.artifacts import ProgressBar, publish
+from flows.deployment.artifacts import ProgressBar, attempt, publish
+from flows.deployment.naming import tag_run
 from flows.deployment.parameters import FlowRequest, one_or_more
 from flows.preflight import require_possible
 from flows.project import Project, open_project
@@ -33,6 +35,7 @@ from pipeline.run import plan
 from pipeline.run.execute import Progress, Report, placement
 
 RETRY_DELAY_SECONDS = 10
+INTERRUPTS = (KeyboardInterrupt, SystemExit, TerminationSignal)
 
 
 def run_request(request: FlowRequest, choose: Callable[[Project], list[str]]) -> State[Any]:
@@ -42,9 +45,7 @@ def run_request(request: FlowRequest, choose: Callable[[Project], list[str]]) ->
     """
     display = RunLog()
     try:
-        project = open_project(
-            Path(request.experiment), one_or_more(request.set, split=False), one_or_more(request.methods)
-        )
+        project = open_project(Path(request.experiment), request.sets, one_or_more(request.methods))
         with closing(project.store.index):
             redo = [name for word in one_or_more(request.redo) for name in plan.choose(project.stages, word)]
             names, states = choose(project), project.states(math.inf)
@@ -68,7 +69,7 @@ def run_opened(
     is not taken from the flow's final state, which is lost where the server does not answer any more at the
     end. Raises what `run` raises.
     """
-    ended: RunResult | UserError | None = None
+    ended: RunResult | UserError | KeyboardInterrupt | SystemExit | None = None
 
     @functools.wraps(flow.fn)
     def body(*parameters: Any, **others: Any) -> State[Any]:
@@ -79,6 +80,9 @@ def run_opened(
         except UserError as error:  # its sentence is all: Prefect would log a traceback
             ended = error
             return Failed(message=str(error))
+        except (KeyboardInterrupt, SystemExit) as stop:  # raised again below: here it would read as a crash
+            ended = stop
+            return Cancelled(message="interrupted; the same command goes on where it was")
         return _end_of(ended)
 
     opened = copy.copy(flow)
@@ -92,7 +96,7 @@ def run_opened(
         display.say(f"the Prefect server could not record how the run ended: {error}")
     if isinstance(ended, RunResult):
         return ended
-    if isinstance(ended, UserError):
+    if ended is not None:
         raise ended
     state.result()  # raises what ended the flow
     raise RuntimeError(f"the flow {flow.name} ended as {state.name}")
@@ -103,7 +107,8 @@ def run_as_tasks(
     retries: int, states: plan.Survey | None = None,
 ) -> RunResult:  # fmt: skip
     """Run stages inside a flow, a task each, and publish the result as artifacts."""
-    tasks = StageTasks(project, retries)
+    attempt(lambda: tag_run(project))
+    tasks = StageTasks(project, retries, states)
     result = run_stages(project, names, display, redo, retry_failed, tasks.each, tasks.on_progress, states)
     publish(result, project.experiment.name)
     return result
@@ -124,22 +129,39 @@ def _end_of(result: RunResult) -> State[Any]:
 class StageTasks:
     """Makes a task of each stage of a run, and shows how far it is."""
 
-    def __init__(self, project: Project, retries: int) -> None:
-        self.project, self.retries = project, retries
+    def __init__(self, project: Project, retries: int, states: plan.Survey | None = None) -> None:
+        self.project, self.retries, self.states = project, retries, states
         self._bar: ProgressBar | None = None
         self._worked = False
+        self._ended: dict[str, State[Any]] = {}  # final states, from which the server draws the edges
 
     def each(self, name: str, call: Callable[[], Report]) -> Report:
-        """The report of a stage, brought up to date by a task of its name. Raises what the stage raises."""
+        """The report of a stage, brought up to date by a task of its name. Raises what the stage raises.
+
+        The task waits for those of the stages that it needs, which have ended already: so the server knows the edges.
+        """
         reports: list[Report] = []
+        stopped: list[BaseException] = []
 
         def work() -> State[Any]:
             self._bar, self._worked = ProgressBar(self.project.experiment.name, name), False
-            reports.append(call())
+            if self.states is not None and not self.states[name].complete:
+                self._bar.begin(f"{name}: starting")
+            try:
+                reports.append(call())
+            except INTERRUPTS as signal:  # raised again below: inside of the task it would read as a crash
+                stopped.append(signal)
+                return Cancelled(message=f"{name} was interrupted; the next run goes on where it was")
             self._bar.finish()
             return _outcome(reports[-1], self._worked or reports[-1].worked)
 
-        task_of_stage.with_options(tags=self._tags(name), retries=self.retries)(name, work)
+        needs = [self._ended[need] for need in self.project.stages[name].needs if need in self._ended]
+        task = task_of_stage.with_options(tags=self._tags(name), retries=self.retries)
+        state = task(name, work, wait_for=needs, return_state=True)
+        if stopped:
+            raise stopped[0]
+        state.result()  # raises what ended the stage
+        self._ended[name] = state
         return reports[-1]
 
     def on_progress(self, progress: Progress) -> None:
@@ -172,8 +194,7 @@ def task_of_stage(name: str, work: Callable[[], State[Any]]) -> State[Any]:
 
 def _outcome(report: Report, worked: bool) -> State[Any]:
     """The final state of the task of a stage."""
-    message = sentence(report)
-    get_run_logger().info(message)
+    message = sentence(report)  # Prefect writes it to the log of the task, as part of the final state
     if not worked:
         return Completed(name="Cached", message=f"{message}; fingerprint {report.fingerprint}")
     return Completed(message=message)
@@ -184,11 +205,14 @@ class RunLog(StageDisplay):
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
-        self.logger = get_run_logger()
+        self.of_flow = get_run_logger()
 
     def say(self, sentence: str) -> None:
-        """Write a line to the log."""
-        self.logger.info(sentence)
+        """Write a line to the log of the task under way, or between tasks of the flow."""
+        try:
+            get_run_logger().info(sentence)
+        except MissingContextError:  # a thread of ours
+            self.of_flow.info(sentence)
 
     def report(self, report: Report) -> None:
         """Do nothing: the task of the stage has logged its report."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.results.measured import Measured, RankedQueries
-from flows.results.report.wording import counted, listed, member
+from flows.results.wording import counted, listed, member
 from pipeline.errors import UserError
 from trainers.measure.evaluated import Protocol
 from trainers.measure.metric_table import CUTOFFS, DIRECTIONS, RSUM_CUTOFFS, metric
@@ -237,7 +237,7 @@ def compare(matching: Matched, seed: int = 0, resamples: int = RESAMPLES) -> lis
                 pairs.append(
                     replace(pair, of_a=estimates[number][direction], of_b=estimates[place][direction])
                 )
-    return _corrected(pairs)
+    return corrected(pairs)
 
 
 def _estimates(run: Measured, directions: Sequence[str], seed: int) -> dict[str, dict[str, Estimate]]:
@@ -375,11 +375,11 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in out]
 
 
-def _corrected(pairs: Sequence[Pair]) -> list[Pair]:
+def corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs, with p values corrected over the tests of all pairs."""
-    corrected = iter(holm([test.p for pair in pairs for test in pair.tests.values()]))
+    raised = iter(holm([test.p for pair in pairs for test in pair.tests.values()]))
     return [
-        replace(pair, tests={name: replace(t, corrected=next(corrected)) for name, t in pair.tests.items()})
+        replace(pair, tests={name: replace(t, corrected=next(raised)) for name, t in pair.tests.items()})
         for pair in pairs
     ]
 

@@ -56,14 +56,18 @@ def read_measured(folder: Path, name: str) -> Measured:
 
     Raises UserError naming a file that is missing, damaged or of another evaluation.
     """
-    evaluated = EvaluatedFolder(folder)
+    return measured(EvaluatedFolder(folder), name)
+
+
+def measured(evaluated: EvaluatedFolder, name: str) -> Measured:
+    """The measured run of an evaluation that is open already."""
     protocol, queries, ranking = evaluated.metrics.protocol, evaluated.queries, evaluated.ranking
     ranked = {}
     for direction, ranks in ranking.ranks.items():
         keyed = _captions(queries) if direction == "t2v" else _items(queries, ranking.query_items)
         keys, units = zip(*keyed, strict=True) if keyed else ((), ())
         ranked[direction] = RankedQueries(tuple(keys), tuple(units), ranks.mean.astype(np.float64))
-    return Measured(name, folder, protocol, frozenset(queries.items), ranked)
+    return Measured(name, evaluated.folder, protocol, frozenset(queries.items), ranked)
 
 
 def _captions(queries: Queries) -> list[tuple[Hashable, str]]:

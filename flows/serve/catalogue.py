@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.project import Project
-from flows.results.report.wording import without_places
+from flows.results.wording import without_places
 from flows.search.index import evaluated_split
 from flows.search.searched import Searched, chosen_gallery, find_searched
 from flows.trained.finished import first_missing

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from flows.project import Project
-from flows.results.report.wording import without_places
+from flows.results.wording import without_places
 from flows.search.searched import Searched
 from flows.search.searcher import Searcher
 from flows.serve.app import application

@@ -199,6 +199,7 @@ def validation_figure(
     device: str | torch.device = "cpu",
     memory_mb: int = MEMORY_MB,
     by: str = "SumR",
+    recalls: dict[str, float] | None = None,
     direction: str = "t2v",
     v2t_rank: str = CAPTIONS,
     sample: Positions | None = None,
@@ -209,8 +210,8 @@ def validation_figure(
     `by`: a metric, the sum "R@1+5+10" of one direction, or "RSUM", that of both. `direction` and the convention
     `v2t_rank` are those of the figure; a direction that does not count is not ranked. It uses the realistic (mean) rank
     of ties: a model collapsed to one score for everything has the optimistic (strict) rank 1 everywhere, and would be
-    kept as the best. `sample`: positions (n,), ascending, of the captions that take part, None for all; the gallery
-    stays whole.
+    kept as the best. `recalls`, if given, gets R@1, R@5 and R@10 of every ranked direction: "R@5", "v2t R@5". `sample`:
+    positions (n,), ascending, of the captions that take part, None for all; the gallery stays whole.
     """
     relevance = index.relevance if sample is None else index.relevance.of_captions(sample)
     needed = DIRECTIONS if by == "RSUM" else (direction,)
@@ -232,9 +233,20 @@ def validation_figure(
                 items.count(scores, relevance[where])
             ranks.append(items.ranks().mean)
     found = [metrics(each) for each in ranks]
+    if recalls is not None:
+        recalls.update(_named_recalls(dict(zip([d for d in DIRECTIONS if d in needed], found, strict=True))))
     if by in ("RSUM", "R@1+5+10"):
         return sum(each[f"R@{cutoff}"] for each in found for cutoff in RSUM_CUTOFFS)
     return found[0][by]
+
+
+def _named_recalls(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """R@1, R@5 and R@10 by the names that histories have for them; found: metrics by direction."""
+    return {
+        f"{'' if direction == 't2v' else f'{direction} '}R@{cutoff}": values[f"R@{cutoff}"]
+        for direction, values in found.items()
+        for cutoff in RSUM_CUTOFFS
+    }
 
 
 def validation_sample(index: SplitIndex, count: int, seed: int) -> Positions | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flows.repetition import Repetition
 from flows.results.board.published import Protocol, Published, fitting
-from flows.results.report.wording import counted
+from flows.results.wording import counted
 from pipeline.corpus.importers.published import MISSING
 from trainers.measure.evaluated import Metrics
 from trainers.measure.evaluated import Protocol as OurProtocol

@@ -12,10 +12,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from flows.results.judged import verdict_of
 from flows.results.method_results import MethodResults
 from flows.results.report.environment import environment
 from flows.results.report.leaderboard import protocols
-from flows.results.report.wording import NOUNS, counted, duration, plain, titles, without_places
+from flows.results.wording import NOUNS, counted, duration, listed, plain, titles, without_places
 from pipeline.run.plan import ancestors, order
 from trainers.measure.evaluated import Estimates, Protocol
 from trainers.measure.metric_table import metric, shown_metrics
@@ -97,9 +98,32 @@ def _body(one: MethodResults, license_name: str) -> Iterator[str]:
         "licences of the data and of the backbones below allow"
     )
     yield f"License of the weights: {license_text}.\n"
-    for part in (_data, _protocol, _results_tables, _post_processed, _training, _backbones, _environment):
+    for part in (
+        _verdict,
+        _data,
+        _protocol,
+        _results_tables,
+        _post_processed,
+        _training,
+        _backbones,
+        _environment,
+    ):
         yield from part(one)
     yield from _limitations(one)
+
+
+def _verdict(one: MethodResults) -> Iterator[str]:
+    """Who is ahead among the methods of the experiment, and what that rests on."""
+    verdict = verdict_of(one.project, one.states)
+    if verdict is None:
+        return
+    others = [method for method in verdict.order if method != one.method]
+    yield "## Verdict\n"
+    if others:
+        yield f"Of the methods of its experiment: {listed(verdict.order)}.\n"
+    yield " ".join(verdict.sentences) + "\n"
+    yield from (f"- {sentence}" for sentence in verdict.basis)
+    yield ""
 
 
 def _data(one: MethodResults) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.results.report.wording import counted, duration, plain
+from flows.results.wording import counted, duration, plain
 from pipeline.corpus.manifest import SPLITS
 from pipeline.run.time_spent import TimeSpent
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.results.report.wording import counted
+from flows.results.wording import counted
 from pipeline.child import Child, ChildDied, ChildError, Send
 from pipeline.errors import ItemError
 from pipeline.media.video import ONLY_MEDIA, probe
@@ -109,7 +109,7 @@ def serve_strip(request: dict[str, Any], send: Send) -> None:
     """Entry of the child process: answers `{"path", "moments"}` with JPEGs, their size and their time."""
     path = Path(request["path"])
     duration = probe(path).seconds or 0.0
-    for seconds, image in _frames_at(path, frame_seconds(duration, request["moments"])):
+    for seconds, image in frames_at(path, frame_seconds(duration, request["moments"])):
         image.thumbnail((MOST_WIDTH_PIXELS, HEIGHT_PIXELS))
         out = io.BytesIO()
         image.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
@@ -128,7 +128,7 @@ def frame_seconds(duration: float, moments: list[list[float]] | Moments) -> list
     return sorted(times)
 
 
-def _frames_at(path: Path, times: list[float]) -> Iterator[tuple[float, Any]]:
+def frames_at(path: Path, times: list[float]) -> Iterator[tuple[float, Any]]:
     """Yield the frame that is shown at each time, with its own time; seeks to key frames, which is cheap."""
     import av
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from flows.results.report.frames import Strip
 from flows.results.report.pictures import Pictures
-from flows.results.report.ranks import Histogram, bars
-from flows.results.report.wording import counted, member, titles
+from flows.results.report.plots import Bars, histogram, room_above
+from flows.results.report.ranks import Histogram, thinned
+from flows.results.wording import counted, member, titles
 from trainers.measure.evaluated import EvaluatedFolder, Metrics, Queries
 from trainers.measure.hubness import Hubness
 from trainers.measure.metric_table import DIRECTIONS
@@ -117,23 +118,48 @@ def hubs_of(counts: Counts) -> Counts:
     return hubs
 
 
-def occurrence_bins(counts: Counts, most: int = MOST_BINS) -> tuple[list[tuple[int, int]], list[int]]:
+def occurrence_bins(
+    counts: Counts, most: int = MOST_BINS, greatest: int = 0
+) -> tuple[list[tuple[int, int]], list[int]]:
     """The least and greatest N_k of each bin, and its number of members.
 
-    N_k = 0 has a bin of its own; the other bins have equal widths.
+    N_k = 0 has a bin of its own; the other bins have equal widths, up to `greatest` or to the largest N_k.
     """
-    greatest = int(counts.max())
+    greatest = max(greatest, int(counts.max()))
     width = max(1, -(-greatest // (most - 1)))
     stretches = [(0, 0), *((low, low + width - 1) for low in range(1, greatest + 1, width))]
     return stretches, [int(((counts >= low) & (counts <= high)).sum()) for low, high in stretches]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the histograms of one direction share: the greatest N_k, and the end of the axis of members."""
+
+    greatest: int
+    top: float
+
+
+def scales(evaluated: Mapping[str, EvaluatedFolder]) -> dict[str, Scale]:
+    """The scale of each direction, which holds the N_k of every method."""
+    out = {}
+    for direction in DIRECTIONS:
+        counts = [
+            c for folder in evaluated.values() if (c := folder.ranking.occurrences.get(direction)) is not None
+        ]
+        if counts:
+            greatest = max(int(one.max()) for one in counts)
+            sizes = [size for one in counts for size in occurrence_bins(one, greatest=greatest)[1]]
+            out[direction] = Scale(greatest, room_above(sizes))
+    return out
+
+
 def read_hubs(
-    method: str, folder: EvaluatedFolder, inputs: Mapping[str, Any], pictures: Pictures
-) -> list[Hubs]:
+    method: str, folder: EvaluatedFolder, inputs: Mapping[str, Any], pictures: Pictures,
+    shared: Mapping[str, Scale],
+) -> list[Hubs]:  # fmt: skip
     """The hubs of an evaluation for each direction; empty if it did not measure hubness."""
     metrics, occurrences = folder.metrics, folder.ranking.occurrences
-    writer = _HubWriter(method, metrics.protocol.kind, folder.queries, inputs, pictures)
+    writer = _HubWriter(method, metrics.protocol.kind, folder.queries, inputs, pictures, shared)
     return [
         writer.hubs(direction, occurrences[direction], hubness.k)
         for direction, hubness in metrics.hubness.items()
@@ -150,6 +176,7 @@ class _HubWriter:
     queries: Queries
     inputs: Mapping[str, Any]
     pictures: Pictures
+    shared: Mapping[str, Scale]
 
     def hubs(self, direction: str, counts: Counts, k: int) -> Hubs:
         hubs, of_items = hubs_of(counts), direction == "t2v"
@@ -164,22 +191,23 @@ class _HubWriter:
         if not len(hubs):
             sentence = f"No {noun} is in {least:,} or more top {k}, over {reason}: there is no hub"
         return Hubs(
-            self.method, title, sentence, self._histogram(title, noun, counts, k), named,
+            self.method, title, sentence, self._histogram(direction, noun, counts, k), named,
             max(0, len(hubs) - MOST_NAMED), of_items,
         )  # fmt: skip
 
-    def _histogram(self, title: str, noun: str, counts: Counts, k: int) -> Histogram:
-        stretches, sizes = occurrence_bins(counts)
+    def _histogram(self, direction: str, noun: str, counts: Counts, k: int) -> Histogram:
+        scale, title = self.shared[direction], titles(self.kind)[direction]
+        stretches, sizes = occurrence_bins(counts, greatest=scale.greatest)
         limit = threshold(counts)
         names = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in stretches]
-        strong = {place for place, (low, _) in enumerate(stretches) if low > limit}
+        strong = frozenset(place for place, (low, _) in enumerate(stretches) if low > limit)
         extremes = f"{counted(sizes[0], noun)} in no top {k}, the most frequent in {counts.max():,}"
         summary = f"{self.method}, {title}: {extremes}"
         rows = tuple((name, f"{size:,}") for name, size in zip(names, sizes, strict=True))
-        lows = [f"{low:,}" for low, _ in stretches]
-        return Histogram(
-            self.method, title, bars(sizes, lows, None, strong), f"{max(sizes):,}", summary, rows
-        )
+        drawn = Bars(sizes, thinned([f"{low:,}" for low, _ in stretches]), None, strong)
+        axes = (f"N_{k}, from", f"{noun.capitalize()}s")
+        picture = histogram(f"hubs {direction} {self.method}", drawn, scale.top, axes, True, summary)
+        return Histogram(self.method, title, picture, summary, rows)
 
     def _hub(self, place: int, counts: Counts, of_items: bool) -> Hub:
         strip, queries = Strip(), self.queries

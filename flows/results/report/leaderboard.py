@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flows.results.report.wording import NOUNS, counted, listed, member, titles
+from flows.results.pairs import PairRow
+from flows.results.wording import NOUNS, counted, listed, member, titles
 from trainers.measure.evaluated import Estimates, Metrics, Side
 from trainers.measure.evaluated import Protocol as EvaluatedProtocol
 from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
@@ -29,16 +30,23 @@ class Bar:
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a metric's column: its name, its title, and whether its arrow points down (lower is better)."""
+    """The head of a metric's column: its name, its title, and whether its arrow points down (lower is better).
+
+    parts: what a sum adds up, for instance "R@1+5+10+100"; "" of other metrics.
+    """
 
     label: str
     title: str
     lower_is_better: bool
+    parts: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One estimate of one method: the exact value, the printed value and interval, and the drawn bar."""
+    """One estimate of one method: the exact value, the printed value and interval, and the drawn bar.
+
+    best: the value is shown to be better than that of every other method.
+    """
 
     exact: float
     value: str
@@ -66,13 +74,21 @@ class Protocol:
     terms: tuple[tuple[str, str], ...]
 
 
-def boards(measured: Mapping[str, Metrics]) -> list[Board]:
-    """A table for each direction that any method has estimates for; measured: by method.
+Better = Callable[[str, str, str], bool]
+"""Whether the value of a direction, a metric and a method is shown to be better than all others of its column."""
+
+
+def _never(direction: str, name: str, method: str) -> bool:
+    return False
+
+
+def boards(measured: Mapping[str, Metrics], better: Better = _never) -> list[Board]:
+    """A table for each direction that any method has estimates for; measured: by method, in the order of the rows.
 
     They are made from realistic ranks: a positive that is tied with others has the mean rank of the ties, so that a
     model that gives every item the same score finds nothing.
     """
-    return _boards({method: metrics.estimates for method, metrics in measured.items()}, measured)
+    return _boards({method: metrics.estimates for method, metrics in measured.items()}, measured, better)
 
 
 def strict_boards(measured: Mapping[str, Metrics]) -> list[Board]:
@@ -80,10 +96,15 @@ def strict_boards(measured: Mapping[str, Metrics]) -> list[Board]:
     return _boards({m: metrics.metrics for m, metrics in measured.items() if metrics.tied}, measured)
 
 
-def _boards(estimates_of: Mapping[str, Estimates], measured: Mapping[str, Metrics]) -> list[Board]:
+def _boards(
+    estimates_of: Mapping[str, Estimates], measured: Mapping[str, Metrics], better: Better = _never
+) -> list[Board]:
     return [
         _board(
-            direction, {m: all_[direction] for m, all_ in estimates_of.items() if direction in all_}, measured
+            direction,
+            {m: all_[direction] for m, all_ in estimates_of.items() if direction in all_},
+            measured,
+            better,
         )
         for direction in TABLES
         if any(direction in all_ for all_ in estimates_of.values())
@@ -101,8 +122,9 @@ def look_alike(some: Sequence[Board], others: Sequence[Board]) -> bool:
 
 
 def _board(
-    direction: str, estimates_of: Mapping[str, Mapping[str, Estimate]], measured: Mapping[str, Metrics]
-) -> Board:
+    direction: str, estimates_of: Mapping[str, Mapping[str, Estimate]], measured: Mapping[str, Metrics],
+    better: Better,
+) -> Board:  # fmt: skip
     kind = next(iter(measured.values())).protocol.kind
     names = shown_metrics((name for estimates in estimates_of.values() for name in estimates), kind)
     chance = {method: measured[method].protocol.chance(direction) for method in estimates_of}
@@ -115,7 +137,7 @@ def _board(
                 estimates[name],
                 chance[method].get(name),
                 ends[name],
-                _is_best(name, estimates, estimates_of),
+                better(direction, name, method),
             )
             for name in names
         )
@@ -129,7 +151,8 @@ def _board(
 
 def _column(name: str) -> Column:
     facts = metric(name)
-    return Column(facts.name, facts.title, facts.lower_is_better)
+    parts = "+".join(map(str, facts.parts)) if len(facts.parts) > 1 else ""
+    return Column(facts.name, facts.title, facts.lower_is_better, f"R@{parts}" if parts else "")
 
 
 def in_percent(kind: str) -> str:
@@ -146,15 +169,6 @@ def _end(
     return max(drawn) * 1.05
 
 
-def _is_best(
-    name: str, estimates: Mapping[str, Estimate], estimates_of: Mapping[str, Mapping[str, Estimate]]
-) -> bool:
-    """Whether no other method has a better value; False if there is only one method."""
-    values = [other[name].value for other in estimates_of.values()]
-    best = min(values) if metric(name).lower_is_better else max(values)
-    return len(values) > 1 and estimates[name].value == best
-
-
 def _cell(name: str, estimate: Estimate, chance: float | None, end: float, best: bool) -> Cell:
     facts = metric(name)
     start, printed = facts.least, facts.printed
@@ -165,6 +179,25 @@ def _cell(name: str, estimate: Estimate, chance: float | None, end: float, best:
     value, low, high = estimate.value, estimate.low, estimate.high
     bar = Bar(place(value), place(low), place(high), None if chance is None else place(chance))
     return Cell(value, printed(value), f"{printed(low)}–{printed(high)}", bar, best)
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Every pair of methods in one direction: metrics across, pairs down."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[PairRow, ...]
+
+
+def pair_tables(pairs: Sequence[PairRow], kind: str) -> list[PairTable]:
+    """A table for each direction in which methods were compared."""
+    out = []
+    for direction in TABLES:
+        rows = tuple(pair for pair in pairs if pair.direction == direction)
+        if rows:
+            out.append(PairTable(titles(kind)[direction], tuple(rows[0].differences), rows))
+    return out
 
 
 def protocols(measured: Mapping[str, Metrics]) -> list[Protocol]:

@@ -15,30 +15,40 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from flows.circumstances import Circumstances
 from flows.reporting import ReportParams
 from flows.results.report import activity, leaderboard, ranks, training
+from flows.results.report.clips import Clips
+from flows.results.report.deciding import Deciding, read_deciding
 from flows.results.report.environment import environment
-from flows.results.report.hubness import Hubs, hubness_tables, read_hubs
+from flows.results.report.hubness import Hubs, hubness_tables, read_hubs, scales
 from flows.results.report.pictures import Pictures
 from flows.results.report.queries import Queries, read_queries
-from flows.results.report.wording import counted, duration, without_places
+from flows.results.verdict import FILE as VERDICT
+from flows.results.verdict import judge
+from flows.results.wording import counted, duration, member, without_places
 from pipeline.child import Send
+from pipeline.store.store import write_json
 from trainers.loop.trained import TrainedFolder
 from trainers.measure.evaluated import EvaluatedFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE = "report.html"
 FRAME_BYTES = 2_500_000  # bytes of all thumbnails together, so that the page stays under 5 MB
-HUB_SHARE = 8  # one part in eight of these bytes is for the pictures of hubs
+DECIDING_SHARE = 3  # one part in three of these bytes is for the queries that decide
+HUB_SHARE = 8  # one part in eight of the rest is for the pictures of hubs
 
 
 def run(request: dict[str, Any], send: Send) -> None:
     """Write the page into the folder of the request."""
     params = ReportParams.model_validate_json(request["params"])
     inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
-    page = render(view(params, inputs, FRAME_BYTES))
+    content = view(params, inputs, FRAME_BYTES)
+    page = render(content)
     folder = Path(request["folder"])
     folder.mkdir(parents=True, exist_ok=True)
+    if content["verdict"] is not None:
+        write_json(folder / VERDICT, content["verdict"].model_dump(mode="json"))
     (folder / FILE).write_text(page, encoding="utf-8")
     send({"record": {"bytes": len(page.encode())}}, {})
 
@@ -46,13 +56,19 @@ def run(request: dict[str, Any], send: Send) -> None:
 def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> dict[str, Any]:
     """The content of the page, section by section, under the names that the templates read."""
     public = _public(inputs)
-    trained = {entry["method"]: TrainedFolder(Path(entry["train"])) for entry in inputs["methods"]}
-    evaluated = {entry["method"]: EvaluatedFolder(Path(entry["evaluate"])) for entry in inputs["methods"]}
+    every = {entry["method"]: EvaluatedFolder(Path(entry["evaluate"])) for entry in inputs["methods"]}
+    limiting = Circumstances.model_validate(inputs.get("circumstances", {}))
+    verdict = judge(every, limiting) if every else None
+    order = verdict.order if verdict else []
+    trains = {entry["method"]: entry["train"] for entry in inputs["methods"]}
+    trained = {method: TrainedFolder(Path(trains[method])) for method in order}
+    evaluated = {method: every[method] for method in order}
     measured = {method: folder.metrics for method, folder in evaluated.items()}
-    boards, strict = leaderboard.boards(measured), leaderboard.strict_boards(measured)
+    boards = leaderboard.boards(measured, verdict.is_better) if verdict else []
+    strict = leaderboard.strict_boards(measured)
     failures = activity.failures(public)
     ranked = {method: ranks.read_ranked(folder) for method, folder in evaluated.items()}
-    queries, hubs = _queries_and_hubs(params, inputs, evaluated, frame_bytes)
+    queries, hubs = _queries_and_hubs(params, inputs, evaluated, frame_bytes - frame_bytes // DECIDING_SHARE)
     kind = next(iter(measured.values())).protocol.kind if measured else "video"
     return {
         "name": public["experiment"].get("name") or "experiment",
@@ -60,7 +76,11 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "corpus": public["corpus"],
         "splits": activity.splits(public["corpus"]["splits"]),
+        "noun": member(kind),
+        "verdict": verdict,
+        "pair_tables": leaderboard.pair_tables(verdict.pairs, kind) if verdict else [],
         "boards": boards,
+        "deciding": _deciding(inputs, evaluated, frame_bytes // DECIDING_SHARE),
         "strict": strict,
         "post_processed": leaderboard.post_processed_boards(measured),
         "post_notes": leaderboard.post_processing_notes(measured),
@@ -87,6 +107,14 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
     }  # fmt: skip
 
 
+def _deciding(
+    inputs: Mapping[str, Any], evaluated: Mapping[str, EvaluatedFolder], most_bytes: int
+) -> list[Deciding]:
+    """The queries that decide between the methods."""
+    with closing(Clips(most_bytes)) as clips:
+        return read_deciding(evaluated, inputs, clips)
+
+
 def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that the page may print, with paths of this machine shortened."""
     printable = {name: inputs[name] for name in ("experiment", "corpus", "stages", "methods")}
@@ -103,11 +131,11 @@ def _queries_and_hubs(
     frame_bytes: int,
 ) -> tuple[list[Queries], list[Hubs]]:
     """The shown queries and the hubs of each method; every method has the same share of the bytes for pictures."""
-    queries, hubs = [], []
+    queries, hubs, shared = [], [], scales(evaluated)
     for method, folder in evaluated.items():
         share = frame_bytes // len(evaluated)
         with closing(Pictures(share // HUB_SHARE)) as pictures:
-            hubs += read_hubs(method, folder, inputs, pictures)
+            hubs += read_hubs(method, folder, inputs, pictures, shared)
         with closing(Pictures(share - share // HUB_SHARE)) as pictures:
             shown = read_queries(method, folder, inputs, pictures, params.queries_shown)
         if shown is not None:

@@ -30,7 +30,7 @@ class Pictures:
         Never raises for damaged media: the strip then holds the reason instead of pictures.
         """
         if not item.get("points"):
-            if damage := self._video_damage(item):
+            if damage := self.damage(item):
                 return Strip(reason=damage)
             return self._frames.strip(item.get("video"), moments)
         row = (str(item["points"][0]), int(item["points"][1]))
@@ -43,7 +43,7 @@ class Pictures:
         self._left -= size
         return strip
 
-    def _video_damage(self, item: Mapping[str, Any]) -> str:
+    def damage(self, item: Mapping[str, Any]) -> str:
         """The reason why a stored video is damaged; "" if it is intact, or if the item has none."""
         if not item.get("compress") or item.get("video") is None:
             return ""

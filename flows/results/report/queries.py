@@ -14,7 +14,7 @@ from flows.results.report.explained import Drawing, Explanation
 from flows.results.report.frames import Moments, Strip
 from flows.results.report.pictures import Pictures
 from flows.results.report.pieces import Pieces
-from flows.results.report.wording import counted, member
+from flows.results.wording import counted, member
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.measure.metrics import Ranks
 

@@ -1,33 +1,30 @@
 """The ranks of the positives: recall at every K, and the distribution of ranks.
 
 As on the leaderboard, ranks are realistic: a positive that is tied with other candidates has the mean rank of the ties.
-Axes: Q queries.
+Axes: Q queries, U units, K cutoffs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from flows.results.report.training import Label
-from flows.results.report.wording import titles
+from flows.results.measured import measured
+from flows.results.report.plots import Bars, Curve, Style, histogram, recall_curves, room_above
+from flows.results.wording import titles
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.measure.metric_table import DIRECTIONS, recall_by_chance
+from trainers.measure.metrics import LEVEL
 
-WIDTH, HEIGHT = 400, 250  # size of the curves' picture, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 136, 50, 12, 24  # margins: names at the left, percent at the right
-LINE_HEIGHT = 14  # height of a name
-DIGIT_WIDTH, LABEL_GAP = 8, 5  # width of a digit and space between the labels under the curves
 MOST_POINTS = 72  # largest number of points of a curve
-SERIES = 5  # number of colours and dashes in the style sheet; a sixth method has the style of the first
-BAR_WIDTH, BAR_HEIGHT = 280, 120  # size of a histogram, in its own units
-BAR_TOP, BAR_BOTTOM, BAR_LEFT = 18, 20, 8
-GAP = 2  # space between two bars
-MOST_BIN_LABELS = 10
+MOST_BIN_LABELS = 7
+DRAWS, CHUNK = 400, 50  # bootstrap samples of a band, and how many are held at once
+TICK_ROOM = 0.1  # least distance of two labels under the curves, as a share of the axis, per three characters
 
 Ranks = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -35,48 +32,36 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RankedQueries:
-    """The queries of one method in one direction: realistic (mean) ranks (Q,) and numbers of positives (Q,)."""
+    """The queries of one method in one direction.
+
+    ranks: realistic (mean) ranks (Q,); positives: number of positives (Q,) of each query; units: (Q,), the number of
+    the item that a query is resampled with.
+    """
 
     ranks: Ranks
     positives: Counts
     gallery: int
+    units: Counts
 
 
 @dataclass(frozen=True)
-class Line:
-    """One curve in units of its picture; its name is printed at the left, beside its first point."""
+class Key:
+    """A method in the legend of curves: its name with R@1, and the style of its curve (None: a random order)."""
 
     name: str
-    points: str
-    style: str
-    start: float
-    label: float
+    first: str  # R@1, as printed
+    style: Style | None
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Recall by K of all methods in one direction: a picture, a sentence, and a table."""
+    """Recall by K of all methods in one direction: a picture, its legend, and a table."""
 
     title: str
-    lines: tuple[Line, ...]
-    x_labels: tuple[Label, ...]
-    y_labels: tuple[Label, ...]
-    summary: str
+    picture: Markup
+    keys: tuple[Key, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a histogram, in units of its picture; `chance` is its height for a random order."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-    label: str
-    chance: float | None = None
-    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,8 +70,7 @@ class Histogram:
 
     method: str
     title: str
-    bars: tuple[Bar, ...]
-    peak: str  # the share or number of the highest bar, as printed
+    picture: Markup
     summary: str
     rows: tuple[tuple[str, ...], ...]
 
@@ -94,9 +78,13 @@ class Histogram:
 def read_ranked(folder: EvaluatedFolder) -> dict[str, RankedQueries]:
     """The ranked queries of an evaluation, by direction."""
     queries, groups = folder.queries, folder.metrics.protocol.groups
+    run = measured(folder, "")
     return {
         direction: RankedQueries(
-            ranks.mean, queries.positive_counts(direction, groups), queries.gallery(direction, groups)
+            ranks.mean,
+            queries.positive_counts(direction, groups),
+            queries.gallery(direction, groups),
+            np.unique(run.queries[direction].units, return_inverse=True)[1],
         )
         for direction, ranks in folder.ranking.ranks.items()
     }
@@ -106,6 +94,25 @@ def recall(ranks: Ranks, cutoffs: Sequence[int]) -> list[float]:
     """For each K, the percentage of queries with a rank of at most K."""
     ordered = np.sort(ranks)
     return [100 * float(np.searchsorted(ordered, k, side="right")) / len(ordered) for k in cutoffs]
+
+
+def band(
+    ranks: Ranks, units: Counts, cutoffs: Sequence[int], seed: int = 0, draws: int = DRAWS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends (K,) of the 95 % interval of the recall at each K, in percent, over units drawn with replacement."""
+    count = int(units.max()) + 1
+    hits = np.zeros((count, len(cutoffs) + 1))
+    np.add.at(hits, (units, np.searchsorted(cutoffs, ranks, side="left")), 1)
+    reached = np.cumsum(hits[:, :-1], axis=1)
+    sizes, random = hits.sum(axis=1), np.random.default_rng(seed)
+    found = []
+    for start in range(0, draws, CHUNK):
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=min(CHUNK, draws - start)).astype(
+            np.float64
+        )
+        found.append(100 * (drawn @ reached) / (drawn @ sizes)[:, None])
+    low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
 
 
 def chance(positives: Counts, gallery: int, cutoffs: Sequence[int]) -> list[float]:
@@ -119,7 +126,7 @@ def cutoffs(gallery: int, most: int = MOST_POINTS) -> list[int]:
 
 
 def ticks(gallery: int) -> list[int]:
-    """The K that get a label: 1, 2, 5, 10, 20, 50 ...; for galleries over 1,000, the powers of 10 alone."""
+    """The K that get a column: 1, 2, 5, 10, 20, 50 ...; for galleries over 1,000, the powers of 10 alone."""
     steps = (1,) if gallery > 1000 else (1, 2, 5)
     return [
         step * 10**power
@@ -130,13 +137,15 @@ def ticks(gallery: int) -> list[int]:
 
 
 def uncrowded(labelled: Sequence[int], gallery: int) -> list[int]:
-    """The K whose labels do not touch: powers of 10 are kept first, then the others from the left."""
+    """The K whose labels under an axis do not touch: powers of 10 are kept first, then the others from the left."""
+
+    def place(k: int) -> float:
+        return math.log(k) / max(math.log(gallery), 1e-9)
+
     kept: list[int] = []
     for k in sorted(labelled, key=lambda k: (str(k).strip("0") != "1", k)):
-        room = (DIGIT_WIDTH * (len(f"{k:,}") + len(f"{other:,}")) / 2 + LABEL_GAP for other in kept)
-        if all(
-            abs(_x(k, gallery) - _x(other, gallery)) >= wide for other, wide in zip(kept, room, strict=True)
-        ):
+        room = (TICK_ROOM * (len(f"{k:,}") + len(f"{other:,}")) / 6 for other in kept)
+        if all(abs(place(k) - place(other)) >= wide for other, wide in zip(kept, room, strict=True)):
             kept.append(k)
     return sorted(kept)
 
@@ -144,73 +153,50 @@ def uncrowded(labelled: Sequence[int], gallery: int) -> list[int]:
 def curves(ranked: Mapping[str, Mapping[str, RankedQueries]], kind: str) -> list[Curves]:
     """A picture for each direction that any method has ranks for; ranked: by method, then by direction."""
     by_direction = {way: {m: ways[way] for m, ways in ranked.items() if way in ways} for way in DIRECTIONS}
-    styles = {method: f"s{number % SERIES}" for number, method in enumerate(ranked)} | {"chance": "chance"}
-    return [_curves(titles(kind)[way], named, styles) for way, named in by_direction.items() if named]
+    styles = {method: Style(number) for number, method in enumerate(ranked)}
+    return [_curves(way, titles(kind)[way], named, styles) for way, named in by_direction.items() if named]
 
 
-def _curves(title: str, ranked: Mapping[str, RankedQueries], styles: Mapping[str, str]) -> Curves:
+def _curves(
+    direction: str, title: str, ranked: Mapping[str, RankedQueries], styles: Mapping[str, Style]
+) -> Curves:
     first = next(iter(ranked.values()))
     gallery = max(one.gallery for one in ranked.values())
     at, shown = cutoffs(gallery), ticks(gallery)
-    values = {name: (recall(one.ranks, at), recall(one.ranks, shown)) for name, one in ranked.items()}
-    values["chance"] = (
-        chance(first.positives, first.gallery, at),
-        chance(first.positives, first.gallery, shown),
-    )
-    starts = {name: _y(curve[0]) for name, (curve, _) in values.items()}
-    labels = spread_out(list(starts.values()), LINE_HEIGHT, TOP, HEIGHT - BOTTOM)
-    lines = tuple(
-        Line(
-            f"{name} {curve[0]:.1f}", " ".join(f"{_x(k, gallery)},{_y(v)}" for k, v in zip(at, curve, strict=True)),
-            styles[name], starts[name], label,
-        )
-        for (name, (curve, _)), label in zip(values.items(), labels, strict=True)
-    )  # fmt: skip
-    recall_at_1 = "; ".join(f"{name} {curve[0]:.1f} % at 1" for name, (curve, _) in values.items())
-    return Curves(
-        title, lines,
-        tuple(Label(_x(k, gallery), f"{k:,}") for k in uncrowded(shown, gallery)),
-        tuple(Label(_y(v), f"{v} %") for v in (0, 25, 50, 75, 100)),
-        f"{title}, recall by K from 1 to {gallery:,}: {recall_at_1}",
-        ("", *(f"R@{k:,}" for k in shown)),
-        tuple((name, *(f"{v:.1f}" for v in row)) for name, (_, row) in values.items()),
-    )  # fmt: skip
-
-
-def _x(k: int, gallery: int) -> float:
-    return round(LEFT + (WIDTH - LEFT - RIGHT) * math.log(k) / max(math.log(gallery), 1e-9), 1)
-
-
-def _y(percent: float) -> float:
-    return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * percent / 100, 1)
-
-
-def spread_out(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places in the order of the targets and near to them, at least `gap` apart, none below `low`.
-
-    None is above `high` either, if there is room for all.
-    """
-    order = sorted(range(len(targets)), key=lambda place: targets[place])
-    out = list(targets)
-    edge = low
-    for place in order:
-        out[place] = edge = max(edge, out[place])
-        edge += gap
-    edge = max(high, low + gap * (len(targets) - 1))
-    for place in reversed(order):
-        out[place] = min(edge, out[place])
-        edge = out[place] - gap
-    return out
-
-
-def rank_histograms(ranked: Mapping[str, Mapping[str, RankedQueries]], kind: str) -> list[Histogram]:
-    """A histogram for each direction of each method."""
-    return [
-        _rank_histogram(method, titles(kind)[way], ways[way])
-        for way in DIRECTIONS
-        for method, ways in ranked.items()
-        if way in ways
+    drawn = [Curve(at, chance(first.positives, first.gallery, at), None)]
+    drawn += [
+        Curve(at, recall(one.ranks, at), styles[name], *band(one.ranks, one.units, at))
+        for name, one in ranked.items()
     ]
+    rows = {name: recall(one.ranks, shown) for name, one in ranked.items()}
+    rows["chance"] = chance(first.positives, first.gallery, shown)
+    at_1 = "; ".join(f"{name} {values[0]:.1f} % at 1" for name, values in rows.items())
+    summary = f"{title}, recall by K from 1 to {gallery:,}: {at_1}"
+    return Curves(
+        title,
+        recall_curves(f"recall {direction}", drawn, uncrowded(shown, gallery), summary),
+        tuple(Key(name, f"{values[0]:.1f}", styles.get(name)) for name, values in rows.items()),
+        ("", *(f"R@{k:,}" for k in shown)),
+        tuple((name, *(f"{v:.1f}" for v in row)) for name, row in rows.items()),
+    )
+
+
+def rank_histograms(
+    ranked: Mapping[str, Mapping[str, RankedQueries]], kind: str
+) -> dict[str, list[Histogram]]:
+    """By direction, a histogram of each method; all of a direction share one scale."""
+    out = {}
+    for way in DIRECTIONS:
+        binned = {method: _binned(ways[way]) for method, ways in ranked.items() if way in ways}
+        if binned:
+            top = room_above(
+                [height for _, shares, random in binned.values() for height in (*shares, *random)]
+            )
+            out[titles(kind)[way]] = [
+                _rank_histogram(method, way, titles(kind)[way], bins, top, ranked[method][way].ranks)
+                for method, bins in binned.items()
+            ]
+    return out
 
 
 def rank_bins(ranks: Ranks, gallery: int) -> tuple[list[int], list[float]]:
@@ -219,42 +205,39 @@ def rank_bins(ranks: Ranks, gallery: int) -> tuple[list[int], list[float]]:
     return ends, np.diff([0.0, *recall(ranks, ends)]).tolist()
 
 
-def _rank_histogram(method: str, title: str, ranked: RankedQueries) -> Histogram:
+Bins = tuple[list[int], list[float], list[float]]
+"""The last rank of each bin, the percentage of queries in it, and that of a random order."""
+
+
+def _binned(ranked: RankedQueries) -> Bins:
     ends, shares = rank_bins(ranked.ranks, ranked.gallery)
-    random = np.diff([0.0, *chance(ranked.positives, ranked.gallery, ends)]).tolist()
-    names = [f"{low:,}" if low == end else f"{low:,}–{end:,}" for low, end in _ranges(ends)]
-    half = float(np.median(ranked.ranks))
-    sentence = f"{shares[0]:.1f} % of the positives have rank 1, half of them rank {half:,.0f} or better"
+    return ends, shares, np.diff([0.0, *chance(ranked.positives, ranked.gallery, ends)]).tolist()
+
+
+def _rank_histogram(
+    method: str, direction: str, title: str, bins: Bins, top: float, ranks: Ranks
+) -> Histogram:
+    ends, shares, random = bins
+    ranges = list(_ranges(ends))
+    names = [f"{low:,}" if low == end else f"{low:,}–{end:,}" for low, end in ranges]
+    half = f"half of them rank {float(np.median(ranks)):,.0f} or better"
+    summary = f"{method}, {title}: {shares[0]:.1f} % of the positives have rank 1, {half}"
+    labels = [f"{low:,}" if low < 10_000 else f"{low // 1000:,}k" for low, _ in ranges]
+    bars = Bars(shares, thinned(labels), random, frozenset({0}))
     percent = ((f"{share:.1f} %", f"{luck:.1f} %") for share, luck in zip(shares, random, strict=True))
     return Histogram(
         method, title,
-        bars(shares, [f"{low:,}" for low, _ in _ranges(ends)], random, strong={0}),
-        f"{max(shares):.0f} %",
-        f"{method}, {title}: {sentence}",
+        histogram(f"ranks {direction} {method}", bars, top, ("Rank, from", "Queries (%)"), False, summary),
+        summary,
         tuple((name, *values) for name, values in zip(names, percent, strict=True)),
     )  # fmt: skip
 
 
-def _ranges(ends: Sequence[int]) -> list[tuple[int, int]]:
-    return [(1 if n == 0 else ends[n - 1] + 1, end) for n, end in enumerate(ends)]
+def thinned(labels: Sequence[str], most: int = MOST_BIN_LABELS) -> list[str]:
+    """The labels with every second, third ... kept, so that at most `most` remain; the others are empty."""
+    every = -(-len(labels) // most)
+    return [label if place % every == 0 else "" for place, label in enumerate(labels)]
 
 
-def bars(
-    heights: Sequence[float], labels: Sequence[str], chance: Sequence[float] | None, strong: set[int]
-) -> tuple[Bar, ...]:
-    """Bars scaled so that the highest fills the picture; a value above 0 is at least 1.5 high, to be visible."""
-    top = max([*heights, *(chance or [])]) or 1.0
-    width = (BAR_WIDTH - 2 * BAR_LEFT) / len(heights)
-    room, floor = BAR_HEIGHT - BAR_TOP - BAR_BOTTOM, BAR_HEIGHT - BAR_BOTTOM
-    every = -(-len(labels) // MOST_BIN_LABELS)
-    out = []
-    for place, value in enumerate(heights):
-        high = max(room * value / top, 1.5) if value > 0 else 0.0
-        luck = None if chance is None else round(floor - room * chance[place] / top, 1)
-        left, label = (
-            round(BAR_LEFT + place * width + GAP / 2, 1),
-            labels[place] if place % every == 0 else "",
-        )
-        size = round(width - GAP, 1), round(high, 1)
-        out.append(Bar(left, round(floor - high, 1), *size, label, luck, place in strong))
-    return tuple(out)
+def _ranges(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    yield from ((1 if n == 0 else ends[n - 1] + 1, end) for n, end in enumerate(ends))

@@ -1,50 +1,42 @@
-"""Training curves as small pictures, one for each quantity, so that any number of loss terms stays readable."""
+"""Training curves: loss, validation and learning rate of each method by epoch, with a table of every quantity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flows.results.report.wording import counted, duration
+from markupsafe import Markup
+
+from flows.results.report.plots import by_epoch
+from flows.results.wording import counted, duration
 from trainers.loop.trained import Epoch, TrainedFolder
 
-WIDTH, HEIGHT = 280, 132  # size of a panel, in units of its picture
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 10, 22  # margins for the labels
-MOST_POINTS = 240  # largest number of points of a curve; a panel is narrower than 240 pixels
+MOST_POINTS = 240  # largest number of points of a curve; a panel is about 260 pixels wide
 MOST_ROWS = 200  # largest number of rows in the table of numbers
+RATE, WAITING, VALIDATION = "learning rate", "waiting", "validation "
 
 Series = list[tuple[int, float]]
 """(epoch, value) of one quantity; epochs count from 1."""
 
 
 @dataclass(frozen=True)
-class Label:
-    """A text beside an axis, and its position along the axis."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Panel:
-    """One curve in units of its picture: polyline, labels, the point of the best epoch, and a summary sentence."""
+    """One figure, with the sentence that describes it."""
 
     title: str
-    points: str
-    x_labels: tuple[Label, ...]
-    y_labels: tuple[Label, ...]
-    best: tuple[float, float] | None  # point of the curve at the best epoch
+    picture: Markup
     summary: str
 
 
 @dataclass(frozen=True)
 class Training:
-    """The section of the report on the training of one method."""
+    """The section of the report on the training of one method. more: panels of the terms of the loss."""
 
     method: str
     sentence: str
     panels: tuple[Panel, ...]
+    more: tuple[Panel, ...]
     columns: tuple[str, ...]  # headers of the table of numbers, epoch first
     rows: tuple[tuple[str, ...], ...]
     best_epoch: int
@@ -60,20 +52,61 @@ def read_training(method: str, folder: TrainedFolder) -> Training:
         (str(epoch), *(_number(line[epoch]) if epoch in line else "–" for line in values))
         for epoch in _thinned([row.epoch for row in history], MOST_ROWS, best)
     ]
-    panels = tuple(panel(title, line, best) for title, line in series.items())
-    return Training(method, _sentence(folder), panels, columns, tuple(rows), best)
+    terms = {name for row in history for name in row.terms}
+    figure = next(iter(history[0].validation), "") if history else ""
+    recalls = {name: line for name, line in series.items() if _is_recall(name, figure)}
+    drawn = {name: panel(method, name, line, best) for name, line in series.items() if name not in recalls}
+    return Training(
+        method,
+        _sentence(folder),
+        (*_recall_panels(method, recalls, best), *(one for name, one in drawn.items() if name not in terms)),
+        tuple(one for name, one in drawn.items() if name in terms and len(terms) > 1),
+        columns,
+        tuple(rows),
+        best,
+    )
+
+
+def _is_recall(name: str, figure: str) -> bool:
+    """Whether a series is a recall of the validation split that does not choose the epoch."""
+    return name.startswith((f"{VALIDATION}R@", f"{VALIDATION}v2t R@")) and name != f"{VALIDATION}{figure}"
+
+
+def _recall_panels(method: str, recalls: Mapping[str, Series], best: int) -> Iterator[Panel]:
+    """One panel a direction, with a line for each recall."""
+    for prefix, title in (
+        (f"{VALIDATION}R@", "R@K of validation (%)"),
+        (f"{VALIDATION}v2t R@", "v2t R@K of validation (%)"),
+    ):
+        some = {name: line for name, line in recalls.items() if name.startswith(prefix)}
+        if some:
+            lines = []
+            for name, line in some.items():
+                kept = set(_thinned([epoch for epoch, _ in line], MOST_POINTS, best))
+                points = [(epoch, value) for epoch, value in line if epoch in kept]
+                lines.append((name.rpartition(" ")[2], [e for e, _ in points], [v for _, v in points]))
+            words = [_in_words(name, dict(line), best) for name, line in some.items()]
+            summary = f"{method}, {'; '.join(words)}"
+            yield Panel(
+                title, by_epoch(f"training {method} {title}", lines, best, title, summary, True), summary
+            )
 
 
 def _series(history: Sequence[Epoch]) -> dict[str, Series]:
-    """The series of every quantity; a loss term may be missing in some epochs."""
+    """The series of every quantity; a loss term may be missing in some epochs.
+
+    `waiting`, the share of the time that the network waited for data, is there in histories that recorded it.
+    """
     out: dict[str, Series] = {}
     for row in history:
         named = {f"validation {name}": value for name, value in row.validation.items()}
-        named |= {"loss": row.loss} | row.terms | {"learning rate": row.lr}
+        named |= {"loss": row.loss} | row.terms | {RATE: row.lr}
+        waiting = getattr(row, WAITING, None)
+        named |= {"waiting for data": 100 * waiting} if waiting is not None else {}
         for name, value in named.items():
             out.setdefault(name, []).append((row.epoch, value))
     first = [name for name in out if name.startswith("validation ")]
-    last = [name for name in out if name == "learning rate"]
+    last = [name for name in (RATE, "waiting for data") if name in out]
     return {name: out[name] for name in [*first, *(n for n in out if n not in first + last), *last]}
 
 
@@ -89,30 +122,23 @@ def _sentence(folder: TrainedFolder) -> str:
     return "; ".join(parts)
 
 
-def panel(title: str, series: Series, best_epoch: int) -> Panel:
+def panel(method: str, title: str, series: Series, best_epoch: int) -> Panel:
     """The picture of one quantity by epoch; a value that is not finite has no point."""
     values = {epoch: value for epoch, value in series if math.isfinite(value)}
-    epochs = [epoch for epoch, _ in series]
-    low, high = (min(values.values()), max(values.values())) if values else (0.0, 1.0)
-    pad = (high - low) / 20 or abs(high) / 20 or 1.0
-
-    def x(epoch: int) -> float:
-        share = (epoch - epochs[0]) / max(epochs[-1] - epochs[0], 1)
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(value: float) -> float:
-        share = (value - low + pad) / (high - low + 2 * pad)
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
-
     kept = _thinned(list(values), MOST_POINTS, best_epoch)
-    best = (x(best_epoch), y(values[best_epoch])) if best_epoch in values else None
+    summary = f"{method}, {_in_words(title, values, best_epoch)}"
+    axis = {"loss": "Loss", RATE: "Learning rate", "waiting for data": "Waiting for data (%)"}.get(
+        title, title
+    )
+    if title.startswith("validation "):
+        axis = f"{title.removeprefix('validation ')} of validation"
+    if not kept:
+        return Panel(title, Markup(""), summary)
+    lines = [(title, kept, [values[epoch] for epoch in kept])]
+    from_zero = title in (RATE, "waiting for data") and min(values.values()) >= 0
+    best = best_epoch if best_epoch in values else 0
     return Panel(
-        title,
-        points=" ".join(f"{x(epoch)},{y(values[epoch])}" for epoch in kept),
-        x_labels=tuple(Label(x(epoch), str(epoch)) for epoch in sorted({epochs[0], epochs[-1]})),
-        y_labels=tuple(Label(y(value), _number(value)) for value in sorted({low, high})),
-        best=best,
-        summary=_in_words(title, values, best_epoch),
+        title, by_epoch(f"training {method} {title}", lines, best, axis, summary, from_zero), summary
     )
 
 

@@ -26,7 +26,7 @@ from flows.results.report import leaderboard, page
 from flows.results.report.frames import FRAMES, Frames, frame_seconds
 from flows.results.report.pictures import Pictures
 from flows.results.report.queries import choose, read_queries
-from flows.results.report.training import HEIGHT, LEFT, WIDTH, panel, read_training
+from flows.results.report.training import panel, read_training
 from pipeline.corpus.contents import Contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
 from pipeline.run.briefing import RunBriefing
@@ -250,6 +250,7 @@ def test_leaderboard_holds_every_figure_of_the_metrics_file_exactly(both: tuple[
     assert set(metrics) == {"t2v", "v2t", "both"}
     for estimate in estimates[:5]:
         assert f"{estimate.low:.1f}–{estimate.high:.1f}" in text
+    assert "sum of R@1, R@5 and R@10 of both directions" in text and "R@1+5+10+100" in text
 
 
 def test_bars_of_a_column_share_a_scale_from_the_least_possible_that_holds_all_intervals_and_chance(
@@ -287,7 +288,8 @@ def test_page_refers_to_nothing_outside_itself(both: tuple[dict[str, Any], str])
     tree = Tree(both[1])
     named = ("src", "href", "srcset", "poster", "data", "action")
     targets = [str(a[name]) for _, a in tree.tags for name in named if name in a]
-    assert targets and all(target.startswith(("#", "data:image/jpeg;base64,")) for target in targets)
+    inside = ("#", "data:image/jpeg;base64,", "data:image/webp;base64,")
+    assert targets and all(target.startswith(inside) for target in targets)
     style = both[1].split("<style>")[1].split("</style>")[0]
     assert "url(" not in style and "@import" not in style
     (policy,) = [a["content"] for a in tree.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
@@ -298,7 +300,7 @@ def test_every_link_and_label_inside_the_page_has_its_target(both: tuple[dict[st
     tree = Tree(both[1])
     ids = [a["id"] for _, a in tree.tags if "id" in a]
     assert len(ids) == len(set(ids))
-    wanted = [str(a["href"]).removeprefix("#") for a in tree.all("a")]
+    wanted = [str(a["href"]).removeprefix("#") for a in (*tree.all("a"), *tree.all("use"))]
     wanted += [str(a["aria-labelledby"]) for _, a in tree.tags if "aria-labelledby" in a]
     assert set(wanted) <= set(ids)
     assert all("alt" in a and "width" in a and "height" in a for a in tree.all("img"))
@@ -345,15 +347,33 @@ def test_failed_items_are_named_with_their_reasons_and_none_says_so(tmp_path: Pa
     assert str(tmp_path) not in text and "2 of the items" in text
 
 
-def test_page_of_several_methods_in_one_direction_marks_the_best_of_each_metric(tmp_path: Path) -> None:
-    noises = {"good": 0.0, "poor": 9.0}
+def test_bold_is_what_is_shown_to_be_better_and_rows_stand_in_the_order_of_the_figure(tmp_path: Path) -> None:
+    noises = {"poor": 9.0, "good": 0.0}
     methods = [make_method(tmp_path, name, ("t2v",), noise=noise) for name, noise in noises.items()]
     text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
     assert "Text to video" in text and "Video to text" not in text
     board = text.split("</table>")[0]
     rows = {m: r for m, r in re.findall(r'<th scope="row">(good|poor)</th>(.*?)</tr>', board, re.S)}
-    assert 'class="best"' in rows["good"] and 'class="best"' not in rows["poor"].split("</td>")[0]
+    assert list(rows) == ["good", "poor"]
+    assert 'class="best"' in rows["good"] and 'class="best"' not in rows["poor"]
     assert "not measured under the same protocol" not in text
+    told = text.split('id="h-verdict"')[1].split("</section>")[0]
+    assert "good is ahead of poor at R@1 by" in told
+
+
+def test_of_two_methods_that_cannot_be_told_apart_nothing_is_bold(tmp_path: Path) -> None:
+    methods = [make_method(tmp_path, name, ("t2v",), noise=noise) for name, noise in (("a", 2.0), ("b", 2.6))]
+    text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
+    found = [measured_by(entry).metrics.metrics["t2v"]["R@5"].value for entry in methods]
+    assert found[0] != found[1]  # one is larger, and larger is not better
+    assert 'class="best"' not in text and "No method is shown to be better than another" in text
+
+
+def test_a_page_of_one_test_item_says_that_its_figures_mean_nothing(tmp_path: Path) -> None:
+    methods = [make_method(tmp_path, name, items=1, captions=3, epochs=0) for name in ("a", "b")]
+    tree = Tree(make_page(tmp_path, make_inputs(tmp_path, methods, None)))
+    assert tree.open == [] and "one test item: its figures mean nothing" in tree.text
+    assert not [a for a in tree.all("data") if a.get("class") == "best"] and "All pairs" not in tree.text
 
 
 def test_methods_of_different_galleries_are_not_said_to_be_comparable(tmp_path: Path) -> None:
@@ -365,10 +385,9 @@ def test_methods_of_different_galleries_are_not_said_to_be_comparable(tmp_path: 
 def test_hubness_has_a_row_for_each_method_and_direction_with_what_was_measured(tmp_path: Path) -> None:
     methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b", ("t2v",))]
     text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
-    section = text.split("<h3>Hubness</h3>")[1].split("</table>")[0]
-    rows = re.findall(
-        r'<th scope="row">(\w)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', section
-    )
+    section = text.split("Hubness of every method")[1].split("</table>")[0]
+    cell = r"<td[^>]*>(.*?)</td>"
+    rows = re.findall(rf'<th scope="row">(\w)</th>{cell * 4}', section)
     told = measured_by(methods[0]).metrics.hubness["v2t"]
     assert [row[:2] for row in rows] == [
         ("a", "Text to video"), ("b", "Text to video"), ("a", "Video to text"),
@@ -376,7 +395,7 @@ def test_hubness_has_a_row_for_each_method_and_direction_with_what_was_measured(
     assert rows[2][2:] == (
         f"{told.skewness:.2f}", f"{100 * told.anti_hub_share:.1f} %", f"{told.most} (mean 4.0)",
     )  # fmt: skip
-    assert "among their first 10" in section and Tree(text).open == []
+    assert "Members of the gallery among the first 10 results" in section and Tree(text).open == []
 
 
 def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_give(tmp_path: Path) -> None:
@@ -399,7 +418,8 @@ def test_page_of_point_clouds_speaks_of_clouds_and_shows_what_papers_on_them_giv
     assert not Tree(text).all("img")
     tables = re.findall(r"<thead><tr><th scope=\"col\">Method</th>(.*?)</tr>", text)
     columns = [[re.sub("<.*?>|↓", "", name).strip() for name in head.split("</th>")[:-1]] for head in tables]
-    assert columns[:3] == [["R@1", "R@5", "R@10", "MnR", "MRR"]] * 2 + [["RSUM"]]
+    assert columns[:2] == [["R@1", "R@5", "R@10", "MnR", "MRR"]] * 2
+    assert "RSUM sum of R@1, R@5 and R@10 of both directions" in told
     metrics = measured_by(entries[0]).metrics.metrics
     assert set(metrics) == {"t2v", "v2t", "both"} and {"MdR", "R@100"} <= set(metrics["t2v"])
     shown = [float(str(a["value"])) for a in Tree(text).all("data")]
@@ -502,12 +522,14 @@ def test_page_shows_recall_by_k_and_the_spread_of_ranks_of_every_method(tmp_path
     methods = [make_method(tmp_path, "a"), make_method(tmp_path, "b", ("t2v",))]
     text = make_page(tmp_path, make_inputs(tmp_path, methods, None))
     section = text.split('id="h-ranks"')[1].split("</section>")[0]
-    assert section.count("<polyline") == 3 + 2  # two methods and chance, then one and chance
-    assert re.findall(r"<figcaption>(\w)<span", section) == ["a", "b", "a"]
+    lines = re.findall(r'style="fill: none[^"]*stroke: var\(--(s\d)\); stroke-width: 1.8', section)
+    assert sorted(lines) == ["s0", "s0", "s1"]  # a in both directions, b in one, each in its colour
+    assert len(re.findall(r"fill: var\(--s\d\); fill-opacity: 0.13", section)) == 3  # and each with a band
+    assert [name[0] for name in re.findall(r"<figcaption>(\w+)</figcaption>", section)].count("a") == 2
     recall = measured_by(methods[0]).metrics.metrics["t2v"]["R@1"].value
-    row = re.findall(r'<tr><th scope="row">a</th><td>([\d.]+)</td>', section)[0]
+    row = re.findall(r'<tr><th scope="row">a</th><td data-label="R@1">([\d.]+)</td>', section)[0]
     assert float(row) == pytest.approx(recall, abs=0.05)
-    assert f">a {recall:.1f}</text>" in section
+    assert f'a <span class="soft">R@1 {recall:.1f}</span>' in section
 
 
 def test_hubs_are_named_with_how_often_they_appear_and_their_frames(tmp_path: Path) -> None:
@@ -675,25 +697,36 @@ def test_chosen_queries_are_explained_ones_and_the_worst_of_all() -> None:
     )
 
 
-def test_curve_covers_its_panel_and_marks_the_best_epoch(tmp_path: Path) -> None:
-    drawn = panel("loss", [(1, 4.0), (2, 1.0), (3, float("nan")), (4, 2.0)], best_epoch=2)
-    points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
-    assert [x for x, _ in points] == pytest.approx(
-        [LEFT, LEFT + (WIDTH - LEFT - 10) / 3, WIDTH - 10], abs=0.1
+def test_a_curve_has_every_finite_value_and_a_dot_at_the_best_epoch() -> None:
+    drawn = panel("a", "loss", [(1, 4.0), (2, 1.0), (3, float("nan")), (4, 2.0)], best_epoch=2)
+    assert drawn.summary == "a, loss: 4 in epoch 1, 2 in epoch 4, 1 in the best epoch 2"
+    (line,) = re.findall(
+        r'<path d="(M[^"]*)" clip-path="[^"]*" style="fill: none; stroke: var\(--accent\)', drawn.picture
     )
-    assert points[0][1] < points[2][1] < points[1][1] < HEIGHT
-    assert drawn.best == points[1] and "1 in the best epoch 2" in drawn.summary
-    flat = panel("lr", [(1, 0.0), (2, 0.0)], best_epoch=0)
-    assert len(flat.points.split()) == 2 and flat.best is None
-    long = panel("loss", [(epoch, 1 / epoch) for epoch in range(1, 5001)], best_epoch=4321)
-    assert len(long.points.split()) < 300 and long.best is not None
+    points = [tuple(map(float, point.split()[1:])) for point in line.strip().splitlines()]
+    assert len(points) == 3 and points[0][1] < points[2][1] < points[1][1]  # y grows downwards
+    (dot,) = re.findall(
+        r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--accent\)', drawn.picture
+    )
+    assert tuple(map(float, dot)) == pytest.approx(points[1], abs=0.01)
+    assert panel("a", "lr", [(1, float("nan"))], best_epoch=0).picture == ""
+    long = panel("a", "loss", [(epoch, 1 / epoch) for epoch in range(1, 5001)], best_epoch=4321)
+    assert long.picture.count("\nL ") < 400 and "in the best epoch 4321" in long.summary
+
+
+def test_a_learning_rate_that_falls_to_nothing_ends_at_0_and_not_at_minus_0() -> None:
+    drawn = panel("a", "learning rate", [(1, 1e-4), (2, 5e-5), (3, 0.0)], best_epoch=3)
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.picture)
+    assert "0" in labels and not any(label.startswith(("-", "−")) for label in labels)
+    assert {"Epoch", "Learning rate"} <= set(labels)
 
 
 def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
     training = read_training("a", TrainedFolder(Path(entry["train"])))
-    titles = [p.title for p in training.panels]
-    assert titles == ["validation SumR", "loss", "nce", "weight", "learning rate"]
+    assert [p.title for p in training.panels] == ["validation SumR", "loss", "learning rate"]
+    assert [p.title for p in training.more] == ["nce", "weight"]
+    assert training.columns == ("epoch", "validation SumR", "loss", "nce", "weight", "learning rate")
     assert training.best_epoch == 2 and "9 in the best epoch 2" in training.panels[0].summary
     assert training.sentence == "4 epochs, the best one is 2; 112 parameters; 1 min 35 s"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -54,30 +55,61 @@ def test_labels_under_the_curves_do_not_touch_and_powers_of_ten_come_first(galle
     shown = ranks.ticks(gallery)
     kept = ranks.uncrowded(shown, gallery)
     assert {k for k in shown if str(k).strip("0") == "1" and k <= 1000} <= set(kept) <= set(shown)
-    left = [(ranks._x(k, gallery), 4 * len(f"{k:,}")) for k in kept]
-    assert all(a + wide < b - other for (a, wide), (b, other) in pairwise(left))
+    at = [
+        (np.log(k) / np.log(gallery), 0.016 * len(f"{k:,}")) for k in kept
+    ]  # half a label: 5 of 300 pixels a digit
+    assert all(a + wide < b - other for (a, wide), (b, other) in pairwise(at))
 
 
-def test_names_are_spread_without_overlap_in_their_order_and_within_the_picture() -> None:
-    generator = np.random.default_rng(0)
-    for count in range(1, 9):
-        wanted = generator.uniform(0, 100, count).tolist()
-        placed = ranks.spread_out(wanted, 10, 0, 100)
-        assert np.argsort(placed).tolist() == np.argsort(wanted).tolist()
-        assert (np.diff(sorted(placed)) >= 10 - 1e-9).all() and min(placed) >= 0 and max(placed) <= 100 + 1e-9
-    assert ranks.spread_out([10, 40, 90], 10, 0, 100) == [10, 40, 90]
-    assert sorted(ranks.spread_out([100] * 4, 50, 0, 100)) == [0, 50, 100, 150]  # no room: none is lost
+def ranked(count: int = 30, gallery: int = 20) -> RankedQueries:
+    return RankedQueries(
+        drawn_ranks(count, gallery), np.ones(count, np.int64), gallery, np.arange(count) // 2
+    )
 
 
-def test_a_method_keeps_its_colour_where_another_is_missing_in_a_direction() -> None:
-    some = RankedQueries(drawn_ranks(30, 20), np.ones(30, np.int64), 20)
-    first, second = ranks.curves({"a": {"t2v": some}, "b": {"t2v": some, "v2t": some}}, "video")
-    assert [(line.name.split()[0], line.style) for line in first.lines] == [
-        ("a", "s0"), ("b", "s1"), ("chance", "chance"),
-    ]  # fmt: skip
-    assert [line.style for line in second.lines] == ["s1", "chance"]
+def test_a_method_keeps_its_style_where_another_is_missing_in_a_direction() -> None:
+    first, second = ranks.curves({"a": {"t2v": ranked()}, "b": {"t2v": ranked(), "v2t": ranked()}}, "video")
+    styles = {key.name: key.style.variable if key.style else "" for key in first.keys}
+    assert styles == {"a": "s0", "b": "s1", "chance": ""}
+    assert [key.name for key in second.keys] == ["b", "chance"] and second.keys[0].style == first.keys[
+        1
+    ].style
     assert first.title == "Text to video" and second.title == "Video to text"
     assert first.rows[0][1:] == first.rows[1][1:] and first.columns[1] == "R@1"
+
+
+def test_a_band_holds_the_recall_and_is_wider_where_captions_of_an_item_are_found_together() -> None:
+    random = np.random.default_rng(0)
+    ranks_of_items = random.integers(1, 50, 40).astype(np.float64)
+    together, at = np.repeat(ranks_of_items, 5), [1, 5, 10, 25, 50]
+    units = np.repeat(np.arange(40), 5)
+    low, high = ranks.band(together, units, at)
+    curve = np.array(ranks.recall(together, at))
+    assert (low <= curve).all() and (curve <= high).all() and low[-1] == high[-1] == 100
+    alone = ranks.band(together, np.arange(200), at)
+    assert (high - low)[1] > 1.5 * (alone[1] - alone[0])[1]
+    draws = [np.mean(random.choice(ranks_of_items, 40) <= 10) for _ in range(2000)]  # a slow twin
+    assert low[2] == pytest.approx(100 * np.quantile(draws, 0.025), abs=4)
+    assert high[2] == pytest.approx(100 * np.quantile(draws, 0.975), abs=4)
+
+
+def test_the_panels_of_a_direction_share_one_scale_that_holds_every_bar() -> None:
+    def heights(picture: str) -> list[float]:
+        """The heights of the bars, in units of the picture."""
+        bars = re.findall(
+            r'd="M [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nL [\d.]+ ([\d.]+) [^"]*"[^>]*var\(--(?:reach|accent)\)',
+            picture,
+        )
+        return [float(floor) - float(top) for floor, top in bars]
+
+    few = RankedQueries(np.array([1.0] * 9 + [3.0]), np.ones(10, np.int64), 8, np.arange(10))
+    even = RankedQueries(np.arange(1.0, 9.0), np.ones(8, np.int64), 8, np.arange(8))
+    (charts,) = ranks.rank_histograms({"few": {"t2v": few}, "even": {"t2v": even}}, "video").values()
+    tall, low = (heights(chart.picture) for chart in charts)
+    assert tall[0] / low[0] == pytest.approx(
+        90 / 12.5, rel=0.02
+    )  # 90 % and 12.5 % of the queries have rank 1
+    assert "Queries (%)" in charts[0].picture and "Rank, from" in charts[0].picture
 
 
 @pytest.mark.parametrize("gallery", [1, 2, 33, 1000])
@@ -88,12 +120,18 @@ def test_rank_bins_double_cover_the_gallery_and_hold_every_query_once(gallery: i
     assert shares[0] == pytest.approx(100 * float((drawn_ranks(77, gallery) == 1).mean()))
 
 
-def test_bars_are_as_high_as_they_say_and_the_rare_can_be_seen() -> None:
-    drawn = ranks.bars([50, 100, 0.01, 0], ["a", "b", "c", "d"], [100, 25, 0, 0], {1})
-    assert drawn[1].height == pytest.approx(2 * drawn[0].height, abs=0.1) and drawn[3].height == 0
-    assert drawn[2].height > 1 and [bar.strong for bar in drawn] == [False, True, False, False]
-    assert drawn[0].chance == drawn[1].top
-    assert all(a.left + a.width <= b.left for a, b in pairwise(drawn))
+def test_a_figure_is_the_same_each_time_shares_no_id_with_another_and_keeps_to_the_colours_of_the_page() -> (
+    None
+):
+    drawn = ranks.curves({"a": {"t2v": ranked(), "v2t": ranked()}}, "video")
+    again = ranks.curves({"a": {"t2v": ranked(), "v2t": ranked()}}, "video")
+    assert [chart.picture for chart in drawn] == [chart.picture for chart in again]
+    ids = [set(re.findall(r'id="([^"]+)"', chart.picture)) for chart in drawn]
+    assert ids[0] and not ids[0] & ids[1]
+    for chart in drawn:
+        assert "<style" not in chart.picture and "font-family" not in chart.picture
+        assert not re.search(r"(fill|stroke): #", chart.picture)
+        assert "Recall at K (%)" in chart.picture and "K, number of first results" in chart.picture
 
 
 def test_occurrence_bins_keep_those_in_none_apart_and_lose_nobody() -> None:
