@@ -129,7 +129,10 @@ class LookSite:
         )
 
     async def map(self, request: Request) -> Response:
-        """A point for each item of the gallery, or of all galleries that were calibrated by the same captions."""
+        """A point for each item of the gallery; with `every`, of all galleries that the same captions calibrate.
+
+        Each further gallery has a searching process of its own, which may have to be started.
+        """
         name = self._searched(request)
         by = parameters.text(request, "by") or "pca"
         if by not in ("pca", "umap"):
@@ -139,7 +142,7 @@ class LookSite:
         found = await self._calibrated(name)
         others = [(name[0], split) for split in self._splits(name[0]) if split != name[1]]
         galleries = [(name[1], found)]
-        for other in others if found.calibration.split == "train" else ():
+        for other in others if found.calibration.split == "train" and parameters.flag(request, "every") else ():
             more = await self._calibrated(other)
             if more.vectors.shape[1] == found.vectors.shape[1] and more.calibration.split == "train":
                 galleries.append((other[1], more))
@@ -157,7 +160,7 @@ class LookSite:
             vectors, keys = vectors[kept], [keys[n] for n in kept]
             splits = [splits[n] for n in kept]
         points, explained = self._remembered(
-            ("points", *name, by),
+            ("points", *name, by, str(len(galleries))),
             lambda: (umap_points(vectors), None) if by == "umap" else principal(vectors),
         )
         facts = {split: self._facts(split, name[0]) for split, _ in galleries}

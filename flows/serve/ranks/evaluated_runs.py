@@ -48,7 +48,7 @@ def evaluated_runs(store: Store, split: str, usual: Mapping[str, str]) -> list[E
         if folders:
             found.append((run, folders))
     chosen = _usual([run for run, _ in found], usual)
-    order = {method: place for place, method in enumerate([*usual, *chosen])}
+    order = {method: place for place, method in enumerate(dict.fromkeys([*usual, *chosen]))}
     runs = [_described(run, folders, chosen[run.method]) for run, folders in found]
     return sorted(runs, key=lambda run: (run.name != run.method, order.get(run.method, len(order))))
 
