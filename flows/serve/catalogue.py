@@ -43,9 +43,9 @@ class Searchable:
     """A method with the splits that can be searched by it, its evaluated one first.
 
     name: the method's, or METHOD@DIGEST for a further run of it. missing: if no split can be searched, the reason in
-    one sentence. encodes: whether any sentence can be searched for; if the text features were imported, only captions of
-    the split can. note: the run that answers, where it is stale or was trained on another corpus. run: the fingerprint of
-    the training. differs: the settings that a further run has otherwise, with the usual run's in brackets.
+    one sentence. encodes: whether any sentence can be searched for; if the text features were imported, only captions
+    of the split can. note: the run that answers, where it is stale or was trained on another corpus. run: the
+    fingerprint of the training. differs: the settings that a further run has otherwise, the usual run's in brackets.
     """
 
     name: str

@@ -142,7 +142,9 @@ class LookSite:
         found = await self._calibrated(name)
         others = [(name[0], split) for split in self._splits(name[0]) if split != name[1]]
         galleries = [(name[1], found)]
-        for other in others if found.calibration.split == "train" and parameters.flag(request, "every") else ():
+        for other in (
+            others if found.calibration.split == "train" and parameters.flag(request, "every") else ()
+        ):
             more = await self._calibrated(other)
             if more.vectors.shape[1] == found.vectors.shape[1] and more.calibration.split == "train":
                 galleries.append((other[1], more))

@@ -49,7 +49,7 @@ function draw(keep) {
   const first = about.rows;
   table = new Windowed(byId("table"), {
     caption: `Queries of ${about.split} with their ranks`, total: about.total, columns: 3 + about.shown.length, rowHeight: ROW_PIXELS,
-    head: html("tr", { "aria-rowindex": 1 }, html("th", { scope: "col", class: "query" }, "Query and its item"), ...about.shown.map(header), html("th", { scope: "col" }, `First with ${about.a || "A"}`), html("th", { scope: "col" }, "Words", about.timed ? " · s" : "")),
+    head: html("tr", { "aria-rowindex": 1 }, html("th", { scope: "col", class: "query" }, "Query and its item"), ...about.shown.map(header), html("th", { scope: "col" }, `First with ${about.a || "A"}`), html("th", { scope: "col", class: "number" }, "Words", about.timed && html("small", {}, "seconds"))),
     fetch: (from, count) => (from === 0 ? Promise.resolve(first) : asking.queries(filtersOf(state), from, count, signal).then((found) => found.rows)),
     draw: cells, onActive: remember,
   });
@@ -62,8 +62,8 @@ function header(name) {
   const role = name === about.a ? "A " : name === about.b ? "B " : "";
   const sorted = state.sort === "rank" && name === about.a;
   return html("th", { scope: "col", class: "number", "aria-sort": sorted ? (state.reverse ? "ascending" : "descending") : undefined },
-    html("button", { type: "button", title: `${run.differs || `run of ${run.day}`}; sort by its rank`, onclick: () => change({ a: name, b: name === about.b ? about.a : state.b, sort: "rank", reverse: sorted && !state.reverse ? "1" : "" }) }, role && html("b", {}, role), name),
-    html("small", {}, `R@1 ${run.recall[1]}`));
+    html("button", { type: "button", title: `${run.differs || `run of ${run.day}`}; sort by its rank`, onclick: () => change({ a: name, b: name === about.b ? about.a : state.b, sort: "rank", reverse: sorted && !state.reverse ? "1" : "" }) }, role && html("b", {}, role), name.split("@")[0]),
+    html("small", {}, ...(name.includes("@") ? [`@${name.split("@")[1]}`, html("br")] : []), `R@1 ${run.recall[1]}`));
 }
 
 function cells(row, index) {
