@@ -121,8 +121,8 @@ class Searcher:
     def calibrate(self, most: int = ANCHORS) -> Calibration:
         """The scores of up to `most` captions with every item of the gallery; see `Calibration`.
 
-        They are captions of the split train. Where train itself is searched, or has no stored features, they are captions
-        of the searched split, and each is compared only with items that it does not describe.
+        They are captions of the split train. Where train itself is searched, or has no stored features, they are
+        captions of the searched split, and each is compared only with items that it does not describe.
         """
         most = max(FEWEST_ANCHORS, min(most, MOST_PAIRS // max(1, len(self._names.items))))
         sample = None if self.split == TRAIN else self._briefing.sample(TRAIN, most)

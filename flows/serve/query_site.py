@@ -29,7 +29,7 @@ from flows.serve.ranks.table import NOWHERE, Column, RankTable
 from flows.serve.ranks.tables import Tables
 
 MOST_ROWS = 200  # of one window
-MOST_PAIRS = 100  # confusions, or hubs, of one answer
+MOST_PAIRS, USUAL_PAIRS = 200, 24  # confusions, or hubs, of one answer
 PART = 500  # rows that are written at once
 ALWAYS_ASKED = "no-cache"  # a run may have been finished meanwhile
 
@@ -90,11 +90,12 @@ class QuerySite:
 
     async def confused(self, request: Request) -> Response:
         """The items that a run most often takes for others."""
+        count = parameters.number(request, "count", USUAL_PAIRS, 1, MOST_PAIRS)
 
         def answer() -> dict[str, Any]:
             table = self._table(request)
             column = _column(table, request)
-            pairs = confusions(table, column, MOST_PAIRS) if column else []
+            pairs = confusions(table, column, count) if column else []
             return {
                 "run": column.run.name if column else "", "split": table.rows.split, "runs": table.names,
                 "pairs": [
@@ -108,11 +109,12 @@ class QuerySite:
 
     async def attracting(self, request: Request) -> Response:
         """The hubs of a run with the number of queries that they attract."""
+        count = parameters.number(request, "count", USUAL_PAIRS, 1, MOST_PAIRS)
 
         def answer() -> dict[str, Any]:
             table = self._table(request)
             column = _column(table, request)
-            found = hubs(table, column, MOST_PAIRS) if column else []
+            found = hubs(table, column, count) if column else []
             mean = float(column.times.mean()) if column else 0.0
             return {
                 "run": column.run.name if column else "", "split": table.rows.split, "runs": table.names, "mean": mean,

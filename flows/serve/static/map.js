@@ -85,7 +85,7 @@ function list(keys) {
   const points = new Map(found.points.map((point) => [point.key, point]));
   const cards = keys.filter((key) => points.has(key)).slice(0, MOST_LISTED).map((key) => {
     const point = points.get(key);
-    const facts = [point.split, point.hub && "a hub", point.of ? `${point.missed} of ${counted(point.of, "query").replace("querys", "queries")} missed` : null].filter(Boolean);
+    const facts = [point.split, point.hub && "a hub", point.of ? `${point.missed} of ${counted(point.of, "query")} missed` : null].filter(Boolean);
     const link = html("a", { class: "card small", href: itemsAddress.of({ view: "items", split: point.split, item: key, method: state.method }) },
       html("span", { class: "place" }, html("span", { class: "item" }, point.item)), strip(point), html("small", {}, facts.join(" · ")));
     for (const [event, on] of [["pointerenter", true], ["focus", true], ["pointerleave", false], ["blur", false]]) link.addEventListener(event, () => scatter.point(on ? key : ""));

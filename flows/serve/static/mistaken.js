@@ -21,7 +21,7 @@ export function attracting(found) {
   const rows = found.hubs.map((hub) => html("li", { class: "pair" },
     html("div", {}, html("a", { href: items.of({ view: "items", split: found.split, item: hub.key, method: found.run }) }, hub.item), strip(hub)),
     html("div", {}, html("b", {}, hub.times.toLocaleString("en")), ` queries have it among their first ten, ${(hub.times / found.mean).toFixed(1)} times the mean.`,
-      html("p", {}, html("a", { href: queries.of({ split: found.split, taken: hub.key, a: found.run }) }, `${counted(hub.first, "query").replace("querys", "queries")} find it first`), `; it is right for ${hub.own}.`))));
+      html("p", {}, html("a", { href: queries.of({ split: found.split, taken: hub.key, a: found.run }) }, `${counted(hub.first, "query")} find it first`), `; it is right for ${hub.own}.`))));
   return {
     sentence: found.hubs.length ? `${counted(found.hubs.length, "hub")} of ${found.run} in ${found.split}: items among the first places of far more queries than others (two standard deviations above the mean of ${found.mean.toFixed(1)}).` : nothing(found, "is a hub"),
     content: html("ul", { class: "pairs" }, ...rows),

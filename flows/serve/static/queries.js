@@ -36,7 +36,7 @@ async function render({ keep = false } = {}) {
   problems(byId("problems"), []);
   fill();
   const spent = ((performance.now() - began) / 1000).toFixed(1);
-  status.textContent = `${about.total.toLocaleString("en")} of ${counted(about.of, "caption").replace("captions", "queries").replace("caption", "query")} in ${about.split}, under ${counted(about.shown.length, "run")} (${spent} s)${about.failed ? `; ${about.failed.toLocaleString("en")} could not be ranked by any run` : ""}.`;
+  status.textContent = `${about.total.toLocaleString("en")} of ${counted(about.of, "query")} in ${about.split}, under ${counted(about.shown.length, "run")} (${spent} s)${about.failed ? `; ${about.failed.toLocaleString("en")} could not be ranked by any run` : ""}.`;
   if (!about.runs.length) status.textContent += " No run is evaluated on this split yet; crossreel run evaluates one.";
   draw(keep);
 }

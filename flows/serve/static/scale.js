@@ -24,7 +24,8 @@ export function words(hit, next, found) {
   const gap = next === null || next === undefined ? null : hit.score - next;
   const parts = [];
   if (gap !== null) parts.push(gap === 0 ? "the same score as the next" : `${score(gap)} above the next`);
-  parts.push(`above ${percent(hit.percentile)} of ${found.gallery.toLocaleString("en")}`);
+  const all = found.gallery.toLocaleString("en");
+  parts.push(hit.place === 1 ? `the best of ${all}` : `above ${percent(hit.percentile)} of ${all}`);
   return parts.join(", ");
 }
 

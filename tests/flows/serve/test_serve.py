@@ -261,16 +261,6 @@ def test_about_names_methods_splits_and_what_is_missing(site: Site) -> None:
     assert about["most_characters"] == MOST_CHARACTERS and about["splits"][0]["examples"] == ["a clip"]
 
 
-def test_a_search_answers_hits_with_what_can_be_shown_of_them(site: Site) -> None:
-    found = site.get("/api/search?q=%20a%20clip%20&method=two&split=test&top=2").json()
-    assert (found["query"], found["method"], found["split"]) == ("a clip", "two", "test")
-    assert [(hit["place"], hit["kind"], hit["moment"]) for hit in found["hits"]] == [
-        (1, "video", [0.5, 1.0]), (2, "video", [0.5, 1.0]),
-    ]  # fmt: skip
-    assert (found["gallery"], found["following"], found["scale"]["counts"]) == (3, 0.5, [1, 2])
-    assert [hit["percentile"] for hit in found["hits"]] == [100.0, 50.0]
-
-
 def test_a_video_that_is_not_what_was_stored_is_named_without_its_path(site: Site) -> None:
     key = site.searcher.keys[2]
     path = Gallery(site.project, site.project.survey()).video(key)
@@ -279,6 +269,16 @@ def test_a_video_that_is_not_what_was_stored_is_named_without_its_path(site: Sit
     found = site.get(f"/api/item/{key}").json()
     reason = "it is damaged in the store; crossreel store verify --repair drops it"
     assert (found["reason"], found["pictures"]) == (reason, []) and str(path) not in str(found)
+
+
+def test_a_search_answers_hits_with_what_can_be_shown_of_them(site: Site) -> None:
+    found = site.get("/api/search?q=%20a%20clip%20&method=two&split=test&top=2").json()
+    assert (found["query"], found["method"], found["split"]) == ("a clip", "two", "test")
+    assert [(hit["place"], hit["kind"], hit["moment"]) for hit in found["hits"]] == [
+        (1, "video", [0.5, 1.0]), (2, "video", [0.5, 1.0]),
+    ]  # fmt: skip
+    assert (found["gallery"], found["following"], found["scale"]["counts"]) == (3, 0.5, [1, 2])
+    assert [hit["percentile"] for hit in found["hits"]] == [100.0, 50.0]
 
 
 def test_the_right_item_is_told_beyond_the_places_that_are_shown(site: Site) -> None:
