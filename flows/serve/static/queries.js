@@ -14,6 +14,8 @@ const form = byId("filters");
 const status = byId("status");
 let state;
 let about; // the answer about the window: runs, totals
+let columns = []; // the places of the shown runs in the rows: A and B first, then the others
+let searchable = () => true; // whether a run can be searched: one that was finished since the server started cannot
 let table;
 let asked = new AbortController();
 
@@ -47,9 +49,11 @@ function draw(keep) {
   const at = Number(state.at) || 0;
   const signal = asked.signal;
   const first = about.rows;
+  const front = [about.a, about.b].map((name) => about.shown.indexOf(name)).filter((place) => place >= 0);
+  columns = [...front, ...about.shown.keys()].filter((place, at, all) => all.indexOf(place) === at);
   table = new Windowed(byId("table"), {
     caption: `Queries of ${about.split} with their ranks`, total: about.total, columns: 3 + about.shown.length, rowHeight: ROW_PIXELS,
-    head: html("tr", { "aria-rowindex": 1 }, html("th", { scope: "col", class: "query" }, "Query and its item"), ...about.shown.map(header), html("th", { scope: "col" }, `First with ${about.a || "A"}`), html("th", { scope: "col", class: "number" }, "Words", about.timed && html("small", {}, "seconds"))),
+    head: html("tr", { "aria-rowindex": 1 }, html("th", { scope: "col", class: "query" }, "Query and its item"), ...columns.map((place) => header(about.shown[place])), html("th", { scope: "col" }, `First with ${about.a || "A"}`), html("th", { scope: "col", class: "number" }, "Words", about.timed && html("small", {}, "seconds"))),
     fetch: (from, count) => (from === 0 ? Promise.resolve(first) : asking.queries(filtersOf(state), from, count, signal).then((found) => found.rows)),
     draw: cells, onActive: remember,
   });
@@ -67,8 +71,8 @@ function header(name) {
 }
 
 function cells(row, index) {
-  const others = about.shown.filter((name) => name !== (about.a || about.shown[0]));
-  const target = { split: about.split, q: row.text, method: about.a, with: others.join(",") };
+  const [method = "", ...others] = columns.map((column) => about.shown[column]).filter(searchable);
+  const target = { split: about.split, q: row.text, method, with: others.join(",") };
   const k = Number(state.k) || 1;
   const place = about.shown.indexOf(about.a);
   const first = row.first[place];
@@ -77,8 +81,8 @@ function cells(row, index) {
     : html("a", { href: searchAddress.of(target), title: row.text, onclick: () => remember(index) }, row.text);
   return [
     html("th", { scope: "row", class: "query" }, query, html("small", {}, row.item, row.failed && html("span", { class: "bad" }, ` ${row.failed}`))),
-    ...row.ranks.map((rank) => html("td", { class: rank === null ? "number none" : rank <= k ? "number found" : "number" }, rank === null ? "–" : rank.toLocaleString("en"))),
-    html("td", { class: "taken" }, first && html("a", { href: itemsAddress.of({ view: "items", split: about.split, item: first.key, method: about.a }), tabindex: -1 }, first.item), first?.hub && html("span", { class: "mark hub", title: "It is among the first places of far more queries than other items" }, "hub"), first && first.key === row.key && html("small", {}, "the right one")),
+    ...columns.map((column) => row.ranks[column]).map((rank) => html("td", { class: rank === null ? "number none" : rank <= k ? "number found" : "number" }, rank === null ? "–" : rank.toLocaleString("en"))),
+    html("td", { class: "taken" }, first && html("a", { href: itemsAddress.of({ view: "items", split: about.split, item: first.key, method }), tabindex: -1 }, first.item), first?.hub && html("span", { class: "mark hub", title: "It is among the first places of far more queries than other items" }, "hub"), first && first.key === row.key && html("small", {}, "the right one")),
     html("td", { class: "number" }, String(row.words), row.seconds !== null && html("small", {}, `${row.seconds.toFixed(1)} s`)),
   ];
 }
@@ -179,6 +183,7 @@ addEventListener("resize", () => table?.update());
 async function main() {
   const known = await asking.about().catch(() => null);
   if (known) {
+    searchable = (name) => known.methods.some((one) => one.name === name && one.splits.includes(about.split));
     byId("experiment").textContent = known.experiment;
     byId("report").hidden = !known.report;
   }
