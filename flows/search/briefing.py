@@ -65,6 +65,27 @@ class SearchBriefing:
             },
         }
 
+    def sample(self, split: str, most: int) -> dict[str, Any] | None:
+        """At most `most` captions from all over a split whose features the store has, and where these lie.
+
+        None where the split has none; for `flows.search.worker.Loaded.profile`.
+        """
+        states = [self.states[name] for name in self._config.features()]
+        features = [state for state in states if state.stage.over == "captions"]
+        texts = {
+            caption.digest: caption.text
+            for _, _, caption in self.project.contents.queries(split)
+            if all(caption.digest in state.places for state in features)
+        }
+        keys = list(texts)[:: max(1, len(texts) // most)][:most]
+        if not keys:
+            return None
+        rows = {
+            state.stage.name: {key: self._row(state.stage.name, {"captions": key})[key] for key in keys}
+            for state in features
+        }
+        return {"captions": [[key, texts[key]] for key in keys], "rows": rows}
+
     def require_chain(self, over: Kind) -> None:
         """Raise UserError if the features of a new caption, or item, cannot be made because they were imported."""
         imported = [name for name in self._chain(over) if not self.project.stages[name].runner]

@@ -47,12 +47,16 @@ class Names:
             for name, key in project.contents.names("items").items()
             if key in self.items
         }
+        self._positives: dict[str, list[int]] = {}
         # One text may describe several items: with its item it is one caption.
         self._captions: dict[tuple[str, str], Caption] = {}
         self._ids: dict[str, str] = {}
         for item_key, _, caption in project.contents.queries(split):
             self._captions.setdefault((caption.digest, item_key), caption)
             self._ids[caption.id] = caption.digest
+            also = (self._place_of_id.get(item) for item in caption.also)
+            places = [place for place in (self.items.get(item_key), *also) if place is not None]
+            self._positives.setdefault(caption.digest, []).extend(places)
 
     def caption_place(self, caption: str) -> int:
         """The position of the caption with this id. Raises UserError if the index has none."""
@@ -75,14 +79,26 @@ class Names:
         """The position of the item with this id or digest; None if the index has none."""
         return self._place_of_id.get(item, self.items.get(item))
 
+    def positives(self, caption: str) -> list[int]:
+        """The positions of the items that a caption with this digest describes; [] if the split has no such caption."""
+        return list(dict.fromkeys(self._positives.get(caption, [])))
+
+    def captions_of(self, item: int) -> list[int]:
+        """The positions of the captions that the item at a position is the own item of, in query order."""
+        return [place for place, owner in enumerate(self._caption_item) if owner == item]
+
     def hits(self, results: Mapping[str, NDArray[Any]]) -> list[Hit]:
-        """The items at the positions (K,) of `results`, with their best moments (K, 2) if the method gives them."""
+        """The items at the positions (K,) of `results`, with their best moments (K, 2) if the method gives them.
+
+        `place` (K,), if given, holds their places in the ranking; else they are the first ones.
+        """
         out = []
+        places = results["place"].tolist() if "place" in results else range(1, len(results["position"]) + 1)
         for number, position in enumerate(results["position"].tolist()):
             item, key = self._items[position], self._item_keys[position]
             moment = self._seconds(key, results["moment"][number]) if "moment" in results else None
             texts = tuple(caption.text for caption in item.captions if self._captioned)
-            out.append(Hit(number + 1, item.id, key, float(results["score"][number]), texts, moment))
+            out.append(Hit(places[number], item.id, key, float(results["score"][number]), texts, moment))
         return out
 
     def caption_hits(self, results: Mapping[str, NDArray[Any]]) -> list[CaptionHit]:
@@ -96,9 +112,8 @@ class Names:
             if caption.start is not None and caption.end is not None:
                 moment = caption.start, caption.end
             score = float(results["score"][number])
-            out.append(
-                CaptionHit(number + 1, caption.id, caption.text, key, score, item.id, item_key, moment)
-            )
+            place = int(results["place"][number]) if "place" in results else number + 1
+            out.append(CaptionHit(place, caption.id, caption.text, key, score, item.id, item_key, moment))
         return out
 
     def _seconds(self, key: str, shares: NDArray[Any]) -> Moment | None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from flows.project import Project
 from flows.search.briefing import SearchBriefing, placed
-from flows.search.hits import CaptionHit, Hit
+from flows.search.calibration import Calibration
+from flows.search.hits import CaptionHit, Hit, Ranked, Scale
 from flows.search.index import NAMES
 from flows.search.names import Names, frame_times
 from flows.search.query import require_media, require_text, require_top
@@ -29,6 +30,10 @@ Arrays = dict[str, NDArray[Any]]
 Request = dict[str, Any]
 Say = Callable[[str], None]
 T = TypeVar("T")
+TRAIN = "train"
+WARMING = "something that is not there"  # the sentence that is searched for while networks load
+ANCHORS, FEWEST_ANCHORS = 128, 8  # captions that a gallery is calibrated with
+MOST_PAIRS = 2**23  # scores of a calibration that are kept: 32 MB
 
 
 class Searcher:
@@ -77,6 +82,86 @@ class Searcher:
         """
         request = self._text_request(text) | {"top": require_top(top)}
         return self._run(lambda: self._names.hits(self._ask("search", request)))
+
+    def rank(self, text: str, top: int = 10, first: int = 1, item: str = "") -> Ranked:
+        """The ranking of a sentence from the place `first`, with the scale of its scores and the right items.
+
+        The right items are those that the sentence is a caption of, wherever they stand. item: the digest or id of one
+        more item whose place is asked for. Raises UserError for an empty or too long sentence, or an unknown item.
+        """
+        request = self._text_request(text)
+        right = self._names.positives(digest_text(require_text(text)))
+        also = list(right)
+        if item:
+            also.append(self._known_item(item))
+        request |= {"top": require_top(top), "first": first, "also": also}
+        return self._run(lambda: self._ranked(self._ask("rank", request), len(right), bool(item)))
+
+    def _ranked(self, found: Arrays, right: int, asked: bool) -> Ranked:
+        hits = self._names.hits(found)
+        shown = len(hits) - right - asked
+        counts = tuple(int(count) for count in found["counts"])
+        scale = Scale(float(found["low"]), float(found["high"]), float(found["median"]), counts)
+        following = float(found["following"][0]) if len(found["following"]) else None
+        return Ranked(
+            tuple(hits[:shown]), tuple(hits[shown : shown + right]), hits[-1] if asked else None, sum(counts), scale,
+            following,
+        )  # fmt: skip
+
+    def warm(self) -> None:
+        """Load the networks, those that encode a new sentence too, if there are any; a search is then quick."""
+        try:
+            self.rank(WARMING, 1)
+        except UserError:  # text features were imported: only captions of the split can be searched for
+            self._run(lambda: self._ask("rank", {"place": 0, "top": 1, "first": 1, "also": []}))
+
+    @property
+    def pid(self) -> int | None:
+        """The process that answers, None while none runs."""
+        return self._child.pid if self._child is not None else None
+
+    def calibrate(self, most: int = ANCHORS) -> Calibration:
+        """The scores of up to `most` captions with every item of the gallery; see `Calibration`.
+
+        They are captions of the split train. Where train itself is searched, or has no stored features, they are
+        captions of the searched split, and each is compared only with items that it does not describe.
+        """
+        most = max(FEWEST_ANCHORS, min(most, MOST_PAIRS // max(1, len(self._names.items))))
+        sample = None if self.split == TRAIN else self._briefing.sample(TRAIN, most)
+        if sample is not None:
+            scores = self._run(lambda: self._ask("profile", sample))["score"]
+            return Calibration(TRAIN, scores, np.sort(scores.max(1)))
+        captions = [*self._names.captions.items()]
+        chosen = captions[:: max(1, len(captions) // most)][:most]
+        request = {"places": [place for _, place in chosen]}
+        scores = self._run(lambda: self._ask("profile", request))["score"]
+        others = scores.copy()
+        for row, (digest, _) in enumerate(chosen):
+            others[row, self._names.positives(digest)] = -np.inf
+        best = others.max(1)
+        return Calibration(self.split, scores, np.sort(best[np.isfinite(best)]))
+
+    def own_captions(self, item: str) -> list[CaptionHit]:
+        """The captions of an item of the split, each at its place among all captions of the split for this item.
+
+        Best first. item: its digest or id. Raises UserError for an item that the index does not have.
+        """
+        place = self._known_item(item)
+        captions = self._names.captions_of(place)
+        found = self._run(lambda: self._ask("own", {"place": place, "also": captions})) if captions else {}
+        results = found | {"position": np.array(captions, np.int64)}
+        return sorted(self._names.caption_hits(results), key=lambda hit: hit.place)
+
+    @property
+    def item_keys(self) -> list[str]:
+        """The digests of the gallery's items, in the order of the columns of `Calibration.scores`."""
+        return [*self._names.items]
+
+    def _known_item(self, item: str) -> int:
+        place = self._names.item_place(item)
+        if place is None:
+            raise UserError(f"no item of the split {self.split!r} has the id or digest {item!r}")
+        return place
 
     def search_caption(self, caption: str, top: int = 10) -> list[Hit]:
         """The best items for a caption of the split by its id. Uses stored features only."""

@@ -19,9 +19,20 @@ from flows.search.chain import Chain, Features
 from flows.search.index import ITEMS, TEXTS
 from pipeline.child import Send
 from pipeline.errors import UserError
-from trainers.measure.search import MEMORY_MB, Encodings, Trained, best, best_stretches
+from trainers.measure.metrics import top
+from trainers.measure.search import (
+    MEMORY_MB,
+    Encodings,
+    Trained,
+    best,
+    best_stretches,
+    every_pair,
+    every_score,
+    places_of,
+)
 from trainers.method import Encoded
 
+STRETCHES = 24  # of the scale of a query's scores
 CLIPS = "clip_scores"  # name of the scores of equal stretches of an item, among the arrays of a method's `explain`
 
 
@@ -32,8 +43,8 @@ def serve(request: dict[str, Any], send: Send) -> None:
     """
     about = json.dumps(request["about"], sort_keys=True)
     answer = {
-        "search": Loaded.search, "media": Loaded.media, "explain": Loaded.explain,
-        "encode": Loaded.encode, "scores": Loaded.scores,
+        "search": Loaded.search, "rank": Loaded.rank, "media": Loaded.media, "explain": Loaded.explain,
+        "encode": Loaded.encode, "scores": Loaded.scores, "profile": Loaded.profile, "own": Loaded.own,
     }[request["ask"]]  # fmt: skip
     send({}, answer(_loaded(about), request, send))
 
@@ -75,6 +86,70 @@ class Loaded:
             lambda items: self.trained.method.scores(texts, items)[0], self.items, request["top"], self.device
         )
         return {"position": positions, "score": scores, **self._moments(texts, positions)}
+
+    def rank(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
+        """The places `first` to `first + top - 1` of the ranking, and those of the items at the positions `also`.
+
+        `position`, `place`, `score` (K,) and `moment` (K, 2), those of `also` behind the others; `counts` (T,), `low`,
+        `high` and `median`: the scale of all scores; `following`: the score behind the last place, empty at the end.
+        """
+        texts = self._texts(request, send)
+        scores = every_score(
+            lambda items: self.trained.method.scores(texts, items)[0], self.items, self.device
+        )
+        first, last = request["first"] - 1, request["first"] - 1 + request["top"]
+        order = top(scores[None], last + 1)[0][0]
+        also = request["also"]
+        positions = np.concatenate([order[first:last], np.array(also, np.int64)])
+        places = np.concatenate([1 + np.arange(first, min(last, len(scores))), places_of(scores, also)])
+        low, high = float(scores.min()), float(scores.max())
+        counts, _ = np.histogram(scores, STRETCHES, (low, high if high > low else low + 1.0))
+        return {
+            "position": positions, "place": places, "score": scores[positions], "counts": counts,
+            "low": np.array(low), "high": np.array(high), "median": np.median(scores),
+            "following": scores[order[last : last + 1]], **self._moments(texts, positions),
+        }  # fmt: skip
+
+    def profile(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
+        """`score` (A, V) of the captions of a request with all items.
+
+        The captions are `places` in the index, or `captions` as pairs of key and text whose features lie at `rows`.
+        With `item`, one query as of `media`, the scores (A, 1) with that one.
+        """
+        if "captions" in request:
+            rows = {
+                stage: {key: (str(path), int(row)) for key, (path, row) in where.items()}
+                for stage, where in request["rows"].items()
+            }
+            pairs = [(key, text) for key, text in request["captions"]]
+            work = self.work / uuid.uuid4().hex
+            try:
+                work.mkdir()
+                texts = self.trained.encode_texts(
+                    pairs, self.beside["item"], self.features.add(rows).reader(), work / "packed"
+                )
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        else:
+            texts = self.texts.rows(request["places"], self.device)
+        if "item" in request:
+            items = self._items(request["item"], send)
+            with torch.inference_mode():
+                return {"score": self.trained.method.scores(texts, items).float().cpu().contiguous().numpy()}
+        count = len(next(iter(texts.values())))
+        return {
+            "score": every_pair(
+                lambda items: self.trained.method.scores(texts, items), count, self.items, self.device
+            )
+        }
+
+    def own(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
+        """`place` and `score` (K,) of the captions at the positions `also`, among all captions for an item."""
+        items = self._items(request, send)
+        scores = every_score(
+            lambda texts: self.trained.method.scores(texts, items)[:, 0], self.texts, self.device
+        )
+        return {"place": places_of(scores, request["also"]), "score": scores[request["also"]]}
 
     def media(self, request: dict[str, Any], send: Send) -> dict[str, NDArray[Any]]:
         """`position` and `score` (K,) of the best captions."""

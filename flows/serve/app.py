@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -20,14 +21,17 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from flows.search.hits import Hit
+from flows.search.hits import CaptionHit, Hit, Moment, Ranked
 from flows.search.query import MOST_CHARACTERS, require_text
 from flows.search.searcher import Searcher
+from flows.serve import parameters
 from flows.serve.catalogue import Catalogue
 from flows.serve.media import Gallery
-from flows.serve.safety import Guard, refusal
+from flows.serve.safety import PAGES, UPLOAD, Guard, refusal
 from flows.serve.searching import LIMIT_SECONDS, RETRY_SECONDS, Busy, Searchers, TooSlow
+from flows.serve.uploads import AT_ONCE, MOST_BYTES, TooLarge, received
 from pipeline.child import ChildDied
+from pipeline.corpus.manifest import Caption
 from pipeline.errors import ItemError, UserError
 from pipeline.store.segments import Damaged
 
@@ -39,6 +43,7 @@ TYPES = {
 KEY = "{key:str}"
 DIGITS, KEY_LETTERS = frozenset("0123456789abcdef"), 32
 MOST_TOP = 50
+MOST_FIRST = 1_000_000  # largest first place of a part of a ranking
 CAPTIONS_SHOWN = 5  # captions of each result; the page of an item has more
 CAPTIONS_OF_ITEM = 50
 MOST_VALUES = 4096  # largest array of an explanation; longer ones are left out
@@ -48,9 +53,13 @@ ALWAYS_ASKED = "no-cache"  # browsers revalidate the page's own files
 
 
 def application(
-    catalogue: Catalogue, gallery: Gallery, searchers: Searchers, hosts: Collection[str]
-) -> ASGIApp:
-    """The whole application, which answers to the names in `hosts`; it closes gallery and searchers when it ends."""
+    catalogue: Catalogue, gallery: Gallery, searchers: Searchers, hosts: Collection[str],
+    more: Sequence[Route] = (), report: Callable[[], bool] = lambda: False,
+) -> ASGIApp:  # fmt: skip
+    """The whole application, which answers to the names in `hosts`; it closes gallery and searchers when it ends.
+
+    more: further addresses. report: whether there is a report at `/report` now.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -58,34 +67,40 @@ def application(
         await anyio.to_thread.run_sync(searchers.close)
         await anyio.to_thread.run_sync(gallery.close)
 
-    site = _Site(catalogue, gallery, searchers)
+    site = _Site(catalogue, gallery, searchers, report)
     app = Starlette(
         lifespan=lifespan,
         exception_handlers={
             HTTPException: _http_error, UserError: _users_mistake, ItemError: _item_error, Damaged: _damaged,
-            Busy: _busy, TooSlow: _too_slow, ChildDied: _died,
+            Busy: _busy, TooSlow: _too_slow, ChildDied: _died, TooLarge: _too_large,
         },
         routes=[
-            Route("/", partial(site.static, name="index.html")),
+            *(Route(path, partial(site.static, name=name)) for path, name in PAGES.items()),
             Route("/static/{name:path}", site.static),
             Route("/api/about", site.about),
+            Route("/api/loading", site.loading),
             Route("/api/search", site.search),
             Route("/api/explain", site.explain),
             Route(f"/api/item/{KEY}", site.item),
+            Route(UPLOAD, site.upload, methods=["POST"]),
             Route(f"/media/{KEY}", site.media),
             Route(f"/points/{KEY}", site.points),
             Route(f"/thumb/{KEY}/{{number:str}}", site.picture),
             Route(f"/view/{KEY}/{{number:str}}", site.picture),
+            *more,
         ],
     )  # fmt: skip
-    return Guard(app, hosts)
+    return Guard(app, hosts, MOST_BYTES)
 
 
 class _Site:
     """The answers of the addresses."""
 
-    def __init__(self, catalogue: Catalogue, gallery: Gallery, searchers: Searchers) -> None:
+    def __init__(
+        self, catalogue: Catalogue, gallery: Gallery, searchers: Searchers, report: Callable[[], bool]
+    ) -> None:
         self._catalogue, self._gallery, self._searchers = catalogue, gallery, searchers
+        self._report, self._uploads = report, 0
         self._static = _static_files()
 
     async def static(self, request: Request, name: str = "") -> Response:
@@ -101,21 +116,69 @@ class _Site:
 
     async def about(self, request: Request) -> Response:
         """The catalogue: methods and splits that can be searched, and the bounds of a request."""
-        bounds = {"most_characters": MOST_CHARACTERS, "most_top": MOST_TOP}
-        return JSONResponse(self._catalogue.as_json() | bounds)
+        bounds = {"most_characters": MOST_CHARACTERS, "most_top": MOST_TOP, "most_bytes": MOST_BYTES}
+        about = {
+            "report": await anyio.to_thread.run_sync(self._report),
+            "corpus_splits": self._gallery.splits,
+        }
+        return JSONResponse(self._catalogue.as_json() | bounds | about)
+
+    async def loading(self, request: Request) -> Response:
+        """Which searchers are loaded, which are loading since when, and how many fit into memory."""
+        kept, room = self._searchers.room()
+        states = {
+            f"{method.name} {split}": asdict(self._searchers.loading((method.name, split)))
+            for method in self._catalogue.methods
+            for split in method.splits
+        }
+        return JSONResponse(
+            {"kept": kept, "room": room, "searchers": states}, headers={"cache-control": "no-store"}
+        )
 
     async def search(self, request: Request) -> Response:
-        """The best items for a sentence."""
+        """The ranking of a sentence from a place on, with its scale, the right items, and an item that is asked for."""
         method, split = self._searched(request)
         text, top = require_text(request.query_params.get("q", "")), _top(request)
+        first = parameters.number(request, "from", 1, 1, MOST_FIRST)
+        key = request.query_params.get("key", "")
+        item = self._known(key) if key else ""
 
-        def call(searcher: Searcher) -> list[Hit]:
-            return searcher.search(text, top)
+        def call(searcher: Searcher) -> Ranked:
+            return searcher.rank(text, top, first, item)
 
-        hits = await self._searchers.ask((method, split), call)
+        found = await self._searchers.ask((method, split), call)
+        hits = [*found.hits, *found.right]
         return JSONResponse(
-            {"query": text, "method": method, "split": split, "hits": [self._hit(hit, text) for hit in hits]},
+            {
+                "query": text, "method": method, "split": split, "gallery": found.gallery,
+                "scale": asdict(found.scale), "following": found.following,
+                "hits": [self._hit(hit, found) for hit in found.hits],
+                "right": [self._hit(hit, found) for hit in found.right],
+                "asked": self._hit(found.asked, found) if found.asked else None,
+                "caption": bool(found.right), "shown": len({hit.key for hit in hits}),
+            },
             headers={"cache-control": SHORTLY},
+        )  # fmt: skip
+
+    async def upload(self, request: Request) -> Response:
+        """The captions that fit a file best; the file is the body of the request."""
+        method, split = self._searched(request)
+        top = _top(request)
+        if self._uploads >= AT_ONCE:
+            raise Busy
+        self._uploads += 1
+        try:
+            async with received(request) as path:
+
+                def call(searcher: Searcher) -> list[CaptionHit]:
+                    return searcher.search_media(path, top)
+
+                hits = await self._searchers.ask((method, split), call)
+        finally:
+            self._uploads -= 1
+        rows = [hit.as_json() | {"kind": self._gallery.kind(hit.item_key)} for hit in hits]
+        return JSONResponse(
+            {"method": method, "split": split, "hits": rows}, headers={"cache-control": "no-store"}
         )
 
     async def explain(self, request: Request) -> Response:
@@ -185,17 +248,9 @@ class _Site:
 
     def _searched(self, request: Request) -> tuple[str, str]:
         """The method and split of a request, by default the first ones. Raises UserError for unknown ones."""
-        ready = [method for method in self._catalogue.methods if method.splits]
-        method = request.query_params.get("method") or ready[0].name
-        splits = next((one.splits for one in ready if one.name == method), None)
-        if splits is None:
-            raise UserError(
-                f"no method of that name can be searched; {', '.join(one.name for one in ready)} can"
-            )
-        split = request.query_params.get("split") or splits[0]
-        if split not in splits:
-            raise UserError(f"no split of that name can be searched by {method}; {', '.join(splits)} can")
-        return method, split
+        return self._catalogue.named(
+            request.query_params.get("method", ""), request.query_params.get("split", "")
+        )
 
     def _known(self, key: str) -> str:
         """The key, if it is that of an item; else raises 404."""
@@ -203,10 +258,36 @@ class _Site:
             raise HTTPException(404, "no item of the corpus has that key")
         return key
 
-    def _hit(self, hit: Hit, text: str) -> dict[str, Any]:
-        """A result; `right` says whether the query is a caption of it."""
-        result = hit.as_json() | {"kind": self._gallery.kind(hit.key), "right": text in hit.captions}
-        return result | {"captions": list(hit.captions[:CAPTIONS_SHOWN])}
+    def _hit(self, hit: Hit, found: Ranked) -> dict[str, Any]:
+        """A result. `right`: whether the query is a caption of it. `percentile`: share of the gallery below it.
+
+        `caption` is the one whose moment overlaps most with the best moment, else the first one; `at` its seconds.
+        """
+        below = (found.gallery - hit.place) / max(1, found.gallery - 1)
+        right = any(hit.key == one.key for one in found.right)
+        result = hit.as_json() | {"kind": self._gallery.kind(hit.key), "right": right}
+        item = self._gallery.items.get(hit.key)
+        shown = caption_at(item.captions, hit.moment) if item and hit.captions else None
+        at = [shown.start, shown.end] if shown and shown.start is not None and shown.end is not None else None
+        return result | {
+            "captions": list(hit.captions[:CAPTIONS_SHOWN]), "caption": shown.text if shown else "", "at": at,
+            "percentile": round(100 * below, 2),
+        }  # fmt: skip
+
+
+def caption_at(captions: Sequence[Caption], moment: Moment | None) -> Caption | None:
+    """The caption whose seconds overlap most with a moment, as a share of both together; else the first one."""
+    if not captions:
+        return None
+
+    def overlap(caption: Caption) -> float:
+        if moment is None or caption.start is None or caption.end is None:
+            return 0.0
+        common = min(moment[1], caption.end) - max(moment[0], caption.start)
+        return common / max(max(moment[1], caption.end) - min(moment[0], caption.start), 1e-9)
+
+    best = max(captions, key=overlap)
+    return best if overlap(best) > 0 else captions[0]
 
 
 def _static_files() -> dict[str, tuple[bytes, str, str]]:
@@ -267,5 +348,6 @@ def _busy(request: Request, error: Exception) -> JSONResponse:
 
 
 _damaged = _error_answer(500, "it is damaged in the store; `crossreel store verify --repair` drops it")
+_too_large = _error_answer(413, f"the file is larger than {MOST_BYTES >> 20} MB")
 _too_slow = _error_answer(504, f"the search took longer than {LIMIT_SECONDS:.0f} s")
 _died = _error_answer(503, "the process that searches has died, out of memory perhaps; try again")

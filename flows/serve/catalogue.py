@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from flows.project import Project
 from flows.results.wording import without_places
 from flows.search.index import evaluated_split
 from flows.search.searched import Searched, chosen_gallery, find_searched
+from flows.serve.ranks.evaluated_runs import differing_settings
 from flows.trained.finished import first_missing
-from flows.trained.runs import SEPARATOR, last_run
+from flows.trained.runs import DIGITS, SEPARATOR, TrainedRun, last_run, trained_runs
 from pipeline.errors import UserError
 from pipeline.run import plan
 from pipeline.run.stage import Stage
@@ -22,6 +23,7 @@ from trainers.stages import Train
 Searches = Mapping[tuple[str, str], Searched]
 """What is searched, by method and split."""
 
+MOST_FURTHER = 50  # runs of a store, the newest, that are looked at beside those that usually answer
 EXAMPLES = 6  # number of captions that the start page offers
 EXAMPLE_LETTERS = 90
 
@@ -40,9 +42,10 @@ class Split:
 class Searchable:
     """A method with the splits that can be searched by it, its evaluated one first.
 
-    missing: if no split can be searched, the reason in one sentence. encodes: whether any sentence can be searched for;
-    if the text features were imported, only captions of the split can. note: the run that answers, where it is stale or
-    was trained on another corpus.
+    name: the method's, or METHOD@DIGEST for a further run of it. missing: if no split can be searched, the reason in
+    one sentence. encodes: whether any sentence can be searched for; if the text features were imported, only captions
+    of the split can. note: the run that answers, where it is stale or was trained on another corpus. run: the
+    fingerprint of the training. differs: the settings that a further run has otherwise, the usual run's in brackets.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Searchable:
     missing: str = ""
     encodes: bool = True
     note: str = ""
+    run: str = ""
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,37 @@ class Catalogue:
     methods: tuple[Searchable, ...]
     splits: tuple[Split, ...]
 
-    def has(self, method: str, split: str) -> bool:
-        """Whether a split can be searched by a method."""
-        return any(one.name == method and split in one.splits for one in self.methods)
+    def named(self, method: str, split: str) -> tuple[str, str]:
+        """The method, or run, and the split of a request; "" stands for the first one. Raises UserError otherwise.
+
+        A run may be named by any beginning of its digest, and by METHOD@DIGEST where it is the usual one of its method.
+        """
+        ready = [one for one in self.methods if one.splits]
+        chosen = next((one for one in ready if _is_named(one, method or ready[0].name)), None)
+        if chosen is None:
+            missing = next(
+                (f": {one.missing}" for one in self.methods if one.name == method and one.missing), ""
+            )
+            raise UserError(
+                f"no method or run of that name can be searched{missing}; {', '.join(one.name for one in ready)} can"
+            )
+        split = split or chosen.splits[0]
+        if split not in chosen.splits:
+            raise UserError(
+                f"no split of that name can be searched by {chosen.name}; {', '.join(chosen.splits)} can"
+            )
+        return chosen.name, split
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+
+def _is_named(one: Searchable, word: str) -> bool:
+    method, _, digest = word.partition(SEPARATOR)
+    if not digest:
+        return one.name == word
+    return one.name.partition(SEPARATOR)[0] == method and len(digest) >= DIGITS and one.run.startswith(digest)
 
 
 def trained_methods(stages: Mapping[str, Stage[Any]]) -> list[str]:
@@ -99,8 +128,38 @@ def read_searchable(
         by_split = {one.split: one for one in reversed(found)}
         splits = tuple(dict.fromkeys(one.split for one in found))
         searches |= {(method, split): one for split, one in by_split.items()}
-        methods.append(Searchable(method, splits, encodes=_encodes(found[0]), note=found[0].note))
+        methods.append(
+            Searchable(method, splits, encodes=_encodes(found[0]), note=found[0].note, run=found[0].run)
+        )
+    for further, of_run in _further_runs(project, states, methods, more_splits):
+        methods.append(further)
+        searches |= {(further.name, split): one for split, one in of_run.items()}
     return methods, searches
+
+
+def _further_runs(
+    project: Project, states: plan.Survey, methods: Sequence[Searchable], more_splits: Sequence[str]
+) -> Iterator[tuple[Searchable, dict[str, Searched]]]:
+    """Yield the other runs of the store on this corpus that can be searched, the newest first, and their splits."""
+    usual = {one.name: one.run for one in methods if one.run}
+    for run in trained_runs(project.store)[:MOST_FURTHER]:
+        if run.method not in usual or usual[run.method] == run.fingerprint or not _is_of(run, project):
+            continue
+        found: dict[str, Searched] = {}
+        for split in dict.fromkeys([evaluated_split(project.stages, run.method), *more_splits]):
+            with contextlib.suppress(UserError):  # it left nothing of this split
+                found[split] = find_searched(project, run.method, split, run.fingerprint, states)
+        if found:
+            first = next(iter(found.values()))
+            answers = TrainedRun(project.store, run.method, usual[run.method])
+            differs = differing_settings(run.components, answers.components)
+            yield Searchable(run.name, tuple(found), "", _encodes(first), "", run.fingerprint, differs), found
+
+
+def _is_of(run: TrainedRun, project: Project) -> bool:
+    """Whether a run was trained on the corpus of a project, as far as its record tells."""
+    corpus = str(run.record.get("corpus", ""))
+    return Path(corpus).name in ("", project.contents.corpus.path.name)
 
 
 def read_applied(
@@ -116,7 +175,9 @@ def read_applied(
             methods.append(Searchable(method, missing=_missing(project, states, method, error)))
             continue
         searches[method, found.split] = found
-        methods.append(Searchable(method, (found.split,), encodes=_encodes(found), note=found.note))
+        methods.append(
+            Searchable(method, (found.split,), encodes=_encodes(found), note=found.note, run=found.run)
+        )
     return methods, searches
 
 

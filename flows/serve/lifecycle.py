@@ -6,12 +6,13 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from flows.project import Project
+from flows.project import FailedUnit, Project
 from flows.results.wording import without_places
 from flows.search.searched import Searched
 from flows.search.searcher import Searcher
@@ -24,12 +25,18 @@ from flows.serve.catalogue import (
     read_searchable,
     trained_methods,
 )
+from flows.serve.durations import seconds_of
+from flows.serve.look_site import LookSite
 from flows.serve.media import Gallery
+from flows.serve.query_site import QuerySite
+from flows.serve.ranks.table import reasons_by_id
+from flows.serve.ranks.tables import Tables
+from flows.serve.report_site import ReportSite
 from flows.serve.safety import LOOPBACK_NAMES, MOST_HEADER_BYTES, PromptProtocol, allowed_hosts
 from flows.serve.searching import Searchers
 from flows.trained.finished import PICTURES
 from flows.trained.naming import named_digest
-from flows.trained.runs import find_run
+from flows.trained.runs import SEPARATOR, find_run
 from pipeline.errors import UserError
 from pipeline.run.execute import OnProgress
 from pipeline.store.store import Store
@@ -82,7 +89,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What can be searched, with every index of it made."""
+    """What can be searched, with the index of every method's usual run made."""
 
     catalogue: Catalogue
     searches: Searches
@@ -113,19 +120,20 @@ def prepare(
         methods, searches = read_searchable(project, splits, digests)
     if not searches:
         raise UserError(f"nothing can be searched: {methods[0].missing}")
-    for searched in searches.values():
-        searched.make_index(say, on_progress)
+    for (name, _), searched in searches.items():
+        if SEPARATOR not in name:  # the index of a further run is made when it is first searched
+            searched.make_index(say, on_progress)
     return Prepared(catalogue_of(project.experiment.name, methods, searches), searches)
 
 
 def serve(project: Project, prepared: Prepared, address: Address, ready: Callable[[str], None]) -> None:
     """Answer until SIGINT or SIGTERM; `ready` hears the address as soon as the socket listens."""
 
-    def make(method: str, split: str) -> Searcher:
+    def make(method: str, split: str, say: Say) -> Searcher:
         # an index belongs to the thread that opens it, and is needed no longer than that
         store = Store(project.store.root)
         try:
-            return Searcher(prepared.searches[method, split].in_store(store)).__enter__()
+            return Searcher(prepared.searches[method, split].in_store(store), say=say).__enter__()
         except UserError as error:  # is answered to a client, who need not know where things are
             raise UserError(without_places(str(error), project.experiment.path.parent)) from None
         finally:
@@ -133,20 +141,51 @@ def serve(project: Project, prepared: Prepared, address: Address, ready: Callabl
 
     with address.listen() as listening:
         port = listening.getsockname()[1]
-        gallery = _pictures(prepared.searches)
-        app = application(prepared.catalogue, gallery, Searchers(make), address.hosts(port))
+        gallery, searchers = _pictures(prepared.searches), Searchers(make)
+        tables, report = _tables(project, prepared), ReportSite(project.store, project.experiment.name)
+        sites = [
+            QuerySite(tables, prepared.catalogue.splits[0].name),
+            LookSite(prepared.catalogue, gallery, searchers, tables), report,
+        ]  # fmt: skip
+        more = [route for site in sites for route in site.routes]
+        app = application(
+            prepared.catalogue, gallery, searchers, address.hosts(port), more, lambda: report.exists
+        )
+        searchers.start(prepared.catalogue.named("", ""))  # before anybody asks
         ready(f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}/")
         uvicorn.Server(bounded(app)).run(sockets=[listening])
 
 
+def _tables(project: Project, prepared: Prepared) -> Tables:
+    """The rank tables of the corpus that is searched."""
+    most = _shown(prepared.searches)
+    folder = project.experiment.path.parent
+    found = [(each.stage, each.item, without_places(each.reason, folder)) for each in _failures(most)]
+    usual = {one.name: one.run for one in prepared.catalogue.methods if one.run and SEPARATOR not in one.name}
+    lengths = partial(seconds_of, store=most.project.store, states=most.states)
+    return Tables(project.store, most.project.contents, usual, lengths, reasons_by_id(found), folder)
+
+
+def _failures(searched: Searched) -> list[FailedUnit]:
+    """What failed before the search: extraction stages alone, whose states the store records by item."""
+    stages = searched.states
+    units = {name: stages[name] for name in stages if stages.stages[name].over != "corpus"}
+    return searched.project.failures(units)
+
+
 def _pictures(searches: Searches) -> Gallery:
-    """The items with the pictures of them that most were made of: a stale run and today's may have different ones."""
+    """The items with the pictures of them that most were made of."""
+    most = _shown(searches)
+    return Gallery(most.project, most.states)
+
+
+def _shown(searches: Searches) -> Searched:
+    """The search with the most pictures of items: a stale run and today's may have different ones."""
 
     def shown(searched: Searched) -> int:
         return sum(len(searched.states[name].places) for name in PICTURES if name in searched.states)
 
-    most = max(searches.values(), key=shown)
-    return Gallery(most.project, most.states)
+    return max(searches.values(), key=shown)
 
 
 def bounded(app: ASGIApp) -> uvicorn.Config:

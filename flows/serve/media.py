@@ -60,6 +60,7 @@ class Gallery:
 
     def __init__(self, project: Project, states: Mapping[str, State]) -> None:
         self.items: Mapping[str, Item] = project.contents.items()
+        self.splits = project.contents.corpus.splits
         self._store = project.store
         self._compressed = states.get("compress")
         self._videos = FeatureReader({})

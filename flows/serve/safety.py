@@ -21,6 +21,9 @@ MOST_TARGET_BYTES = (
 )
 MOST_HEADER_BYTES = 16 << 10
 SLOW_SECONDS = 15.0  # for sending a request
+PAGES = {"/": "index.html", "/queries": "queries.html", "/items": "items.html", "/map": "map.html"}
+REPORT = "/report"  # a page of its own, which carries its styles and pictures in itself
+UPLOAD = "/api/upload"  # the only address that takes a body
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 HEADERS = {
     "content-security-policy": (
@@ -33,6 +36,10 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 
 def allowed_hosts(names: Collection[str], port: int) -> frozenset[str]:
@@ -42,10 +49,13 @@ def allowed_hosts(names: Collection[str], port: int) -> frozenset[str]:
 
 
 class Guard:
-    """Refuses everything but reading requests from our own page, and adds the headers to every answer."""
+    """Refuses everything but reading requests from our own page, and adds the headers to every answer.
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
-        self._app, self._hosts = app, frozenset(hosts)
+    One address takes a file that our own page sends, of at most `most_body` bytes; nothing is stored of it.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], most_body: int = 0) -> None:
+        self._app, self._hosts, self._most_body = app, frozenset(hosts), most_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -59,6 +69,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
+                if scope["path"] == REPORT:
+                    headers["content-security-policy"] = REPORT_POLICY
             await send(message)
 
         refused = self._refused(scope)
@@ -67,7 +79,8 @@ class Guard:
     def _refused(self, scope: Scope) -> JSONResponse | None:
         """The answer that refuses a request; None if the request is allowed."""
         headers = Headers(scope=scope)
-        if scope["method"] not in ("GET", "HEAD"):
+        sends = scope["method"] == "POST" and scope["path"] == UPLOAD
+        if scope["method"] not in ("GET", "HEAD") and not sends:
             return refusal(405, "this server only answers GET and HEAD", allow="GET, HEAD")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
@@ -76,21 +89,38 @@ class Guard:
             return refusal(414, f"the address is longer than {MOST_TARGET_BYTES} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return refusal(431, f"the headers are longer than {MOST_HEADER_BYTES} bytes")
-        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-            return refusal(413, "a request has no body here")
+        if refused := self._refused_body(headers, sends):
+            return refused
         return (
             None
             if self._ours(scope, headers)
             else refusal(403, "pages of other sites may not ask this server")
         )
 
+    def _refused_body(self, headers: Headers, sends: bool) -> JSONResponse | None:
+        """The answer that refuses the body of a request; `sends`: it is the one that may have a body.
+
+        Its origin must be given: browsers send it with every POST, so that only a page of ours can send a file.
+        """
+        length = headers.get("content-length", "0")
+        if not sends:
+            alone = length == "0" and "transfer-encoding" not in headers
+            return None if alone else refusal(413, "a request has no body here")
+        if "transfer-encoding" in headers or not (length.isascii() and length.isdigit()):
+            return refusal(411, "the size of the file is not given")
+        if len(length) > 12 or int(length) > self._most_body:
+            return refusal(413, f"the file is larger than {self._most_body >> 20} MB")
+        if "origin" not in headers:
+            return refusal(403, "only a page of this server may send a file")
+        return None
+
     def _ours(self, scope: Scope, headers: Headers) -> bool:
-        """Whether our own page asks, or nobody's: a typed address, or a link that was followed to the page itself."""
+        """Whether our own page asks, or nobody's: a typed address, or a link that was followed to one of the pages."""
         origin = headers.get("origin")
         if origin is not None and origin.lower().removeprefix("http://") not in self._hosts:
             return False
         site = headers.get("sec-fetch-site", "none")
-        followed = scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
+        followed = scope["path"] in (*PAGES, REPORT) and headers.get("sec-fetch-mode") == "navigate"
         framed = headers.get("sec-fetch-dest") not in (None, "document")
         return site in ("same-origin", "none") or (followed and not framed)
 

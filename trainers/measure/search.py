@@ -86,25 +86,63 @@ def write_encodings(
         raise ValueError(f"of {count} entries {int((seen != 1).sum())} were not encoded exactly once")
 
 
+def every_score(
+    score: Score, among: Encodings, device: str | torch.device = "cpu", memory_mb: float = MEMORY_MB
+) -> NDArray[np.float32]:
+    """The scores (V,) of all entries, computed a block at a time that keeps within the memory.
+
+    score: returns the scores of one query with a block, (v,). Four bytes an entry are kept, so a million of them take
+    4 MB beside the block. Raises TrainingError for a score that is not finite.
+    """
+    out = np.empty(len(among), np.float32)
+    for first, found in _blocks(score, among, device, memory_mb):
+        require_finite(found)
+        out[first : first + len(found)] = found
+    return out
+
+
+def every_pair(
+    scores: Score,
+    texts: int,
+    among: Encodings,
+    device: str | torch.device = "cpu",
+    memory_mb: float = MEMORY_MB,
+) -> NDArray[np.float32]:
+    """The scores (A, V) of `texts` = A queries with all entries. scores: returns those of a block, (A, v)."""
+    out = np.empty((texts, len(among)), np.float32)
+    for first, found in _blocks(scores, among, device, memory_mb / max(texts, 1)):
+        require_finite(found)
+        out[:, first : first + found.shape[1]] = found
+    return out
+
+
+def _blocks(
+    score: Score, among: Encodings, device: str | torch.device, memory_mb: float
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the position of the first entry of each block, and the block's scores."""
+    step = max(1, int(memory_mb * 2**20) // (2 * among.bytes_each))  # the other half is for its scores
+    for first in range(0, len(among), step):
+        with torch.inference_mode():
+            yield first, score(among.block(first, first + step, device)).float().cpu().numpy()
+
+
 def best(
     score: Score, among: Encodings, count: int, device: str | torch.device = "cpu",
     memory_mb: float = MEMORY_MB,
 ) -> tuple[Positions, NDArray[np.float32]]:  # fmt: skip
-    """Positions and scores (K,) of the best entries, best first, equal scores in their order; K = min(count, V).
+    """Positions and scores (K,) of the best entries, best first, equal scores in their order; K = min(count, V)."""
+    places, kept = top(every_score(score, among, device, memory_mb)[None], count)
+    return places[0], kept[0]
 
-    Every entry is scored, a block at a time that keeps within the memory.
-    """
-    step = max(1, int(memory_mb * 2**20) // (2 * among.bytes_each))  # the other half is for its scores
-    positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-    for first in range(0, len(among), step):
-        with torch.inference_mode():
-            found = score(among.block(first, first + step, device)).float().cpu().numpy()
-        require_finite(found)
-        # those kept stand in front, and of equal ones in order, so that the first of equal ones stays
-        positions = np.concatenate([positions, first + np.arange(len(found))])
-        places, kept = top(np.concatenate([scores, found])[None], count)
-        positions, scores = positions[places[0]], kept[0]
-    return positions, scores
+
+def places_of(scores: NDArray[np.float32], positions: Sequence[int]) -> NDArray[np.int64]:
+    """The place of each position (n,) in the ranking of scores (V,); 1 is best, equal scores stand in their order."""
+    own = [scores[position] for position in positions]
+    before = [
+        int(np.count_nonzero(scores > score) + np.count_nonzero(scores[:position] == score))
+        for position, score in zip(positions, own, strict=True)
+    ]
+    return 1 + np.array(before, np.int64)
 
 
 class Trained:

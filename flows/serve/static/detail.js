@@ -1,8 +1,10 @@
 // The dialog of one result: its video or cloud, the explanation of its match, and its captions.
 
+import { items, queries } from "./address.js";
 import { explain, item } from "./asking.js";
 import { byId, clock, html, score } from "./dom.js";
 import { draw } from "./explanation.js";
+import { words } from "./scale.js";
 import { orbit } from "./orbit.js";
 import { player } from "./player.js";
 
@@ -17,7 +19,12 @@ export async function show(hit, found) {
   asking = new AbortController();
   const { signal } = asking;
   byId("detail-title").textContent = hit.item;
-  byId("detail-place").textContent = `Place ${hit.place} with ${found.method}, score ${score(hit.score)}`;
+  const row = found.hits.findIndex((one) => one.key === hit.key);
+  const next = row < 0 ? null : row + 1 < found.hits.length ? found.hits[row + 1].score : found.following;
+  byId("detail-place").textContent = `Place ${hit.place.toLocaleString("en")} with ${found.method}, score ${score(hit.score)}, ${words(hit, next, found)}`;
+  byId("detail-links").replaceChildren(
+    html("a", { href: items.of({ view: "items", split: found.split, method: found.method, item: hit.key }) }, "Similar items, and all its captions by rank"),
+    html("a", { href: queries.of({ split: found.split, item: hit.key, a: found.method }) }, "Its queries under every run"));
   const captions = byId("captions");
   captions.replaceChildren();
   byId("explanation").replaceChildren(html("p", { class: "soft" }, "Loading the explanation of this match …"));
@@ -30,7 +37,7 @@ export async function show(hit, found) {
     if (about.kind === "video") shown = player(stage, about, hit.moment);
     else if (about.kind === "cloud") shown = orbit(stage, about);
     else stage.replaceChildren(html("p", { class: "nothing" }, `Nothing to show: ${about.reason}.`));
-    captions.replaceChildren(...captioned(about, found.query));
+    captions.replaceChildren(...captioned(about, found.query, hit.at));
     await explained(hit, found, about, signal);
   } catch (error) {
     if (error.name !== "AbortError") stage.replaceChildren(html("p", { class: "nothing" }, error.message));
@@ -68,11 +75,12 @@ async function explained(hit, found, about, signal) {
   }
 }
 
-function captioned(about, query) {
+function captioned(about, query, at) {
   const entries = about.captions.map(({ text, start, end }) => {
     const timed = start !== null && end !== null;
     const seek = timed && shown?.seek && html("button", { type: "button", class: "time", onclick: () => shown.seek(start) }, `${clock(start)}–${clock(end)}`);
-    return html("li", { class: text.trim() === query ? "asked" : undefined }, text, " ", seek);
+    const best = at && start === at[0] && end === at[1];
+    return html("li", { class: text.trim() === query ? "asked" : best ? "best" : undefined }, text, " ", seek, best && html("span", { class: "mark" }, "at the best moment"));
   });
   if (about.more_captions) entries.push(html("li", { class: "soft" }, `and ${about.more_captions} more`));
   return [html("h3", {}, "Its captions"), html("ul", {}, ...entries)];

@@ -24,8 +24,14 @@ export function svg(name, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** "1 result", "12 results". */
-export const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+const PLURALS = { query: "queries", process: "processes" };
+
+/** "1 result", "12 results", "2 queries". */
+export function counted(number, noun) {
+  const last = noun.split(" ").at(-1);
+  const plural = last in PLURALS ? noun.slice(0, noun.length - last.length) + PLURALS[last] : `${noun}s`;
+  return `${number.toLocaleString("en")} ${number === 1 ? noun : plural}`;
+}
 
 /** Seconds in the form of a player: "0:07.5". */
 export function clock(seconds) {

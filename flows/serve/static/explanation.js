@@ -1,5 +1,6 @@
 // Draws a method's explanation of a match: known arrays by their meaning, any other as bars or a number.
 
+import { framed } from "./axes.js";
 import { clock, html, svg } from "./dom.js";
 
 const WIDE = 600;
@@ -54,7 +55,7 @@ function timeline(arrays, about) {
       if (about.seek && about.seconds) about.seek(((event.clientX - box.left) / box.width) * about.seconds);
     },
   }, ...bars, svg("polyline", { points: line }), cursor);
-  const ends = about.seconds ? html("div", { class: "axis" }, html("span", {}, clock(0)), html("span", {}, clock(about.seconds))) : null;
+  const plot = framed(picture, { low, high, title: "cosine with the caption", ...inTime(about, frames.length) });
   const key = html("p", { class: "key" }, html("span", { class: "swatch bar" }), "stretches ", html("span", { class: "swatch best" }), "the best one ", html("span", { class: "swatch line" }), "single frames");
   const sum = clipShare === null ? null : paragraph(
     "Score = ", html("b", {}, number(clipShare)), ` × best stretch (${number(clips[clip])}) + `, html("b", {}, number(frameShare)),
@@ -65,8 +66,11 @@ function timeline(arrays, about) {
     cursor.setAttribute("x2", x);
   } : null;
   const hint = about.seek ? paragraph("A click on the chart shows that second.") : null;
-  return { parts: [sum, picture, ends, key, hint].filter(Boolean), used: ["clip_scores", "frame_scores", "frame_count", "shares"], at };
+  return { parts: [sum, plot, key, hint].filter(Boolean), used: ["clip_scores", "frame_scores", "frame_count", "shares"], at };
 }
+
+/** The labels of an axis over time, or over frames where the length of the video is not known. */
+const inTime = (about, count) => (about.seconds ? { left: clock(0), middle: clock(about.seconds / 2), right: clock(about.seconds), across: "time in the video" } : { left: "1", right: String(count), across: "frame" });
 
 /** GARE: how far each frame moved the caption, and its share in the pooled video. */
 function increments(arrays, about) {
@@ -76,8 +80,8 @@ function increments(arrays, about) {
   if ("increment" in arrays) {
     parts.push(paragraph("For this video the caption's vector, of length ", html("b", {}, number(arrays.text)), ", was moved by ", html("b", {}, number(arrays.increment)), "."));
   }
-  parts.push(titled("How far each frame moved it", columns(kept(arrays.frame_increments), about)));
-  parts.push(titled("Share of each frame in the video's vector", columns(kept(arrays.pool_weights), about)));
+  parts.push(titled("How far each frame moved it", columns(kept(arrays.frame_increments), about, { title: "length of its part", ...inTime(about, kept(real).length) })));
+  parts.push(titled("Share of each frame in the video's vector", columns(kept(arrays.pool_weights), about, { title: "share", ...inTime(about, kept(real).length) })));
   return { parts, used: ["increment", "text", "frame_increments", "pool_weights", "real"] };
 }
 
@@ -93,7 +97,7 @@ function hyperedges(arrays, about) {
   const parts = [titled("Attention to the hyperedge of …", rows(said3.map((name, place) => [name, edges[place]])))];
   const shares = [["the video as a whole", nodes[0]], ["its frames together", sum(frames)], ...named.map((words, place) => [`“${words}”`, nodes[most + place]])];
   parts.push(titled("Share in what is classified", rows(shares)));
-  parts.push(titled("Share of each frame", columns(frames, about, new Set(arrays.top ?? []))));
+  parts.push(titled("Share of each frame", columns(frames, about, { title: "share", ...inTime(about, frames.length) }, new Set(arrays.top ?? []))));
   if ((arrays.top ?? []).length) parts.push(paragraph("Green: the frames closest to the caption, which represent the video in the hyperedges."));
   return { parts, used: ["edge_weights", "node_weights", "words", "top"] };
 }
@@ -111,7 +115,7 @@ function cone(arrays, about) {
   }
   parts.push(words(arrays.text_weights, about.query));
   const sorted = [...arrays.cloud_weights].sort((a, b) => b - a);
-  parts.push(titled(`What the ${sorted.length} tokens of the cloud weigh, heaviest first`, columns(thinned(sorted, 120))));
+  parts.push(titled(`What the ${sorted.length} tokens of the cloud weigh, heaviest first`, columns(thinned(sorted, 120), {}, { title: "weight", left: "heaviest", right: "lightest", across: "tokens" })));
   return { parts, used: ["angle", "aperture", "text_weights", "cloud_weights"] };
 }
 
@@ -145,7 +149,7 @@ function words(weights, query) {
   const found = query.match(WORDS) ?? [];
   const used = weights.findLastIndex((value) => value > 0) + 1;
   if (used !== found.length + 2) { // a word has several tokens, or padding has weights
-    return titled(`What the ${used} tokens of the caption weigh: its begin, words, end and padding`, columns(weights.slice(0, used)));
+    return titled(`What the ${used} tokens of the caption weigh: its begin, words, end and padding`, columns(weights.slice(0, used), {}, { title: "weight", left: "begin", right: `token ${used}`, across: "tokens in order" }));
   }
   const inner = weights.slice(1, -1).slice(0, found.length);
   const most = Math.max(...inner, 1e-9);
@@ -161,7 +165,7 @@ function plain(name, values) {
   const title = name.replaceAll("_", " ");
   if (!Array.isArray(values)) return paragraph(`${title}: `, html("b", {}, typeof values === "number" ? number(values) : String(values)));
   const flat = values.flat(Infinity);
-  return titled(`${title} (${flat.length})`, columns(thinned(flat, 240)));
+  return titled(`${title} (${flat.length})`, columns(thinned(flat, 240), {}, { title: "value", left: "1", right: String(flat.length), across: "position" }));
 }
 
 const titled = (title, picture) => html("figure", { class: "panel" }, html("figcaption", {}, title), picture);
@@ -169,7 +173,7 @@ const titled = (title, picture) => html("figure", { class: "panel" }, html("figc
 const thinned = (values, most) => (values.length <= most ? values : Array.from({ length: most }, (_, place) => values[Math.floor((place * values.length) / most)]));
 
 /** Vertical bars; those at `marked` positions are highlighted. With the length of a video, a click seeks to that time. */
-function columns(values, about = {}, marked = new Set()) {
+function columns(values, about = {}, labels = {}, marked = new Set()) {
   const tall = 64;
   const high = Math.max(...values.map((value) => value ?? 0), 1e-9);
   const low = Math.min(0, ...values.map((value) => value ?? 0));
@@ -184,10 +188,11 @@ function columns(values, about = {}, marked = new Set()) {
     }, svg("title", {}, `${place + 1}${where}: ${number(value)}`));
   });
   const best = highest(values);
-  return svg("svg", {
+  const picture = svg("svg", {
     viewBox: `0 0 ${WIDE} ${tall}`, preserveAspectRatio: "none", role: "img", class: `chart low${about.seek ? " seekable" : ""}`,
     "aria-label": `${values.length} values, the greatest is number ${best + 1}: ${number(values[best])}`,
   }, ...bars);
+  return framed(picture, { low, high, ...labels });
 }
 
 /** Horizontal bars with names. */

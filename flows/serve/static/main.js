@@ -1,108 +1,196 @@
-// The page: shows the state in the address, and changes the address.
+// The search page: shows the state in the address, and changes the address.
 
-import * as address from "./address.js";
+import { listed, queries as queriesAddress, search as address } from "./address.js";
 import * as asking from "./asking.js";
+import { counter } from "./counter.js";
 import * as detail from "./detail.js";
 import { byId, counted, html } from "./dom.js";
+import { chosenRuns, fillRuns, show as showForm } from "./form.js";
+import { follow, kept } from "./loading.js";
 import * as results from "./results.js";
+import { verdict } from "./scale.js";
+import { listed as inWords, problems, unknown } from "./sentences.js";
+import { tabs } from "./tabs.js";
+import { column as uploaded } from "./upload.js";
 
-const SLOW_MS = 1500; // time after which the page says why a search takes long
+const TOPS = ["10", "20", "50"];
 const form = byId("search");
 const field = byId("q");
 const columns = byId("columns");
 const status = byId("status");
 let catalogue; // the answer of /api/about: methods, splits, bounds
-let ready; // the methods that can be searched
+let ready; // the methods and runs that can be searched
 let state;
 let rankings = []; // the rankings that are shown
 let shownQuery = ""; // the search that the rankings belong to
 let running; // the AbortController of the running search
 let opener = ""; // the key of the card to go back to
+let fits = () => true; // whether the query is short enough to be sent
 
-function normal(target) {
-  const method = ready.find((one) => one.name === target.method) ?? ready[0];
-  const split = method.splits.includes(target.split) ? target.split : method.splits[0];
-  const other = ready.find((one) => one.name === target.with && one.name !== method.name && one.splits.includes(split));
-  const top = ["10", "20", "50"].includes(target.top) ? target.top : "10";
-  return { ...target, method: method.name, split, with: other?.name ?? "", top };
+/** The state of an address with its missing parts filled in, and a sentence for each name that is not there. */
+function checked(target) {
+  const wrong = [];
+  const names = ready.map((one) => one.name);
+  const exact = (name) => ready.find((one) => one.name === name || (name.includes("@") && one.name.split("@")[0] === name.split("@")[0] && name.split("@")[1].length >= 8 && one.run.startsWith(name.split("@")[1])));
+  const method = target.method ? exact(target.method) : ready[0];
+  if (!method) wrong.push(unknown("method", target.method, names));
+  const others = listed(target.with);
+  for (const name of others) if (!exact(name)) wrong.push(unknown("method", name, names));
+  const split = target.split || (method ?? ready[0]).splits[0];
+  if (method && !method.splits.includes(split)) wrong.push(unknown("split", split, method.splits));
+  const top = target.top || "10";
+  if (!TOPS.includes(top)) wrong.push(unknown("number of results", top, TOPS));
+  const from = target.from || "1";
+  if (!/^[1-9]\d{0,6}$/.test(from)) wrong.push(`This address begins at place “${from}”, which is no place.`);
+  if (target.in && !exact(target.in)) wrong.push(unknown("method", target.in, names));
+  const beside = others.map(exact).filter((one) => one && one !== method && one.splits.includes(split)).map((one) => one.name);
+  return { wrong, state: { ...target, method: method?.name ?? "", split, with: [...new Set(beside)].join(","), top, from } };
 }
 
 /** Show the state in the address. */
 async function render() {
-  state = normal(address.read());
-  fill();
+  const found = checked(address.read());
+  state = found.state;
+  problems(byId("problems"), found.wrong);
+  showForm(state, [state.method, ...listed(state.with)], catalogue, ready);
+  if (document.activeElement !== field || field.value.trim() === "" || state.q) field.value = state.q;
+  fits();
   document.title = state.q ? `${state.q} – crossreel` : "crossreel";
   const query = address.of({ ...state, item: "", in: "" });
-  byId("start").hidden = Boolean(state.q);
+  byId("start").hidden = Boolean(state.q) || Boolean(found.wrong.length);
+  if (found.wrong.length) return clear("");
   if (!state.q) {
-    shownQuery = "";
-    rankings = [];
-    columns.replaceChildren();
-    status.textContent = `${counted(splitOf().items, noun())} and ${counted(splitOf().captions, "caption")} in ${state.split}.`;
+    clear(`${counted(splitOf().items, noun())} and ${counted(splitOf().captions, "caption")} in ${state.split}.`);
     start();
+  } else if (!fits()) {
+    return clear("");
   } else if (query !== shownQuery) {
     if (!await search(query)) return;
   }
-  opened();
+  await opened();
 }
 
-/** Fetch and show the rankings; returns false if another search replaced this one. */
+function clear(sentence) {
+  running?.abort();
+  shownQuery = "";
+  rankings = [];
+  columns.replaceChildren();
+  for (const id of ["tabs", "pager", "links"]) byId(id).hidden = true;
+  status.textContent = sentence;
+  detail.hide();
+}
+
+/** Fetch and show the rankings, each as soon as it is there; returns false if another search replaced this one. */
 async function search(query) {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  const methods = [state.method, state.with].filter(Boolean);
-  columns.className = methods.length > 1 ? "two" : "";
-  columns.replaceChildren(...methods.map(results.waiting));
+  const methods = [state.method, ...listed(state.with)];
+  const following = new AbortController();
+  signal.addEventListener("abort", () => following.abort());
+  begin(methods);
   status.textContent = "Searching …";
-  const slow = setTimeout(() => {
-    status.textContent = `Searching … the first search with ${methods.join(" and ")} loads networks, which takes a while.`;
-  }, SLOW_MS);
+  follow(methods, state.split, (method) => columns.querySelector(`.column[data-method="${CSS.escape(method)}"] .loading`), following.signal);
   const found = await Promise.all(methods.map((method) =>
-    asking.search(state.q, method, state.split, state.top, signal).catch((error) => ({ method, error }))));
-  clearTimeout(slow);
+    asking.search({ ...state, method, key: state.item && !state.in ? state.item : "" }, signal).catch((error) => ({ method, error }))));
+  following.abort();
   if (signal.aborted) return false;
   shownQuery = found.some((one) => one.error) ? "" : query;
   rankings = found.filter((one) => !one.error);
   columns.replaceChildren(...found.map((one, place) => {
     if (one.error) return results.failed(one.method, one.error.message, render);
-    const other = found.length > 1 && !found[1 - place].error ? found[1 - place] : null;
-    return results.column(one, other, state, open);
+    const other = found.length === 2 ? found[1 - place] : place ? found[0] : null;
+    return results.column(one, other && !other.error ? other : null, state, open, nameOf(one.method).differs);
   }));
-  status.textContent = summary(found);
+  tabs(byId("tabs"), columns);
+  status.textContent = summary();
+  around();
+  for (const one of rankings) judge(one, signal);
+  showMemory();
   return true;
 }
 
-function summary(found) {
-  const done = found.filter((one) => !one.error);
-  if (!done.length) return "The search failed.";
-  const [first, second] = done;
-  const text = `The best ${first.hits.length} of ${counted(splitOf().items, noun())} in ${state.split} for “${state.q}”`;
-  if (!second) return `${text}, by ${first.method}.`;
-  const keys = new Set(first.hits.map((hit) => hit.key));
-  const both = second.hits.filter((hit) => keys.has(hit.key)).length;
-  return `${text}, by ${first.method} and ${second.method}; ${both} of them in both.`;
+function begin(methods) {
+  columns.className = methods.length > 1 ? "many" : "";
+  columns.replaceChildren(...methods.map(results.waiting));
+  tabs(byId("tabs"), columns);
+  for (const id of ["pager", "links"]) byId(id).hidden = true;
 }
 
-/** Show the result in the address, or none. */
-function opened() {
+/** Say above a column whether anything fits: what captions of other items get is asked for after the search. */
+async function judge(ranking, signal) {
+  const best = ranking.scale.high;
+  const said = await asking.scale(ranking.method, ranking.split).then((chance) => verdict(best, chance)).catch(() => null);
+  if (signal.aborted || !said) return;
+  columns.querySelector(`.column[data-method="${CSS.escape(ranking.method)}"] .verdict`)?.replaceChildren(said);
+}
+
+function summary() {
+  if (!rankings.length) return "The search failed.";
+  const [first] = rankings;
+  const last = first.hits.at(-1)?.place ?? 0;
+  const places = Number(state.from) > 1 ? `Places ${state.from} to ${last}` : `The best ${first.hits.length}`;
+  const text = `${places} of ${counted(first.gallery, noun())} in ${state.split} for “${state.q}”, by ${inWords(rankings.map((one) => one.method))}`;
+  if (rankings.length === 1) return `${text}.`;
+  const common = first.hits.filter((hit) => rankings.every((one) => one.hits.some((other) => other.key === hit.key)));
+  return `${text}; ${common.length} of them in ${rankings.length === 2 ? "both" : "all"}.`;
+}
+
+/** Links to the query's row among all queries, and to the places before and after. */
+function around() {
+  const [first] = rankings;
+  const right = first?.right[0];
+  const links = byId("links");
+  links.hidden = !right;
+  if (right) {
+    const shared = { split: state.split, item: right.key, a: state.method, b: listed(state.with)[0] ?? "" };
+    links.replaceChildren(html("a", { href: queriesAddress.of(shared) }, `All queries of ${right.item} with their ranks under every run`));
+  }
+  const [top, from] = [Number(state.top), Number(state.from)];
+  const last = first ? first.gallery : 0;
+  const link = (text, place) => html("a", { href: address.of({ ...state, from: String(place) }), onclick: (event) => follows(event, { from: String(place) }) }, text);
+  byId("pager").hidden = from === 1 && from + top > last;
+  byId("pager").replaceChildren(
+    ...(from > 1 ? [link("← better places", Math.max(1, from - top))] : []),
+    ...(from > 1 + top ? [link("first places", 1)] : []),
+    ...(from + top <= last ? [link("further places →", from + top)] : []));
+}
+
+function follows(event, change) {
+  event.preventDefault();
+  changeState(change);
+}
+
+/** Show the result in the address, or none; one that is beyond the places shown is asked for by its key. */
+async function opened() {
   const found = rankings.find((one) => one.method === (state.in || state.method)) ?? rankings[0];
-  const hit = state.item && found?.hits.find((one) => one.key === state.item);
-  if (!hit) {
+  if (!state.item || !found) {
     detail.hide();
     if (opener) columns.querySelector(`a.card[data-key="${CSS.escape(opener)}"]`)?.focus();
     opener = "";
     return;
   }
+  let hit = [...found.hits, ...found.right].find((one) => one.key === state.item);
+  if (!hit) {
+    try {
+      hit = (await asking.search({ ...state, method: found.method, key: state.item })).asked;
+    } catch (error) {
+      problems(byId("problems"), [`This address opens the item “${state.item}”. ${error.message}`]);
+      return;
+    }
+  }
   opener = hit.key;
-  byId("previous").disabled = hit.place === 1;
-  byId("next").disabled = hit.place === found.hits.length;
+  const row = found.hits.findIndex((one) => one.key === hit.key);
+  byId("previous").disabled = row < 1;
+  byId("next").disabled = row < 0 || row === found.hits.length - 1;
   detail.show(hit, found);
 }
 
-function open(target) {
-  address.go(target, { opened: true });
-  render();
+/** Go to a state; `focus`: the key of a card of `method` that has the focus afterwards. */
+async function open(target, focus = "", method = "") {
+  address.go(target, { opened: Boolean(target.item) });
+  await render();
+  if (focus) columns.querySelector(`.column[data-method="${CSS.escape(method)}"] a.card[data-key="${CSS.escape(focus)}"]`)?.focus();
 }
 
 /** Close the opened result; go back if this page opened it. */
@@ -117,8 +205,8 @@ function leave() {
 
 function step(by) {
   const found = rankings.find((one) => one.method === (state.in || state.method));
-  const hit = found?.hits.find((one) => one.key === state.item);
-  const next = hit && found.hits[hit.place - 1 + by];
+  const row = found?.hits.findIndex((one) => one.key === state.item) ?? -1;
+  const next = row >= 0 && found.hits[row + by];
   if (!next) return;
   address.go({ ...state, item: next.key }, { replace: true, opened: history.state?.opened });
   render();
@@ -126,49 +214,66 @@ function step(by) {
 
 // the form -------------------------------------------------------------------------------------------
 
-function fill() {
-  if (document.activeElement !== field || field.value.trim() === "" || state.q) field.value = state.q;
-  for (const radio of form.elements.method.length ? form.elements.method : [form.elements.method]) radio.checked = radio.value === state.method;
-  const method = ready.find((one) => one.name === state.method);
-  choices("split", method.splits.map((name) => [name, name]), state.split);
-  const others = ready.filter((one) => one.name !== state.method && one.splits.includes(state.split));
-  choices("with", [["", "nothing"], ...others.map((one) => [one.name, one.name])], state.with);
-  byId("with").parentElement.hidden = ready.length < 2;
-  byId("split").parentElement.hidden = catalogue.splits.length < 2;
-  byId("top").value = state.top;
-}
-
-function choices(id, entries, chosen) {
-  byId(id).replaceChildren(...entries.map(([value, text]) => html("option", { value, selected: value === chosen }, text)));
-}
-
 function start() {
   byId("examples").replaceChildren(...splitOf().examples.map((text) =>
     html("li", {}, html("button", { type: "button", onclick: () => changeState({ q: text }) }, text))));
 }
 
 function changeState(change) {
-  const target = { ...state, item: "", in: "", ...change };
-  address.go(normal(target));
+  const target = { ...state, item: "", in: "", from: "1", ...change };
+  address.go(checked(target).state);
   render();
 }
 
-const splitOf = () => catalogue.splits.find((one) => one.name === state.split);
+const splitOf = () => catalogue.splits.find((one) => one.name === state.split) ?? catalogue.splits[0];
+const nameOf = (name) => ready.find((one) => one.name === name);
 const noun = () => (catalogue.kind === "pointcloud" ? "cloud" : "video");
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (field.value.trim()) changeState({ q: field.value.trim() });
+  if (field.value.trim() && fits()) changeState({ q: field.value.trim() });
 });
 form.addEventListener("change", (event) => {
-  if (event.target !== field) changeState({ q: state.q && field.value.trim() ? field.value.trim() : state.q, [event.target.name]: event.target.value });
+  if (event.target === field) return;
+  if (event.target.id === "file") return byFile(event.target);
+  const q = state.q && field.value.trim() && fits() ? field.value.trim() : state.q;
+  if (event.target.name !== "run") return changeState({ q, [event.target.name]: event.target.value });
+  const runs = chosenRuns();
+  if (!runs.length) event.target.checked = true; // one stays
+  const [method, ...others] = runs.length ? runs : [event.target.value];
+  changeState({ q, method, with: others.join(",") });
 });
+
+async function byFile(input) {
+  const [file] = input.files;
+  if (!file) return;
+  clear(`Searching by ${file.name} …`);
+  byId("start").hidden = true;
+  running = new AbortController();
+  const { signal } = running;
+  begin([state.method]);
+  const following = new AbortController();
+  signal.addEventListener("abort", () => following.abort());
+  follow([state.method], state.split, () => columns.querySelector(".loading"), following.signal);
+  try {
+    const found = await uploaded(file, state, catalogue.most_bytes, signal);
+    columns.replaceChildren(found);
+    status.textContent = `The captions in ${state.split} that fit ${file.name} best, by ${state.method}. The file is not kept.`;
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    columns.replaceChildren(results.failed(state.method, error.message, () => byFile(input)));
+    status.textContent = "The search failed.";
+  } finally {
+    following.abort();
+    input.value = "";
+  }
+}
 
 // keys -----------------------------------------------------------------------------------------------
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const typing = event.target.matches?.("input, select, textarea");
+  const typing = event.target.matches?.("input:not([type=checkbox]), select, textarea");
   if (byId("detail").open) {
     const ours = !typing && !event.target.matches?.("video, canvas");
     if (event.key === " " && event.target === byId("detail-title") && detail.toggle()) event.preventDefault();
@@ -196,27 +301,22 @@ addEventListener("popstate", render);
 
 // beginning ------------------------------------------------------------------------------------------
 
-function missing(methods) {
+/** Methods with a sentence each, folded under a summary. */
+function told(id, methods, summaryText, sentence) {
   if (!methods.length) return;
-  const place = byId("missing");
+  const place = byId(id);
   place.hidden = false;
-  const ways = methods.map((one) => html("p", {}, `${one.name}: `, ...coded(one.missing)));
-  place.append(html("summary", {}, `${counted(methods.length, "method")} cannot be searched yet`), ...ways);
-}
-
-/** Which run answers, where it is stale or was trained on another corpus. */
-function notes(methods) {
-  if (!methods.length) return;
-  const place = byId("notes");
-  place.hidden = false;
-  place.append(html("summary", {}, `${counted(methods.length, "method")} of an earlier run`));
-  place.append(...methods.map((one) => html("p", {}, one.note)));
+  place.append(html("summary", {}, summaryText), ...methods.map((one) => html("p", {}, ...coded(sentence(one)))));
 }
 
 /** A sentence in which text between backquotes becomes code. */
 const coded = (text) => text.split("`").map((part, place) => (place % 2 ? html("code", {}, part) : part));
 
-async function begin() {
+async function showMemory() {
+  byId("memory").textContent = await kept().catch(() => "");
+}
+
+async function main() {
   try {
     catalogue = await asking.about();
   } catch (error) {
@@ -224,14 +324,17 @@ async function begin() {
     return;
   }
   ready = catalogue.methods.filter((one) => one.splits.length);
-  field.maxLength = catalogue.most_characters;
+  fits = counter(field, byId("length"), catalogue.most_characters);
   byId("experiment").textContent = catalogue.experiment;
-  byId("methods").append(...ready.map((one) =>
-    html("label", {}, html("input", { type: "radio", name: "method", value: one.name }), html("span", {}, one.name))));
-  missing(catalogue.methods.filter((one) => one.missing));
-  notes(ready.filter((one) => one.note));
+  byId("report").hidden = !catalogue.report;
+  fillRuns(ready);
+  const missing = catalogue.methods.filter((one) => one.missing);
+  told("missing", missing, `${counted(missing.length, "method")} cannot be searched yet`, (one) => `${one.name}: ${one.missing}`);
+  const stale = ready.filter((one) => one.note);
+  told("notes", stale, `${counted(stale.length, "method")} of an earlier run`, (one) => one.note);
   await render();
+  showMemory();
   if (!state.q) field.focus();
 }
 
-begin();
+main();

@@ -1,32 +1,60 @@
-// The rankings: one column for each method, one card for each result.
+// The rankings: one column for each method or run, one card for each result.
 
-import * as address from "./address.js";
+import { search as address } from "./address.js";
 import { html, score } from "./dom.js";
+import { strip as scaleStrip, words } from "./scale.js";
 import { strip } from "./strip.js";
 
 const SKELETONS = 6;
 
-/** A column of placeholders, shown while a search runs. */
+/** A column of placeholders, shown while a search runs; its loading is shown in `.loading`. */
 export function waiting(method) {
   const cards = Array.from({ length: SKELETONS }, () => html("li", { class: "card waiting", "aria-hidden": "true" }));
-  return html("section", { class: "column", "aria-busy": "true" }, html("h2", {}, method), html("ol", { class: "results" }, ...cards));
+  return html("section", { class: "column", "aria-busy": "true", "data-method": method, "aria-label": method }, html("h2", {}, method),
+    html("div", { class: "loading" }), html("ol", { class: "results" }, ...cards));
 }
 
 /** A column with the reason of a failed search, and a button that calls `again`. */
 export function failed(method, sentence, again) {
-  return html("section", { class: "column" }, html("h2", {}, method),
+  return html("section", { class: "column", "data-method": method, "aria-label": method }, html("h2", {}, method),
     html("div", { class: "warn", role: "alert" }, html("p", {}, sentence), html("button", { type: "button", onclick: again }, "Try again")));
 }
 
-/** A column of hits. `ranking` has the method and its hits; `other` is the ranking beside it, or null. */
-export function column(ranking, other, state, open) {
-  const places = other && new Map(other.hits.map((hit) => [hit.key, hit.place]));
-  const cards = ranking.hits.map((hit) => card(hit, ranking, state, open, places && mark(hit, places, other)));
-  return html("section", { class: "column", "data-method": ranking.method },
-    html("h2", {}, ranking.method), html("ol", { class: "results" }, ...cards));
+/** A column of hits. `ranking` has the method and its hits; `other` is the ranking that it is compared with, or null. */
+export function column(ranking, other, state, open, differs) {
+  const places = other && new Map([...other.hits, ...other.right].map((hit) => [hit.key, hit.place]));
+  const cards = ranking.hits.map((hit, row) => {
+    const next = row + 1 < ranking.hits.length ? ranking.hits[row + 1].score : ranking.following;
+    return card(hit, next, ranking, state, open, places && mark(hit, places, other));
+  });
+  const first = ranking.hits[0]?.place ?? 1;
+  return html("section", { class: "column", "data-method": ranking.method, "aria-label": ranking.method },
+    html("h2", {}, ranking.method, differs && html("small", {}, differs)),
+    html("div", { class: "verdict" }), ...rightItems(ranking, state, open),
+    html("ol", { class: "results", start: first }, ...cards));
 }
 
-function card(hit, ranking, state, open, difference) {
+/** For each right item its place, with a link that jumps to it, also beyond the places that are shown. */
+function rightItems(ranking, state, open) {
+  return ranking.right.map((hit) => {
+    const here = ranking.hits.some((one) => one.key === hit.key);
+    const top = Number(state.top);
+    const from = String(Math.max(1, hit.place - Math.floor(top / 2)));
+    const target = { ...state, from: here ? state.from : from, item: "", in: "" };
+    const link = html("a", {
+      href: address.of(target), class: "jump",
+      onclick: (event) => {
+        event.preventDefault();
+        if (here) document.querySelector(`.column[data-method="${CSS.escape(ranking.method)}"] a.card[data-key="${CSS.escape(hit.key)}"]`)?.focus();
+        else open(target, hit.key, ranking.method);
+      },
+    }, here ? "show it" : `show places ${from} to ${Math.min(ranking.gallery, Number(from) + top - 1)}`);
+    return html("p", { class: hit.place === 1 ? "right-item found" : "right-item" }, "Right item ", html("b", {}, hit.item),
+      ` at place `, html("b", {}, hit.place.toLocaleString("en")), ` of ${ranking.gallery.toLocaleString("en")} `, link);
+  });
+}
+
+function card(hit, next, ranking, state, open, difference) {
   const target = { ...state, item: hit.key, in: ranking.method };
   const link = html("a", {
     class: `card${hit.right ? " right" : ""}`, href: address.of(target), "data-key": hit.key,
@@ -39,19 +67,20 @@ function card(hit, ranking, state, open, difference) {
   html("span", { class: "place" },
     html("span", { class: "rank" }, html("span", { class: "hidden" }, "Place "), String(hit.place)),
     html("span", { class: "item" }, hit.item),
-    hit.right && html("span", { class: "mark" }, "its caption"),
+    hit.right && html("span", { class: "mark" }, "right item"),
     difference,
     html("span", { class: "score" }, html("span", { class: "hidden" }, "score "), score(hit.score))),
+  scaleStrip(ranking.scale, hit.score, hit.place === 1),
+  html("small", { class: "worth" }, words(hit, next, ranking)),
   strip(hit),
-  html("span", { class: "caption" }, hit.captions[0] ?? ""));
-  link.addEventListener("pointerenter", () => markTwins(hit.key, true));
-  link.addEventListener("pointerleave", () => markTwins(hit.key, false));
-  link.addEventListener("focus", () => markTwins(hit.key, true));
-  link.addEventListener("blur", () => markTwins(hit.key, false));
+  html("span", { class: "caption" }, hit.at && html("span", { class: "at" }, `${hit.at[0].toFixed(1)}–${hit.at[1].toFixed(1)} s `), hit.caption));
+  for (const [event, on] of [["pointerenter", true], ["pointerleave", false], ["focus", true], ["blur", false]]) {
+    link.addEventListener(event, () => markTwins(hit.key, on));
+  }
   return html("li", {}, link);
 }
 
-/** Highlight the cards of an item in both columns. */
+/** Highlight the cards of an item in all columns. */
 function markTwins(key, on) {
   for (const node of document.querySelectorAll(`.card[data-key="${CSS.escape(key)}"]`)) node.classList.toggle("twin", on);
 }
@@ -60,7 +89,7 @@ function markTwins(key, on) {
 function mark(hit, places, other) {
   const there = places.get(hit.key);
   if (there === undefined) {
-    return difference("new", "only here", `not among the first ${other.hits.length} of ${other.method}`);
+    return difference("new", "only here", `not among the shown places of ${other.method}`);
   }
   const by = there - hit.place;
   if (by === 0) return difference("same", "=", `the same place as with ${other.method}`);

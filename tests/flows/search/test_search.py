@@ -191,6 +191,64 @@ def test_a_caption_finds_what_its_evaluation_found(place):
     require_the_evaluation_s_ranking(open_project(place), "hlformer")
 
 
+def test_the_right_item_has_the_place_that_its_evaluation_gave_it_and_windows_cut_one_ranking(
+    place, searcher
+):
+    asked, ranking = evaluated(open_project(place), "hlformer")
+    for row, text in enumerate(asked.texts):
+        whole = searcher.rank(text, top=10)
+        (right,) = whole.right
+        assert right.key == asked.items[asked.caption_item[row]]
+        assert right.place == ranking.ranks["t2v"].strict[row]
+        part = searcher.rank(text, top=1, first=2, item=whole.hits[-1].key)
+        assert part.hits == whole.hits[1:2] and part.asked == whole.hits[-1] and part.right == whole.right
+        assert part.following == pytest.approx(whole.hits[2].score) and whole.following is None
+        scores = [hit.score for hit in whole.hits]
+        assert sum(whole.scale.counts) == whole.gallery == len(scores)
+        assert (whole.scale.low, whole.scale.high) == pytest.approx((min(scores), max(scores)))
+        assert whole.scale.median == pytest.approx(np.median(scores))
+    assert searcher.rank(NEW).right == ()
+    with pytest.raises(UserError, match="no item of the split 'test' has the id or digest 'none'"):
+        searcher.rank(NEW, item="none")
+
+
+def test_a_gallery_is_calibrated_by_captions_of_the_training_split(searcher):
+    found = searcher.calibrate()
+    queries = {
+        caption.digest: caption.text for _, _, caption in searcher.searched.project.contents.queries("train")
+    }
+    assert found.split == "train" and found.scores.shape == (len(queries), len(searcher.item_keys))
+    expected = searcher.scores([*queries.values()], searcher.item_keys)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.best, np.sort(expected.max(1)), rtol=1e-3, atol=1e-3)
+
+
+def test_without_training_captions_those_of_other_items_calibrate(searcher, monkeypatch):
+    monkeypatch.setattr(searcher._briefing, "sample", lambda split, most: None)
+    found = searcher.calibrate()
+    texts = [
+        text
+        for _, _, caption in searcher.searched.project.contents.queries("test")
+        for text in [caption.text]
+    ]
+    scores = searcher.scores(texts, searcher.item_keys)
+    for row, text in enumerate(texts):
+        for hit in searcher.rank(text, 1).right:
+            scores[row, searcher.item_keys.index(hit.key)] = -np.inf
+    assert found.split == "test"
+    np.testing.assert_allclose(found.best, np.sort(scores.max(1)), rtol=1e-3, atol=1e-3)
+
+
+def test_the_captions_of_an_item_stand_at_their_places_among_all_captions(place, searcher):
+    asked, _ = evaluated(open_project(place), "hlformer")
+    for number, key in enumerate(asked.items):
+        scores = searcher.scores(asked.texts, [key])[:, 0]
+        own = [row for row, item in enumerate(asked.caption_item) if item == number]
+        expected = sorted(1 + int((scores > scores[row]).sum()) for row in own)
+        found = searcher.own_captions(key)
+        assert [hit.place for hit in found] == expected and {hit.item_key for hit in found} == {key}
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_caption_finds_what_its_evaluation_found_with_every_other_method_of_videos(

@@ -187,15 +187,13 @@ def test_switching_method_and_split_searches_again_and_two_methods_stand_side_by
     page.wait_for_selector("a.card")
     page.get_by_label("gare", exact=True).check(force=True)
     page.wait_for_selector('.column[data-method="gare"] a.card')
-    assert "method=gare" in page.url
-    page.select_option("#with", "hlformer")
-    page.wait_for_selector('.column[data-method="hlformer"] a.card')
+    assert "with=gare" in page.url
     marks = [mark.strip() for mark in page.locator(".difference [aria-hidden]").all_text_contents()]
     columns = [
         page.locator(f'.column[data-method="{method}"] a.card').evaluate_all(
             "cards => cards.map((c) => c.dataset.key)"
         )
-        for method in ("gare", "hlformer")
+        for method in ("hlformer", "gare")
     ]
     expected = []
     for ours, theirs in (columns, columns[::-1]):
@@ -203,8 +201,9 @@ def test_switching_method_and_split_searches_again_and_two_methods_stand_side_by
             by = theirs.index(key) - place
             expected.append("=" if by == 0 else f"{'▲' if by > 0 else '▼'} {abs(by)}")
     assert marks == expected
-    page.select_option("#with", "")
+    page.get_by_label("hlformer", exact=True).uncheck(force=True)
     page.wait_for_selector('.column[data-method="hlformer"]', state="detached")
+    assert "method=gare" in page.url and "with=" not in page.url
     page.select_option("#split", "val")
     until(page, "document.querySelector('#status').textContent.includes('in val')")
     page.go_back()
@@ -246,7 +245,9 @@ def test_waiting_is_shown_and_an_error_is_reported_and_can_be_tried_again(
     page.fill("#q", "clip 3 seen 0 times")
     page.press("#q", "Enter")
     page.wait_for_selector("[aria-busy=true] .card.waiting")
-    until(page, "document.querySelector('#status').textContent.includes('loads networks')")
+    until(
+        page, "document.querySelector('.loading').textContent.includes('Searching')"
+    )  # it is loaded already
     told = '{"error": "too many searches are waiting; try again in a moment"}'
     held[0].fulfill(status=503, content_type="application/json", body=told)
     page.wait_for_selector("[role=alert]")
@@ -293,6 +294,201 @@ def test_a_cloud_turns_by_mouse_and_keys_and_three_is_loaded_only_then(
     assert "cone" in page.text_content("#explanation")
     page.keyboard.press("Escape")
     page.wait_for_selector("#detail", state="hidden")
+
+
+def test_the_right_item_is_told_and_jumped_to_beyond_the_first_places(
+    videos: str, new_page: Callable[..., Any]
+) -> None:
+    page = new_page()
+    page.goto(f"{videos}/?q=clip+3+seen+0+times&from=2&top=10")
+    page.wait_for_selector("a.card")
+    told = page.text_content(".right-item")
+    place = int(re.search(r"at place (\d+)", told).group(1))
+    page.click(".right-item a")
+    page.wait_for_selector("a.card.right")
+    until(page, "document.activeElement.classList.contains('right')")
+    assert page.evaluate("document.activeElement.querySelector('.rank').textContent") == f"Place {place}"
+    until(page, "document.querySelector('.verdict').textContent.includes('captions of')")
+    page.click("#links a")
+    page.wait_for_selector(".window tbody th a")
+    assert "item=" in page.url and page.locator(".window tbody tr:not(.spacer)").count() == 2
+
+
+def test_an_address_that_names_what_is_not_there_says_so(videos: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(expect_errors=True)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for address, said in (
+        ("/?q=a&method=nothing", "the method “nothing”, which is not here; there are hlformer and gare"),
+        ("/?q=a&with=gare,none", "the method “none”"), ("/?q=a&split=train", "the split “train”"),
+        ("/?q=a&from=x", "begins at place “x”"),
+        (f"/items?item={'0' * 32}", "No item of the corpus has that key"),
+        ("/items?view=none", "the view “none”"), ("/map?method=none", "the method “none”"),
+        ("/queries?a=none", "No run 'none' is evaluated"), ("/queries?split=none", "has no split 'none'"),
+    ):  # fmt: skip
+        page.goto(videos + address)
+        page.wait_for_selector("#problems:not([hidden])")
+        assert said in page.text_content("#problems"), address
+    assert not any("/api/search" in url for url in asked), "nothing else is searched instead"
+    page.goto(f"{videos}/?q=clip+3+seen+0+times&item={'0' * 32}")
+    page.wait_for_selector("#columns .warn, #problems:not([hidden])")
+    assert "No item of the corpus has that key" in page.text_content("main")
+
+
+def test_a_query_that_is_too_long_is_counted_and_not_sent(videos: str, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(videos)
+    page.wait_for_selector("#examples button")
+    page.fill("#q", "é" * 1001)
+    page.press("#q", "Enter")
+    assert "has 1,001 characters; at most 1,000 are possible. Leave out 1." in page.text_content("#length")
+    assert not any("/api/search" in url for url in asked) and "q=" not in page.url
+    page.fill("#q", "clip 3 seen 0 times")
+    assert page.is_hidden("#length")
+
+
+def test_queries_are_filtered_sorted_read_by_keys_and_lead_to_their_search_and_back(
+    videos: str, new_page: Callable[..., Any]
+) -> None:
+    page = new_page(accept_downloads=True)
+    page.goto(f"{videos}/queries")
+    page.wait_for_selector(".window tbody th a")
+    rows = page.locator(".window tbody tr:not(.spacer)")
+    total = rows.count()
+    counts = [int(text) for text in page.locator("#crossed button b").all_text_contents()]
+    assert counts[0] == total == sum(counts[1:])
+    page.click("#crossed button:nth-child(2)")  # only A finds it first
+    until(page, f"document.querySelector('#status').textContent.startsWith('{counts[1]} of')")
+    assert "found=hlformer" in page.url and "missed=gare" in page.url and "sort=gain" in page.url
+    assert page.locator(".window td.number.found").count() == counts[1]
+    page.click("#crossed button:nth-child(1)")
+    until(page, f"document.querySelector('#status').textContent.startsWith('{total} of')")
+    page.select_option("#sort", "worst")
+    until(page, "location.search.includes('sort=worst')")
+    until(page, f"document.querySelectorAll('.window td.number').length >= {2 * total}")
+    ranks = page.evaluate(
+        "[...document.querySelectorAll('.window tbody tr')].map((row) => "
+        "Math.min(...[...row.querySelectorAll('td.number')].slice(0, 2).map((cell) => +cell.textContent)))"
+    )
+    assert ranks == sorted(ranks, reverse=True)
+    with page.expect_download() as download:
+        page.click("#links a")
+    lines = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    first = page.locator(".window tbody th a").first.text_content()
+    assert (
+        len(lines) == 1 + total
+        and first in lines[1]
+        and lines[0].startswith("caption,text,item,words,seconds,rank")
+    )
+    page.keyboard.press("End")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    text = page.evaluate("document.activeElement.textContent")
+    assert text == page.locator(".window tbody th a").nth(1).text_content() and "at=1" in page.url
+    page.keyboard.press("Enter")
+    page.wait_for_selector("a.card")
+    assert text in page.text_content("#status") and page.locator(".right-item").count() == 2
+    page.go_back()
+    until(page, "document.querySelector('.window tr.active') !== null")
+    assert "at=1" in page.url and "sort=worst" in page.url
+
+
+def test_items_are_looked_through_without_a_query(videos: str, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(f"{videos}/items?split=test")
+    page.wait_for_selector(".card .strip img")
+    name = page.locator(".card .item").first.text_content()
+    page.locator(".cards a").first.click()
+    page.wait_for_selector("#content video")
+    page.wait_for_selector(".ranked li")
+    assert name in page.text_content("#status") and page.locator(".ranked li").count() == 2
+    page.wait_for_selector("#content ol.cards .score")
+    likeness = [float(text.replace("−", "-")) for text in page.locator("ol.cards .score").all_text_contents()]
+    assert likeness == sorted(likeness, reverse=True) and len(likeness) == 3
+    page.locator("ol.cards a").first.click()
+    until(page, f"!document.querySelector('#status').textContent.startsWith('{name},')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#content ul.cards")
+    page.click("#views a:nth-child(2)")
+    until(page, "document.querySelector('#status').textContent.includes('takes for another')")
+    page.click("#views a:nth-child(3)")
+    until(page, "/hub/.test(document.querySelector('#status').textContent)")
+
+
+def test_points_of_the_map_are_chosen_by_mouse_and_keys_and_listed(
+    videos: str, new_page: Callable[..., Any]
+) -> None:
+    page = new_page()
+    page.goto(f"{videos}/map?split=test")
+    page.wait_for_selector("#legend li")
+    box = page.locator("#map canvas").bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2, steps=4)
+    page.mouse.up()
+    until(page, "document.querySelectorAll('#chosen .card').length === 4")
+    page.keyboard.press("Escape")
+    page.locator("#map canvas").focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelectorAll('#chosen .card').length === 1")
+    key = re.search(r"item=([0-9a-f]{32})", page.url)
+    assert key
+    page.reload()
+    until(page, "document.querySelectorAll('#chosen .card').length === 1")
+    page.locator("#map canvas").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#content video")
+    assert key.group(1) in page.url and "/items" in page.url
+
+
+def test_a_file_is_sent_and_the_captions_that_fit_it_are_shown(
+    videos: str, trained: Path, new_page: Callable[..., Any]
+) -> None:
+    page = new_page()
+    page.goto(videos)
+    page.wait_for_selector("#examples button")
+    page.set_input_files("#file", trained / "clip03.mp4")
+    page.wait_for_selector("#columns .caption.whole")
+    assert "clip03.mp4" in page.text_content("#status") and page.locator("#columns a.card").count() > 1
+
+
+def test_the_report_is_a_click_away(videos: str, new_page: Callable[..., Any]) -> None:
+    page = new_page()
+    page.goto(videos)
+    page.wait_for_selector("#report:not([hidden])")
+    page.click("#report")
+    page.wait_for_selector("table")
+    assert page.url.endswith("/report")
+    assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+
+
+def test_on_a_phone_a_tab_shows_the_next_method(videos: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(390, has_touch=True)
+    page.goto(f"{videos}/?q=clip+3+seen+0+times&with=gare")
+    page.wait_for_selector('.column[data-method="gare"] a.card')
+    inside = (
+        "document.querySelector('.column[data-method=gare] a.card').getBoundingClientRect().left < innerWidth"
+    )
+    assert not page.evaluate(inside)
+    page.click("#tabs button:nth-child(2)")
+    until(page, inside)
+    until(page, "document.querySelector('#tabs button:nth-child(2)').getAttribute('aria-pressed') === 'true'")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_other_page_is_wider_than_the_screen(
+    videos: str, new_page: Callable[..., Any], width: int
+) -> None:
+    page = new_page(width)
+    for address, there in (
+        ("/queries", ".window tbody th a"), ("/items", ".card .strip img"), ("/items?view=confusions", "#content ul"),
+        ("/map", "#legend li"),
+    ):  # fmt: skip
+        page.goto(videos + address)
+        page.wait_for_selector(there, state="attached")
+        assert not overflows(page), address
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,18 +32,25 @@ from PIL import Image
 from flows.project import Project, open_project
 from flows.results.report.frames import FRAMES
 from flows.results.report.shapes import AZIMUTHS
-from flows.search.hits import Hit
+from flows.search.calibration import Calibration
+from flows.search.hits import CaptionHit, Hit, Ranked, Scale
 from flows.search.query import MOST_CHARACTERS
-from flows.serve import safety, searching, vendor
-from flows.serve.app import STATIC, application
+from flows.serve import safety, searching, uploads, vendor
+from flows.serve.app import STATIC, application, caption_at
 from flows.serve.catalogue import Catalogue, Searchable, Split
 from flows.serve.lifecycle import Address, bounded, prepare
+from flows.serve.look_site import LookSite
 from flows.serve.media import Gallery, Remembered, Strip
+from flows.serve.memory import FIRST_GUESS_BYTES, MARGIN
+from flows.serve.query_site import QuerySite
+from flows.serve.ranks.tables import Tables
+from flows.serve.report_site import ReportSite
 from flows.serve.safety import HEADERS, LOOPBACK_NAMES, MOST_TARGET_BYTES, allowed_hosts
 from flows.serve.searching import MOST_WAITING, Searchers, TooSlow
 from pipeline.child import ChildDied
 from pipeline.corpus.manifest import Caption, Item, write_manifest
-from pipeline.errors import UserError
+from pipeline.errors import ItemError, UserError
+from pipeline.store.fingerprint import Fingerprint
 
 SERVE = "import typer; from flows.commands.serve import serve; typer.run(serve)"
 EXTRACT = (
@@ -60,16 +67,44 @@ class FakeSearcher:
     go: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     texts: list[str] = field(default_factory=list)
+    files: list[tuple[Path, bytes]] = field(default_factory=list)
+    warmed: int = 0
+    pid: int | None = None
 
-    def search(self, text: str, top: int = 10) -> list[Hit]:
+    def warm(self) -> None:
+        self.warmed += 1
+
+    def rank(self, text: str, top: int = 10, first: int = 1, item: str = "") -> Ranked:
         self.texts.append(text)
         if text == "wait":
             self.go.wait(20)
         if text == "die":
             raise ChildDied("SIGKILL in /a/folder")
+        every = [Hit(n + 1, f"item {n}", key, 0.5, (text,), (0.5, 1.0)) for n, key in enumerate(self.keys)]
+        shown = every[first - 1 : first - 1 + top]
+        right = tuple(every[2:3]) if text == "a clip" else ()
+        asked = next((hit for hit in every if hit.key == item), None)
+        scale = Scale(0.0, 0.5, 0.25, (1, len(every) - 1))
+        return Ranked(tuple(shown), right, asked, len(every), scale, 0.5 if len(shown) < len(every) else None)
+
+    def search_media(self, path: Path, top: int = 10) -> list[CaptionHit]:
+        self.files.append((path, path.read_bytes()))
+        if self.files[-1][1].startswith(b"broken"):
+            raise ItemError("upload", "it is no video")
+        return [CaptionHit(1, "clip00#0", "a clip", "1" * 32, 0.5, "clip00", self.keys[0])]
+
+    def calibrate(self) -> Calibration:
+        scores = np.arange(2 * len(self.keys), dtype=np.float32).reshape(2, -1) % 5
+        return Calibration("train", scores, np.sort(scores.max(1)))
+
+    def own_captions(self, item: str) -> list[CaptionHit]:
         return [
-            Hit(n + 1, f"item {n}", key, 0.5, (text,), (0.5, 1.0)) for n, key in enumerate(self.keys[:top])
+            CaptionHit(place, f"c{place}", f"caption {place}", "1" * 32, 0.5, "x", item) for place in (2, 5)
         ]
+
+    @property
+    def item_keys(self) -> list[str]:
+        return self.keys
 
     def explain(self, text: str, keys: list[str]) -> dict[str, NDArray[Any]]:
         return {"clip_scores": np.array([[0.123456789, np.nan]], np.float32), "frame_count": np.array([3]),
@@ -135,6 +170,10 @@ def extracted(folder: Path, stage: str, media: list[str]) -> Project:
     return project
 
 
+def lengths(keys: Collection[str]) -> NDArray[np.float32]:
+    return np.ones(len(keys), np.float32)
+
+
 @contextlib.contextmanager
 def served(project: Project) -> Iterator[Site]:
     searcher = FakeSearcher(list(project.contents.items()))
@@ -148,10 +187,14 @@ def served(project: Project) -> Iterator[Site]:
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
+        gallery, searchers = Gallery(project, project.survey()), Searchers(lambda *name: searcher)  # type: ignore[arg-type,return-value]
+        tables = Tables(project.store, project.contents, {}, lengths, {}, project.experiment.path.parent)
+        report = ReportSite(project.store, project.experiment.name)
+        looking = LookSite(catalogue, gallery, searchers, tables)
+        more = [route for one in (QuerySite(tables, "test"), looking, report) for route in one.routes]
         app = application(
-            catalogue, Gallery(project, project.survey()), Searchers(lambda method, split: searcher),  # type: ignore[arg-type,return-value]
-            allowed_hosts(LOOPBACK_NAMES, port),
-        )  # fmt: skip
+            catalogue, gallery, searchers, allowed_hosts(LOOPBACK_NAMES, port), more, lambda: report.exists
+        )
         server = uvicorn.Server(bounded(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -218,13 +261,155 @@ def test_about_names_methods_splits_and_what_is_missing(site: Site) -> None:
     assert about["most_characters"] == MOST_CHARACTERS and about["splits"][0]["examples"] == ["a clip"]
 
 
+def test_a_video_that_is_not_what_was_stored_is_named_without_its_path(site: Site) -> None:
+    key = site.searcher.keys[2]
+    path = Gallery(site.project, site.project.survey()).video(key)
+    assert path is not None
+    path.write_bytes(bytes(path.stat().st_size))
+    found = site.get(f"/api/item/{key}").json()
+    reason = "it is damaged in the store; crossreel store verify --repair drops it"
+    assert (found["reason"], found["pictures"]) == (reason, []) and str(path) not in str(found)
+
+
 def test_a_search_answers_hits_with_what_can_be_shown_of_them(site: Site) -> None:
     found = site.get("/api/search?q=%20a%20clip%20&method=two&split=test&top=2").json()
     assert (found["query"], found["method"], found["split"]) == ("a clip", "two", "test")
-    assert [hit["place"] for hit in found["hits"]] == [1, 2]
-    assert all(
-        hit["kind"] == "video" and hit["right"] and hit["moment"] == [0.5, 1.0] for hit in found["hits"]
+    assert [(hit["place"], hit["kind"], hit["moment"]) for hit in found["hits"]] == [
+        (1, "video", [0.5, 1.0]), (2, "video", [0.5, 1.0]),
+    ]  # fmt: skip
+    assert (found["gallery"], found["following"], found["scale"]["counts"]) == (3, 0.5, [1, 2])
+    assert [hit["percentile"] for hit in found["hits"]] == [100.0, 50.0]
+
+
+def test_the_right_item_is_told_beyond_the_places_that_are_shown(site: Site) -> None:
+    found = site.get("/api/search?q=a%20clip&top=1&from=2").json()
+    assert [(hit["place"], hit["right"]) for hit in found["hits"]] == [(2, False)]
+    assert [(hit["place"], hit["key"], hit["right"]) for hit in found["right"]] == [
+        (3, site.searcher.keys[2], True)
+    ]
+    assert site.get("/api/search?q=other").json()["right"] == []
+
+
+def test_the_place_of_one_item_can_be_asked_for(site: Site) -> None:
+    key = site.searcher.keys[1]
+    assert site.get(f"/api/search?q=other&top=1&key={key}").json()["asked"]["place"] == 2
+    assert site.get(f"/api/search?q=other&key={UNKNOWN}").status_code == 404
+
+
+def test_the_caption_of_a_hit_is_the_one_at_its_best_moment() -> None:
+    captions = [
+        Caption("a", "first", 0.0, 4.0),
+        Caption("b", "second", 3.0, 9.0),
+        Caption("c", "without times"),
+    ]
+    assert caption_at(captions, (4.0, 8.0)) is captions[1]
+    assert caption_at(captions, (0.0, 2.0)) is captions[0]
+    assert caption_at(captions, (20.0, 30.0)) is captions[0] and caption_at(captions, None) is captions[0]
+    assert caption_at([], (0.0, 1.0)) is None
+
+
+def test_a_scale_has_the_best_scores_of_captions_of_other_items_in_order(site: Site) -> None:
+    found = site.get("/api/scale?method=two").json()
+    assert (found["captions_of"], found["best"]) == ("train", [2.0, 4.0])
+
+
+def test_an_item_has_similar_ones_and_its_captions_by_rank(site: Site) -> None:
+    near = site.get(f"/api/similar?key={site.key}").json()["items"]
+    assert {one["key"] for one in near} == set(site.searcher.keys) - {site.key}
+    assert near[0]["likeness"] >= near[1]["likeness"]
+    ranked = site.get(f"/api/captions?key={site.key}").json()
+    assert [(one["place"], one["text"]) for one in ranked["captions"]] == [(2, "caption 2"), (5, "caption 5")]
+
+
+def test_items_are_browsed_and_found_by_a_word_of_their_captions(site: Site) -> None:
+    every = site.get("/api/items?count=2").json()
+    assert (every["total"], [one["item"] for one in every["items"]]) == (3, ["clip00", "clip01"])
+    found = site.get("/api/items?text=is%20clip02").json()
+    assert [one["item"] for one in found["items"]] == ["clip02"]
+    assert "has no split 'none'; it has test" in site.get("/api/items?split=none").json()["error"]
+
+
+def test_a_map_has_a_point_for_every_item(site: Site) -> None:
+    found = site.get("/api/map").json()
+    assert [point["key"] for point in found["points"]] == site.searcher.keys and found["by"] == "pca"
+    assert 0 < sum(found["explained"]) <= 1.0001
+    assert "no map by 'tsne'" in site.get("/api/map?by=tsne").json()["error"]
+
+
+def test_queries_that_nobody_evaluated_are_listed_all_the_same(site: Site) -> None:
+    found = site.get("/api/queries?text=clip01").json()
+    assert (found["total"], found["of"], found["runs"]) == (2, 6, [])
+    assert "no run 'four' is evaluated" in site.get("/api/queries?a=four").json()["error"]
+    assert "words='x' is not a span" in site.get("/api/queries?words=x").json()["error"]
+    assert (
+        "count='999' is not possible; from 1 to 200 is" in site.get("/api/queries?count=999").json()["error"]
     )
+
+
+def test_a_report_is_served_with_its_own_policy_and_leads_back_to_this_server(site: Site) -> None:
+    assert not site.get("/api/about").json()["report"]
+    assert site.get("/report").json()["error"] == "the experiment has no report; `crossreel report` draws it"
+    store, fingerprint = site.project.store, Fingerprint("ab" * 10, {})
+    work = store.work_folder("report", fingerprint.hex)
+    work.mkdir(parents=True)
+    (work / "report.html").write_text('<a href="http://127.0.0.1:8600/?q=a">x</a><style>a{}</style>')
+    store.publish("report", fingerprint, 1.0, {"experiment": site.project.experiment.name})
+    reply = site.get("/report")
+    assert reply.text.startswith('<a href="/?q=a">') and site.get("/api/about").json()["report"]
+    policy = reply.headers["content-security-policy"]
+    assert (
+        "script-src" not in policy and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    )
+
+
+def test_which_searchers_are_loaded_is_told(site: Site) -> None:
+    site.get("/api/search?q=a%20clip&method=two")
+    found = site.get("/api/loading").json()
+    assert found["searchers"]["two test"]["state"] == "ready" and found["kept"] >= 1 <= found["room"]
+    assert found["searchers"]["one val"] == {"state": "closed", "seconds": 0.0, "usual": 0.0, "says": ""}
+
+
+def send(site: Site, body: bytes, path: str = "/api/upload?name=a.mp4", **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(site.url + path, content=body, headers={"origin": site.url} | named, timeout=30)
+
+
+def test_a_file_is_searched_with_and_removed(site: Site) -> None:
+    reply = send(site, b"these are bytes of a video", "/api/upload?name=../../x.MP4&method=two&top=3")
+    assert [(hit["text"], hit["item_key"]) for hit in reply.json()["hits"]] == [("a clip", site.key)]
+    path, body = site.searcher.files[-1]
+    assert (path.name, body) == ("upload.mp4", b"these are bytes of a video") and not path.parent.exists()
+    assert (
+        send(site, b"broken").json()["error"] == "it is no video" and not site.searcher.files[-1][0].exists()
+    )
+    assert "the file is empty" in send(site, b"").json()["error"]
+
+
+def test_a_picture_is_made_a_short_video_and_a_broken_one_is_refused(site: Site) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (33, 21), "red").save(out, "PNG")
+    assert send(site, out.getvalue(), "/api/upload?name=a.png").status_code == 200
+    path, body = site.searcher.files[-1]
+    assert path.name == "still.mp4" and body[4:8] == b"ftyp"
+    reply = send(site, out.getvalue()[:40], "/api/upload?name=a.png")
+    assert (reply.status_code, reply.json()["error"]) == (400, "it cannot be read as a picture")
+
+
+def test_only_our_own_page_sends_files_and_none_that_is_too_large(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert send(site, b"a", origin="http://evil.example").status_code == 403
+    assert httpx.post(f"{site.url}/api/upload", content=b"a").status_code == 403
+    assert send(site, b"a", sec_fetch_site="cross-site").status_code == 403
+    head = f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nOrigin: {site.url}\r\nConnection: close\r\n"
+    large = f"{head}Content-Length: {uploads.MOST_BYTES + 1}\r\n\r\n"
+    assert site.raw(large.encode()).startswith(b"HTTP/1.1 413 ")
+    assert site.raw(f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()).startswith(
+        b"HTTP/1.1 411 "
+    )
+    monkeypatch.setattr(uploads, "MOST_BYTES", 3)
+    assert send(site, b"four").status_code == 413
+    assert httpx.get(f"{site.url}/api/upload").status_code == 405
 
 
 def test_an_explanation_has_numbers_of_few_digits_and_none_that_json_cannot_say(site: Site) -> None:
@@ -243,16 +428,6 @@ def test_an_item_has_its_captions_and_pictures(site: Site) -> None:
         assert Image.open(io.BytesIO(reply.content)).size == (picture["width"], picture["height"])
     assert site.get(f"/thumb/{site.key}/{FRAMES}").status_code == 404
     assert site.get(f"/view/{site.key}/0").status_code == 404, "a video has no views"
-
-
-def test_a_video_that_is_not_what_was_stored_is_named_without_its_path(site: Site) -> None:
-    key = site.searcher.keys[2]
-    path = Gallery(site.project, site.project.survey()).video(key)
-    assert path is not None
-    path.write_bytes(bytes(path.stat().st_size))
-    found = site.get(f"/api/item/{key}").json()
-    reason = "it is damaged in the store; crossreel store verify --repair drops it"
-    assert (found["reason"], found["pictures"]) == (reason, []) and str(path) not in str(found)
 
 
 def test_a_cloud_is_sent_as_the_stage_made_it(clouds: Site) -> None:
@@ -331,6 +506,7 @@ def test_our_own_names_are_answered(site: Site) -> None:
         ("/api/about", {"sec-fetch-site": "same-site"}, 403),
         ("/api/about", {"sec-fetch-site": "same-origin"}, 200),
         ("/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),
+        ("/queries", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),
         ("/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, 403),
         ("/api/about", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
     ],
@@ -369,8 +545,10 @@ def test_no_path_reaches_the_file_system(site: Site, target: str) -> None:
     [
         ("q=", "the query is empty"), ("", "the query is empty"), ("q=%00", "control character"),
         ("q=" + "a" * (MOST_CHARACTERS + 1), "at most 1000 are possible"),
-        ("q=a&method=four", "no method of that name can be searched; one, two can"),
-        ("q=a&method=three", "no method of that name"), ("q=a&method=two&split=val", "by two; test can"),
+        ("q=a&method=four", "no method or run of that name can be searched; one, two can"),
+        ("q=a&method=three", "can be searched: no; one, two can"),
+        ("q=a&from=0", "from 1 to 1000000 is"),
+        ("q=a&method=two&split=val", "by two; test can"),
         ("q=a&top=0", "from 1 to 50"), ("q=a&top=51", "from 1 to 50"), ("q=a&top=x", "from 1 to 50"),
         ("q=a&top=%D9%A1", "from 1 to 50"), ("q=a&top=-1", "from 1 to 50"), ("q=a&top=9999999999", "from 1 to 50"),
     ],
@@ -433,9 +611,9 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 def test_a_search_that_takes_too_long_is_given_up_and_keeps_its_place_until_it_ends() -> None:
     searcher = FakeSearcher([])
-    searchers = Searchers(lambda method, split: searcher, most=1)  # type: ignore[arg-type,return-value]
+    searchers = Searchers(lambda *name: searcher, most=1)  # type: ignore[arg-type,return-value]
     with pytest.raises(TooSlow):
-        asyncio.run(searchers.ask(("one", "test"), lambda searcher: searcher.search("wait"), 0.1))
+        asyncio.run(searchers.ask(("one", "test"), lambda searcher: searcher.rank("wait"), 0.1))
     assert searchers.waiting == 1
     searcher.go.set()
     until(lambda: searchers.waiting == 0)
@@ -446,16 +624,16 @@ def test_a_search_that_takes_too_long_is_given_up_and_keeps_its_place_until_it_e
 def test_the_searcher_not_used_for_longest_is_closed_and_none_in_use() -> None:
     made: list[tuple[str, FakeSearcher]] = []
 
-    def make(method: str, split: str) -> Any:
+    def make(method: str, split: str, say: object) -> Any:
         made.append((method, FakeSearcher([])))
         return made[-1][1]
 
     async def both() -> None:
-        slow = asyncio.create_task(searchers.ask(("a", "test"), lambda searcher: searcher.search("wait")))
+        slow = asyncio.create_task(searchers.ask(("a", "test"), lambda searcher: searcher.rank("wait")))
         while not (made and made[0][1].texts):
             await asyncio.sleep(0.01)
         for method in ("b", "b", "c"):
-            await searchers.ask((method, "test"), lambda searcher: searcher.search("x"))
+            await searchers.ask((method, "test"), lambda searcher: searcher.rank("x"))
         assert [(method, searcher.closed) for method, searcher in made] == [
             ("a", False),
             ("b", True),
@@ -470,10 +648,35 @@ def test_the_searcher_not_used_for_longest_is_closed_and_none_in_use() -> None:
     assert all(searcher.closed for _, searcher in made)
 
 
+def test_searchers_are_kept_as_long_as_memory_allows_and_the_first_is_loaded_before_anybody_asks() -> None:
+    made: list[tuple[str, FakeSearcher]] = []
+    free = [10 << 30]
+
+    def make(method: str, split: str, say: object) -> Any:
+        made.append((method, FakeSearcher([])))
+        return made[-1][1]
+
+    searchers = Searchers(make, free=lambda: free[0])
+    assert searchers.loading(("a", "test")).state == "closed"
+    searchers.start(("a", "test"))
+    until(lambda: searchers.loading(("a", "test")).state == "ready")
+    assert made[0][1].warmed == 1 and made[0][1].texts == []
+    for method in ("b", "c"):
+        asyncio.run(searchers.ask((method, "test"), lambda searcher: searcher.rank("x")))
+    assert searchers.room() == (3, 3 + (10 << 30) // int(MARGIN * FIRST_GUESS_BYTES))
+    free[0] = 0
+    asyncio.run(searchers.ask(("d", "test"), lambda searcher: searcher.rank("x")))
+    assert [(method, searcher.closed) for method, searcher in made] == [
+        ("a", True), ("b", False), ("c", False), ("d", False),
+    ]  # fmt: skip
+    assert searchers.room() == (3, 3)
+    searchers.close()
+
+
 def test_a_searcher_that_did_not_open_is_tried_again() -> None:
     tries = []
 
-    def make(method: str, split: str) -> Any:
+    def make(method: str, split: str, say: object) -> Any:
         tries.append(method)
         if len(tries) == 1:
             raise UserError("not yet")
@@ -481,8 +684,8 @@ def test_a_searcher_that_did_not_open_is_tried_again() -> None:
 
     searchers = Searchers(make)
     with pytest.raises(UserError, match="not yet"):
-        asyncio.run(searchers.ask(("a", "test"), lambda searcher: searcher.search("x")))
-    assert asyncio.run(searchers.ask(("a", "test"), lambda searcher: searcher.search("x"))) == []
+        asyncio.run(searchers.ask(("a", "test"), lambda searcher: searcher.rank("x")))
+    assert asyncio.run(searchers.ask(("a", "test"), lambda searcher: searcher.rank("x"))).hits == ()
     searchers.close()
 
 

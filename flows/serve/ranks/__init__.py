@@ -1,0 +1,1 @@
+"""The ranks of every query of a split under every evaluated run, as arrays that are sorted and filtered quickly."""
