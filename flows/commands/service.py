@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands import experiments as running
-from flows.commands.terms import AsJson, Sets, out, print_json
+from flows.commands.terms import METHOD_OPTION, AsJson, Sets, method_names, out, print_json
 from flows.console import StageDisplay
-from flows.doctor import examine
+from flows.doctor import Finding, examine
 from flows.store_doctor import examine_store
 from pipeline.errors import UserError
 from pipeline.run.execute import Progress
+
+if TYPE_CHECKING:
+    from trainers.verify.cases import Quantity
 
 DEMO_FILES = Path(__file__).parents[1]
 DEMOS = {
@@ -61,9 +66,14 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recorded cases.")],
     method: Annotated[
         str | None,
-        typer.Option("--method", help="Expect only cases of this method; a case of another is an error."),
+        typer.Option(
+            *METHOD_OPTION,
+            help="Expect only cases of this method; a case of another is an error.",
+            autocompletion=method_names,
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only failures and totals.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures and totals.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a method with the published one on recorded cases of the authors' code.
 
@@ -73,19 +83,37 @@ def verify(
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    failed = quantities = cases = 0
+    failed = quantities = 0
+    cases = []
     for case in run_cases(folder, method):
-        cases += 1
-        out.print(f"{case.path} ({case.method})", markup=False)
+        cases.append({
+            "path": str(case.path), "method": case.method,
+            "quantities": [_plain(quantity) for quantity in case.quantities],
+        })  # fmt: skip
+        _say(f"{case.path} ({case.method})", as_json)
         for quantity in case.quantities:
             quantities += 1
             failed += not quantity.ok
             if not (quiet and quantity.ok):
-                out.print(f"  {quantity}", markup=False)
+                _say(f"  {quantity}", as_json)
         failed += not case.quantities
-    out.print(f"{cases} cases, {quantities} quantities, {failed} failed")
+    if as_json:
+        print_json({"cases": cases, "failed": failed})
+    _say(f"{len(cases)} cases, {quantities} quantities, {failed} failed", as_json)
     if failed:
         raise typer.Exit(1)
+
+
+def _plain(quantity: Quantity) -> dict[str, Any]:
+    """A quantity as JSON can hold it: an error that is not finite is null."""
+    found = asdict(quantity) | {"ok": quantity.ok}
+    return found if math.isfinite(quantity.error) else found | {"error": None}
+
+
+def _say(line: str, as_json: bool) -> None:
+    """Print a line, unless JSON is printed instead."""
+    if not as_json:
+        out.print(line, markup=False)
 
 
 def deploy(
@@ -103,6 +131,7 @@ def deploy(
     stop: Annotated[
         bool, typer.Option("--stop", help="End the worker that was started for this folder.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Register the flows as deployments on the running Prefect server, and start a worker for them.
 
@@ -112,17 +141,20 @@ def deploy(
 
     if stop:
         ended = deploying.stop(folder, pool)
-        out.print("the worker has ended" if ended else f"no worker runs for {folder.absolute()}")
+        if as_json:
+            print_json({"ended": bool(ended), "folder": str(folder.absolute())})
+        _say("the worker has ended" if ended else f"no worker runs for {folder.absolute()}", as_json)
         return
     deployed = deploying.deploy(folder, serve=not foreground, pool=pool)
     extract, train, everything = deployed.names
-    out.print(f"{extract}, {train} and {everything} are deployments of {deployed.url}", markup=False)
+    if as_json:
+        background = {} if foreground else {"worker": deployed.worker, "log": str(deployed.log)}
+        print_json({"deployments": list(deployed.names), "url": deployed.url, **background})
+    _say(f"{extract}, {train} and {everything} are deployments of {deployed.url}", as_json)
     if foreground:
         raise typer.Exit(deploying.serve_in_foreground(folder, pool, health))
-    out.print(
-        f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", markup=False
-    )
-    out.print(f"prefect deployment run {everything} -p experiment=experiment.toml --watch", markup=False)
+    _say(f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", as_json)
+    _say(f"prefect deployment run {everything} -p experiment=experiment.toml --watch", as_json)
 
 
 def doctor(
@@ -143,11 +175,25 @@ def doctor(
     """
     if store is not None and experiment is not None:
         raise UserError(f"{store} and {experiment} are checked one at a time; name one of them")
-    findings, fault = (examine(experiment), "MISSING") if store is None else (examine_store(store), "WRONG")
+    findings = examine(experiment) if store is None else of_store(store)
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
         for finding in findings:
-            out.print(f"{'ok' if finding.ok else fault:7}  {finding.name}: {finding.detail}", markup=False)
+            out.print(f"{_verdict(finding):7}  {finding.name}: {finding.detail}", markup=False)
+            for line in finding.advice:
+                out.print(f"{'':9}{line}", markup=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def of_store(store: Path) -> list[Finding]:
+    """The findings on a store, of which none is about something missing."""
+    return [replace(finding, fault="WRONG") for finding in examine_store(store)]
+
+
+def _verdict(finding: Finding) -> str:
+    """The word in front of a finding; a file that no experiment asked for yet is neither right nor wrong."""
+    if not finding.ok:
+        return finding.fault
+    return "absent" if finding.advice else "ok"
