@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
-from reference_pages import library, measures, methods, settings, verbs
+from reference_pages import library, measures, methods, settings, verbs, weights
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {
@@ -21,6 +21,7 @@ GENERATED = {
     "reference/library.md": library.page,
     "hardware.md": methods.hardware,
     "papers.md": methods.papers,
+    "weights.md": weights.page,
 }
 COPIED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)]*)?\)")

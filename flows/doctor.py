@@ -112,7 +112,7 @@ def _colliding(folder: Path) -> Iterator[Finding]:
 def _weights() -> Iterator[Finding]:
     """Which pretrained files are here; none of them is needed until an experiment reads it."""
     for stage, there, what in presence():
-        detail = what if there else f"{what}: not here, and needed by experiments that read it"
+        detail = what if there else "not here; an experiment that reads it needs"
         yield Finding(f"weights of {stage}", True, detail, advice=() if there else advice_for(stage))
 
 

@@ -49,7 +49,10 @@ def formula(metric: Metric) -> str:
 
 def page() -> str:
     """The page as Markdown."""
-    rows = ["| metric | what it is | formula | unit | better | from, to |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = [
+        "| metric | what it is | formula | unit | better | from, to |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for one in METRICS:
         if one.measured:
             better = "lower" if one.lower_is_better else "higher"

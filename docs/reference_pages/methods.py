@@ -63,9 +63,7 @@ CODE = {  # what the specifications of the methods say of the authors' code; no 
     "lean": "none was published",
     "h2arn": "public",
 }
-ALSO = (
-    ("2102.12443", "zero-shot CLIP on videos, whose figures `crossreel board` quotes beside CLIP4Clip"),
-)
+ALSO = (("2102.12443", "zero-shot CLIP on videos, whose figures `crossreel board` quotes beside CLIP4Clip"),)
 
 
 def arxiv(number: str) -> str:
@@ -102,7 +100,10 @@ def _recipe(row: PublishedRecipe) -> str:
 
 def hardware() -> str:
     """The page of hours and disk."""
-    head = ["| experiment | items | captions | hours of video | decode | disk |", "| --- | --- | --- | --- | --- | --- |"]
+    head = [
+        "| experiment | items | captions | hours of video | decode | disk |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     return "\n\n".join([HARDWARE_HEAD, "\n".join([*head, *_costs()]), GPU])
 
 
@@ -126,7 +127,9 @@ def papers() -> str:
         for name, one in found.items()
     ]
     also = [f"- {arxiv(number)}: {words}" for number, words in ALSO]
-    sets = sorted({(protocol.dataset, one.method) for one in found.values() for protocol in one.protocols.values()})
+    sets = sorted(
+        {(protocol.dataset, one.method) for one in found.values() for protocol in one.protocols.values()}
+    )
     names: dict[str, list[str]] = {}
     for dataset, method in sets:
         names.setdefault(dataset, []).append(f"[{method}](methods/{method}.md)")

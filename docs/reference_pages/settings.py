@@ -40,9 +40,7 @@ ROLES = {
     Role.PACKS: "packs", Role.SPEED: "speed", Role.DIGESTED: "digest", Role.UNSEEN: "unseen", Role.PATH: "path",
     Role.FILLS: "fills",
 }  # fmt: skip
-OF_METHODS = (
-    "The defaults are those of its class; a recipe gives those of a published experiment ([methods](methods.md))."
-)
+OF_METHODS = "The defaults are those of its class; a recipe gives those of a published experiment ([methods](methods.md))."
 NO_SETTINGS = {"path"}  # the place of the file itself, which no file sets
 
 
@@ -66,7 +64,11 @@ def page() -> str:
     parts = [HEAD]
     for name, sentence, model in tables():
         parts += [f"## {name or 'Top of the file'}" if not name else f"## [{name}]", sentence, _table(model)]
-    parts += ["## Sweep files", "What `crossreel batch` reads: [experiments](../experiments.md).", _table(Sweep)]
+    parts += [
+        "## Sweep files",
+        "What `crossreel batch` reads: [experiments](../experiments.md).",
+        _table(Sweep),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +82,13 @@ def _table(model: type[BaseModel]) -> str:
     rows = ["| key | value | default | role | meaning |", "| --- | --- | --- | --- | --- |"]
     for name in settings(model):
         field = model.model_fields[name]
-        cells = [f"`{name}`", _kind(field.annotation), _default(field), _role(model, name), words.get(name, "")]
+        cells = [
+            f"`{name}`",
+            _kind(field.annotation),
+            _default(field),
+            _role(model, name),
+            words.get(name, ""),
+        ]
         rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(rows)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands import experiments as running
-from flows.commands.terms import METHOD_OPTION, AsJson, Sets, method_names, out, print_json
+from flows.commands.terms import METHOD_OPTION, Answer, AsJson, Sets, method_names, out, print_json
 from flows.console import StageDisplay
 from flows.doctor import Finding, examine
 from flows.store_doctor import examine_store
@@ -31,6 +31,16 @@ def demo(
     folder: Annotated[
         Path, typer.Argument(help="The folder for the corpora, the store and the reports.")
     ] = Path("demo"),
+    media_only: Annotated[
+        int,
+        typer.Option(
+            "--media-only",
+            metavar="N",
+            min=0,
+            help="Only draw N media files with captions beside them, like a folder of your own, and run nothing.",
+        ),
+    ] = 0,
+    kind: Annotated[str, typer.Option("--kind", help="With --media-only: video or pointcloud.")] = "video",
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
@@ -38,6 +48,7 @@ def demo(
 
     The networks are small and have random weights: the metrics show that everything works, not how good a method is.
     """
+    from pipeline.corpus.importers.demo.beside import draw_beside
     from pipeline.corpus.importers.demo.clouds import scan
     from pipeline.corpus.importers.demo.corpus import render
 
@@ -46,6 +57,14 @@ def demo(
         def drawn(done: int, total: int) -> None:
             display.progress(Progress("render", done, total))
 
+        if media_only:
+            written = draw_beside(folder, media_only, kind, drawn)
+            with Answer(as_json) as answer:
+                answer.add(folder=folder, files=[str(path) for path in written])
+                answer.say(
+                    f"{folder}: {len(written)} files with captions beside them, in train, val and test"
+                )
+            return
         render(folder, progress=drawn)
         scan(folder, progress=drawn)
         experiments = [_kept(folder / name, DEMO_FILES / text) for name, text in DEMOS.items()]
