@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: help demo test test-all check fix docs format-check lint types floors strays versions record-versions same-numbers wheel wheelhouse bench docker-check vendor clean
+.PHONY: help demo test test-all check fix docs docs-site format-check lint types floors strays versions record-versions same-numbers wheel wheelhouse bench docker-check vendor clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ strays: ## Refuse committed files that editors, patches and merges leave behind
 
 docs: $(READY) ## Check that the docs name what exists (tables of stages, verbs and settings)
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+docs-site: $(READY) ## Build the documentation into site/; no network is needed, neither here nor by who reads it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
 
 wheel: $(READY) ## Build the wheel, install it beside another Python, run the demo's first stage there
 	.ci/wheel

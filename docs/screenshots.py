@@ -6,6 +6,7 @@ Needs trained demos, playwright, and Debian's chromium. Each picture is the page
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def main(videos: str, clouds: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        take_report(browser, videos)
         with served(videos) as url:
             asked = f"{url}?q={NEW_VIDEO.replace(' ', '+')}"
             take(browser, f"{asked}&with=neighborretr", "serve-compare", 1200, 820)
@@ -39,6 +41,16 @@ def main(videos: str, clouds: str) -> None:
             asked = f"{url}?q={NEW_CLOUD.replace(' ', '+')}"
             take(browser, asked, "serve-cloud", 1200, 720, open_first=True)
         browser.close()
+
+
+def take_report(browser: Any, experiment: str) -> None:
+    """The head of an experiment's report: its leaderboard with intervals and chance."""
+    command = [sys.executable, "-m", "flows.cli", "report", experiment, "--json", "--quiet"]
+    drawn = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["report"]
+    page = browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="light")
+    page.goto(Path(drawn).absolute().as_uri())
+    page.wait_for_timeout(SETTLE_MS)
+    save(page, "report")
 
 
 @contextmanager
@@ -73,6 +85,11 @@ def take(
         page.locator("a.card").first.click()
         page.wait_for_selector("#explanation h3")
     page.wait_for_timeout(SETTLE_MS)
+    save(page, name)
+
+
+def save(page: Any, name: str) -> None:
+    """Write what a page shows as a picture in few colours, and close the page."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     path = IMAGES / f"{name}.png"
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -30,7 +30,7 @@ class BertParams(Params):
     special_tokens: bool = True  # keep the states of [CLS] and [SEP]
     pad: bool = False  # keep the states of the padding up to max_tokens too, as H2ARN reads them
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored features
     download: Annotated[bool, SPEED] = False  # fetch a model that is not on this machine
 
     @model_validator(mode="after")

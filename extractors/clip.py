@@ -27,7 +27,7 @@ class ClipNetworkParams(Params):
     weights: Annotated[str, PATH, DIGESTED] = (
         "openai"  # an open_clip tag, a local file, or seed:N (random, for tests)
     )
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored features
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
     download: Annotated[bool, SPEED] = False  # fetch the weights of a tag that is not on this machine
 

@@ -18,11 +18,13 @@ from pipeline.store.fields import Field
 class CompressParams(Params):
     """Frame rate, size and quality of the compressed video."""
 
-    fps: float = Setting(3.0, gt=0, le=60)
+    fps: float = Setting(3.0, gt=0, le=60)  # frames a second
     short_side: int = Setting(224, ge=16)  # pixels; smaller videos are not enlarged
     crf: int = Setting(23, ge=0, le=51)  # x264's constant rate factor
     key_frame_every: int = Setting(3, ge=1)  # frames; one second at 3 fps, so that seeking is cheap
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "medium"] = "ultrafast"
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "medium"] = (
+        "ultrafast"  # of x264: slower ones make smaller files
+    )
     # x264's effort. CPU seconds against decoding alone: ultrafast 1.08, veryfast 1.28 with files 18 % smaller
 
 

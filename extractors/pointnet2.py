@@ -18,7 +18,7 @@ class Pointnet2Params(CloudParams):
     """Weights and dtype, and the seed of the sampling."""
 
     # Decides, with a cloud's digest, the first sample of each level, which H2ARN draws anew at every run.
-    seed: int = Bounded(0, ge=0)
+    seed: int = Bounded(0, ge=0)  # of the points that sampling starts from
 
 
 class Pointnet2(CloudEncoder[Pointnet2Params]):

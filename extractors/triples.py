@@ -20,7 +20,9 @@ from pipeline.store.fields import Field
 class TriplesParams(Params):
     """Settings of the parser; the digests of its models enter the fingerprint."""
 
-    backend: Literal["stanza", "corenlp"] = "stanza"
+    backend: Literal["stanza", "corenlp"] = (
+        "stanza"  # stanza: a parse with our rules; corenlp: a server with its own
+    )
     package: Annotated[str, PATH, DIGESTED] = (
         "default"  # stanza package: its name, a resources folder, or crossreel-small
     )

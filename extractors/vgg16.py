@@ -27,7 +27,7 @@ class Vgg16Params(Params):
         "torchvision"  # LEAN: caffe, from a file (.npy, .h5, state dict)
     )
     layer: Literal["fc7", "fc6"] = "fc7"  # LEAN: "the second fully connected layer"
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32"] = "float16"  # of the stored features
     precision: Precision = "auto"  # float16 on a GPU, float32 on a CPU
     download: Annotated[bool, SPEED] = False  # fetch published weights that are not on this machine
 

@@ -41,10 +41,10 @@ Settings = dict[str, Any]
 class Sweep(Options):
     """A sweep file. The experiment's path is relative to it."""
 
-    experiment: str
+    experiment: str  # the experiment file
     methods: list[str] = Field(default_factory=list)  # if given, replaces the experiment's methods
-    grid: dict[str, Any] = Field(default_factory=dict)
-    points: list[dict[str, Any]] = Field(default_factory=list)
+    grid: dict[str, Any] = Field(default_factory=dict)  # lists of values: each combination is a run
+    points: list[dict[str, Any]] = Field(default_factory=list)  # settings of further runs, each by itself
     path: Path = Path()
 
     @property

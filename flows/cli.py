@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -18,6 +17,15 @@ from pipeline.child import ChildDied
 from pipeline.errors import ItemError, TrainingError, UserError
 
 OUR_ERROR, USERS_MISTAKE, INTERRUPTED = 1, 2, 130
+EXIT_CODES = {
+    0: "done",
+    1: "a fault of ours, a training that diverged, or a check that did not pass (doctor, verify, store verify, "
+    "board --lint)",
+    2: "a mistake that you can mend, in one sentence that names the value and what is possible",
+    3: "done, but some items failed or were left out, or a stage stopped; they are listed",
+    130: "interrupted by Ctrl-C (143: by SIGTERM); the same command goes on where it stopped",
+}
+"""Every exit status and its meaning, as `crossreel --help` and the documents list them."""
 
 HELP = "From a raw corpus of videos or point clouds with captions to trained, compared, searchable retrieval models."
 
@@ -126,25 +134,38 @@ app = typer.Typer(
     name="crossreel",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _print_version(requested: bool) -> None:
-    if requested:
-        typer.echo(f"crossreel {metadata.version('crossreel')}")
-        raise typer.Exit
+def exit_codes() -> str:
+    """The exit statuses as the end of `crossreel --help`."""
+    return "Exit status:\n\n" + "\n\n".join(f"{code}: {words}" for code, words in EXIT_CODES.items())
 
 
-@app.callback(help=HELP)
+@app.callback(help=HELP, epilog=exit_codes(), invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version, and the commit if it is known.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --version: also all that a bug report should say.")
     ] = False,
 ) -> None:
-    """Options of the command itself; `_print_version` handles the only one."""
+    """Options of the command itself, which stand before the verb."""
+    if version:
+        from flows.program import described, version_line  # only this answer pays for it
+
+        for line in described() if verbose else [version_line()]:
+            typer.echo(line)
+        raise typer.Exit
+    if verbose:
+        raise UserError("--verbose is for --version")
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from flows.terminal import Terminal
+from flows.terminal import Terminal, escaped, is_quiet
 from pipeline.run.execute import Progress, Report
 from trainers.measure.metric_table import printed_figure
 
@@ -26,12 +26,14 @@ SECONDS_BETWEEN_LINES = 5.0  # longest silence in a log while a stage runs
 SHOWN_WAITING = 0.01  # least share of a training's time, in which steps wait for data, that is shown
 
 log = logging.getLogger(__name__)
+progress_log = logging.getLogger("crossreel.progress")  # what --log-file holds of a display
 
 
 class StageDisplay:
     """Shows the progress of one stage after another on standard error."""
 
     def __init__(self, quiet: bool = False) -> None:
+        quiet = quiet or is_quiet()
         self.console = Terminal(stderr=True, quiet=quiet, soft_wrap=True)
         self.live = self.console.is_terminal and not quiet
         self._quiet = quiet
@@ -58,6 +60,7 @@ class StageDisplay:
         with self._guard:
             self._line_at = time.monotonic()
             self.console.print(sentence, highlight=False, markup=False)
+        progress_log.info("%s", escaped(sentence.strip()))
 
     def progress(self, progress: Progress) -> None:
         """Move the bar, or print a line when it is time for one, or when the stage does something else."""

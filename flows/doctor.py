@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+from flows.advice import advice_for, presence
 from flows.estimate import estimate
 from flows.graph import EVERY_EXTRACTOR
 from flows.project import open_project
@@ -33,6 +34,15 @@ PACKAGES = (
     "transformers",
     "stanza",
 )
+DISTRIBUTION = "crossreel"
+OUR_PACKAGES = (
+    "pipeline",
+    "extractors",
+    "trainers",
+    "flows",
+    "crossreel",
+)  # generic names: others may have them
+OUR_FOLDER = Path(__file__).parents[1]
 CODECS = {  # codecs of corpora's videos, and their software decoders (ffmpeg's own av1 does not)
     "h264": {"h264"},
     "hevc": {"hevc"},
@@ -53,11 +63,13 @@ DECODE_QUESTION = (
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check."""
+    """The result of one check. fault: the word for what is not ok. advice: lines on how to get what is missing."""
 
     name: str
     ok: bool
     detail: str
+    fault: str = "MISSING"
+    advice: tuple[str, ...] = ()
 
 
 def examine(experiment: Path | None) -> list[Finding]:
@@ -69,7 +81,39 @@ def examine(experiment: Path | None) -> list[Finding]:
     ]
     findings += [_torch(), Finding("cores", True, str(cores()))]
     findings += [*_named("extractor", EVERY_EXTRACTOR), *_named("method", METHODS)]
-    return findings + (list(_experiment(experiment)) if experiment else [])
+    findings += [*_colliding(Path.cwd())]
+    return findings + list(_experiment(experiment) if experiment else _weights())
+
+
+def _colliding(folder: Path) -> Iterator[Finding]:
+    """Whether a folder or file of the working directory, or another installed package, has the name of one of ours.
+
+    `crossreel` itself does not look into the working directory; a program, a notebook or `python -c` that is started
+    there does.
+    """
+    owners = packages_distributions()
+    clashes = []
+    for name in OUR_PACKAGES:
+        here = [path for path in (folder / name, folder / f"{name}.py") if path.exists()]
+        if here and here[0].resolve() != (OUR_FOLDER / name).resolve():
+            clashes.append(
+                f"{here[0]} hides the package {name} from Python that is started in this folder; rename it, or use "
+                "`python -P`"
+            )
+        others = sorted({owner for owner in owners.get(name, ()) if owner.lower() != DISTRIBUTION})
+        if others:
+            clashes.append(
+                f"{', '.join(others)} installs a package {name} too; uninstall it, or use an environment apart"
+            )
+    detail = "; ".join(clashes) or f"{', '.join(OUR_PACKAGES)}: of crossreel alone"
+    yield Finding("package names", not clashes, detail, fault="WRONG")
+
+
+def _weights() -> Iterator[Finding]:
+    """Which pretrained files are here; none of them is needed until an experiment reads it."""
+    for stage, there, what in presence():
+        detail = what if there else "not here; an experiment that reads it needs"
+        yield Finding(f"weights of {stage}", True, detail, advice=() if there else advice_for(stage))
 
 
 def _ffmpeg() -> Iterator[Finding]:
@@ -183,7 +227,7 @@ def _needs(name: str, stage: Stage[Any], known: Digests) -> Finding | None:
         identity = stage.identity(known)  # first, because it fetches weights if the settings allow that
         stage.require()
     except UserError as error:
-        return Finding(f"stage {name}", False, str(error))
+        return Finding(f"stage {name}", False, str(error), advice=advice_for(name))
     if not needy:
         return None
     return Finding(

@@ -21,14 +21,14 @@ class Experiment(Options):
     """The top level of an experiment file. Paths are relative to the file."""
 
     name: str = ""  # the file's name, if not given
-    corpus: str
-    store: str = "store"
+    corpus: str  # the manifest, which `crossreel corpus import` writes
+    store: str = "store"  # the folder of all that is made
     methods: list[str] = Field(default_factory=list)  # methods that are trained, evaluated and compared
     extract: list[str] = Field(default_factory=list)  # extractors to run even if no method reads them
     extractors: dict[str, dict[str, Any]] = Field(default_factory=dict)  # settings by stage
     trainers: dict[str, dict[str, Any]] = Field(default_factory=dict)  # settings by method
-    evaluate: dict[str, Any] = Field(default_factory=dict)
-    run: RunOptions = RunOptions()
+    evaluate: dict[str, Any] = Field(default_factory=dict)  # what is measured, and on which split
+    run: RunOptions = RunOptions()  # speed and place: workers, devices, machines
     path: Path = Path()
 
     @field_validator("methods", "extract", mode="before")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import StageDisplay
+from flows.program import release
 from flows.project import Project
 from flows.reporting import REPORT, Stopped, report_of
 from flows.results.judged import judged_leaderboard
@@ -140,7 +141,8 @@ def run_stages(
         raise
     finally:
         runner.close()
-        about = {"reports": [r.as_json() for r in reports], "stopped": [asdict(stage) for stage in stopped]}
+        about = {"crossreel": release(), "reports": [r.as_json() for r in reports],
+                 "stopped": [asdict(stage) for stage in stopped]}  # fmt: skip
         index.end_run(run, status, summary(reports) | about)
         alive.close()
     seconds, ended = time.monotonic() - started, runner.states if drawn is project else drawn.states()

@@ -195,6 +195,8 @@ def _versions(store: Store) -> Finding:
     ]
     detail = f"SQLite {sqlite3.sqlite_version}, HDF5 {h5py.version.hdf5_version}; "
     detail += f"made by other versions: {_some(sorted(set(older)))}" if older else "all extractors as now"
+    programs = sorted({str(run["summary"].get("crossreel", "")) for run in store.index.runs()} - {""})
+    detail += f"; runs by crossreel {_some(programs)}" if programs else ""
     return Finding("versions", True, detail)
 
 

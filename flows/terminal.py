@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, what turns the direction of writing, and halves of a surrogate pair."""
+
+_quiet = [False]  # whether --quiet holds; a command line is one process and one thread
+
+
+@contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """Show no progress meanwhile, if `quiet`."""
+    before, _quiet[0] = _quiet[0], quiet or _quiet[0]
+    try:
+        yield
+    finally:
+        _quiet[0] = before
+
+
+def is_quiet() -> bool:
+    """Whether progress is not to be shown."""
+    return _quiet[0]
 
 
 def escaped(text: str) -> str:

@@ -62,7 +62,7 @@ class SinkhornParams(Params):
 class EvaluateParams(Params):
     """Settings of an evaluation: the split, and what is measured on it."""
 
-    split: str = "test"
+    split: str = "test"  # the split that is measured
     directions: Literal["auto", "t2v", "v2t", "both"] = "auto"  # auto: those of the method's task
     seed: int = Field(0, ge=0)  # seed of the bootstrap
     v2t_rank: Literal["auto", "caption_groups", "all_captions"] = "auto"  # auto: as the method's paper ranks
@@ -71,9 +71,9 @@ class EvaluateParams(Params):
     post_processing: tuple[
         PostProcessing, ...
     ] = ()  # re-ranking of the scores, reported beside the metrics of the raw scores
-    dual_softmax: DualSoftmaxParams = DualSoftmaxParams()
-    qb_norm: QbNormParams = QbNormParams()
-    sinkhorn: SinkhornParams = SinkhornParams()
+    dual_softmax: DualSoftmaxParams = DualSoftmaxParams()  # its settings, where post_processing names it
+    qb_norm: QbNormParams = QbNormParams()  # the same of QB-norm
+    sinkhorn: SinkhornParams = SinkhornParams()  # the same of Sinkhorn
 
     @field_validator("post_processing")
     @classmethod

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.experiments import opened
-from flows.commands.terms import AsJson, Sets, out, print_json, print_table
+from flows.commands.terms import METHOD_OPTION, AsJson, Sets, method_names, out, print_json, print_table
 from flows.console import StageDisplay
 from flows.results.board.lint import Linted, lint
 from flows.results.board.published import Published, read_published
@@ -34,7 +34,8 @@ def board(
         ),
     ] = [],  # noqa: B006
     methods: Annotated[
-        list[str], typer.Option("--method", "-m", help="Show only this method; repeatable.")
+        list[str],
+        typer.Option(*METHOD_OPTION, help="Show only this method; repeatable.", autocompletion=method_names),
     ] = [],  # noqa: B006
     variants: Annotated[bool, typer.Option("--all", help="Show ablations and other settings too.")] = False,
     only_lint: Annotated[

@@ -128,6 +128,7 @@ def import_(
         bool,
         typer.Option("--move-splits", help="Allow items of the manifest at --out to change their split."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a manifest from media with captions beside them, a table of captions, or a public corpus.
 
@@ -172,7 +173,10 @@ def import_(
     if not move_splits and (earlier := Earlier.at(target)):
         require_unmoved(imported.items, earlier, target.parent)
     write_manifest(target, imported.items, imported.protocol)
-    print_summary(Corpus.read(target), imported)
+    if as_json:
+        print_json(summary(Corpus.read(target), imported))
+    else:
+        print_summary(Corpus.read(target), imported)
     if imported.left_out:
         raise typer.Exit(FAILED_ITEMS)
 
@@ -192,6 +196,18 @@ def _refuse(layout: str, given: Mapping[str, object], having: str) -> None:
     for option, value in given.items():
         if value:
             raise UserError(f"{option} is for {having}, not for {layout}")
+
+
+def summary(corpus: Corpus, imported: Imported) -> dict[str, Any]:
+    """What an import wrote and left out, as plain data."""
+    return {
+        "manifest": str(corpus.path), "items": len(corpus.items),
+        "captions": sum(len(item.captions) for item in corpus.items),
+        "splits": {split: len(corpus.gallery(split)) for split in corpus.splits},
+        "protocol": imported.protocol.sentence if imported.protocol else None,
+        "notes": [_printable(line) for line in imported.notes],
+        "left_out": [_printable(line) for line in imported.left_out],
+    }  # fmt: skip
 
 
 def print_summary(corpus: Corpus, imported: Imported) -> None:
@@ -234,6 +250,8 @@ def check(
     experiment: Annotated[
         Path | None,
         typer.Option(
+            "--experiment",
+            "-e",
             metavar="FILE",
             help="An experiment whose settings count: how its stage points reads clouds, and how many points its "
             "stages need; else the defaults of all stages.",
@@ -244,8 +262,11 @@ def check(
     """Open every file of a corpus; say what is missing, unreadable, too short, doubled, or leaked between splits."""
     reading, minima = _settings(experiment)
     items, problems = parse(manifest)
-    for problem in problems:
-        out.print(f"error: {manifest}, {problem}", markup=False)
+    if problems and as_json:
+        print_json([vars(Finding("error", f"{manifest}, {problem}")) for problem in problems])
+    elif problems:
+        for problem in problems:
+            out.print(f"error: {manifest}, {problem}", markup=False)
     if problems:
         raise typer.Exit(2)
     with StageDisplay(quiet=as_json) as display:

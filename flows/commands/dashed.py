@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from typer.core import TyperCommand
+from flows.commands.usual import UsualCommand
 
 
-class DashedWords(TyperCommand):
+class DashedWords(UsualCommand):
     """A verb whose arguments may begin with a dash, as one in 32 of YouTube's ids does.
 
     What is no option of the verb is an argument, wherever it stands: `why clip -4wsuPCjDBc` is asked of that item. A

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.terms import DEFAULT_EXPERIMENT, FAILED_ITEMS, ExperimentFile, Sets, out
+from flows.commands.terms import (
+    DEFAULT_EXPERIMENT,
+    FAILED_ITEMS,
+    METHOD_OPTION,
+    Answer,
+    AsJson,
+    ExperimentFile,
+    Sets,
+    StageName,
+    method_names,
+)
 from flows.console import StageDisplay
 from flows.features import export, export_collection, open_tensors
 from flows.imported_experiment import experiment_on
@@ -38,7 +48,7 @@ exporting = typer.Typer(
     no_args_is_help=True,
 )
 
-MethodName = Annotated[str, typer.Option("--method", help="The method.")]
+MethodName = Annotated[str, typer.Option(*METHOD_OPTION, help="The method.", autocompletion=method_names)]
 StoreFolder = Annotated[
     Path, typer.Option("--store", help="The store to write to: the setting `store` of an experiment.")
 ]
@@ -98,6 +108,7 @@ def import_features(
     dataset: Annotated[
         str, typer.Option("--dataset", help="The dataset to read, if a group has several (hdf5).")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Import published features into a store: a whole collection (ms-sl, h2arn), or arrays for a corpus of yours.
 
@@ -110,13 +121,14 @@ def import_features(
     if (subset or val) and layout != "h2arn":
         raise UserError(f"--{'subset' if subset else 'val'} is for h2arn")
     if layout not in COLLECTIONS:
-        _import_files(source, layout, store, corpus, of, name, _array(layout, array, dataset))
+        with Answer(as_json) as answer:
+            _import_files(source, layout, store, corpus, of, name, _array(layout, array, dataset), answer)
         return
     if corpus or name or array or dataset or of != "items":
         raise UserError(
             f"{layout} brings its own corpus: it takes none of --corpus, --of, --name, --array, --dataset"
         )
-    with StageDisplay() as display:
+    with StageDisplay(quiet=as_json) as display:
 
         def seen(stage: str, done: int, total: int) -> None:
             display.progress(Progress(stage, done, total))
@@ -126,20 +138,23 @@ def import_features(
             result = import_h2arn(Store(store), files, manifest, seen, val)
         else:
             result = import_ms_sl(Store(store), source, manifest, visual_feature, text_file, seen)
-    _print_import(result, store, "clouds" if layout == "h2arn" else "videos")
+    with Answer(as_json) as answer:
+        _print_import(result, store, "clouds" if layout == "h2arn" else "videos", answer)
 
 
-def _print_import(result: ImportReport, store: Path, items: str) -> None:
+def _print_import(result: ImportReport, store: Path, items: str, answer: Answer) -> None:
     """Print the numbers of imported items and captions, and an experiment file that trains methods on them."""
     unlinked = f" ({result.unlinked} texts that belong to none were left out)" if result.unlinked else ""
-    out.print(
-        f"{result.items} {items}, {result.captions} captions{unlinked}; manifest: {result.manifest}",
-        markup=False,
-    )
+    answer.add(
+        items=result.items, captions=result.captions, unlinked=result.unlinked, manifest=result.manifest,
+        item_stage=result.video_stage, caption_stage=result.text_stage, failed=dict(result.failed),
+    )  # fmt: skip
+    answer.say(f"{result.items} {items}, {result.captions} captions{unlinked}; manifest: {result.manifest}")
     if result.validated:
-        out.print(result.validated, markup=False)
-    _print_experiment(result.manifest, store, {"items": result.video_stage, "captions": result.text_stage})
-    _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
+        answer.say(result.validated)
+    stages = {"items": result.video_stage, "captions": result.text_stage}
+    _print_experiment(result.manifest, store, stages, answer)
+    _list(answer, "failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
     if result.failed:
         raise typer.Exit(FAILED_ITEMS)
 
@@ -154,14 +169,24 @@ def _array(layout: str, array: str, dataset: str) -> str:
 
 
 def _import_files(
-    source: Path, layout: str, store: Path, corpus: Path | None, of: str, name: str, array: str
+    source: Path,
+    layout: str,
+    store: Path,
+    corpus: Path | None,
+    of: str,
+    name: str,
+    array: str,
+    answer: Answer,
 ) -> None:
     if corpus is None:
         raise UserError(f"{layout} knows features only: name the manifest of their corpus with --corpus")
     if of not in ("items", "captions"):
         raise UserError(f"--of {of!r} is not possible; possible: captions, items")
     over: Literal["items", "captions"] = "items" if of == "items" else "captions"
-    with FeatureFiles.open(source, layout, array, open_tensors) as files, StageDisplay() as display:
+    with (
+        FeatureFiles.open(source, layout, array, open_tensors) as files,
+        StageDisplay(answer.as_json) as display,
+    ):
         result = import_files(
             Store(store), files, layout, array, corpus, over, name or source.stem,
             lambda stage, done, total: display.progress(Progress(stage, done, total)),
@@ -170,44 +195,44 @@ def _import_files(
     stored = result.arrays + len(result.failed)
     shared = f" as {stored} arrays ({share} share one)" if stored < result.matched else ""
     by_stem = f" ({result.by_stem} by the stem of their id)" if result.by_stem else ""
-    out.print(
+    answer.add(
+        stage=result.stage, matched=result.matched, total=result.total, missing=list(result.missing),
+        unused=result.unused, failed=dict(result.failed), unreadable=result.unreadable,
+    )  # fmt: skip
+    answer.say(
         f"{result.stage}: {result.matched} of the {result.total} {of} of {corpus} are in the features{shared}"
-        f"{by_stem}, {len(result.missing)} are not; {result.unused} features are of none of them",
-        markup=False,
+        f"{by_stem}, {len(result.missing)} are not; {result.unused} features are of none of them"
     )
-    _print_experiment(corpus, store, {of: result.stage})
-    _list("not in the features", result.missing)
-    _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
+    _print_experiment(corpus, store, {of: result.stage}, answer)
+    _list(answer, "not in the features", result.missing)
+    _list(answer, "failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
     if result.unreadable:
-        out.print(
+        answer.say(
             f"{result.unreadable} items have no readable media, and so no digest to keep features under"
         )
     if result.missing or result.failed or result.unreadable:
         raise typer.Exit(FAILED_ITEMS)
 
 
-def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str]) -> None:
+def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str], answer: Answer) -> None:
     """Print a complete experiment file on imported features, and the reason for each method that it leaves out."""
     proposed = experiment_on(manifest, store, stages)
+    answer.add(experiment=proposed.text, impossible=proposed.impossible, refused=dict(proposed.refused))
     if proposed.text:
-        out.print(
-            "to train on them, an experiment file (every other setting has its default):\n", markup=False
-        )
-        out.print(proposed.text, markup=False)
+        answer.say("to train on them, an experiment file (every other setting has its default):\n")
+        answer.say(proposed.text)
     if proposed.impossible:
-        out.print(f"no method can be trained on them yet: {proposed.impossible}", markup=False)
-    for method, reason in proposed.refused.items():
-        out.print(
-            f"# {method} cannot be trained on them: {reason}", markup=False
-        )  # a TOML comment, so that it may be copied with the file
+        answer.say(f"no method can be trained on them yet: {proposed.impossible}")
+    for method, reason in proposed.refused.items():  # a TOML comment, so that it may be copied with the file
+        answer.say(f"# {method} cannot be trained on them: {reason}")
 
 
-def _list(what: str, lines: Sequence[str]) -> None:
+def _list(answer: Answer, what: str, lines: Sequence[str]) -> None:
     """Print the first lines, and the number of those left out."""
     for line in lines[:SHOWN]:
-        out.print(f"{what}: {line}", markup=False)
+        answer.say(f"{what}: {line}")
     if len(lines) > SHOWN:
-        out.print(f"... and {len(lines) - SHOWN} more {what}")
+        answer.say(f"... and {len(lines) - SHOWN} more {what}")
 
 
 @importing.command("checkpoint")
@@ -219,24 +244,25 @@ def import_checkpoint(
         list[str],
         typer.Option("--set", help="A setting that the checkpoint does not show: nhead=8; repeatable."),
     ] = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Convert an authors' checkpoint to weights (safetensors) and settings of ours, without unpickling objects."""
     layout, given = official(method), apply_sets({}, sets)
-    settings = layout.import_checkpoint(file, target, given)
-    out.print(
-        f"{target}: to evaluate these weights, or train on from them, set in the experiment file:\n",
-        markup=False,
-    )
-    out.print(f'[trainers.{method}]\nweights = "{target.absolute()}"', markup=False)
-    for name, value in (settings | {"epochs": 0}).items():
-        note = "  # 0 evaluates them as they are" if name == "epochs" else ""
-        out.print(f"{name} = {json.dumps(value)}{note}", markup=False)
+    settings = layout.import_checkpoint(file, target, given) | {"epochs": 0}
     usual = METHODS.find(method).config().model_dump(mode="json")
-    for name in sorted(set(getattr(layout, "NOT_SHOWN", ())) - set(settings)):
-        out.print(
-            f"# {name} = {json.dumps(usual[name])}  is the default; the checkpoint does not show it (--set {name}=...)",
-            markup=False,
+    unseen = {name: usual[name] for name in sorted(set(getattr(layout, "NOT_SHOWN", ())) - set(settings))}
+    with Answer(as_json) as answer:
+        answer.add(folder=target, method=method, settings=settings, assumed=unseen)
+        answer.say(
+            f"{target}: to evaluate these weights, or train on from them, set in the experiment file:\n"
         )
+        answer.say(f'[trainers.{method}]\nweights = "{target.absolute()}"')
+        for name, value in settings.items():
+            note = "  # 0 evaluates them as they are" if name == "epochs" else ""
+            answer.say(f"{name} = {json.dumps(value)}{note}")
+        for name, value in unseen.items():
+            shown = f"# {name} = {json.dumps(value)}  is the default"
+            answer.say(f"{shown}; the checkpoint does not show it (--set {name}=...)")
 
 
 @exporting.command("checkpoint")
@@ -245,6 +271,7 @@ def export_checkpoint(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     method: MethodName = "hlformer",
     sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Write a trained method as a checkpoint that its authors' code loads."""
     project = open_project(experiment, sets)
@@ -258,7 +285,7 @@ def export_checkpoint(
     if run.fingerprint != states[name].fingerprint.hex:
         _say(note_of(run, why_stale(run, recorded_stages(run, project.stages), states)))
     official(method).export_checkpoint(run.folder.folder, target)
-    out.print(str(target), markup=False)
+    _wrote(target, as_json, method=method)
 
 
 def _say(note: str) -> None:
@@ -269,7 +296,7 @@ def _say(note: str) -> None:
 
 @exporting.command("features")
 def export_features(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="The stage: clip, clip_text ...")],
+    stage: StageName,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(FORMATS)}.")] = "npz",
@@ -288,6 +315,7 @@ def export_features(
         typer.Option("--subset", help="Name of the data set in the collection; else the manifest's (h2arn)."),
     ] = "",
     sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Write a stage's features: one file for each item or caption, one table, or a whole collection."""
     require_layout(layout, FORMATS)
@@ -297,11 +325,13 @@ def export_features(
     if layout in COLLECTIONS:
         report = export_collection(project, stage, text_stage, field, target, layout, subset)
         items = "clouds" if layout == "h2arn" else "videos"
-        out.print(
-            f"{target}: {report.videos} {items} ({report.rows} rows), {report.captions} captions",
-            markup=False,
-        )
-        _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
+        with Answer(as_json) as answer:
+            answer.add(
+                written=target, items=report.videos, rows=report.rows, captions=report.captions,
+                left_out=dict(report.left_out),
+            )  # fmt: skip
+            answer.say(f"{target}: {report.videos} {items} ({report.rows} rows), {report.captions} captions")
+            _list(answer, "left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
         if report.left_out:
             raise typer.Exit(FAILED_ITEMS)
         return
@@ -311,10 +341,10 @@ def export_features(
         )
     if layout in TABLES:
         path, rows = export_features_table(project, stage, target)
-        out.print(f"{path}: {rows} rows of {stage}", markup=False)
+        _wrote(path, as_json, f": {rows} rows of {stage}", rows=rows, stage=stage)
         return
     count = export(project, stage, target, layout)
-    out.print(f"{target}: {count} files of {stage}, names in index.json", markup=False)
+    _wrote(target, as_json, f": {count} files of {stage}, names in index.json", files=count, stage=stage)
 
 
 @exporting.command("scores")
@@ -323,6 +353,7 @@ def export_first_places(
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     method: MethodName = "hlformer",
     sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Write the first results of every caption of an evaluated method, one row each; other scores are not stored."""
     if target.suffix != ".parquet":
@@ -330,7 +361,7 @@ def export_first_places(
     results = method_results(open_project(experiment, sets), method)
     _say(results.note)
     rows = export_scores(results, target)
-    out.print(f"{target}: {rows} places of {method}", markup=False)
+    _wrote(target, as_json, f": {rows} places of {method}", rows=rows, method=method)
 
 
 @exporting.command("results")
@@ -343,6 +374,7 @@ def export_results(
         typer.Option("--language", help="Language of the captions, which no manifest gives: eng-Latn."),
     ] = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Write the metrics of every method in MTEB's result format, one file for each method and direction."""
     require_layout(layout, RESULTS)
@@ -350,9 +382,11 @@ def export_results(
     for one in results:
         _say(one.note)
     report = export_mteb(results, target, languages)
-    for path in report.files:
-        out.print(str(path), markup=False)
-    _list("left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
+    with Answer(as_json) as answer:
+        answer.add(files=[str(path) for path in report.files], left_out=dict(report.left_out))
+        for path in report.files:
+            answer.say(str(path))
+        _list(answer, "left out", [f"{name}: {reason}" for name, reason in report.left_out.items()])
 
 
 @exporting.command("card")
@@ -367,6 +401,7 @@ def export_model_card(
         ),
     ] = "",
     sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Write a model card of a trained method: data, protocol, metrics with intervals, settings, backbones, limits."""
     from flows.results.exports.card import export_card  # the hub's library: only a card pays for it
@@ -374,9 +409,16 @@ def export_model_card(
     results = method_results(open_project(experiment, sets), method)
     _say(results.note)
     path = export_card(results, target, license_name)
-    out.print(str(path), markup=False)
-    if not license_name:
-        out.print("the licence is left as unknown; --license names it", markup=False)
+    _wrote(path, as_json, method=method, license=license_name or "unknown")
+    if not license_name and not as_json:
+        typer.echo("the licence is left as unknown; --license names it")
+
+
+def _wrote(path: Path, as_json: bool, words: str = "", **facts: object) -> None:
+    """Say what was written, and what is in it."""
+    with Answer(as_json) as answer:
+        answer.add(written=path, **facts)
+        answer.say(f"{path}{words}")
 
 
 def official(method: str) -> OfficialLayout:

@@ -23,11 +23,13 @@ from flows.commands.terms import (
     Redo,
     RetryFailed,
     Sets,
+    StageName,
     all_sets,
     human_bytes,
     human_seconds,
     out,
     print_json,
+    print_path,
     print_table,
 )  # fmt: skip
 from flows.console import StageDisplay, sentence
@@ -130,9 +132,10 @@ def run_experiment(
 
 
 def stage(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or a group such as evaluate.")],
+    name: StageName,
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     sets: Sets = [],  # noqa: B006
+    methods: Methods = [],  # noqa: B006
     redo: Annotated[bool, typer.Option("--redo", help="Make it again even where it is done.")] = False,
     retry_failed: RetryFailed = False,
     join: Annotated[
@@ -143,7 +146,7 @@ def stage(
 ) -> None:
     """Bring one stage and the stages it needs up to date, in this process and without Prefect."""
     with StageDisplay(quiet=as_json) as display:
-        project = opened(experiment, all_sets(sets, anyway), [], display)
+        project = opened(experiment, all_sets(sets, anyway), methods, display)
         names = planning.choose(project.stages, name)
         if join:
             _join(project, names, display)
@@ -401,10 +404,15 @@ def _state(state: planning.State) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_json: AsJson = False) -> None:  # noqa: B006
+def status(
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    sets: Sets = [],  # noqa: B006
+    methods: Methods = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
     """Show the progress of each stage, the failed items with their reasons, and the latest runs."""
     with StageDisplay(quiet=as_json) as display:
-        project = opened(experiment, sets, [], display)
+        project = opened(experiment, sets, methods, display)
     states = project.survey(math.inf)
     failures = [failure.as_json() for failure in project.failures(states)]
     runs = [
@@ -435,23 +443,34 @@ def status(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], as_
 
 
 def why(
-    stage: Annotated[str, typer.Argument(metavar="STAGE")],
+    stage: StageName,
     item: Annotated[str, typer.Argument(metavar="ITEM", help="An item's or caption's id, or a file's name.")],
     experiment: ExperimentFile = DEFAULT_EXPERIMENT,
     sets: Sets = [],  # noqa: B006
+    methods: Methods = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Explain why a stage's artifact of an item exists or is missing: which component of its fingerprint differs."""
-    with StageDisplay() as display:
-        project = opened(experiment, sets, [], display)
-    for name in planning.choose(project.stages, stage):
-        for line in explain(project, name, item):
+    with StageDisplay(quiet=as_json) as display:
+        project = opened(experiment, sets, methods, display)
+    found = {name: list(explain(project, name, item)) for name in planning.choose(project.stages, stage)}
+    if as_json:
+        print_json({"item": item, "stages": found})
+        return
+    for lines in found.values():
+        for line in lines:
             out.print(line, markup=False)
 
 
-def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> None:  # noqa: B006
+def report(
+    experiment: ExperimentFile = DEFAULT_EXPERIMENT,
+    sets: Sets = [],  # noqa: B006
+    methods: Methods = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
     """Draw the report of what is finished of an experiment, and print its path."""
-    with StageDisplay() as display:
-        project = opened(experiment, sets, [], display)
+    with StageDisplay(quiet=as_json) as display:
+        project = opened(experiment, sets, methods, display)
         if "report" not in project.stages:
             raise UserError(f"{experiment} names no methods, so there is nothing to report")
         finished = finished_evaluations(project, project.experiment.methods)
@@ -460,7 +479,7 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
             display.say(
                 f"the store {project.store.root} cannot be written: this is the report as it was drawn last"
             )
-            out.print(str(report_path(project, states)), markup=False)
+            print_path("report", report_path(project, states), as_json)
             return
         with closing(project.runner(display.progress, display.say, states)) as runner:
             runner.killed_before = 0.0  # the page shows what the last run left, and nothing else is made
@@ -475,7 +494,7 @@ def report(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = []) -> 
             for note in finished.notes.values():
                 display.say(note)
             display.say(sentence(runner.bring_up_to_date("report", redo=True)))
-    out.print(str(report_path(project, states)), markup=False)
+    print_path("report", report_path(project, states), as_json)
 
 
 def _report_of(finished: Finished) -> tuple[Project, planning.Survey, list[Stopped]]:

@@ -10,8 +10,8 @@ from typing import Annotated, cast
 
 import typer
 
-from flows.commands.corpus import T3DR_HIT, VIDEOS, print_summary
-from flows.commands.terms import FAILED_ITEMS, AsJson, out, print_json
+from flows.commands.corpus import T3DR_HIT, VIDEOS, print_summary, summary
+from flows.commands.terms import FAILED_ITEMS, METHOD_OPTION, Answer, AsJson, method_names, out, print_json
 from flows.console import StageDisplay
 from flows.drafting import own, published
 from flows.drafting.expected import Estimate, estimate
@@ -68,8 +68,14 @@ def init(
         ),
     ] = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B", help="The methods to train on your own data, with --corpus.")
-    ] = "",
+        list[str],
+        typer.Option(
+            *METHOD_OPTION,
+            metavar="A,B",
+            help="The methods to train on your own data, with --corpus.",
+            autocompletion=method_names,
+        ),
+    ] = [],  # noqa: B006
     val: Annotated[
         str,
         typer.Option(
@@ -108,36 +114,42 @@ def init(
     if list_all:
         _list(as_json)
         return
-    if as_json:
-        raise UserError("--json is for --list")
     if trajectory not in TRAJECTORIES:
         raise UserError(f"unknown --trajectory {trajectory!r}; {nearest(trajectory, TRAJECTORIES)}")
-    if bool(name) == bool(methods):
-        raise UserError(
-            "name a published experiment (METHOD/RECIPE; --list shows all), or --methods and --corpus for your own data"
-        )
-    if methods:
-        given = {"--annotations": annotations, "--media": media, "--features": features, "--val": val}
-        _refuse(given, "a published experiment, not for --methods")
-        _own(corpus, [part for part in methods.replace(",", " ").split() if part], target, force)
-        return
-    row, way = find_row(name), cast(Trajectory, trajectory)
-    given_val, val = val, {"": usual_val(row), "own": ""}.get(val, val)
-    sources = {"--annotations": annotations, "--features": features, "--corpus": corpus}
-    if sum(source is not None for source in sources.values()) != 1:
-        raise UserError(f"{name} needs one of {', '.join(sources)}: where its corpus comes from")
-    if annotations is None:
-        _refuse({"--media": media, "--val": given_val}, "--annotations, whose corpus is imported")
-    target = target or Path(experiment_name(row))
-    if features is not None:
-        _on_features(row, features, target, way, force)
-    elif corpus is not None:
-        _require_protocol(row, corpus)
-        _require_free([target], force)
-        _write(row, target, Draft(row, _beside(corpus, target), STORE, _validated(corpus), way))
-    else:
-        assert annotations is not None
-        _imported(row, annotations, media, val, target, way, force)
+    with Answer(as_json) as answer:
+        if bool(name) == bool(methods):
+            raise UserError(
+                "name a published experiment (METHOD/RECIPE; --list shows all), or --methods and --corpus for your own "
+                "data"
+            )
+        if methods:
+            given = {"--annotations": annotations, "--media": media, "--features": features, "--val": val}
+            _refuse(given, "a published experiment, not for --methods")
+            _own(
+                corpus,
+                [part for word in methods for part in word.replace(",", " ").split()],
+                target,
+                force,
+                answer,
+            )
+            return
+        row, way = find_row(name), cast(Trajectory, trajectory)
+        given_val, val = val, {"": usual_val(row), "own": ""}.get(val, val)
+        sources = {"--annotations": annotations, "--features": features, "--corpus": corpus}
+        if sum(source is not None for source in sources.values()) != 1:
+            raise UserError(f"{name} needs one of {', '.join(sources)}: where its corpus comes from")
+        if annotations is None:
+            _refuse({"--media": media, "--val": given_val}, "--annotations, whose corpus is imported")
+        target = target or Path(experiment_name(row))
+        if features is not None:
+            _on_features(row, features, target, way, force, answer)
+        elif corpus is not None:
+            _require_protocol(row, corpus)
+            _require_free([target], force)
+            _write(row, target, Draft(row, _beside(corpus, target), STORE, _validated(corpus), way), answer)
+        else:
+            assert annotations is not None
+            _imported(row, annotations, media, val, target, way, force, answer)
 
 
 def _imported(
@@ -148,6 +160,7 @@ def _imported(
     target: Path,
     trajectory: Trajectory,
     force: bool,
+    answer: Answer,
 ) -> None:
     """Import the corpus under the protocol of the row, and write its experiment file."""
     for folder in (annotations, media):
@@ -162,10 +175,12 @@ def _imported(
             f"{annotations} gives no items; {imported.left_out[0] if imported.left_out else 'it is empty'}"
         )
     write_manifest(manifest, imported.items, imported.protocol)
-    print_summary(Corpus.read(manifest), imported)
-    _write(row, target, Draft(row, manifest.name, STORE, val, trajectory))
+    answer.add(**summary(Corpus.read(manifest), imported))
+    if not answer.as_json:
+        print_summary(Corpus.read(manifest), imported)
+    _write(row, target, Draft(row, manifest.name, STORE, val, trajectory), answer)
     if imported.left_out:
-        out.print(
+        answer.say(
             "what was left out is missing from the experiment too: its figures are not the published ones"
         )
         raise typer.Exit(FAILED_ITEMS)
@@ -180,7 +195,7 @@ def _read(row: PublishedRecipe, annotations: Path, media: Path | None, val: str,
 
 
 def _on_features(
-    row: PublishedRecipe, source: Path, target: Path, trajectory: Trajectory, force: bool
+    row: PublishedRecipe, source: Path, target: Path, trajectory: Trajectory, force: bool, answer: Answer
 ) -> None:
     """Import the published features of a row, which bring their corpus, and write its experiment file."""
     if not row.imported:
@@ -192,21 +207,24 @@ def _on_features(
     manifest = target.with_name(features_manifest(row))
     _require_free([target, manifest], force)
     store = Store(target.with_name(STORE))
-    with StageDisplay() as display:
+    with StageDisplay(quiet=answer.as_json) as display:
         result = import_ms_sl(
             store, source, manifest, None, None,
             lambda stage, done, total: display.progress(Progress(stage, done, total)),
         )  # fmt: skip
-    out.print(f"{manifest}: {result.items} videos, {result.captions} captions", markup=False)
+    answer.add(manifest=manifest, items=result.items, captions=result.captions, failed=dict(result.failed))
+    answer.say(f"{manifest}: {result.items} videos, {result.captions} captions")
     stages = (result.video_stage, result.text_stage)
-    _write(row, target, Draft(row, manifest.name, STORE, PAPERS, trajectory, stages))
+    _write(row, target, Draft(row, manifest.name, STORE, PAPERS, trajectory, stages), answer)
     for item, reason in result.failed.items():
-        out.print(f"failed: {item}: {reason}", markup=False)
+        answer.say(f"failed: {item}: {reason}")
     if result.failed:
         raise typer.Exit(FAILED_ITEMS)
 
 
-def _own(corpus: Path | None, methods: Sequence[str], target: Path | None, force: bool) -> None:
+def _own(
+    corpus: Path | None, methods: Sequence[str], target: Path | None, force: bool, answer: Answer
+) -> None:
     """Write the experiment file of one's own corpus."""
     if corpus is None:
         raise UserError(
@@ -216,21 +234,23 @@ def _own(corpus: Path | None, methods: Sequence[str], target: Path | None, force
     _require_free([target], force)
     text = own.written(Corpus.read(corpus), methods, target, _beside(corpus, target))
     target.write_text(text, encoding="utf-8")
-    _next(target)
+    answer.add(manifest=corpus)
+    _next(target, answer)
 
 
-def _write(row: PublishedRecipe, target: Path, draft: Draft) -> None:
+def _write(row: PublishedRecipe, target: Path, draft: Draft, answer: Answer) -> None:
     target.write_text(published.written(replace(draft, name=target.name)), encoding="utf-8")
     if row.imported and draft.features is None:
-        out.print(
+        answer.say(
             f"note: {row.method}/{row.name} was published on features that its authors extracted with other networks; "
             "--features DIR takes those"
         )
-    _next(target)
+    _next(target, answer)
 
 
-def _next(target: Path) -> None:
-    out.print(f"{target} is written; next: crossreel plan {target}", markup=False)
+def _next(target: Path, answer: Answer) -> None:
+    answer.add(experiment=target)
+    answer.say(f"{target} is written; next: crossreel plan {target}")
 
 
 def _require_free(paths: Sequence[Path], force: bool, remedy: str = "") -> None:

@@ -12,6 +12,7 @@ from typer.main import get_command_from_info, get_group
 from typer.models import CommandInfo
 
 from flows.commands.dashed import DashedWords
+from flows.commands.usual import UsualCommand
 
 
 class Verb(NamedTuple):
@@ -47,10 +48,12 @@ class LazyGroup(TyperGroup):
         verb = getattr(importlib.import_module(module), attribute)
         if not isinstance(verb, typer.Typer):
             return get_command_from_info(
-                CommandInfo(name=name, cls=DashedWords if entry.dashed else TyperCommand, callback=verb),
+                CommandInfo(name=name, cls=DashedWords if entry.dashed else UsualCommand, callback=verb),
                 pretty_exceptions_short=True,
                 rich_markup_mode=self.rich_markup_mode,
             )
+        for inner in verb.registered_commands:
+            inner.cls = UsualCommand if inner.cls is TyperCommand else inner.cls
         group = get_group(verb)
         group.name = name
         return group

@@ -13,11 +13,13 @@ from rich.table import Table
 from flows.commands.experiments import opened
 from flows.commands.terms import (
     DEFAULT_EXPERIMENT,
+    METHOD_OPTION,
     AsJson,
     GalleryCorpus,
     RunOption,
     Sets,
     human_seconds,
+    method_names,
     out,
     print_json,
 )
@@ -37,7 +39,10 @@ def search(
             show_default=False,
         ),
     ] = [],  # noqa: B006
-    method: Annotated[str, typer.Option("--method", help="A trained method of the experiment.")] = "",
+    method: Annotated[str, typer.Option(
+            *METHOD_OPTION, help="A trained method of the experiment.", autocompletion=method_names
+        ),
+    ] = "",
     split: Annotated[str, typer.Option("--split", help="The split to search; else the evaluated one.")] = "",
     top: Annotated[int, typer.Option("--top", help="How many results.")] = 10,
     caption: Annotated[

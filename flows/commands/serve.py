@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from flows.commands.experiments import opened
-from flows.commands.terms import DEFAULT_EXPERIMENT, ExperimentFile, GalleryCorpus, Sets, out
+from flows.commands.terms import (
+    DEFAULT_EXPERIMENT,
+    AsJson,
+    ExperimentFile,
+    GalleryCorpus,
+    Sets,
+    out,
+    print_json,
+)
 from flows.console import StageDisplay
 
 PORT = 8600
@@ -33,6 +41,7 @@ def serve(
     corpus: GalleryCorpus = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     sets: Sets = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Search, watch and compare in the browser, on this machine only. Ctrl-C ends it.
 
@@ -45,7 +54,7 @@ def serve(
     address = Address(host, port, tuple(allow_host))
     address.require_names()
     address.listen().close()  # a port in use is reported before any work is done
-    with StageDisplay() as display:
+    with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
         prepared = prepare(project, splits, display.say, runs, corpus, display.progress)
         display.idle()
@@ -59,11 +68,15 @@ def serve(
             )
 
     def ready(url: str) -> None:
-        out.print(f"{url} (Ctrl-C ends it)", markup=False)
+        if as_json:
+            print_json({"url": url, "methods": [vars(method) for method in prepared.catalogue.methods]})
+        else:
+            out.print(f"{url} (Ctrl-C ends it)", markup=False)
         if open_browser:
             webbrowser.open(url)
 
     try:
         serving(project, prepared, address, ready)
     except KeyboardInterrupt:  # the usual end of a server, so no error
-        out.print("ended")
+        if not as_json:
+            out.print("ended")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands import experiments as running
-from flows.commands.terms import AsJson, Sets, out, print_json
+from flows.commands.terms import METHOD_OPTION, Answer, AsJson, Sets, method_names, out, print_json
 from flows.console import StageDisplay
-from flows.doctor import examine
+from flows.doctor import Finding, examine
 from flows.store_doctor import examine_store
 from pipeline.errors import UserError
 from pipeline.run.execute import Progress
+
+if TYPE_CHECKING:
+    from trainers.verify.cases import Quantity
 
 DEMO_FILES = Path(__file__).parents[1]
 DEMOS = {
@@ -26,6 +31,16 @@ def demo(
     folder: Annotated[
         Path, typer.Argument(help="The folder for the corpora, the store and the reports.")
     ] = Path("demo"),
+    media_only: Annotated[
+        int,
+        typer.Option(
+            "--media-only",
+            metavar="N",
+            min=0,
+            help="Only draw N media files with captions beside them, like a folder of your own, and run nothing.",
+        ),
+    ] = 0,
+    kind: Annotated[str, typer.Option("--kind", help="With --media-only: video or pointcloud.")] = "video",
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
@@ -33,6 +48,7 @@ def demo(
 
     The networks are small and have random weights: the metrics show that everything works, not how good a method is.
     """
+    from pipeline.corpus.importers.demo.beside import draw_beside
     from pipeline.corpus.importers.demo.clouds import scan
     from pipeline.corpus.importers.demo.corpus import render
 
@@ -41,6 +57,14 @@ def demo(
         def drawn(done: int, total: int) -> None:
             display.progress(Progress("render", done, total))
 
+        if media_only:
+            written = draw_beside(folder, media_only, kind, drawn)
+            with Answer(as_json) as answer:
+                answer.add(folder=folder, files=[str(path) for path in written])
+                answer.say(
+                    f"{folder}: {len(written)} files with captions beside them, in train, val and test"
+                )
+            return
         render(folder, progress=drawn)
         scan(folder, progress=drawn)
         experiments = [_kept(folder / name, DEMO_FILES / text) for name, text in DEMOS.items()]
@@ -61,9 +85,14 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of recorded cases.")],
     method: Annotated[
         str | None,
-        typer.Option("--method", help="Expect only cases of this method; a case of another is an error."),
+        typer.Option(
+            *METHOD_OPTION,
+            help="Expect only cases of this method; a case of another is an error.",
+            autocompletion=method_names,
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print only failures and totals.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only failures and totals.")] = False,
+    as_json: AsJson = False,
     device: Annotated[
         str, typer.Option("--device", help="Where the cases are computed, in float32: cpu, cuda, cuda:1.")
     ] = "cpu",
@@ -78,19 +107,37 @@ def verify(
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     require_device(device)
-    failed = quantities = cases = 0
+    failed = quantities = 0
+    cases = []
     for case in run_cases(folder, method, device):
-        cases += 1
-        out.print(f"{case.path} ({case.method})", markup=False)
+        cases.append({
+            "path": str(case.path), "method": case.method,
+            "quantities": [_plain(quantity) for quantity in case.quantities],
+        })  # fmt: skip
+        _say(f"{case.path} ({case.method})", as_json)
         for quantity in case.quantities:
             quantities += 1
             failed += not quantity.ok
             if not (quiet and quantity.ok):
-                out.print(f"  {quantity}", markup=False)
+                _say(f"  {quantity}", as_json)
         failed += not case.quantities
-    out.print(f"{cases} cases, {quantities} quantities, {failed} failed")
+    if as_json:
+        print_json({"cases": cases, "failed": failed})
+    _say(f"{len(cases)} cases, {quantities} quantities, {failed} failed", as_json)
     if failed:
         raise typer.Exit(1)
+
+
+def _plain(quantity: Quantity) -> dict[str, Any]:
+    """A quantity as JSON can hold it: an error that is not finite is null."""
+    found = asdict(quantity) | {"ok": quantity.ok}
+    return found if math.isfinite(quantity.error) else found | {"error": None}
+
+
+def _say(line: str, as_json: bool) -> None:
+    """Print a line, unless JSON is printed instead."""
+    if not as_json:
+        out.print(line, markup=False)
 
 
 def deploy(
@@ -108,6 +155,7 @@ def deploy(
     stop: Annotated[
         bool, typer.Option("--stop", help="End the worker that was started for this folder.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Register the flows as deployments on a Prefect server, and start a worker for them.
 
@@ -119,22 +167,24 @@ def deploy(
 
     if stop:
         ended = deploying.stop(folder, pool)
-        out.print("the worker has ended" if ended else f"no worker runs for {folder.absolute()}")
+        if as_json:
+            print_json({"ended": bool(ended), "folder": str(folder.absolute())})
+        _say("the worker has ended" if ended else f"no worker runs for {folder.absolute()}", as_json)
         return
     deployed = deploying.deploy(folder, serve=not foreground, pool=pool)
     extract, train, everything = deployed.names
+    if as_json:
+        background = {} if foreground else {"worker": deployed.worker, "log": str(deployed.log)}
+        started = {"server_started": deployed.server_started}
+        print_json({"deployments": list(deployed.names), "url": deployed.url, **started, **background})
     if deployed.server_started:
         page = deployed.url.removesuffix("/api")
-        out.print(
-            f"a Prefect server runs in the background: {page} (prefect server stop ends it)", markup=False
-        )
-    out.print(f"{extract}, {train} and {everything} are deployments of {deployed.url}", markup=False)
+        _say(f"a Prefect server runs in the background: {page} (prefect server stop ends it)", as_json)
+    _say(f"{extract}, {train} and {everything} are deployments of {deployed.url}", as_json)
     if foreground:
         raise typer.Exit(deploying.serve_in_foreground(folder, pool, health))
-    out.print(
-        f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", markup=False
-    )
-    out.print(f"prefect deployment run {everything} -p experiment=experiment.toml --watch", markup=False)
+    _say(f"a worker runs them in the background (process {deployed.worker}, log: {deployed.log})", as_json)
+    _say(f"prefect deployment run {everything} -p experiment=experiment.toml --watch", as_json)
 
 
 def doctor(
@@ -155,11 +205,25 @@ def doctor(
     """
     if store is not None and experiment is not None:
         raise UserError(f"{store} and {experiment} are checked one at a time; name one of them")
-    findings, fault = (examine(experiment), "MISSING") if store is None else (examine_store(store), "WRONG")
+    findings = examine(experiment) if store is None else of_store(store)
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
         for finding in findings:
-            out.print(f"{'ok' if finding.ok else fault:7}  {finding.name}: {finding.detail}", markup=False)
+            out.print(f"{_verdict(finding):7}  {finding.name}: {finding.detail}", markup=False)
+            for line in finding.advice:
+                out.print(f"{'':9}{line}", markup=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def of_store(store: Path) -> list[Finding]:
+    """The findings on a store, of which none is about something missing."""
+    return [replace(finding, fault="WRONG") for finding in examine_store(store)]
+
+
+def _verdict(finding: Finding) -> str:
+    """The word in front of a finding; a file that no experiment asked for yet is neither right nor wrong."""
+    if not finding.ok:
+        return finding.fault
+    return "absent" if finding.advice else "ok"

@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.terms import FAILED_ITEMS, AsJson, human_bytes, out, print_json, print_table
+from flows.commands.terms import (
+    FAILED_ITEMS,
+    AsJson,
+    human_bytes,
+    out,
+    print_json,
+    print_table,
+    store_setting,
+)
 from flows.console import StageDisplay
 from flows.project import Project, open_project
 from flows.search.index import with_index
@@ -25,7 +33,10 @@ from pipeline.store.transfer.push import push as publish
 from pipeline.store.transfer.remote import Remote
 from pipeline.store.transfer.work import How, OnMoved, Outcome, Selection
 
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="The store's folder.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Argument(metavar="STORE", help="The store's folder; by default `store`.", show_default=False),
+]
 DEFAULT_STORE = Path("store")
 YOUNG_SECONDS = 3600.0  # age below which gc keeps a folder: a run may not have locked it yet
 SHOWN = 20
@@ -33,11 +44,13 @@ DAMAGES_SHOWN = 10
 MB = 10**6
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="s3://BUCKET/PATH, gs://..., file:// or a folder.")]
-OfStore = Annotated[Path | None, typer.Option("--store", help="The store's folder; by default `store`.")]
+OfStore = Annotated[
+    Path | None, typer.Option("--store", metavar="PATH", help="The store's folder; by default `store`.")
+]
 OfExperiment = Annotated[
     Path | None,
     typer.Option(
-        "--experiment", help="Use the store of this experiment, and only the artifacts that it needs."
+        "--experiment", "-e", help="Use the store of this experiment, and only the artifacts that it needs."
     ),
 ]
 OfStages = Annotated[
@@ -51,16 +64,20 @@ EndpointUrl = Annotated[str | None, typer.Option(help="The URL of your own S3 se
 app = typer.Typer(help="List, measure, check, clean and copy a store.", no_args_is_help=True)
 
 
-def _open(folder: Path) -> Store:
+def _open(folder: Path | None, option: Path | None = None) -> Store:
+    """The store that the argument or the option --store names. Raises UserError where both do, or neither is one."""
+    if folder is not None and option is not None:
+        raise UserError(f"{folder} and --store {option} both name a store; name one")
+    folder = folder or option or DEFAULT_STORE
     if not (folder / "index.sqlite").exists() and not (folder / "segments").is_dir():
         raise UserError(f"{folder} is not a store; an experiment file names its store as `store`")
     return Store(folder)
 
 
 @app.command()
-def ls(folder: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+def ls(folder: StoreFolder = None, option: OfStore = None, as_json: AsJson = False) -> None:
     """List every fingerprint in the store with its stage, its number of items, and its size."""
-    store = _open(folder)
+    store = _open(folder, option)
     rows: list[tuple[str, str, int, int]] = []
     for fp, (stage, _) in sorted(store.index.fingerprints().items(), key=lambda entry: entry[1][0]):
         items, size = len(store.index.places(fp)), _bytes(store, stage, fp)
@@ -74,9 +91,9 @@ def ls(folder: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def du(folder: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+def du(folder: StoreFolder = None, option: OfStore = None, as_json: AsJson = False) -> None:
     """Print the size of the artifacts of each stage."""
-    store = _open(folder)
+    store = _open(folder, option)
     sizes: dict[str, int] = {}
     for fp, (stage, _) in store.index.fingerprints().items():
         sizes[stage] = sizes.get(stage, 0) + _bytes(store, stage, fp)
@@ -99,7 +116,8 @@ def _bytes(store: Store, stage: str, fp: str) -> int:
 
 @app.command()
 def verify(
-    folder: StoreFolder = DEFAULT_STORE,
+    folder: StoreFolder = None,
+    option: OfStore = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop damaged artifacts; the next run makes them again.")
     ] = False,
@@ -109,7 +127,7 @@ def verify(
 
     Prints a summary and the first ten damaged artifacts; --json prints all of them.
     """
-    store = _open(folder)
+    store = _open(folder, option)
     count = [0]
     with StageDisplay(quiet=as_json) as display:
 
@@ -154,13 +172,19 @@ def gc(
     young_seconds: Annotated[
         float, typer.Option(help="Keep files that are younger than this.")
     ] = YOUNG_SECONDS,
+    option: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="PATH", help="Clean this store instead of the experiments'."),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Remove artifacts that none of the experiments needs, segments without references, and abandoned work files.
 
     Where a method is not trained as its experiment says today, its last trained run is kept: search and serve use it.
     """
-    with StageDisplay() as display:
-        projects = [open_project(path) for path in experiments]
+    with StageDisplay(quiet=as_json) as display:
+        settings = [store_setting(option)] if option else []
+        projects = [open_project(path, settings) for path in experiments]
         store = projects[0].store
         if any(project.store.root != store.root for project in projects):
             raise UserError("the experiments named have different stores; name those of one store at a time")
@@ -177,6 +201,10 @@ def gc(
             again,
             lambda done, total: display.progress(Progress("gc", done, total)),
         )
+    if as_json:
+        paths = [{"path": str(path.relative_to(store.root)), "bytes": size} for path, size in removed]
+        print_json({"dry_run": dry_run, "removed": paths, "bytes": sum(size for _, size in removed)})
+        return
     for path, size in removed:
         out.print(f"{human_bytes(size):>10}  {path.relative_to(store.root)}", markup=False)
     total = human_bytes(sum(size for _, size in removed))

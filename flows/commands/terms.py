@@ -22,7 +22,41 @@ RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try failed it
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Start although a problem is known that stops a stage.")
 ]
-Methods = Annotated[list[str], typer.Option("--methods", "-m", help="Methods to use instead of the file's.")]
+METHOD_OPTION = (
+    "--methods",
+    "--method",
+    "-m",
+)  # every verb that takes methods, or one, takes all three spellings
+
+
+def method_names(incomplete: str) -> list[str]:
+    """The names of methods that begin with a word, for completion."""
+    from trainers.registry import METHODS  # only completion pays for it here
+
+    return [name for name in METHODS.names() if name.startswith(incomplete)]
+
+
+def stage_names(incomplete: str) -> list[str]:
+    """The names of stages that begin with a word, for completion."""
+    from flows.graph import EXTRACTORS
+
+    kinds = ("pack", "train", "evaluate")
+    names = [*(kind.name for kind in EXTRACTORS), *kinds, "report"]
+    names += [f"{kind}-{method}" for kind in kinds for method in method_names("")]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Methods = Annotated[
+    list[str],
+    typer.Option(*METHOD_OPTION, help="Methods to use instead of the file's.", autocompletion=method_names),
+]
+OneMethod = Annotated[
+    str, typer.Option(*METHOD_OPTION, help="A method of the experiment.", autocompletion=method_names)
+]
+StageName = Annotated[
+    str,
+    typer.Argument(metavar="STAGE", help="A stage, or a group such as evaluate.", autocompletion=stage_names),
+]
 RunOption = Annotated[
     str, typer.Option("--run", metavar="RUN", help="METHOD@DIGEST or DIGEST, as `crossreel runs` lists them.")
 ]
@@ -46,9 +80,47 @@ def all_sets(sets: list[str], anyway: bool) -> list[str]:
     return [*sets, ANYWAY] if anyway else sets
 
 
+def store_setting(store: Path) -> str:
+    """The setting, as --set gives it, that names a store relative to the working directory."""
+    return f"store={json.dumps(str(store.absolute()))}"
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     typer.echo(json.dumps(value, indent=1))
+
+
+class Answer:
+    """What a verb answers: lines for people as they come, or at its end one JSON object of facts."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json, self.facts = as_json, dict[str, Any]()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.as_json and (kind is None or issubclass(kind, typer.Exit)):
+            print_json(self.facts)
+
+    def say(self, line: str) -> None:
+        """Print a line, unless JSON is printed."""
+        if not self.as_json:
+            out.print(line, markup=False)
+
+    def add(self, **facts: Any) -> None:
+        """Add facts to the JSON object; a Path becomes text."""
+        self.facts |= {
+            name: str(value) if isinstance(value, Path) else value for name, value in facts.items()
+        }
+
+
+def print_path(name: str, path: Path | None, as_json: bool) -> None:
+    """Print the path of the one thing that a verb wrote; in JSON under its name."""
+    if as_json:
+        print_json({name: str(path)})
+    else:
+        out.print(str(path), markup=False)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

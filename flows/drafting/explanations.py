@@ -16,22 +16,25 @@ import tokenize
 from collections.abc import Mapping
 from functools import cache
 
-from pipeline.settings import Params
+from pydantic import BaseModel
 
+from pipeline.settings import Options, Params
+
+BASES = (BaseModel, Params, Options)  # classes without settings of their own
 FOR_MYPY = re.compile(r"# type: ignore\[[^]]*\]\s*")
 
 
-def explanations(model: type[Params]) -> Mapping[str, str]:
+def explanations(model: type[BaseModel]) -> Mapping[str, str]:
     """The comment of every setting of a class that has one, by name."""
     out: dict[str, str] = {}
     for kind in reversed(model.__mro__):
-        if issubclass(kind, Params) and kind is not Params:
+        if issubclass(kind, BaseModel) and kind not in BASES:
             out |= _own(kind)
     return out
 
 
 @cache
-def _own(model: type[Params]) -> dict[str, str]:
+def _own(model: type[BaseModel]) -> dict[str, str]:
     """The comments of the settings that a class declares itself; several lines are joined."""
     source = textwrap.dedent(inspect.getsource(model))
     comments = {

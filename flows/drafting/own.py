@@ -40,7 +40,7 @@ def written(corpus: Corpus, methods: Sequence[str], target: Path, manifest: str,
     rows = [_row(corpus, name) for name in methods]
     head = [
         f"{', '.join(methods)} on {manifest}: a corpus of our own, with the settings that we recommend.",
-        "Validation videos choose the epoch, and the test split is looked at once, at the end.",
+        "Validation items choose the epoch, and the test split is looked at once, at the end.",
         "",
         f"  crossreel corpus check {manifest}   opens every file before hours are spent",
         f"  crossreel plan {target.name}   says what a run would do, and what this machine lacks",

@@ -57,7 +57,7 @@ class HLFormerConfig(VideoMethodConfig):
     item_batch: Annotated[int, SPEED] = Field(
         100, ge=1
     )  # videos and captions encoded at a time in evaluation
-    text_batch: Annotated[int, SPEED] = Field(50, ge=1)
+    text_batch: Annotated[int, SPEED] = Field(50, ge=1)  # captions encoded at a time in evaluation
 
     lr: float = Field(3e-4, gt=0)
     schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls after the warm-up

@@ -25,7 +25,7 @@ class LeanConfig(VideoMethodConfig):
     keyframes: Annotated[str, PACKS] = Field(
         "keyframes", validate_default=True
     )  # names the top frames; "": the rows tell them
-    triples: Annotated[str, PACKS] = "triples"
+    triples: Annotated[str, PACKS] = "triples"  # the stage that says which tokens belong to a triple
 
     nodes: Annotated[Nodes, PACKS, UNSEEN] = Field(
         "triples", validate_default=True
@@ -37,9 +37,9 @@ class LeanConfig(VideoMethodConfig):
         False  # each dimension of both inputs, by the training split; the paper names nothing
     )
 
-    hidden: int = Field(512, ge=1)
-    latent: int = Field(512, ge=1)
-    attention_hidden: int = Field(64, ge=1)
+    hidden: int = Field(512, ge=1)  # width of the nodes
+    latent: int = Field(512, ge=1)  # size of a node's distribution
+    attention_hidden: int = Field(64, ge=1)  # width h of the attention over hyperedges
     layers: int = Field(2, ge=1)  # searched 1 to 10
     layer: Literal["lean", "hgnn", "gcn", "gat"] = "lean"  # others: the networks that LEAN's layer replaces
     gamma: float = 0.1  # at the start

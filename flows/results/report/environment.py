@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from flows.program import release
 from pipeline.errors import UserError
 from pipeline.media.video import ffmpeg_version
 from pipeline.run.execute import cores, gpus
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "open_clip_torch", "numpy", "decord", "av", "prefect")
 def environment() -> list[tuple[str, str]]:
     """Names and versions, the program first; what is not installed says so."""
     return [
-        ("crossreel", _version("crossreel")),
+        ("crossreel", release()),
         ("Python", platform.python_version()),
         *((name, _version(name)) for name in PACKAGES),
         ("ffmpeg", _ffmpeg()),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
 
 from flows import doctor
+from flows.advice import advice_for
 from flows.doctor import Finding
 from flows.estimate import Expected
+from flows.graph import EVERY_EXTRACTOR
 from pipeline.errors import UserError
 from pipeline.media import video
 
@@ -92,6 +95,37 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     assert missing == [Finding("stanza", False, "not installed: pip install stanza -c constraints.txt")]
 
 
+def test_a_folder_and_a_distribution_that_hide_one_of_our_packages_are_named(tmp_path, monkeypatch):
+    (finding,) = doctor._colliding(tmp_path)
+    assert finding.ok
+    (finding,) = doctor._colliding(doctor.OUR_FOLDER)  # our own source tree hides nothing
+    assert finding.ok
+    (tmp_path / "pipeline").mkdir()
+    monkeypatch.setattr(doctor, "packages_distributions", lambda: {"flows": ["crossreel", "other-flows"]})
+    (finding,) = doctor._colliding(tmp_path)
+    assert not finding.ok and finding.fault == "WRONG"
+    assert f"{tmp_path / 'pipeline'} hides the package pipeline" in finding.detail
+    assert "other-flows installs a package flows too" in finding.detail
+
+
+@pytest.mark.parametrize("stage", ["clip", "clip_text", "bert", "vgg16", "triples", "dgcnn"])
+def test_advice_says_size_licence_place_and_the_settings_with_and_without_a_network(stage):
+    lines = "\n".join(advice_for(stage))
+    for word in ("licence: ", "place: ", "with a network: ", "without: ", "to try things: "):
+        assert word in lines
+    for table, key in re.findall(r"extractors\.(\w+)\.(\w+)", lines):
+        assert key in EVERY_EXTRACTOR.find(table).settings.model_fields
+
+
+def test_files_that_no_experiment_asked_for_are_absent_and_no_fault(crossreel, monkeypatch):
+    monkeypatch.setattr(
+        doctor, "presence", lambda: [("bert", False, "bert-base-uncased"), ("clip", True, "CLIP")]
+    )
+    findings = {finding.name: finding for finding in doctor._weights()}
+    assert all(finding.ok for finding in findings.values())
+    assert findings["weights of bert"].advice and not findings["weights of clip"].advice
+
+
 @pytest.mark.usefixtures("quick")
 def test_of_an_experiment_each_stage_that_needs_something_is_asked_for_it(lab, crossreel):
     ended = crossreel("doctor", lab.toml)
@@ -129,3 +163,4 @@ def test_weights_that_are_not_here_and_not_to_be_fetched_are_missing(lab, crossr
     ended = crossreel("doctor", lab.toml)
     assert ended.code == 1
     assert "MISSING  stage clip: weights 'openai' of ViT-B-32-quickgelu are not on this machine" in ended.out
+    assert "with a network: extractors.clip.download = true" in ended.out

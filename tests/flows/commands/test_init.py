@@ -327,7 +327,7 @@ def test_ones_own_corpus_gets_settings_that_fit_it_and_are_planned(
         (("--methods", "h2arn", "--corpus", "videos.jsonl"), "--methods h2arn: it ranks items of kind pointcloud"),
         (("--methods", "gare", "--corpus", "trained.jsonl"), "the split 'val' has no captions"),
         (("--methods", "gare", "--corpus", "videos.jsonl", "--val", "3"), "--val is for a published experiment"),
-        (("gare/msrvtt", "--json"), "--json is for --list"),
+        (("gare/msrvtt", "--json"), "gare/msrvtt needs one of --annotations, --features, --corpus"),
         (("gare/msrvtt", "--corpus", "videos.jsonl", "--val", "3"), "--val is for --annotations, whose corpus"),
         (("gare/msrvtt", "--corpus", "videos.jsonl"), "and videos.jsonl is of no published protocol"),
     ],

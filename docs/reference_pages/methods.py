@@ -1,0 +1,141 @@
+"""The pages of methods, published experiments and papers, from the declarations, the recipes and the board's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flows.drafting.expected import Estimate, estimate
+from flows.drafting.published import protocol_name
+from flows.graph import EXTRACTORS, METHODS
+from flows.results.board.published import read_published
+from trainers.recipes import PublishedRecipe, every_recipe, recipes
+
+METHODS_HEAD = """# Methods and stages
+
+Every method that is built in, with the stages whose outputs it reads and its published experiments, from the program.
+"""
+HARDWARE_HEAD = """# Hardware, hours and disk of each published corpus
+
+What a published experiment takes before anything of it is there. These are **estimates**, computed by the program
+(`crossreel init --list` prints them) from two sources:
+
+- numbers of items and captions and hours of video of each corpus: rounded figures of its paper;
+- costs of a second of video, a frame and a caption, [measured](scale.md#work-for-each-video) on one core of a shared machine
+  without a GPU, of videos of 640 x 360 pixels: 19 ms of CPU time to compress a second and 5 ms to decode its frames once
+  for all stages; 28 kB a compressed second.
+
+They are good for "fits my disk" and "hours or days", and for no more. `crossreel plan` gives an estimate for your machine,
+from a sample of your media.
+
+| column | what it holds |
+| --- | --- |
+| decode | CPU hours of one core to compress and decode all videos once; divide by your cores |
+| disk | all that the store holds afterwards: compressed videos, features, packed inputs. The sources come on top |
+| memory | not listed: packed inputs are memory-mapped, and the largest worker measured had 0.5 GB ([performance](performance.md)) |
+
+A dash stands where nothing is decoded (features that others published) or where nobody here knows the size.
+"""
+GPU = """## GPU
+
+No GPU was at hand, so no GPU hour on this page would be a measurement, and none is given. What is known:
+
+- A frozen network on a CPU core encodes 6.5 frames a second with ViT-B/32 ([scale](scale.md#work-for-each-video)). At that rate
+  the frames of MSR-VTT (41 hours at 3 a second) take about 19 CPU hours; your GPU's rate divides that.
+- Fine-tuning CLIP (`mode = "finetune"` of clip4clip, neighborretr and gare) costs three forward passes of its frames and its
+  caption for each pair and epoch. Without a GPU it is not practical; the frozen mode of the same methods is.
+- Training on stored features costs, for a pair and epoch at the published width, 24 ms (HLFormer), 15 ms (NeighborRetr), 9 ms
+  (GARE), 10 ms (LEAN) and 250 ms (H2ARN) of one core ([costs](scale.md#costs-that-plan-assumes)).
+"""
+PAPERS_HEAD = """# Papers, code and data
+
+The papers of the methods, as the tables of `crossreel board` cite them. Code and data sets are named, and linked where this
+project's sources state an address. Where they do not, the name is all that we can vouch for, and no address is guessed: the
+page of the paper links its code.
+
+| method | paper | where it appeared | arXiv | authors' code |
+| --- | --- | --- | --- | --- |
+"""
+CODE = {  # what the specifications of the methods say of the authors' code; no address was recorded
+    "clip4clip": "public; recorded cases are of its commit 508ffa3",
+    "hlformer": "public",
+    "neighborretr": "public",
+    "gare": "public; recorded cases are of its state of 2026-05-31",
+    "lean": "none was published",
+    "h2arn": "public",
+}
+ALSO = (("2102.12443", "zero-shot CLIP on videos, whose figures `crossreel board` quotes beside CLIP4Clip"),)
+
+
+def arxiv(number: str) -> str:
+    """A link to a paper, whose address follows from its number."""
+    return f"[{number}](https://arxiv.org/abs/{number})"
+
+
+def methods() -> str:
+    """The page of methods and stages."""
+    parts = [METHODS_HEAD]
+    for name in METHODS.names():
+        declared = METHODS.find(name)
+        config = declared.config()
+        reads = ", ".join(f"`{stage}`" for stage in config.features())
+        rows = recipes(name)
+        parts.append(
+            f"## {name}\n\n[Its page](../methods/{name}.md). It ranks items of kind {declared.config.kind}, version "
+            f"{declared.version}, and reads {reads or 'no features, but frames'} by default. Its settings: "
+            f"[trainers.{name}](settings.md#trainers{name})."
+        )
+        parts.append("\n".join(["| recipe | data | status |", "| --- | --- | --- |", *map(_recipe, rows)]))
+    rows = [
+        f"| `{kind.name}` | {kind.version} | {kind.settings.__doc__ and kind.__doc__.splitlines()[0]} |"
+        for kind in EXTRACTORS
+    ]
+    parts.append("## Stages of extraction\n\nTheir outputs and settings: [the stages](../stages.md).")
+    parts.append("\n".join(["| stage | version | what it does |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _recipe(row: PublishedRecipe) -> str:
+    return f"| `{row.method}/{row.name}` | {protocol_name(row)} | {row.status}{f': {row.source}' if row.source else ''} |"
+
+
+def hardware() -> str:
+    """The page of hours and disk."""
+    head = [
+        "| experiment | items | captions | hours of video | decode | disk |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n\n".join([HARDWARE_HEAD, "\n".join([*head, *_costs()]), GPU])
+
+
+def _costs() -> Iterator[str]:
+    for row in every_recipe():
+        found: Estimate = estimate(row)
+        cells = [
+            f"`{row.method}/{row.name}`", f"{found.items:,}" if found.items else "-", f"{found.captions:,}",
+            "-" if found.hours is None else f"{found.hours:g}",
+            "-" if found.decode_seconds is None else f"{found.decode_seconds / 3600:.1f} CPU h",
+            "-" if found.bytes is None else f"{found.bytes / 1e9:.0f} GB",
+        ]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+def papers() -> str:
+    """The page of papers, code and data sets."""
+    found = read_published()
+    rows = [
+        f"| [{name}](methods/{name}.md) | {one.paper} | {one.venue} | {arxiv(one.arxiv)} | {CODE[name]} |"
+        for name, one in found.items()
+    ]
+    also = [f"- {arxiv(number)}: {words}" for number, words in ALSO]
+    sets = sorted(
+        {(protocol.dataset, one.method) for one in found.values() for protocol in one.protocols.values()}
+    )
+    names: dict[str, list[str]] = {}
+    for dataset, method in sets:
+        names.setdefault(dataset, []).append(f"[{method}](methods/{method}.md)")
+    data = [f"| {dataset} | {', '.join(methods)} |" for dataset, methods in names.items()]
+    return "\n".join(
+        [PAPERS_HEAD.rstrip(), *rows, "", "Also cited:", "", *also, "", "## Data sets", "",
+         "What is read of each, and under which protocol: [corpora](corpora.md). None of them is part of this project, and "
+         "each has terms of its own.", "", "| data set | figures of it are published for |", "| --- | --- |", *data, ""]
+    )  # fmt: skip
