@@ -156,7 +156,8 @@ def options(
 ) -> None:
     """Options of the command itself, which stand before the verb."""
     if version:
-        from flows.program import described, version_line  # only this answer pays for it
+        from flows.bug_report import described  # only this answer pays for it
+        from flows.program import version_line
 
         for line in described() if verbose else [version_line()]:
             typer.echo(line)
