@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,17 @@ import numpy as np
 
 from extractors.backbones import hub, weights
 from extractors.backbones.precision import Precision
-from extractors.base import Array, Extractor, Output, Result, Unit, WorkOptions
+from extractors.base import (
+    BATCHES_IN_FLIGHT,
+    Array,
+    Computed,
+    Extractor,
+    Launched,
+    Output,
+    Result,
+    Unit,
+    WorkOptions,
+)
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
@@ -77,7 +88,11 @@ class Vgg16(Extractor[Vgg16Params]):
         self.network = Vgg16Backbone(p.model, p.weights, p.layer, options.device, p.precision, p.convention)
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
-        """Each video with its features; videos share a batch while it has room, a longer video takes several."""
+        """Each video with its features; videos share a batch while it has room, a longer video takes several.
+
+        While a GPU computes, the frames of the next videos are read.
+        """
+        self._flights: deque[tuple[list[tuple[Unit, Array]], list[Launched]]] = deque()
         waiting: list[tuple[Unit, Array]] = []
         for unit in units:
             frames = unit.inputs("keyframes")["rgb"]
@@ -87,17 +102,36 @@ class Vgg16(Extractor[Vgg16Params]):
             waiting.append((unit, frames))
         if waiting:
             yield from self._encoded(waiting)
+        yield from self._landed(0)
 
     def _encoded(self, videos: list[tuple[Unit, Array]]) -> Iterator[Result | None]:
-        """Each of the videos with its features, encoded together; None after every batch as a sign of life."""
+        """Start to encode videos together; yield those that are ready, and None after every batch as a sign of life."""
+        yield from self._landed(BATCHES_IN_FLIGHT - 1)
         frames = np.concatenate([rows for _, rows in videos])
-        parts = []
+        parts: list[Launched] = []
+        self._flights.append((videos, parts))
         start = 0
         while start < len(frames):
             batch = frames[start : start + self.options.batch_size]
-            parts += self.in_parts(self.network.features, batch)
+            parts += self.in_parts(self.network.launch, batch)
             start += len(batch)
             yield None
-        ends = np.cumsum([len(rows) for _, rows in videos])[:-1]
-        for (unit, _), features in zip(videos, np.split(np.concatenate(parts), ends), strict=True):
-            yield unit, Output({"frame": features})
+        yield from self._landed(BATCHES_IN_FLIGHT)
+
+    def _landed(self, most: int) -> Iterator[Result]:
+        """The videos whose features are ready, and the oldest ones until those of `most` calls are in flight."""
+        while self._flights and (
+            len(self._flights) > most or all(part.ready() for part in self._flights[0][1])
+        ):
+            videos, parts = self._flights.popleft()
+            features = np.concatenate([part.arrays()["frame"] for part in parts])
+            ends = np.cumsum([len(rows) for _, rows in videos])[:-1]
+            for (unit, _), rows in zip(videos, np.split(features, ends), strict=True):
+                yield unit, Output({"frame": rows})
+
+    def give_back(self) -> bool:
+        """Fetch the results of all batches in flight."""
+        busy = [parts for _, parts in self._flights if not all(isinstance(p, Computed) for p in parts)]
+        for parts in busy:
+            parts[:] = [Computed(part.arrays()) for part in parts]
+        return bool(busy)

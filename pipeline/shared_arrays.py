@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 FREE, USED = 0, 1
 ALIGNED = 64  # bytes between the beginnings of arrays; the first 64 hold the flag
 LEAST_BYTES = 1 << 16  # a smaller message costs less in the socket: 64 kB take 20 us there
-UNREAD = 2  # messages that the child sends before the parent has received the first of them
+UNREAD = 1  # messages that the child sends before the parent has received the first of them
 RECEIVED = b"+"  # the parent's reply to a message in shared memory
 
 Array = NDArray[Any]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from extractors.backbones import caffe_vgg16, hub, seeded, torchvision_ops
 from extractors.backbones import weights as weight_files
+from extractors.backbones.lane import Lane, Results
 from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
@@ -55,31 +56,36 @@ class Vgg16Backbone:
             seeded.draw_once(network, ("vgg16", model, convention, seed), lambda: self._draw(network, seed))
             network.classifier = network.classifier[: AFTER_RELU[layer]]
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
+        self.lane = Lane(self.device)
         self.network: Any = network.to(self.device).requires_grad_(False)
 
     def _draw(self, network: Any, seed: int) -> None:
         """Fill a network with weights that depend on the seed alone."""
         seeded.initialise(network, seed)
         pictures = seeded.pictures(PICTURES, PICTURE_PIXELS, seed)
-        seeded.standardise(_layers(network), self._normalised(pictures))
+        seeded.standardise(_layers(network), self._normalised(torch.from_numpy(pictures)))
 
-    @torch.inference_mode()
     def features(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features (N, D), at least 0, of RGB frames (N, H, W, 3). Raises UserError if the frames are too small."""
+        return self.launch(frames).arrays()["frame"]
+
+    def launch(self, frames: NDArray[np.uint8]) -> Results:
+        """Start to compute the features, as the output `frame`; on a GPU this returns before they are there."""
         height, width = frames.shape[1:3]
         if min(height, width) < SMALLEST_PIXELS:
             raise UserError(
                 f"frames of {width}x{height} pixels are too small for VGG16, "
                 f"which needs {SMALLEST_PIXELS}x{SMALLEST_PIXELS}"
             )
-        with autocast(self.precision, self.device):
-            features: Tensor = self.network(self._normalised(frames))
-        return features.float().cpu().numpy()
+        return self.lane.launch(frames, self._features)
 
-    def _normalised(self, frames: NDArray[np.uint8]) -> Tensor:
+    def _features(self, frames: Tensor) -> dict[str, Tensor]:
+        with autocast(self.precision, self.device):
+            return {"frame": self.network(self._normalised(frames))}
+
+    def _normalised(self, frames: Tensor) -> Tensor:
         """Frames (N, H, W, 3) RGB normalised for the network, (N, 3, H, W); in the order BGR for Caffe's weights."""
-        pixels = torch.from_numpy(np.array(frames)).to(self._mean.device)  # a copy: they may be read-only
-        values = pixels.permute(0, 3, 1, 2).float()
+        values = frames.permute(0, 3, 1, 2).float()
         if self.convention == "caffe":
             return values.flip(1) - self._mean
         return (values / 255 - self._mean) / self._std

@@ -32,10 +32,10 @@ class TimeSpent:
         return {part: round(self.seconds[part], 4) for part in (*PARTS, ALL) if part in self.seconds}
 
     def line(self, stages: str) -> str:
-        """The seconds and shares in one sentence; "" if only one part was measured, or hardly any time was spent."""
+        """The seconds and shares in one sentence; "" without decoding or a network, or if hardly any time was spent."""
         parts = [part for part in PARTS if part in self.seconds]
         whole = self.seconds.get(ALL, 0.0)
-        if len(parts) < 2 or whole < LEAST_SECONDS:
+        if not {"decode", "network"}.intersection(parts) or whole < LEAST_SECONDS:
             return ""
         words = [
             f"{PARTS[part]} {self.seconds[part]:.1f} s ({100 * self.seconds[part] / whole:.0f} %)"

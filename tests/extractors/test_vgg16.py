@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from extractors.backbones import hub, seeded, torchvision_ops
 from extractors.backbones.vgg16 import Vgg16Backbone
-from extractors.base import Output, Unit, WorkOptions
+from extractors.base import Computed, Output, Unit, WorkOptions
 from extractors.vgg16 import Vgg16, Vgg16Params
 from pipeline.corpus.contents import RememberedDigests
 from pipeline.errors import UserError
@@ -163,11 +163,11 @@ def test_each_video_has_the_features_of_its_frames_alone_whatever_shares_their_b
 def test_batches_hold_the_frames_of_several_videos_and_no_more_than_fit(tmp_path, monkeypatch):
     sizes = []
 
-    def counted(self: Vgg16Backbone, frames: np.ndarray) -> np.ndarray:
+    def counted(self: Vgg16Backbone, frames: np.ndarray) -> Computed:
         sizes.append(len(frames))
-        return np.ones((len(frames), 4), np.float32)
+        return Computed({"frame": np.ones((len(frames), 4), np.float32)})
 
-    monkeypatch.setattr(Vgg16Backbone, "features", counted)
+    monkeypatch.setattr(Vgg16Backbone, "launch", counted)
     features(units_of(tmp_path, videos()), batch_size=23)
     assert sizes == [23, 23, 2, 1]  # three videos; one of 25 frames takes two; the last
 

@@ -29,10 +29,10 @@ def test_the_parts_of_all_shards_are_summed_and_shown_beside_the_whole():
     }  # fmt: skip
 
 
-def test_a_stage_of_one_part_or_of_no_time_says_nothing():
+def test_a_stage_without_network_or_decoding_or_of_no_time_says_nothing():
     spent = TimeSpent()
     assert spent.line("clip") == "" and spent.as_json() == {}
-    spent.add({"seconds": {"write": 5.0, "all": 9.0}})
+    spent.add({"seconds": {"write": 5.0, "preprocess": 3.0, "all": 9.0}})
     assert spent.line("compress") == ""
     short = TimeSpent()
     short.add({"seconds": {"write": 0.1, "network": 0.2, "all": 0.5}})
