@@ -191,9 +191,11 @@ def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str]) ->
     proposed = experiment_on(manifest, store, stages)
     if proposed.text:
         out.print(
-            "to train on them, an experiment file (every other setting has its default):\n", markup=False
+            "to train on them, an experiment file (every other setting has its default):\n",
+            markup=False,
+            lines=True,
         )
-        out.print(proposed.text, markup=False)
+        out.print(proposed.text, markup=False, lines=True)
     if proposed.impossible:
         out.print(f"no method can be trained on them yet: {proposed.impossible}", markup=False)
     for method, reason in proposed.refused.items():
@@ -226,8 +228,9 @@ def import_checkpoint(
     out.print(
         f"{target}: to evaluate these weights, or train on from them, set in the experiment file:\n",
         markup=False,
+        lines=True,
     )
-    out.print(f'[trainers.{method}]\nweights = "{target.absolute()}"', markup=False)
+    out.print(f'[trainers.{method}]\nweights = "{target.absolute()}"', markup=False, lines=True)
     for name, value in (settings | {"epochs": 0}).items():
         note = "  # 0 evaluates them as they are" if name == "epochs" else ""
         out.print(f"{name} = {json.dumps(value)}{note}", markup=False)

@@ -145,7 +145,7 @@ CELLS_DAMAGED = [
     ("UPDATE artifacts SET row='x'", "artifacts.row"),
     ("UPDATE artifacts SET row=NULL", "artifacts.row"),
     ("UPDATE artifacts SET segment=x'ff00'", "artifacts.segment"),
-    ("UPDATE artifacts SET item=x'ff00' WHERE row=0", "artifacts.item"),
+    ("UPDATE artifacts SET item=x'ff00' WHERE item=(SELECT MIN(item) FROM artifacts)", "artifacts.item"),
     ("UPDATE artifacts SET file_bytes='many'", "artifacts.file_bytes"),
     ("UPDATE segments SET bytes='many'", "segments.bytes"),
     ("UPDATE fingerprints SET stage=NULL", "fingerprints.stage"),
