@@ -113,7 +113,8 @@ def assumptions(project: Project, expected: Mapping[str, Expected]) -> str:
     elif sample is not None and not sample.files:
         media = "without what decoding takes, as no media file could be opened in time, "
     elif sample is not None:
-        media = f"from {sample.files} videos ({sample.seconds:.1f} s on average), "
+        videos = "1 video" if sample.files == 1 else f"{sample.files} videos"
+        media = f"from {videos} ({sample.seconds:.1f} s on average), "
     speed = f"of {GPU_OPERATIONS_A_SECOND / 1e12:.0f} TFLOP/s"
     gpus = f"with {machine.gpus} GPUs {speed}" if machine.gpus else "without a GPU"
     return f"{media}for {machine.cores} cores {gpus}"

@@ -37,9 +37,15 @@ def escaped(text: str) -> str:
     )
 
 
-class Terminal(Console):
-    """A console whose `print` escapes the control characters of the texts it is given."""
+def in_one_line(text: str) -> str:
+    """The escaped text with its line feeds written out too: an id may hold one, and would begin a line of its own."""
+    return escaped(text).replace("\n", "\\n")
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print as Console does."""
-        super().print(*(escaped(one) if isinstance(one, str) else one for one in objects), **options)
+
+class Terminal(Console):
+    """A console whose `print` escapes the control characters of the texts it is given, line feeds among them."""
+
+    def print(self, *objects: Any, lines: bool = False, **options: Any) -> None:
+        """Print as Console does; `lines` lets line feeds of the texts begin lines."""
+        safe = escaped if lines else in_one_line
+        super().print(*(safe(one) if isinstance(one, str) else one for one in objects), **options)

@@ -24,7 +24,7 @@ def disk_trouble(error: Exception) -> str | None:
         )
     if isinstance(error, sqlite3.OperationalError) and "readonly database" in str(error):
         return "the store cannot be written: its index is read-only"
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, sqlite3.OperationalError) and "Could not decode" not in str(error):
         return f"the store's index cannot be used: {remedy(error)}"
     if isinstance(error, sqlite3.ProgrammingError) and "thread" in str(error):
         return "an opened store belongs to the thread that opened it; open it again in this one"

@@ -127,7 +127,7 @@ def _ours(one: MethodResults, experiment: str) -> Ours:
 
 def _print(section: Section) -> None:
     """Print a table for each direction, and below them the source and the protocol of every line."""
-    out.print(f"\n{section.dataset}, {section.protocol}", markup=False, style="bold")
+    out.print(f"\n{section.dataset}, {section.protocol}", markup=False, lines=True, style="bold")
     for direction in (*DIRECTIONS, "both"):
         if names := section.metrics(direction):
             lines = [row for line in section.lines for row in _rows(line, direction, names)]

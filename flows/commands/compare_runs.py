@@ -167,6 +167,7 @@ def _print(matching: Matched, pairs: Sequence[Pair]) -> None:
         f"\n{words}, then corrected for {tests} tests (Holm). "
         "Another seed of training may differ by more: `crossreel batch` gives means over seeds.",
         markup=False,
+        lines=True,
     )
 
 
@@ -187,7 +188,10 @@ def _print_table(pair: Pair, kind: str) -> None:
     if pair.units < pair.queries:
         over += f" of {counted(pair.units, member(kind))}"
     out.print(
-        f"\nA {pair.a}, B {pair.b}, {short_title(pair.direction, kind)}: {over}", markup=False, style="bold"
+        f"\nA {pair.a}, B {pair.b}, {short_title(pair.direction, kind)}: {over}",
+        markup=False,
+        style="bold",
+        lines=True,
     )
     columns = ["", "A", "B", "A - B", "95 %", "ahead", "only A:B", "p", "corrected"]
     print_table("", columns, lines)

@@ -28,7 +28,7 @@ from flows.results.exports.parquet import export_features as export_features_tab
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
-from flows.terminal import escaped
+from flows.terminal import escaped, in_one_line
 from flows.trained.changes import why_stale
 from flows.trained.finished import note_of, usual_run
 from flows.trained.recorded import recorded_stages
@@ -219,8 +219,10 @@ def _print_experiment(manifest: Path, store: Path, stages: Mapping[str, str], an
     proposed = experiment_on(manifest, store, stages)
     answer.add(experiment=proposed.text, impossible=proposed.impossible, refused=dict(proposed.refused))
     if proposed.text:
-        answer.say("to train on them, an experiment file (every other setting has its default):\n")
-        answer.say(proposed.text)
+        answer.say(
+            "to train on them, an experiment file (every other setting has its default):\n", lines=True
+        )
+        answer.say(proposed.text, lines=True)
     if proposed.impossible:
         answer.say(f"no method can be trained on them yet: {proposed.impossible}")
     for method, reason in proposed.refused.items():  # a TOML comment, so that it may be copied with the file
@@ -254,9 +256,11 @@ def import_checkpoint(
     with Answer(as_json) as answer:
         answer.add(folder=target, method=method, settings=settings, assumed=unseen)
         answer.say(
-            f"{target}: to evaluate these weights, or train on from them, set in the experiment file:\n"
+            f"{in_one_line(str(target))}: to evaluate these weights, or train on from them, set in the experiment file:\n",
+            lines=True,
         )
-        answer.say(f'[trainers.{method}]\nweights = "{target.absolute()}"')
+        answer.say(f"[trainers.{method}]")
+        answer.say(f'weights = "{target.absolute()}"')
         for name, value in settings.items():
             note = "  # 0 evaluates them as they are" if name == "epochs" else ""
             answer.say(f"{name} = {json.dumps(value)}{note}")

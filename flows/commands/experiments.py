@@ -41,6 +41,7 @@ from flows.reporting import Stopped, report_of
 from flows.results.verdict import Verdict
 from flows.results.wording import counted, member, short_title
 from flows.run import STAGE_ERRORS, RunResult, nothing_to_do, report_path, run_stages
+from flows.terminal import escaped
 from flows.trained.finished import Finished, finished_evaluations
 from flows.why import explain
 from pipeline.errors import UserError, is_full
@@ -205,20 +206,23 @@ def print_result(result: RunResult) -> None:
         if kind == "failed":
             failures += [f"{name}: {reason}" for name, reason in result.unreadable.items()]
         if failures:
-            out.print(f"\n{len(failures)} {title}:", markup=False)
+            out.print(f"\n{len(failures)} {title}:", markup=False, lines=True)
         for line in failures[:FAILURES_SHOWN]:
             out.print(f"  {line}", markup=False)
         if len(failures) > FAILURES_SHOWN:
             out.print(f"  ... and {len(failures) - FAILURES_SHOWN} more: crossreel status")
     if result.stopped:
         stages = counted(len(result.stopped), "stage")
-        out.print(f"\n{stages} stopped; everything that does not need them was made:", markup=False)
+        out.print(
+            f"\n{stages} stopped; everything that does not need them was made:", markup=False, lines=True
+        )
     for stopped in result.stopped:
         without = f"; left out because of it: {', '.join(stopped.left_out)}" if stopped.left_out else ""
         out.print(f"  {stopped.stage}: {stopped.reason}{without}", markup=False)
     out.print(
         f"\n{result.ran} stages ran, {len(result.reports) - result.ran} were cached, {decoded(result.reports)}, "
-        f"{human_seconds(result.seconds)}"
+        f"{human_seconds(result.seconds)}",
+        lines=True,
     )
     if result.report:
         out.print(f"report: {result.report}", markup=False)
@@ -289,7 +293,11 @@ def print_post_processed(rows: Sequence[dict[str, Any]], kind: str) -> None:
     for row in rows:
         for option, found in row.get("post_processed", {}).items():
             if not notes:
-                out.print("\npost-processed (raw), not comparable with figures without it:", markup=False)
+                out.print(
+                    "\npost-processed (raw), not comparable with figures without it:",
+                    markup=False,
+                    lines=True,
+                )
             notes[option] = found["note"]
             values = [
                 f"{name} {metric(name).printed(found['metrics'][name]['value'])} "
@@ -383,7 +391,7 @@ def _refuse(problems: Sequence[Problem], anyway: bool) -> None:
         return
     if not anyway:
         raise refusal(problems)
-    typer.echo(as_text(problems), err=True)
+    typer.echo(escaped(as_text(problems)), err=True)
 
 
 def _expected(expected: Expected) -> tuple[str, str]:

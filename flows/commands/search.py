@@ -28,6 +28,7 @@ from flows.search.hits import CaptionHit, Hit, Moment
 from flows.search.query import require_text, require_top
 from flows.search.searched import chosen_gallery
 from flows.search.searcher import Searcher
+from flows.terminal import in_one_line
 from pipeline.errors import UserError
 
 
@@ -109,6 +110,7 @@ def _show(hits: list[Hit] | list[CaptionHit]) -> None:
     """The table of results: its caption is the first one of the item, or the caption found, cut to fit a line."""
     columns = ["place", "score", "item", "moment", "caption"]
     rows = [[str(hit.place), f"{hit.score:.3f}", hit.item, _seconds(hit.moment), _text(hit)] for hit in hits]
+    rows = [[*map(in_one_line, row)] for row in rows]
     if not any(hit.moment for hit in hits):
         columns.remove("moment")
         rows = [[*row[:3], row[4]] for row in rows]

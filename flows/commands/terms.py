@@ -10,7 +10,7 @@ import typer
 from rich.measure import Measurement
 from rich.table import Table
 
-from flows.terminal import Terminal, escaped
+from flows.terminal import Terminal, in_one_line
 
 ExperimentFile = Annotated[Path, typer.Argument(help="The experiment file.", metavar="EXPERIMENT")]
 Sets = Annotated[
@@ -103,10 +103,10 @@ class Answer:
         if self.as_json and (kind is None or issubclass(kind, typer.Exit)):
             print_json(self.facts)
 
-    def say(self, line: str) -> None:
-        """Print a line, unless JSON is printed."""
+    def say(self, text: str, lines: bool = False) -> None:
+        """Print a line, or with `lines` the lines of a text, unless JSON is printed."""
         if not self.as_json:
-            out.print(line, markup=False)
+            out.print(text, markup=False, lines=lines)
 
     def add(self, **facts: Any) -> None:
         """Add facts to the JSON object; a Path becomes text."""
@@ -128,8 +128,9 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
     In a terminal that is too narrow for it cells are folded; in a file or a pipe it has the width that it needs.
     """
+    heading = "\n" * (len(title) - len(title.lstrip("\n"))) + in_one_line(title.lstrip("\n"))
     table = Table(
-        title=escaped(title) or None,
+        title=heading or None,
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -141,12 +142,14 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
             column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0
         )
     for row in rows:
-        table.add_row(*map(escaped, row))
+        table.add_row(*map(in_one_line, row))
     if out.is_terminal:
         out.print(table)
         return
     if title:
-        out.print(title, markup=False, soft_wrap=True)  # above the table, not padded to its width
+        out.print(
+            heading, markup=False, soft_wrap=True, lines=True
+        )  # above the table, not padded to its width
         table.title = None
     needed = Measurement.get(out, out.options.update(max_width=UNFOLDED), table).maximum
     Terminal(file=out.file, width=needed, highlight=False).print(table)

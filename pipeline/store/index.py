@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, cast
 
 from pipeline.errors import UserError
 from pipeline.store.places import Place, Places, Units
@@ -75,6 +76,19 @@ COLUMNS = {
     "runs": {"id", "started", "ended", "experiment", "status", "summary"},
 }  # fmt: skip
 # columns that an index of any version has
+CELLS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "fingerprints": {"fp": str, "stage": str, "components": str},
+    "segments": {"id": str, "fp": str, "items": int, "bytes": int},
+    "artifacts": {"fp": str, "item": str, "segment": str, "row": int, "file_bytes": (int, NoneType)},
+    "failures": {"fp": str, "item": str, "name": str, "reason": str, "attempts": int, "time": (float, int)},
+    "runs": {
+        "id": str, "started": (float, int), "ended": (float, int, NoneType), "experiment": str, "status": str,
+        "summary": str,
+    },
+    "files": {"path": str, "size": int, "mtime_ns": int, "digest": str},
+}  # fmt: skip
+# what their cells hold: SQLite takes any value in any column, so a damaged file can hold others
+LARGE = ("artifacts", "files")  # tables with a row for each item of a stage
 
 
 def is_unwritable(error: sqlite3.Error) -> bool:
@@ -184,14 +198,17 @@ class Index:
         tables = {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         self.empty = not tables
         for table, columns in {} if self.empty else COLUMNS.items():
+            if table not in tables:
+                raise DamagedIndex(f"it lacks the table {table}")
             has = {row[1] for row in self.db.execute(f"PRAGMA table_info({table})")}
             if not has >= columns:
                 raise DamagedIndex(f"it lacks {table}({', '.join(sorted(columns - has))})")
 
     def require_whole(self, quick: bool = False) -> None:
-        """Raise DamagedIndex unless SQLite's integrity check passes and all JSON can be read. It reads the whole file.
+        """Raise DamagedIndex unless SQLite's integrity check passes and every cell holds what its column is for.
 
-        The `quick` check does not compare indexes with their tables.
+        It reads the whole file. The `quick` check does not compare indexes with their tables, nor does it look at the
+        cells of those tables that have a row for each item.
         """
         check = "quick_check" if quick else "integrity_check"
         try:
@@ -201,10 +218,33 @@ class Index:
         if answer != "ok":
             raise DamagedIndex(answer)
         try:
+            for table, cells in CELLS.items():
+                if not (quick and table in LARGE):
+                    for _ in self._rows(table, ", ".join(cells)):
+                        pass
             self.fingerprints()
-            self.runs()
+            self.runs(-1)
+            other = self.db.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')"
+            ).fetchone()
         except sqlite3.DatabaseError as error:
             raise DamagedIndex(str(error)) from None
+        if other:
+            raise DamagedIndex(f"it has {other[0]!r}, which no index has")
+
+    def _rows(
+        self, table: str, columns: str, where: str = "", values: tuple[Any, ...] = ()
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a table. Raises sqlite3.DatabaseError at a cell that holds another type than its column."""
+        names = columns.split(", ")
+        kinds = [CELLS[table][name] for name in names]
+        for row in self.db.execute(f"SELECT {columns} FROM {table} {where}", values):
+            if not all(map(isinstance, row, kinds)):
+                wrong = next(
+                    n for n, cell, kind in zip(names, row, kinds, strict=True) if not isinstance(cell, kind)
+                )
+                raise sqlite3.DatabaseError(f"a cell of the column {table}.{wrong} holds something else")
+            yield row
 
     def _open(self) -> None:
         self._require_locks()
@@ -263,11 +303,12 @@ class Index:
 
     def known_files(self) -> dict[str, tuple[int, int, str]]:
         """Return every cached digest: path -> (size, mtime in ns, digest)."""
-        return {path: (size, mtime, d) for path, size, mtime, d in self.db.execute("SELECT * FROM files")}
+        rows = self._rows("files", "path, size, mtime_ns, digest")
+        return {path: (size, mtime, digest) for path, size, mtime, digest in rows}
 
     def known_files_at(self, path: str) -> tuple[int, int, str] | None:
         """Return the size and mtime in ns of one path when its digest was computed, and the digest."""
-        row = self.db.execute("SELECT size, mtime_ns, digest FROM files WHERE path=?", (path,)).fetchone()
+        row = next(self._rows("files", "size, mtime_ns, digest", "WHERE path=?", (path,)), None)
         return None if row is None else (row[0], row[1], row[2])
 
     def remember_files(self, rows: Iterable[tuple[str, int, int, str]]) -> None:
@@ -287,8 +328,8 @@ class Index:
 
     def fingerprints(self, stage: str | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
         """Return the recorded fingerprints, of all stages or of one: fp -> (stage, components)."""
-        sql = "SELECT fp, stage, components FROM fingerprints"
-        rows = self.db.execute(*((f"{sql} WHERE stage=?", (stage,)) if stage else (sql,)))
+        where: tuple[str, tuple[Any, ...]] = ("WHERE stage=?", (stage,)) if stage else ("", ())
+        rows = self._rows("fingerprints", "fp, stage, components", *where)
         return {fp: (name, _object("components", components)) for fp, name, components in rows}
 
     # segments and artifacts ---------------------------------------------------------------------
@@ -310,18 +351,17 @@ class Index:
 
     def segments(self, fp: str) -> dict[str, int]:
         """Return the recorded segments of a fingerprint: id -> bytes."""
-        return dict(self.db.execute("SELECT id, bytes FROM segments WHERE fp=?", (fp,)))
+        return dict(self._rows("segments", "id, bytes", "WHERE fp=?", (fp,)))
 
     def segment(self, segment: str) -> tuple[str, int, int] | None:
         """Return the fingerprint, number of items and bytes of a segment; None if it is not recorded."""
-        row = self.db.execute("SELECT fp, items, bytes FROM segments WHERE id=?", (segment,)).fetchone()
+        row = next(self._rows("segments", "fp, items, bytes", "WHERE id=?", (segment,)), None)
         return None if row is None else (row[0], row[1], row[2])
 
     def rows_of(self, segment: str) -> list[tuple[str, int, int | None]]:
         """Return the items recorded in a segment: digest, row, and bytes of the item's file or None."""
-        return list(
-            self.db.execute("SELECT item, row, file_bytes FROM artifacts WHERE segment=?", (segment,))
-        )
+        rows = self._rows("artifacts", "item, row, file_bytes", "WHERE segment=?", (segment,))
+        return [(item, row, size) for item, row, size in rows]
 
     def named_segments(self, fp: str) -> list[str]:
         """Return every segment that is recorded under a fingerprint, or named as the place of one of its items."""
@@ -348,13 +388,13 @@ class Index:
 
     def places(self, fp: str) -> dict[str, Place]:
         """Return the place of every item's output under a fingerprint."""
-        rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
+        rows = self._rows("artifacts", "item, segment, row, file_bytes", "WHERE fp=?", (fp,))
         return {item: Place(segment, row, size) for item, segment, row, size in rows}
 
     def places_of(self, fp: str, units: Units) -> Places:
         """Return the places of these units' outputs as arrays, so that millions of units fit in memory."""
-        rows = self.db.execute("SELECT item, segment, row, file_bytes FROM artifacts WHERE fp=?", (fp,))
-        return Places.of(units, rows)
+        rows = self._rows("artifacts", "item, segment, row, file_bytes", "WHERE fp=?", (fp,))
+        return Places.of(units, cast("Iterator[tuple[str, str, int, int | None]]", rows))
 
     def forget_segment(self, segment: str) -> int:
         """Drop a segment, so that its items count as missing work; return the number of items."""
@@ -397,11 +437,16 @@ class Index:
 
     def failures(self, fp: str) -> dict[str, Failure]:
         """Return the failed and the killed items of a fingerprint, by key."""
-        kind = (
-            "kind" if self._has_kinds() else "'failed'"
-        )  # an index of an older version that cannot be written
-        sql = f"SELECT item, name, reason, attempts, {kind}, time FROM failures WHERE fp=?"
-        return {row[0]: Failure(*row) for row in self.db.execute(sql, (fp,))}
+        rows = self._rows("failures", "item, name, reason, attempts, time", "WHERE fp=?", (fp,))
+        kinds: dict[str, Kind] = {}
+        if self._has_kinds():  # else an index of an older version that cannot be written
+            kinds = dict(
+                self.db.execute("SELECT item, kind FROM failures WHERE fp=? AND kind='killed'", (fp,))
+            )
+        return {
+            item: Failure(item, name, reason, attempts, kinds.get(item, "failed"), time)
+            for item, name, reason, attempts, time in rows
+        }
 
     def _has_kinds(self) -> bool:
         return any(row[1] == "kind" for row in self.db.execute("PRAGMA table_info(failures)"))
@@ -415,7 +460,7 @@ class Index:
 
     def open_runs(self) -> list[str]:
         """Return the runs without a recorded end: they still run, or were killed."""
-        return [run for (run,) in self.db.execute("SELECT id FROM runs WHERE status='running'")]
+        return [run for (run,) in self._rows("runs", "id", "WHERE status='running'")]
 
     def end_run(self, run: str, status: str, summary: Mapping[str, Any]) -> None:
         """Record how a run ended."""
@@ -423,8 +468,8 @@ class Index:
         self.db.execute(sql, (time.time(), status, json.dumps(summary), run))
 
     def runs(self, most: int = 20) -> list[dict[str, Any]]:
-        """Return the latest runs, newest first."""
-        sql = "SELECT id, started, ended, experiment, status, summary FROM runs ORDER BY started DESC LIMIT ?"
+        """Return the latest runs, newest first; all of them with -1."""
         keys = ("id", "started", "ended", "experiment", "status", "summary")
-        rows = [dict(zip(keys, row, strict=True)) for row in self.db.execute(sql, (most,))]
+        found = self._rows("runs", ", ".join(keys), "ORDER BY started DESC LIMIT ?", (most,))
+        rows = [dict(zip(keys, row, strict=True)) for row in found]
         return [row | {"summary": _object("summary", row["summary"])} for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -138,6 +139,50 @@ def test_a_byte_of_the_index_that_was_overwritten_is_never_a_traceback(tmp_path,
             assert told.code in (0, 1, 2), told.err
         assert crossreel("store", "verify", root, "--repair").code == 0
         assert json.loads(crossreel("store", "ls", root, "--json").out)[0]["items"] == 2
+
+
+CELLS_DAMAGED = [
+    ("UPDATE artifacts SET row='x'", "artifacts.row"),
+    ("UPDATE artifacts SET row=NULL", "artifacts.row"),
+    ("UPDATE artifacts SET segment=x'ff00'", "artifacts.segment"),
+    ("UPDATE artifacts SET item=x'ff00' WHERE item=(SELECT MIN(item) FROM artifacts)", "artifacts.item"),
+    ("UPDATE artifacts SET file_bytes='many'", "artifacts.file_bytes"),
+    ("UPDATE segments SET bytes='many'", "segments.bytes"),
+    ("UPDATE fingerprints SET stage=NULL", "fingerprints.stage"),
+    ("UPDATE fingerprints SET components='3'", "components"),
+    ("UPDATE runs SET started='Monday'", "runs.started"),
+    ("UPDATE runs SET summary='[1]'", "summary"),
+    ("UPDATE files SET size='many'", "files.size"),
+    ("INSERT INTO failures SELECT fp, item, NULL, NULL, 'x', 'y', 'odd' FROM artifacts", "failures.name"),
+    ("CREATE TRIGGER t AFTER INSERT ON runs BEGIN SELECT RAISE(ABORT, 'no'); END", "'t', which no index has"),
+]
+
+
+@pytest.mark.slow
+def test_a_cell_of_the_index_that_holds_something_else_is_named_and_mended(small):
+    """SQLite takes any value in any column, and has no checksum."""
+    store, toml, whole = small.store, small.toml, small.folder / "whole"
+    assert small.run("stage", "compress", toml).code == 0
+    shutil.copytree(store, whole)
+    readers = [
+        ("status", toml), ("plan", toml), ("why", "compress", "clip01", toml), ("store", "ls", store),
+        ("doctor", "--store", store),
+    ]  # fmt: skip
+    for harm, words in CELLS_DAMAGED:
+        shutil.rmtree(store)
+        shutil.copytree(whole, store)
+        with contextlib.closing(sqlite3.connect(store / "index.sqlite")) as db, db:
+            db.execute(harm)
+        for verb in readers:
+            told = small.run(*verb)
+            assert told.code in (0, 1, 2), (harm, verb, told.err)
+            if told.code == 2:
+                assert words in told.err and "crossreel store verify --repair" in told.err, (harm, verb)
+        told = small.run("store", "verify", store)
+        assert told.code == 1 and words in told.out, (harm, told)
+        assert small.run("store", "verify", store, "--repair").code == 0, harm
+        assert small.run("store", "verify", store).code == 0, harm
+        assert small.plan()["compress"]["cached"] == 3, harm
 
 
 def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ LOST_DIGIT = re.compile(
     rb"(?:(?<=[\s,;|])|\A)[\x00-\x08\x0e-\x1f\x7f-\xff](?=[\d.])"
     rb"|(?<=[\d.])[\x00-\x08\x0e-\x1f\x7f-\xff](?=[\s,;|])"
 )
+FOREIGN = re.compile(
+    rb"(?<=[\d.])[\x80-\xff]+|[\x80-\xff]+(?=[\d.])"
+)  # other characters than ASCII's at a number
+MINUS = "\u2212"  # what a word processor makes of a minus
 COMMENT = re.compile(rb"(#|//)[^\n]*")
 
 
@@ -152,15 +157,32 @@ def _require_numbers(words: list[bytes], line: int) -> None:
 def separated(data: bytes) -> bytes:
     """The same lines with a space in place of every byte that no number contains.
 
-    Raises Refused where such a byte stands at an end of a number, in place of a digit perhaps.
+    Raises Refused where such a byte stands at an end of a number, in place of a digit perhaps, and where characters
+    mean a sign or a digit that no program writes: a minus of word processors, digits of other scripts.
     """
     lost = LOST_DIGIT.search(data)
     if lost:
-        line = data.count(b"\n", 0, lost.start()) + 1
         raise Refused(
-            f"line {line}: the byte {lost[0]!r} stands at the end of a number, as if it replaced a digit"
+            f"line {_line(data, lost)}: the byte {lost[0]!r} stands at the end of a number, as if it replaced a digit"
         )
+    for foreign in FOREIGN.finditer(COMMENT.sub(_blank, data)) if not data.isascii() else ():
+        for character in foreign[0].decode("utf-8", "replace"):
+            if character == MINUS or unicodedata.category(character) in ("Pd", "Nd"):
+                name = unicodedata.name(character).lower()
+                raise Refused(
+                    f"line {_line(data, foreign)}: {character!r} ({name}) is part of no number; write ASCII"
+                )
     return data.translate(SEPARATED)
+
+
+def _line(data: bytes, found: re.Match[bytes]) -> int:
+    """The number of the line of a match, from 1."""
+    return data.count(b"\n", 0, found.start()) + 1
+
+
+def _blank(comment: re.Match[bytes]) -> bytes:
+    """Spaces in place of a comment, so that what follows stays where it is."""
+    return b" " * len(comment[0])
 
 
 def _without_comments(data: bytes) -> tuple[bytes, list[str]]:
@@ -184,6 +206,9 @@ def _header(data: bytes, remarks: list[str]) -> tuple[int, int | None]:
                 return start, announced
             announced = int(words[0][:18])
         elif words:
+            strange = [word for word in words if not _is_number(word)]
+            if 2 * len(strange) < len(words):  # a point with a damaged number, not a line of names
+                _require_numbers(strange, data.count(b"\n", 0, start) + 1)
             remarks.append("a header line was skipped")
         if end == len(data):
             raise Refused("it has no line of numbers" if data.strip() else "it holds no points")

@@ -663,3 +663,35 @@ def test_a_byte_that_may_have_replaced_a_digit_is_named_by_line(file, line, lost
 def test_a_pointer_under_any_suffix_is_named(file, suffix):
     with pytest.raises(ItemError, match="it is a Git LFS pointer"):
         read(file(suffix, b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"))
+
+
+@pytest.mark.parametrize("line", [0, 3])
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("0..5", "'0..5' is not a number"),
+        ("0.5-0.25", "'0.5-0.25' is not a number"),
+        ("0.1D+05", "'0.1D+05' is not a number"),
+        ("\N{MINUS SIGN}0.5", "'\N{MINUS SIGN}' (minus sign) is part of no number"),
+        ("\N{EN DASH}0.5", "'\N{EN DASH}' (en dash) is part of no number"),
+        ("0.\u0665", "'\u0665' (arabic-indic digit five) is part of no number"),
+        ("\uff10.5", "'\uff10' (fullwidth digit zero) is part of no number"),
+    ],
+)
+def test_a_number_that_no_program_writes_is_named_by_line_in_the_first_line_too(tmp_path, word, named, line):
+    """The first line was taken for a header, and a minus of word processors for a separator: -0.5 became 0.5."""
+    rows = [f"{n}.5 0.25 0.75 1 2 3" for n in range(10)]
+    rows[line] = f"{word} 0.25 0.75 1 2 3"
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    with pytest.raises(ItemError) as refused:
+        read(path)
+    assert f"line {line + 1}: {named}" in str(refused.value)
+
+
+def test_characters_that_are_no_part_of_a_number_still_separate_and_name_columns(tmp_path):
+    path = tmp_path / "a.txt"
+    rows = [f"{n}.5\u00a00.25 \u00a00.75" for n in range(10)]
+    text = "\n".join(["H\u00f6he \N{EN DASH} x y z, gemessen", *rows, "# gr\u00f6\u00dfe \N{MINUS SIGN}5"])
+    path.write_text(text, encoding="utf-8")
+    assert read(path).xyz[9].tolist() == [9.5, 0.25, 0.75]
