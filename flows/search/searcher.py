@@ -37,9 +37,9 @@ class Searcher:
     Of an experiment, today's training answers where it is finished, else the last one (`find_searched`, whose result is
     taken instead of an experiment, too). method: "" stands for the experiment's only method. split: "" stands for the
     evaluated split. run: the digest of the run that is asked for. say: called with a sentence before work that takes
-    long, and where what answers is stale. on_progress: called while an index is made. One process answers all requests one after the other; it loads networks when
-    the first request needs them and keeps them, and is started again once if it dies. Usable as
-    `with Searcher(project, "hlformer") as searcher:`, which opens and closes it.
+    long, and where what answers is stale. on_progress: called while an index is made. One process answers all requests
+    one after the other; it loads networks when the first request needs them and keeps them, and is started again once
+    if it dies. Usable as `with Searcher(project, "hlformer") as searcher:`, which opens and closes it.
     """
 
     def __init__(
