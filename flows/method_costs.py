@@ -20,6 +20,7 @@ from trainers.stages import Evaluate, Pack, Train
 
 START_SECONDS = 5.0  # of a process that imports torch and loads a network
 PACKED_BYTES_A_SECOND = 100e6
+PACK_BYTES = 25e3  # of a pack of any size: its record and tables, and two segments of what it computes
 PLACE_BYTES = 300.0  # of an item or caption in a pack, whose arrays refer to the store
 COMPUTED = {
     ("hlformer", "video"): 2.7, ("lean", "token"): 0.4,
@@ -93,7 +94,7 @@ def _pack(
     stage: Pack, facts: Facts, contents: Contents, unit: Callable[[str], UnitCost | None]
 ) -> CorpusCost | None:
     """It reads everything, and writes what it computes of it and a few numbers of each item and caption."""
-    read = written = 0.0
+    read, written = 0.0, PACK_BYTES
     for name, (need, output) in stage.params.inputs().items():
         each = unit(need)
         if each is None:
