@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=20, help="of each video")
     parser.add_argument("--more", type=int, default=10, help="videos that are added afterwards")
     parser.add_argument("--widths", choices=WIDTHS, default="published")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS_RUN), choices=METHODS_RUN)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS_RUN), choices=METHODS_RUN)
     parser.add_argument("--batches", type=int, default=20, help="training batches that are assembled")
     parser.add_argument("--folder", type=Path, help="where the store is made, and kept")
     parser.add_argument("--pack", help=argparse.SUPPRESS)

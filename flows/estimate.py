@@ -156,6 +156,9 @@ def _rates(store: Store) -> tuple[dict[str, float], dict[str, int], set[str]]:
 def _bytes_each(store: Store, name: str, state: State) -> float | None:
     """Mean bytes of a unit over everything this stage made in the store."""
     if state.stage.over == "corpus":
+        kept = state.stage.keeps(state.fingerprint)
+        if kept and not store.index.segments(kept[1].hex):
+            return None  # what it computes and keeps beside its folder is most of it
         sizes = [tree_bytes(folder) for folder in (store.root / "runs" / name).glob("*")]
         return sum(sizes) / len(sizes) if sizes else None
     items, size = store.index.stage_totals(name)

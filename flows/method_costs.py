@@ -20,7 +20,11 @@ from trainers.stages import Evaluate, Pack, Train
 
 START_SECONDS = 5.0  # of a process that imports torch and loads a network
 PACKED_BYTES_A_SECOND = 100e6
-PICTURES = ("frames", "keyframes")  # stages whose arrays are packed as they are, not as float32
+PACK_BYTES = 25e3  # of a pack of any size: its record and tables, and two segments of what it computes
+PLACE_BYTES = 300.0  # of an item or caption in a pack, whose arrays refer to the store
+COMPUTED = {
+    ("hlformer", "video"): 2.7, ("lean", "token"): 0.4,
+}  # bytes that packing computes, for each byte of an input  # fmt: skip
 BACKWARD = 3.0  # a training step in forward passes
 EVALUATED_BYTES = 4e3  # of a finished evaluation, besides
 RANKING_BYTES = 250.0  # of a caption or item in it
@@ -89,19 +93,19 @@ def corpus_cost(
 def _pack(
     stage: Pack, facts: Facts, contents: Contents, unit: Callable[[str], UnitCost | None]
 ) -> CorpusCost | None:
-    """What it reads, in float32 where it is stored in float16."""
-    total = 0.0
-    for need, output in stage.params.inputs().values():
+    """It reads everything, and writes what it computes of it and a few numbers of each item and caption."""
+    read, written = 0.0, PACK_BYTES
+    for name, (need, output) in stage.params.inputs().items():
         each = unit(need)
         if each is None:
             return None
-        found = each.outputs.get(output, next(iter(each.outputs.values()), 0.0))
-        size = found * (1 if need in PICTURES else 2)
         of_captions = facts.stages[need].over == "captions"
         for split in stage.splits():
             count = sum(1 for _ in contents.queries(split)) if of_captions else len(contents.gallery(split))
-            total += size * count
-    return CorpusCost(total / PACKED_BYTES_A_SECOND, 0.0, 1.0, total)
+            size = count * each.outputs.get(output, next(iter(each.outputs.values()), 0.0))
+            read += size
+            written += count * PLACE_BYTES + size * COMPUTED.get((stage.method, name), 0.0)
+    return CorpusCost(read / PACKED_BYTES_A_SECOND, 0.0, 1.0, written)
 
 
 def _train(stage: Train, facts: Facts, contents: Contents) -> CorpusCost:

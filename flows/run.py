@@ -103,7 +103,7 @@ def run_stages(
     for line in project.recipe_lines(plan.ancestors(project.stages, names)):
         display.say(line)
     started, run = time.monotonic(), uuid.uuid4().hex[:12]
-    runner = project.runner(show, display.say, states, demanded=plan.ends(project.stages, names))
+    runner = project.runner(show, display.say, states, demanded=_demanded(project.stages, names, redo))
     index, alive = project.store.index, contextlib.ExitStack()
     alive.callback(display.idle)
     alive.enter_context(project.store.run(run))  # before the index names it: nobody should take it for dead
@@ -153,6 +153,11 @@ def run_stages(
         link_curves(drawn, ended), stopped,
         {method: choice.sentence for method, choice in project.recipes.items()},
     )  # fmt: skip
+
+
+def _demanded(stages: plan.Stages, names: Collection[str], redo: Collection[str]) -> set[str]:
+    """The stages that a run asks for by name, and those that a stage which is made again will read."""
+    return plan.ends(stages, names) | {need for name in redo for need in stages[name].needs}
 
 
 def _stopped(project: Project, names: Sequence[str], errors: Mapping[str, Exception]) -> list[Stopped]:

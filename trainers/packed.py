@@ -10,8 +10,9 @@ Axes: N units (items or captions), L rows of a unit, T slots of a batch.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ ARRAYS = "arrays.json"
 IN_STORE = re.compile(
     r"segments/[a-z0-9_-]+/[0-9a-f]+/[0-9a-f]+\.h5", re.ASCII
 )  # a pack that was pulled from elsewhere can lead to nothing else
-MOST_MAPPED = 30_000  # blocks that are mapped at a time; Linux allows a process 65,530 mappings
+CACHED_BYTES = 256 << 10  # of rows that are gathered before they are converted
+MOST_MAPPED = 10_000  # blocks of an array that stay mapped; Linux allows a process 65,530 mappings
 
 Array = NDArray[Any]
 
@@ -66,27 +68,12 @@ class Placed:
         table[cut, 2] = table[cut, 2].clip(max=most)
         return Placed(self.blocks, table)
 
-    def or_else(self, other: Placed) -> Placed:
-        """These rows, and for units without any those of `other`."""
-        theirs = other.table.copy()
-        theirs[:, 0] += len(self.blocks)
-        table = np.where(self.lengths[:, None] > 0, self.table, theirs)
-        return Placed([*self.blocks, *other.blocks], table)
-
 
 class Files:
-    """The files that placed rows lie in, mapped to memory.
-
-    `open` maps the blocks of an array beforehand, so that they stay readable when another run makes a segment again
-    and removes this one. If there are more than MOST_MAPPED, the others are mapped when a row of them is read.
-    """
+    """The files that placed rows lie in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._mapped: dict[Block, Array] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_mapped": {}}  # another process maps the files itself
 
     def path(self, name: str) -> Path:
         """The file of a block: a segment of the store that the folder lies in, or a file of the folder."""
@@ -96,21 +83,8 @@ class Files:
             raise UserError(f"{self.folder / ARRAYS} is damaged: it names {name!r}, which is no segment")
         return self.folder.absolute().parents[2] / name
 
-    def open(self, placed: Placed) -> None:
-        """Map the blocks of an array. Raises UserError for a file that is gone or shorter."""
-        for block in placed.blocks[: MOST_MAPPED - len(self._mapped)]:
-            self.values(block)
-
     def values(self, block: Block) -> Array:
         """All rows of a block, a view of the mapped file. Raises UserError for a file that is gone or shorter."""
-        found = self._mapped.get(block)
-        if found is None:
-            if len(self._mapped) >= MOST_MAPPED:
-                del self._mapped[next(iter(self._mapped))]
-            found = self._mapped[block] = self._map(block)
-        return found
-
-    def _map(self, block: Block) -> Array:
         path = self.path(block.path)
         try:
             mapped = np.memmap(path, block.dtype, "r", block.offset, block.shape)
@@ -120,10 +94,42 @@ class Files:
             ) from None
         return mapped.view(np.ndarray)  # slices of the subclass take three times as long
 
-    def rows(self, placed: Placed, unit: int) -> Array:
-        """The rows of a unit, a view of the mapped file."""
-        block, start, count = placed.table[unit].tolist()
-        return self.values(placed.blocks[block])[start : start + count]
+
+class MappedRows:
+    """Placed rows, mapped to memory: `[i]` is a view of those of unit i.
+
+    Blocks are mapped beforehand, so that they stay readable when another run makes a segment again and removes this
+    one. Of more than MOST_MAPPED, the others are mapped when a row of them is read.
+    """
+
+    def __init__(self, files: Files, placed: Placed) -> None:
+        self.placed, self._files = placed, files
+        self._arrays: list[Array | None] = [None] * len(placed.blocks)
+        self._map()
+
+    def _map(self) -> None:
+        for number, block in enumerate(self.placed.blocks[:MOST_MAPPED]):
+            self._arrays[number] = self._files.values(block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": [None] * len(self._arrays)}  # pickled, an array would be a copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    def __getitem__(self, unit: int) -> Array:
+        return next(iter(self.of([unit])))
+
+    def of(self, units: Sequence[int]) -> Iterator[Array]:
+        """Yield the rows of each unit."""
+        for block, start, count in self.placed.table[units].tolist():
+            yield self.block(block)[start : start + count]
+
+    def block(self, number: int) -> Array:
+        """All rows of a block."""
+        values = self._arrays[number]
+        return self._files.values(self.placed.blocks[number]) if values is None else values
 
 
 class Ragged:
@@ -136,18 +142,18 @@ class Ragged:
     def __init__(
         self, files: Files, rows: Placed, dtype: str, take: Placed | None = None, divide: Placed | None = None
     ) -> None:  # fmt: skip
-        self._files, self._rows, self._take, self._divide = files, rows, take, divide
-        for placed in filter(None, (rows, take, divide)):
-            files.open(placed)
+        self._rows = MappedRows(files, rows)
+        self._take = None if take is None else MappedRows(files, take)
+        self._divide = None if divide is None else MappedRows(files, divide)
         self.dtype = np.dtype(dtype)
         self.row_shape: tuple[int, ...] = tuple(rows.blocks[0].shape[1:])
         taken = 0 if take is None else take.lengths
         self.lengths: NDArray[np.int64] = np.where(np.asarray(taken) > 0, taken, rows.lengths)
         # one dtype for all rows: a batch is gathered as it is stored, and converted as a whole
         kinds = {block.dtype for block in rows.blocks}
-        self._stored = np.dtype(kinds.pop()) if len(kinds) == 1 else None
-        by = {block.dtype for block in divide.blocks} if divide is not None else set()
-        self._whole = self._stored is not None and by <= {self.dtype.str}
+        by = [block.dtype for block in divide.blocks] if divide is not None else [self.dtype.str]
+        self._whole = len(kinds) == 1 and by == [self.dtype.str]
+        self._stored = np.dtype(rows.blocks[0].dtype)
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Ragged:
@@ -184,63 +190,65 @@ class Ragged:
         return len(self.lengths)
 
     def __getitem__(self, unit: int) -> Array:
-        found = self._raw(unit)
-        by = self._divisors(unit)
-        if by is None:
+        (found,) = self._raw([unit])
+        by = None if self._divide is None else self._divide[unit]
+        if by is None or not len(by):
             return found if found.dtype == self.dtype else found.astype(self.dtype)
         return (found.astype(self.dtype) / by[:, None]).astype(self.dtype, copy=False)
 
-    def _raw(self, unit: int) -> Array:
-        """The rows of a unit as they are stored."""
-        found = self._files.rows(self._rows, unit)
-        if self._take is not None and self._take.table[unit, 2]:
-            return found[self._files.rows(self._take, unit)]
-        return found
-
-    def _divisors(self, unit: int) -> Array | None:
-        if self._divide is None or not self._divide.table[unit, 2]:
-            return None
-        return self._files.rows(self._divide, unit)
+    def _raw(self, units: Sequence[int]) -> Iterator[Array]:
+        """Yield the rows of units as they are stored."""
+        if self._take is None:
+            yield from self._rows.of(units)
+            return
+        for found, positions in zip(self._rows.of(units), self._take.of(units), strict=True):
+            yield found[positions] if len(positions) else found
 
     def padded(self, units: Sequence[int] | NDArray[np.int64], slots: int | None = None) -> Tensor:
         """The arrays of some units (N, T, ...), zero behind their rows; T is `slots`, or the longest array's rows.
 
         Rows beyond `slots` are left out.
         """
-        units = [int(unit) for unit in units]
-        slots = max(int(self.lengths[unit]) for unit in units) if slots is None else slots
-        if self._whole:
-            return self._gathered(units, slots)
-        out = torch.zeros((len(units), slots, *self.row_shape), dtype=_torch_dtype(self.dtype))
-        for place, unit in zip(out, units, strict=True):
-            self._fill(place, unit)
+        units = np.asarray(units, np.int64)
+        slots = int(self.lengths[units].max()) if slots is None else slots
+        out = torch.empty((len(units), slots, *self.row_shape), dtype=_torch_dtype(self.dtype))
+        if not self._whole:
+            out.zero_()
+            for place, unit in zip(out, units.tolist(), strict=True):
+                array = torch.from_numpy(np.array(self[unit][:slots]))
+                place[: len(array)] = array
+            return out
+        if self._stored == self.dtype and self._divide is None:
+            self._gather(units, out.numpy())
+            return out
+        size = slots * math.prod(self.row_shape) * self._stored.itemsize
+        step = max(1, min(len(units), CACHED_BYTES // max(1, size)))
+        gathered = np.empty((step, slots, *self.row_shape), self._stored)
+        for first in range(0, len(units), step):
+            part, place = units[first : first + step], out[first : first + step]
+            self._gather(part, gathered)
+            # NumPy's own conversion from float16 takes ten times torch's; a few units at a time stay in the cache
+            place.copy_(torch.from_numpy(gathered[: len(part)]))
+            if self._divide is not None:
+                place /= self._divisors(self._divide, part, slots)
         return out
 
-    def _gathered(self, units: Sequence[int], slots: int) -> Tensor:
-        """The same where all rows have one dtype. NumPy's own conversion from float16 takes ten times torch's."""
-        gathered = np.zeros((len(units), slots, *self.row_shape), self._stored)
-        for place, unit in zip(gathered, units, strict=True):
-            found = self._raw(unit)[:slots]
-            place[: len(found)] = found
-        out = torch.from_numpy(gathered).to(_torch_dtype(self.dtype))
-        if self._divide is not None:
-            by = np.ones((len(units), slots), self.dtype)
-            for one, unit in zip(by, units, strict=True):
-                found = self._divisors(unit)
-                if found is not None:
-                    one[: len(found)] = found[:slots]
-            out /= torch.from_numpy(by).view(len(units), slots, *[1] * len(self.row_shape))
-        return out
+    def _gather(self, units: NDArray[np.int64], out: Array) -> None:
+        """Write the stored rows of units into (N, T, ...)."""
+        slots = out.shape[1]
+        for place, found in zip(out, self._raw(units), strict=False):
+            count = min(len(found), slots)
+            place[:count] = found[:slots]
+            place[count:] = 0
 
-    def _fill(self, place: Tensor, unit: int) -> None:
-        """Write one array into (T, ...); a copy of its rows stays in the processor's cache."""
-        found = torch.from_numpy(self._raw(unit)[: len(place)].copy())
-        by = self._divisors(unit)
-        if by is not None:
-            divisors = torch.from_numpy(by[: len(place)].copy())
-            found = found.to(place.dtype).to(divisors.dtype)
-            found /= divisors.view(-1, *[1] * len(self.row_shape))
-        place[: len(found)] = found
+    def _divisors(self, divide: MappedRows, units: NDArray[np.int64], slots: int) -> Tensor:
+        """The divisors of units (N, T, 1, ...), 1 where there is none."""
+        places = divide.placed.table[units]
+        slot = np.arange(slots)
+        values = divide.block(0)  # `PackWriter.write` puts them together
+        by = values[(places[:, 1:2] + slot).clip(max=len(values) - 1)]
+        by[slot >= places[:, 2:]] = 1
+        return torch.from_numpy(by).view(len(units), slots, *[1] * len(self.row_shape))
 
 
 def _listed(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.store.fields import Field
 from pipeline.store.segments import Segment, SegmentWriter
 from trainers.data import Rows
-from trainers.packed import ARRAYS, Array, Block, Files, Placed
+from trainers.packed import ARRAYS, Array, Block, Files, MappedRows, Placed
 
 SEGMENT_BYTES = 64 << 20  # of computed rows in a segment: what a killed packing computes again at most
 TOLD_SECONDS = 0.5  # between two reports of progress
@@ -178,8 +178,7 @@ class PackWriter:
 
     def values(self, placed: Placed) -> Array:
         """The rows of all units, end to end."""
-        files = Files(self.folder)
-        return np.concatenate([files.rows(placed, unit) for unit in range(len(placed.table))])
+        return np.concatenate(list(MappedRows(Files(self.folder), placed).of(range(len(placed.table)))))
 
     def write(
         self, name: str, rows: Placed, dtype: DTypeLike, take: Placed | None = None, divide: Placed | None = None
@@ -197,7 +196,7 @@ class PackWriter:
         if take is not None:
             parts["rows"], parts["take"] = self._without_stretches(rows, take)
         if divide is not None:
-            parts["divide"] = divide
+            parts["divide"] = self._together(f"{name}.divisors", divide)
         told = {}
         for part, placed in parts.items():
             table = f"{name}.{part}.npy"
@@ -205,12 +204,20 @@ class PackWriter:
             told[part] = {"blocks": [astuple(block) for block in placed.blocks], "table": table}
         self._arrays[name] = {"dtype": np.dtype(dtype).str, "parts": told}
 
+    def _together(self, name: str, placed: Placed) -> Placed:
+        """The same rows in one file of the folder: a few bytes a row, of which a batch needs many."""
+        values = self.values(placed)
+        values.tofile(self.folder / name)
+        starts = np.cumsum(placed.lengths) - placed.lengths
+        table = np.stack([np.zeros_like(starts), starts, placed.lengths], axis=1)
+        return Placed([Block(name, 0, values.dtype.str, values.shape)], table)
+
     def _without_stretches(self, rows: Placed, take: Placed) -> tuple[Placed, Placed]:
         """The same rows, with stretches of consecutive rows in the places themselves, which are read faster."""
-        files = Files(self.folder)
+        taken = MappedRows(Files(self.folder), take)
         table, left = rows.table.copy(), take.table.copy()
         for unit in np.flatnonzero(take.lengths).tolist():
-            positions = files.rows(take, unit)
+            positions = taken[unit]
             first, count = int(positions[0]), len(positions)
             if int(positions[-1]) - first == count - 1 and (np.diff(positions) == 1).all():
                 table[unit, 1:] = table[unit, 1] + first, count

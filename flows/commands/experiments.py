@@ -33,6 +33,7 @@ from flows.commands.terms import (
     print_table,
 )  # fmt: skip
 from flows.console import StageDisplay, sentence
+from flows.copies import feature_copies
 from flows.estimate import Expected, assumptions
 from flows.preflight import Problem, as_text, planned, refusal, require_possible
 from flows.project import OnHashed, Project, open_project
@@ -357,6 +358,12 @@ def plan(experiment: ExperimentFile = DEFAULT_EXPERIMENT, sets: Sets = [], metho
         stale = planning.descendants(project.stages, [change.stage])
         seconds = sum(expected[name].seconds or 0 for name in stale)
         out.print(change.sentence + (f" (about {human_seconds(seconds)})" if seconds else ""), markup=False)
+    if (held := feature_copies(project.store, states, expected)) is not None:
+        out.print(
+            f"features that methods read: {human_bytes(held.features)} in the store, {human_bytes(held.packed)} packed "
+            f"beside them, {held.copies:.1f} copies in all",
+            markup=False,
+        )
     todo = sum(not state.complete for state in states.values())
     out.print(f"{todo} stages to run{_in_all(project, expected)}" if todo else "nothing to do", markup=False)
     _refuse(problems, project.experiment.run.anyway)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,7 +89,8 @@ def briefed(survey: Any, stage: str, corpus: Contents, failed: str = "") -> dict
     states = survey(corpus)
     if failed:
         states["clip"] = replace(states["clip"], failed={failed: Failure(failed, "v6", "broken", 1)})
-    return dict(states[stage].stage.brief(RunBriefing(corpus, None, states, [], {})))  # type: ignore[arg-type]
+    empty = SimpleNamespace(places=lambda stage, fp: {})  # a store that keeps no computed rows
+    return dict(states[stage].stage.brief(RunBriefing(corpus, empty, states, [], {})))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

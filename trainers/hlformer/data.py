@@ -80,22 +80,14 @@ def token_rows(tokens: NDArray, config: HLFormerConfig) -> NDArray[np.float32]:
 def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read: Mapping[str, Rows]) -> None:
     """Write the packed arrays and one index per split into a folder; `read` gives the inputs `video` and `text`.
 
-    A video or caption of several splits is stored once. Rows that are only made unit rows stay where they are stored,
-    with the divisor of each.
+    A video or caption of several splits is stored once. The tokens stay where they are stored, with the divisor that
+    makes each a unit row; frames, whose unit rows are computed in float64, would take twice as long in every batch.
     """
     videos, captions = keys_of(splits)
 
     def of_video(item: str) -> dict[str, NDArray]:
         rows = checked_rows(item, read["video"](item).astype(np.float32))
-        pooled = len(rows) > config.max_ctx_l
-        return {
-            "clips": clip_rows(rows, config),
-            **(
-                {"frames": frame_rows(rows, config)}
-                if pooled
-                else {"length": divisors(rows.astype(np.float64))}
-            ),
-        }
+        return {"clips": clip_rows(rows, config), "frames": frame_rows(rows, config)}
 
     def of_caption(caption: str) -> dict[str, NDArray]:
         rows = checked_rows(caption, read["text"](caption).astype(np.float32))
@@ -104,9 +96,7 @@ def pack(folder: Path, config: HLFormerConfig, splits: Mapping[str, Split], read
     with PackWriter(folder, read) as out:
         made = out.make("videos", list(videos), of_video)
         out.write("clips", made["clips"], np.float32)
-        stored = out.stored("video", videos)
-        frames = made["frames"].or_else(stored) if "frames" in made else stored
-        out.write("frames", frames, np.float32, divide=made.get("length"))
+        out.write("frames", made["frames"], np.float32)
         divide = out.make("captions", list(captions), of_caption)["length"]
         out.write("tokens", out.stored("text", captions).cut(config.max_desc_l), np.float32, divide=divide)
     write_splits(folder, splits)

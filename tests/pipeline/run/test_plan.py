@@ -164,3 +164,27 @@ def test_a_stage_over_the_corpus_that_was_made_is_done_whatever_became_of_its_in
     assert not states["train-hlformer"].complete
     store.index.add_failure(states["clip"].fingerprint.hex, f"{1:032x}", "v1", "broken")
     assert not plan.survey(stages(), contents(), store, Known())["pack-hlformer"].complete
+
+
+def test_a_pack_that_is_gone_is_missing_only_while_something_is_to_read_it(store):
+    chosen = stages()
+
+    def missing(*demanded: str) -> set[str]:
+        survey = plan.Survey(chosen, contents(), store, Known())
+        survey.demand(demanded)
+        return {name for name, state in survey.items() if state.missing}
+
+    def make(name: str) -> None:
+        fingerprint = plan.Survey(chosen, contents(), store, Known())[name].fingerprint
+        store.work_folder(name, fingerprint.hex).mkdir(parents=True)
+        store.publish(name, fingerprint, 1.0, {})
+
+    packs = {"pack-hlformer", "pack-hlformer-test"}
+    assert packs <= missing()
+    make("train-hlformer")
+    assert missing() & packs == {"pack-hlformer-test"}, "the evaluation is to read that of its split"
+    make("evaluate-hlformer")
+    assert not missing() & packs
+    assert missing("pack-hlformer", "clip") & packs == {"pack-hlformer"}
+    assert plan.ends(chosen, list(chosen)) == {"report"}
+    assert plan.ends(chosen, ["clip", "pack-hlformer"]) == {"pack-hlformer"}

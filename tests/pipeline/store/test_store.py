@@ -19,7 +19,7 @@ from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.places import Units
 from pipeline.store.segments import Damaged
-from pipeline.store.store import RECORD, Store, write_json
+from pipeline.store.store import RECORD, REFERENCES, Store, write_json
 
 FIELDS = {"row": Field("float32", (None, 3))}
 FP = Fingerprint.of({"stage": "made", "version": 1})
@@ -410,3 +410,26 @@ def test_a_full_disk_leaves_the_index_usable(store):
     store.index.db.execute("PRAGMA max_page_count=100000")
     write(store, "1")
     assert set(store.places("made", FP.hex)) == {"1"}
+
+
+def test_a_folder_is_whole_with_the_segments_it_refers_to_and_gc_keeps_them_with_it(store):
+    referred, other = write(store, "1"), write(store, "2", fp=OTHER)
+    pack = Fingerprint.of({"stage": "pack"})
+    store.work_folder("pack", pack.hex).mkdir(parents=True)
+    references = {str(referred.relative_to(store.root)): referred.stat().st_size}
+    store.publish("pack", pack, 1.0, {REFERENCES: references})
+    write(store, "1")  # made again elsewhere: no item refers to the first segment any more
+    seen: list[tuple[int, int]] = []
+    removed = store.gc({pack.hex}, dry_run=False, seen=lambda *place: seen.append(place))
+    assert [path for path, _ in removed] == [other.parent] and referred.exists()
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert store.has_run("pack", pack.hex)
+    content = referred.read_bytes()
+    referred.write_bytes(content[:-1])
+    assert not store.has_run("pack", pack.hex) and store.has_folder("pack", pack.hex)
+    referred.write_bytes(content)
+    removed = store.gc({pack.hex, FP.hex}, dry_run=False, again={pack.hex})
+    assert store.run_folder("pack", pack.hex) in [path for path, _ in removed]
+    assert store.index.fingerprints()[pack.hex] == ("pack", {"stage": "pack"}), (
+        "what it was made of stays known"
+    )
