@@ -28,7 +28,7 @@ from flows.results.exports.parquet import export_features as export_features_tab
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
-from flows.terminal import escaped, in_one_line
+from flows.terminal import escaped
 from flows.trained.changes import why_stale
 from flows.trained.finished import note_of, usual_run
 from flows.trained.recorded import recorded_stages
@@ -255,10 +255,8 @@ def import_checkpoint(
     unseen = {name: usual[name] for name in sorted(set(getattr(layout, "NOT_SHOWN", ())) - set(settings))}
     with Answer(as_json) as answer:
         answer.add(folder=target, method=method, settings=settings, assumed=unseen)
-        answer.say(
-            f"{in_one_line(str(target))}: to evaluate these weights, or train on from them, set in the experiment file:\n",
-            lines=True,
-        )
+        answer.say(f"{target}: to evaluate these weights, or train on from them, set in the experiment file:")
+        answer.say("")
         answer.say(f"[trainers.{method}]")
         answer.say(f'weights = "{target.absolute()}"')
         for name, value in settings.items():
