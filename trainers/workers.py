@@ -18,7 +18,7 @@ from pipeline.run.engines.machine import cores
 from pipeline.store.store import FeatureReader
 from trainers.config import MethodConfig
 from trainers.data import Rows, SplitIndex, write_also
-from trainers.loop import distributed, torchrun
+from trainers.loop import distributed, precision, torchrun
 from trainers.loop.engine import fit
 from trainers.loop.loading import worker_count
 from trainers.loop.progress import Progress
@@ -107,6 +107,8 @@ def train(request: dict[str, Any], send: Send) -> None:
         untrained = Summary(best_epoch=0, epochs=0, validation={})
         _finish(folder, request["method"], config, method, untrained, send)
         return
+    if told := precision.sentence(config.precision, device):
+        send({"log": f"  {request['stage']}: {told}"}, {})
     send({"doing": "training"}, {})
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.optimizer(config, method, updates * config.epochs)
