@@ -25,7 +25,7 @@ from trainers.loop.progress import Progress
 from trainers.loop.seeds import seed_everything
 from trainers.loop.trained import WEIGHTS, Summary, TrainedFolder
 from trainers.measure.evaluate import evaluate as measure
-from trainers.measure.evaluate import validation_figure, validation_sample
+from trainers.measure.validation import Validation, shown
 from trainers.method import Method, MethodData
 from trainers.registry import METHODS
 from trainers.stages import EvaluateParams
@@ -113,15 +113,7 @@ def train(request: dict[str, Any], send: Send) -> None:
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.optimizer(config, method, updates * config.epochs)
     index = SplitIndex.read(packed / "splits" / "val.json")
-    sample = validation_sample(index, config.validation_captions, config.seed)
     latest: dict[str, Any] = {}
-
-    def validate(current: Method) -> dict[str, float]:
-        value = validation_figure(
-            current, data, "val", index, device, by=config.select_by, direction=config.select_direction,
-            v2t_rank=config.v2t_rank, sample=sample, on_progress=tell_validation,
-        )  # fmt: skip
-        return {config.figure: value}
 
     def tell(progress: Progress) -> None:
         latest.update(asdict(progress))
@@ -129,11 +121,15 @@ def train(request: dict[str, Any], send: Send) -> None:
 
     def tell_validation(work: Mapping[str, Any]) -> None:
         if latest:  # which only the first process has
-            send({"progress": latest | {"validating": dict(work)}}, {})
+            send({"progress": shown(latest, work)}, {})
 
+    def say(sentence: str) -> None:
+        send({"log": f"  {request['stage']}: {sentence}"}, {})
+
+    validation = Validation(request["method"], config, data, index, device, tell_validation, say)
     result = fit(
-        method, data, config, optimizer, validate=validate, figure=config.figure, folder=folder, device=device,
-        on_progress=tell, validation_captions=0 if sample is None else len(sample),
+        method, data, config, optimizer, validate=validation, figure=config.figure, folder=folder, device=device,
+        on_progress=tell, validation_captions=validation.captions,
         loader_workers=_loader_workers(request, device, data.train_steps(distributed.world())),
     )  # fmt: skip
     summary = Summary(
