@@ -57,7 +57,9 @@ class Recipe(Params):
         None, gt=0
     )  # limit of the norm of all gradients together; None: no such clipping
     seed: int = Field(0, ge=0)  # of weights, batches and dropout
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, master weights stay float32
+    precision: Literal["fp32", "tf32", "bf16"] = (
+        "fp32"  # tf32: a GPU's products of 10 bits; bf16: autocast, master weights stay float32
+    )
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
     select_by: Selection = "SumR"  # validation figure whose best epoch is kept, and that `patience` watches
     select_direction: Literal["t2v", "v2t"] = "t2v"  # the direction of that figure; RSUM is of both

@@ -17,14 +17,14 @@ from pipeline.run.engines.machine import cores
 from pipeline.store.store import REFERENCES
 from trainers.config import MethodConfig
 from trainers.data import SplitIndex, write_also
-from trainers.loop import distributed, torchrun
+from trainers.loop import distributed, precision, torchrun
 from trainers.loop.engine import fit
 from trainers.loop.loading import worker_count
 from trainers.loop.progress import Progress
 from trainers.loop.seeds import seed_everything
 from trainers.loop.trained import WEIGHTS, Summary, TrainedFolder
 from trainers.measure.evaluate import evaluate as measure
-from trainers.measure.evaluate import validation_figure, validation_sample
+from trainers.measure.validation import Validation, shown
 from trainers.method import Method, MethodData
 from trainers.packing import Keeping, Source, StoreInputs, referred
 from trainers.registry import METHODS
@@ -90,20 +90,13 @@ def train(request: dict[str, Any], send: Send) -> None:
         untrained = Summary(best_epoch=0, epochs=0, validation={})
         _finish(folder, request["method"], config, method, untrained, send)
         return
+    if effect := precision.sentence(config.precision, device):
+        send({"log": f"  {request['stage']}: {effect}"}, {})
     send({"doing": "training"}, {})
     updates = -(-data.train_steps(distributed.world()) // config.accumulate)
     optimizer = declared.optimizer(config, method, updates * config.epochs)
     index = SplitIndex.read(packed / "splits" / "val.json")
-    sample = validation_sample(index, config.validation_captions, config.seed)
     latest: dict[str, Any] = {}
-
-    def validate(current: Method) -> dict[str, float]:
-        recalls: dict[str, float] = {}
-        value = validation_figure(
-            current, data, "val", index, device, by=config.select_by, direction=config.select_direction,
-            v2t_rank=config.v2t_rank, recalls=recalls, sample=sample, on_progress=tell_validation,
-        )  # fmt: skip
-        return {config.figure: value} | recalls
 
     def tell(progress: Progress) -> None:
         latest.update(asdict(progress))
@@ -111,11 +104,15 @@ def train(request: dict[str, Any], send: Send) -> None:
 
     def tell_validation(work: Mapping[str, Any]) -> None:
         if latest:  # which only the first process has
-            send({"progress": latest | {"validating": dict(work)}}, {})
+            send({"progress": shown(latest, work)}, {})
 
+    def say(sentence: str) -> None:
+        send({"log": f"  {request['stage']}: {sentence}"}, {})
+
+    validation = Validation(request["method"], config, data, index, device, tell_validation, say)
     result = fit(
-        method, data, config, optimizer, validate=validate, figure=config.figure, folder=folder, device=device,
-        on_progress=tell, validation_captions=0 if sample is None else len(sample),
+        method, data, config, optimizer, validate=validation, figure=config.figure, folder=folder, device=device,
+        on_progress=tell, validation_captions=validation.captions,
         loader_workers=_loader_workers(request, device, data.train_steps(distributed.world())),
     )  # fmt: skip
     summary = Summary(

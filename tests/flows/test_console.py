@@ -36,3 +36,31 @@ def test_a_stage_that_stopped_is_not_named_again(capsys, monkeypatch):
         time.sleep(0.3)
     time.sleep(0.3)
     assert capsys.readouterr().err == ""
+
+
+def test_an_evaluation_shows_what_it_counts_and_the_time_left(capsys):
+    detail = {"doing": "scoring", "done": 300, "total": 1000, "eta_seconds": 41.6}
+    progress = Progress("evaluate-gare", 0, 1, detail=detail)
+    assert console.position(progress) == (300, 1000)
+    assert console.line(progress) == "  evaluate-gare: 300 of 1000  scoring  42 s left"
+
+
+def test_a_training_shows_how_long_it_waits_for_data_and_how_far_its_validation_is():
+    detail = {
+        "epoch": 2,
+        "epochs": 5,
+        "step": 10,
+        "steps": 10,
+        "loss": 1.5,
+        "eta_seconds": 30.0,
+        "waiting": 0.0,
+    }
+    assert (
+        console.describe(Progress("train", 0, 1, detail=detail)) == "epoch 2/5  loss 1.500  at most 30 s left"
+    )
+    work = {"doing": "scoring", "done": 1, "total": 4, "eta_seconds": 9.0}
+    busy = Progress("train", 0, 1, detail=detail | {"waiting": 0.123, "validating": work})
+    assert console.position(busy) == (20, 50)
+    assert console.describe(busy) == (
+        "epoch 2/5  loss 1.500  waits for data 12%  validating: scoring 25%, 9 s left, then  at most 30 s left"
+    )

@@ -48,7 +48,7 @@ class ClipPairConfig(VideoMethodConfig):
         "openai"  # a tag, a file, or seed:N; published: openai. Its digest counts
     )
     backbone_download: Annotated[bool, SPEED] = False  # whether a tag's file may be fetched
-    precision: Literal["fp32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # bf16: autocast; fp16-legacy: CLIP in float16, as released
+    precision: Literal["fp32", "tf32", "bf16", "fp16-legacy"] = "fp32"  # type: ignore[assignment]  # tf32: a GPU's products of 10 bits; bf16: autocast; fp16-legacy: CLIP in float16, as released
 
     max_words: Annotated[int, PACKS] = Field(32, ge=3)  # tokens with start and end; more are cut
     max_frames: Annotated[int, PACKS] = Field(12, ge=1)  # of a video; a short one has fewer

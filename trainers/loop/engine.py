@@ -26,6 +26,7 @@ from trainers.loop.curves import Curves, HistoryRow
 from trainers.loop.gradients import MeanGradients
 from trainers.loop.interrupts import Interrupts
 from trainers.loop.loading import Loader, deaths_named
+from trainers.loop.precision import computing_in
 from trainers.loop.progress import Meter, Progress
 from trainers.loop.seeds import random_state, restore_random_state, seed_everything
 from trainers.loop.snapshots import NAMES, Snapshots
@@ -91,7 +92,11 @@ def fit(
     Raises TrainingError for a loss term, gradient, weight or figure that is not finite. Ctrl-C and SIGTERM
     let the update under way end, write `last` and raise KeyboardInterrupt or SystemExit(143).
     """
-    with Interrupts() as interrupts, distributed.process_group(device):
+    with (
+        Interrupts() as interrupts,
+        distributed.process_group(device),
+        computing_in(recipe.precision, device),
+    ):
         run = _Run(
             method=method.to(device),
             data=data,
