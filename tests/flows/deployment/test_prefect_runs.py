@@ -28,9 +28,9 @@ def test_a_run_has_a_task_a_stage_and_artifacts_and_the_next_one_is_cached(
     assert served.flow(experiment)["stages_ran"] == 1
     assert served.flow(experiment)["stages_ran"] == 0
     first, second = prefect_server.flow_runs(experiment)
-    assert (first["name"] != second["name"]) and first["state"]["type"] == second["state"][
-        "type"
-    ] == "COMPLETED"
+    assert first["state"]["type"] == second["state"]["type"] == "COMPLETED"
+    assert first["name"] == second["name"] == "Twice Over: features"
+    assert first["tags"] == ["experiment:Twice Over"]
     assert first["state"]["message"] == "1 stages ran, 0 cached"
     assert second["state"]["message"] == "0 stages ran, 1 cached"
     (made,), (cached,) = prefect_server.task_runs(first), prefect_server.task_runs(second)
