@@ -138,6 +138,10 @@ class PrefectServer:
         found = self._all("artifacts", flow_runs={"id": {"any_": [flow_run["id"]]}})
         return {artifact["key"]: artifact for artifact in found}
 
+    def logs(self, flow_run: dict[str, Any]) -> list[dict[str, Any]]:
+        """Lines of a flow run that is over, those of its tasks too."""
+        return self._all("logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}})
+
     def deployments(self) -> list[dict[str, Any]]:
         return self._all("deployments")
 

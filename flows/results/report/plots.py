@@ -1,7 +1,7 @@
 """Figures of the report as SVG, drawn by matplotlib: curves with bands, histograms, lines by epoch. Reads no file.
 
 One set of rules: axes have titles and units, panels that are compared share a scale, methods differ in colour and in
-dashes, and text is at least 11 pixels high on a phone. Colours are CSS variables of the page, so that one picture
+dashes, and text is about 11 pixels high on a phone too. Colours are CSS variables of the page, so that one picture
 serves the light and the dark scheme; the text is text, in the page's font.
 """
 
@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 Values = Sequence[float] | NDArray[np.float64]
 
 POINTS = 72  # matplotlib's inch; a unit of the picture is then a pixel where it is shown at its own size
-WIDE = (360, 240)  # size of a figure that has a row of its own on a phone
+WIDE = (340, 230)  # size of a figure that has a row of its own on a phone
 SMALL = (216, 150)  # size of one of several panels
-MARGINS = (52, 8, 8, 40)  # left, right, top, bottom, in pixels: room for titles and for six digits
-FONT = 11
+MARGINS = (60, 8, 8, 40)  # left, right, top, bottom, in pixels: room for titles and for six digits
+FONT = 11.5
 # Colours that stand for variables of the style sheet: matplotlib writes them, `_themed` replaces them.
 INK, SOFT, LINE, ACCENT, REACH = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = tuple(f"#0601{n:02x}" for n in range(6))

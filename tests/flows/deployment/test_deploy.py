@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from prefect.utilities.callables import parameter_schema
 
 from flows.deployment.deploy import SETTINGS, deploy
 from flows.deployment.launch import FLOWS
+from flows.deployment.server import answers
+from flows.graph import METHODS
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[3]
 DEPLOY = "from pathlib import Path; from flows.deployment.deploy import deploy; print(deploy(Path()).worker)"
 STOP = "from pathlib import Path; from flows.deployment.deploy import stop; print(stop(Path()))"
+
+
+IMPORTS = "from pathlib import Path; from flows.deployment.deploy import deploy"
 
 
 def said(place: Place, *command: str) -> str:
@@ -66,7 +73,7 @@ def test_the_flows_take_a_word_a_list_or_nothing() -> None:
     for name in FLOWS:
         flow = flow_of(name)
         assert list(flow.parameters.properties) == [
-            "experiment", "methods", "set", "retry_failed", "redo", "retries",
+            "experiment", "methods", "set", "retry_failed", "redo", "retries", "recipes",
         ]  # fmt: skip
         for given in ("hlformer", ["hlformer", "lean"], None):
             assert (
@@ -92,16 +99,45 @@ def test_prefect_reads_every_setting_of_prefect_toml(place: Place) -> None:
     assert recorder == {"read_batch_size": 200, "batch_size": 500, "flush_interval": 1}
 
 
-def test_without_a_server_one_sentence_says_how_to_start_it(
+def test_a_form_offers_methods_and_recipes_one_by_one() -> None:
+    for name in FLOWS:
+        schema = parameter_schema(flow_of(name)).properties
+        assert {schema[field]["type"] for field in ("methods", "recipes", "set", "redo")} == {"array"}
+        assert schema["methods"]["items"]["enum"] == METHODS.names() and schema["methods"]["default"] == []
+        assert "gare/msrvtt" in schema["recipes"]["items"]["enum"]
+
+
+def test_a_server_of_another_machine_that_does_not_answer_is_not_started_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("PREFECT_API_URL", "http://203.0.113.7:9/api")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "flows.deployment.deploy.answers", lambda url: False
+    )  # which would wait for the network
     with pytest.raises(
-        UserError, match=r"no Prefect server answers at .*: prefect server start --background"
+        UserError, match=r"no Prefect server answers at .*; start it on its machine: prefect server start"
     ):
         deploy(tmp_path)
-    assert 'url = "http://127.0.0.1:9/api"' in (tmp_path / "prefect.toml").read_text()
+    assert 'url = "http://203.0.113.7:9/api"' in (tmp_path / "prefect.toml").read_text()
+
+
+@pytest.mark.slow
+def test_deploy_starts_a_server_where_none_answers_in_any_folder(
+    place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place.env["PREFECT_HOME"] = str(tmp_path_factory.mktemp("home"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    place.env["PREFECT_API_URL"] = url
+    started = f"{IMPORTS}; print(deploy(Path(), serve=False).server_started)"
+    try:
+        assert said(place, sys.executable, "-c", started) == "True"
+        assert answers(url)
+        assert said(place, sys.executable, "-c", started) == "False"
+    finally:
+        said(place, sys.executable, "-m", "prefect", "server", "stop")
+    place.wait_until(lambda: place.alive() == [])
 
 
 @pytest.mark.slow
@@ -125,12 +161,10 @@ def test_the_users_own_command_runs_in_the_folder_after_deploy(
         said(place, *command)
         said(place, *command, "-p", 'set=["extractors.compress.crf=30"]', "-p", "retry_failed=true")
         with_mistake = place.start(*command, "-p", "methods=hlfromer")
-        assert with_mistake.communicate(timeout=60) and with_mistake.returncode == 1
-        first, second, third = prefect_server.flow_runs(experiment)
+        out, err = with_mistake.communicate(timeout=60)
+        assert with_mistake.returncode == 1 and "'hlfromer' is not one of ['clip4clip'" in out + err
+        first, second = prefect_server.flow_runs(experiment)  # the server refuses it before a run is made
         assert [run["state"]["message"] for run in (first, second)] == ["1 stages ran, 0 cached"] * 2
-        assert third["state"]["message"].startswith(
-            "unknown name 'hlfromer' in methods; did you mean 'hlformer'?"
-        )
         assert [task["name"] for task in prefect_server.task_runs(first)] == ["compress"]
         log = (place.folder / ".prefect" / "worker.log").read_text()
         assert "compress: 2 made" in log

@@ -25,6 +25,29 @@ def test_a_bare_name_of_ours_is_completed(given: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("methods=hlformer", 'methods=["hlformer"]'),
+        ("methods=hlformer,gare", 'methods=["hlformer", "gare"]'),
+        ("set=a.b=[1, 2]", 'set=["a.b=[1, 2]"]'),
+        ("recipes=gare/msrvtt", 'recipes=["gare/msrvtt"]'),
+        ('redo=["clip"]', 'redo=["clip"]'),
+        ("methods=null", "methods=null"),
+        ("experiment=a,b.toml", "experiment=a,b.toml"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "train/gpu"])
+def test_words_of_a_list_become_json_which_is_all_that_the_server_takes(
+    given: str, meant: str, name: str
+) -> None:
+    before = ["prefect", "deployment", "run"]
+    full = {"train": "train/train"}.get(name, name)
+    assert completed([*before, name, "-p", given]) == [*before, full, "-p", meant]
+    assert completed([*before, "--param", given, name]) == [*before, "--param", meant, full]
+    assert completed([*before, "others/flow", "-p", given]) == [*before, "others/flow", "-p", given]
+
+
+@pytest.mark.parametrize(
     "given",
     [
         "prefect deployment run train/train",

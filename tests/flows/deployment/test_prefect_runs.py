@@ -28,9 +28,9 @@ def test_a_run_has_a_task_a_stage_and_artifacts_and_the_next_one_is_cached(
     assert served.flow(experiment)["stages_ran"] == 1
     assert served.flow(experiment)["stages_ran"] == 0
     first, second = prefect_server.flow_runs(experiment)
-    assert (first["name"] != second["name"]) and first["state"]["type"] == second["state"][
-        "type"
-    ] == "COMPLETED"
+    assert first["state"]["type"] == second["state"]["type"] == "COMPLETED"
+    assert first["name"] == second["name"] == "Twice Over: features"
+    assert first["tags"] == ["experiment:Twice Over"]
     assert first["state"]["message"] == "1 stages ran, 0 cached"
     assert second["state"]["message"] == "0 stages ran, 1 cached"
     (made,), (cached,) = prefect_server.task_runs(first), prefect_server.task_runs(second)
@@ -44,6 +44,20 @@ def test_a_run_has_a_task_a_stage_and_artifacts_and_the_next_one_is_cached(
     (row,) = json.loads(shown["coverage-twice-over"]["data"])
     assert (row["stage"], row["total"], row["made"], row["failed"]) == ("compress", 2, 2, 0)
     assert set(prefect_server.artifacts(second)) == {"coverage-twice-over"}
+
+
+def test_tasks_have_edges_and_each_stage_logs_once_on_its_own_task(
+    served: Place, prefect_server: PrefectServer
+) -> None:
+    experiment = served.folder / "edges.toml"
+    experiment.write_text('corpus = "corpus.jsonl"\nextract = ["keyframes"]\n')
+    assert served.flow(str(experiment))["stages_ran"] == 2
+    (run,) = prefect_server.flow_runs(str(experiment))
+    tasks = {task["name"]: task for task in prefect_server.task_runs(run)}
+    assert [each["id"] for each in tasks["keyframes"]["task_inputs"]["wait_for"]] == [tasks["compress"]["id"]]
+    for name, task in tasks.items():
+        lines = [line for line in prefect_server.logs(run) if f"{name}: 2 made" in line["message"]]
+        assert [line["task_run_id"] for line in lines] == [task["id"]]
 
 
 def test_a_stage_with_failed_items_completes_and_says_how_many(
@@ -124,6 +138,22 @@ def test_an_error_of_ours_fails_task_and_flow_and_reaches_the_caller(
     (task,) = prefect_server.task_runs(record)
     assert record["state"]["type"] == task["state_type"] == "FAILED"
     assert target.name in record["state"]["message"] or "Error" in record["state"]["message"]
+
+
+def test_an_interrupted_run_and_its_task_are_cancelled_and_did_not_crash(
+    served: Place, prefect_server: PrefectServer
+) -> None:
+    served.corpus("long-a", "long-b")
+    experiment = served.experiment()
+    run = served.start_flow(experiment)
+    served.wait_until_at_work()
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    (record,) = prefect_server.flow_runs(experiment)
+    (task,) = prefect_server.task_runs(record)
+    assert record["state"]["type"] == task["state_type"] == "CANCELLED"
+    assert "goes on where it was" in record["state"]["message"]
 
 
 def test_a_run_without_a_server_brings_its_own_and_records_every_task(place: Place) -> None:
