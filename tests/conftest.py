@@ -167,9 +167,15 @@ def forking() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def fork_children() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with fork_children():` children of the product that are started in this process are forks of it."""
+    return forking
+
+
 @pytest.fixture(scope="module")
 def forked() -> Iterator[None]:
-    """Children of the product that are started in this process are forks of it."""
+    """Fork children in all tests of the module that use this fixture."""
     with forking():
         yield
 
