@@ -156,7 +156,7 @@ def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Pop
     if len(words) > 3 or "torch" not in sys.modules or sys.modules["torch"].get_num_threads() > 1:
         return subprocess.Popen(command, **options)
     prepare_networks()
-    return Fork(words, options["stdout"], options["env"])
+    return Fork(words, options["stdout"], options["env"] | {"OMP_NUM_THREADS": "1"})
 
 
 @contextlib.contextmanager
