@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import pytest
 
@@ -81,8 +81,12 @@ class Fork:
     A new interpreter imports torch and the libraries of networks in 3 to 5 CPU seconds; this process has them already.
     """
 
+    started: ClassVar[list[Fork]] = []
+
     def __init__(self, words: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> None:
         self.returncode: int | None = None
+        self.mark = env.get("CROSSREEL_TEST_MARK")
+        self.started.append(self)
         self._waiting = threading.Lock()
         self.pid = os.fork()
         if self.pid == 0:
@@ -98,20 +102,18 @@ class Fork:
             for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
                 os.dup2(source, target)
             connection = int(words[1])
-            for entry in os.listdir(
-                "/proc/self/fd"
-            ):  # another child's end, held here, would hide that child's death
+            for number in map(
+                int, os.listdir("/proc/self/fd")
+            ):  # an end of another child's would hide its death
                 with contextlib.suppress(OSError):
-                    if int(entry) not in (0, 1, 2, connection) and stat.S_ISSOCK(
-                        os.fstat(int(entry)).st_mode
-                    ):
-                        os.close(int(entry))
+                    if number not in (0, 1, 2, connection) and stat.S_ISSOCK(os.fstat(number).st_mode):
+                        os.close(number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(env)
-            child.subprocess = subprocess  # type: ignore[attr-defined]
+            child.subprocess = subprocess
             child.main([*words])
             code = 0
         except SystemExit as end:
@@ -141,6 +143,9 @@ class Fork:
             os.kill(self.pid, signal.SIGTERM)
 
 
+PREPARING = threading.Lock()  # pools start their workers from several threads
+
+
 @functools.cache
 def prepare_networks() -> None:
     """Import what networks and optimizers import at first use, and draw the demo's CLIP, which takes 3 CPU seconds."""
@@ -155,7 +160,8 @@ def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Pop
     words = command[command.index("pipeline.child") + 1 :]
     if len(words) > 3 or "torch" not in sys.modules or sys.modules["torch"].get_num_threads() > 1:
         return subprocess.Popen(command, **options)
-    prepare_networks()
+    with PREPARING:
+        prepare_networks()
     return Fork(words, options["stdout"], options["env"] | {"OMP_NUM_THREADS": "1"})
 
 
@@ -295,7 +301,10 @@ class Lab:
             with contextlib.suppress(OSError):
                 if self.mark.encode() in (process / "environ").read_bytes():
                     found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        return [command for command in found if command]
+        forks = [
+            f"fork {fork.pid}" for fork in Fork.started if fork.mark == self.mark and fork.poll() is None
+        ]
+        return [command for command in found if command] + forks
 
     def alive_pids(self) -> list[int]:
         """Those processes by number."""
