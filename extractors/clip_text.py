@@ -71,7 +71,7 @@ class ClipText(TextExtractor[ClipTextParams]):
 
         super().load(options)
         p = self.params
-        self.network = ClipBackbone(p.model, p.weights, options.device, p.precision)
+        self.network = ClipBackbone(p.model, p.weights, options.device, p.precision, texts_only=True)
 
     def encode(self, texts: list[str]) -> list[dict[str, Array]]:
         """The outputs of each caption."""

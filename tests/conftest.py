@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import gc
 import io
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
+import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any, ClassVar, NamedTuple
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a loaded machine ten times slower
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Two test processes fill two cores, and a fork copies no thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pipeline import child
 from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.media.video import find_ffmpeg
+
+# Without compiled files each process that collects rewrites every test again (8 CPU seconds), and each child compiles
+# what it imports of the project. Python writes them into the folders `__pycache__`, which git ignores.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPERIMENT = f"""{(FIXTURES / "experiments/hlformer.toml").read_text()}
@@ -62,12 +75,123 @@ def split_of(number: int) -> str:
     return SPLITS[0 if number % 4 < 2 else number % 4 - 1]
 
 
+class Fork:
+    """A child of `pipeline.child`, forked from this process; it has of `subprocess.Popen` what that module uses.
+
+    A new interpreter imports torch and the libraries of networks in 3 to 5 CPU seconds; this process has them already.
+    """
+
+    started: ClassVar[list[Fork]] = []
+
+    def __init__(self, words: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> None:
+        self.returncode: int | None = None
+        self.mark = env.get("CROSSREEL_TEST_MARK")
+        self.started.append(self)
+        self._waiting = threading.Lock()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._serve(words, output.fileno(), env)
+
+    @staticmethod
+    def _serve(words: Sequence[str], output: int, env: Mapping[str, str]) -> None:
+        """Become what `python -m pipeline.child` with these words is; never returns."""
+        code = 1
+        try:
+            gc.freeze()  # what the parent has left to be collected, such as a connection to a database, is not ours
+            os.setsid()
+            for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+                os.dup2(source, target)
+            connection = int(words[1])
+            for number in map(
+                int, os.listdir("/proc/self/fd")
+            ):  # an end of another child's would hide its death
+                with contextlib.suppress(OSError):
+                    if number not in (0, 1, 2, connection) and stat.S_ISSOCK(os.fstat(number).st_mode):
+                        os.close(number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.environ.clear()
+            os.environ.update(env)
+            child.subprocess = subprocess
+            child.main([*words])
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        with self._waiting:
+            if self.returncode is None:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+            return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a forked child", timeout)
+            time.sleep(0.002)
+        return code
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
+PREPARING = threading.Lock()  # pools start their workers from several threads
+
+
+@functools.cache
+def prepare_networks() -> None:
+    """Import what networks and optimizers import at first use, and draw the demo's CLIP, which takes 3 CPU seconds."""
+    from extractors.backbones.clip import ClipBackbone
+
+    for texts_only in (False, True):
+        ClipBackbone("crossreel-demo", "seed:0", texts_only=texts_only)
+
+
+def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Popen[bytes]:
+    """Fork a child, but for one that has a limit of memory, or where torch would be imported for it alone."""
+    words = command[command.index("pipeline.child") + 1 :]
+    if len(words) > 3 or "torch" not in sys.modules or sys.modules["torch"].get_num_threads() > 1:
+        return subprocess.Popen(command, **options)
+    with PREPARING:
+        prepare_networks()
+    return Fork(words, options["stdout"], options["env"] | {"OMP_NUM_THREADS": "1"})
+
+
+@contextlib.contextmanager
+def forking() -> Iterator[None]:
+    """Have the children of this process forked from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(child, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start_child}))
+        yield
+
+
+@pytest.fixture(scope="session")
+def fork_children() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with fork_children():` children of the product that are started in this process are forks of it."""
+    return forking
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
+    """Fork children in all tests of the module that use this fixture."""
+    with forking():
+        yield
+
+
 def command(*arguments: object) -> int:
     """Run the command in this process; its exit status. What it lets through raises, as a traceback would show."""
     from flows.cli import main
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forking():
         patch.setattr(sys, "argv", ["crossreel", *map(str, arguments)])
         try:
             main()
@@ -124,6 +248,21 @@ class Lab:
         words = [*map(str, arguments)]
         if env or words[0] in ("run", "batch") or "run.engine=ray" in words:
             return self.run_apart(*arguments, seconds=seconds, **env)
+        return self._run_here(*words)
+
+    def run_without_prefect(self, *arguments: object) -> Ended:
+        """`run` in this process, where Prefect and its server, 10 CPU seconds, would prove nothing."""
+        from flows.deployment import launch
+        from flows.run import run_stages
+
+        def run_flow(name, request, project, names, display, states=None):
+            return run_stages(project, names, display, request.redo, request.retry_failed, states=states)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "run_flow", run_flow)
+            return self._run_here("run", *map(str, arguments))
+
+    def _run_here(self, *words: str) -> Ended:
         out, err = io.StringIO(), io.StringIO()
         with (
             pytest.MonkeyPatch.context() as patch,
@@ -162,7 +301,10 @@ class Lab:
             with contextlib.suppress(OSError):
                 if self.mark.encode() in (process / "environ").read_bytes():
                     found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        return [command for command in found if command]
+        forks = [
+            f"fork {fork.pid}" for fork in Fork.started if fork.mark == self.mark and fork.poll() is None
+        ]
+        return [command for command in found if command] + forks
 
     def alive_pids(self) -> list[int]:
         """Those processes by number."""

@@ -18,6 +18,8 @@ import crossreel as library
 from crossreel.settings import as_sets
 from crossreel.tables import Table
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 HEAVY = ("torch", "prefect", "transformers", "open_clip", "decord")
 LOOKING = f"""
 import sys

@@ -12,7 +12,7 @@ import pytest
 
 import crossreel as library
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 NEW = "a red square that nobody described"
 
 

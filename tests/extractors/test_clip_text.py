@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from extractors.backbones import seeded
 from extractors.backbones.clip import ClipBackbone
 from extractors.base import Output, Unit, WorkOptions
 from extractors.clip_text import ClipText, ClipTextParams
@@ -130,3 +131,11 @@ def test_padding_that_is_not_kept_is_refused():
         fill(ClipTextParams, {"padding": "masked"}, "extractors.clip_text")
     with pytest.raises(UserError, match=r"extractors\.clip_text\.padding = 'zero' is not possible"):
         fill(ClipTextParams, {"pad": True, "padding": "zero"}, "extractors.clip_text")
+
+
+def test_texts_do_not_wait_until_a_seeded_network_is_whitened_on_pictures(monkeypatch):
+    monkeypatch.setattr(seeded, "_drawn", {})
+    monkeypatch.setattr(
+        seeded, "whiten", lambda *_: pytest.fail("1024 pictures went through the image tower")
+    )
+    assert set(encoded()) == set(TEXTS)

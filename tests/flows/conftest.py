@@ -173,8 +173,6 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("media")
     for name in ("one", "two"):
         clip(folder / f"{name}.mp4", 1, "64x48")
-    for name in ("long-a", "long-b"):
-        clip(folder / f"{name}.mp4", 30, "1280x720")
     return folder
 
 
@@ -190,6 +188,20 @@ def place(media: Path, embedded_home: Path, tmp_path: Path) -> Place:
     place = Place(tmp_path, environment(embedded_home))
     place.corpus("one", "two")
     return place
+
+
+@pytest.fixture
+def long_clips(place: Place) -> None:
+    """Two videos of 30 s in the place, which take the stage `compress` seconds; its corpus is these.
+
+    Three seconds are encoded and repeated: to encode all of them takes 9 CPU seconds.
+    """
+    clip(place.folder / "short.mp4", 3, "1280x720")
+    for name in ("long-a", "long-b"):
+        repeat = ["-stream_loop", "9", "-i", str(place.folder / "short.mp4"), "-c", "copy"]
+        title = ["-metadata", f"title={name}", str(place.folder / f"{name}.mp4")]
+        subprocess.run([find_ffmpeg(), "-v", "error", *repeat, *title], check=True)
+    place.corpus("long-a", "long-b")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_an_ffmpeg_that_is_always_killed_is_recorded_as_killed_and_taken_up_by_t
     assert "compress of clip01: killed 1 times, the next run tries it again: ffmpeg was killed" in why.out
     assert small.run("stage", "compress", small.toml, **env).code == 3
     assert tries(small.folder) == 3  # alone, once
-    ended = small.run("run", small.toml)
+    ended = small.run_without_prefect(small.toml)
     assert ended.code == 0 and small.plan()["compress"]["cached"] == 3, ended.err
     assert small.run("status", small.toml).code == 0
 

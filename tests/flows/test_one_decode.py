@@ -52,14 +52,14 @@ def test_a_fresh_corpus_is_decoded_once_and_each_compressed_video_once(lab):
     assert "one pass over 12 items, each decoded once: clip, frames, keyframes" in said
     ended = lab.run("stage", "vgg16", lab.toml, "--json")
     assert set(reports(ended)) == {"compress", "keyframes", "vgg16"}  # what was not asked for is not made
-    ended = lab.run("run", lab.toml, "--redo", "compress")
+    ended = lab.run_without_prefect(lab.toml, "--redo", "compress")
     assert ended.code == 0, ended.err
     assert "(12 compress, 12 clip + frames)" in ended.out  # key frames were there
     made = {stage: rows(lab, stage) for stage in ("clip", "frames", "keyframes", "vgg16")}
     assert all(len(found) == 12 for found in made.values())
     lab.store.rename(lab.folder / "first")
 
-    ended = lab.run("run", lab.toml)
+    ended = lab.run_without_prefect(lab.toml)
     assert ended.code == 0, ended.err
     assert "24 decodes (12 compress, 12 clip + frames + keyframes)" in ended.out
     assert "keyframes: 12 made (in the pass of clip)" in ended.err
@@ -72,7 +72,7 @@ def test_a_fresh_corpus_is_decoded_once_and_each_compressed_video_once(lab):
     (last, *_) = index.runs(1)
     assert last["summary"]["decodes"] == 24
     index.close()
-    ended = lab.run("run", lab.toml)
+    ended = lab.run_without_prefect(lab.toml)
     assert "0 decodes" in ended.out and "0 stages ran" in ended.out
 
 
@@ -85,7 +85,7 @@ def test_an_item_that_no_decoder_reads_fails_in_each_stage_of_the_pass_and_is_re
     cut = bytearray(whole)
     cut[len(cut) // 4 :] = bytes(len(cut) - len(cut) // 4)  # of the right length, but noise
     victim.write_bytes(bytes(cut))
-    ended = small.run("run", small.toml, "--json")
+    ended = small.run_without_prefect(small.toml, "--json")
     assert ended.code == 3, ended.err
     found = {report["stage"]: report for report in json.loads(ended.out)["stages"]}
     assert [found[name]["failed"] for name in ("frames", "keyframes")] == [1, 1]
@@ -93,7 +93,7 @@ def test_an_item_that_no_decoder_reads_fails_in_each_stage_of_the_pass_and_is_re
         found["keyframes"]["shared_with"] == "frames" and found["frames"]["decodes"] == 2
     )  # the damaged one is not begun
     victim.write_bytes(whole)
-    ended = small.run("run", small.toml, "--retry-failed", "--json")
+    ended = small.run_without_prefect(small.toml, "--retry-failed", "--json")
     found = reports(ended)
     assert [found[name]["ran"] for name in ("frames", "keyframes")] == [1, 1]
     assert found["frames"]["decodes"] == 1 and found["keyframes"]["shared_with"] == "frames"

@@ -102,7 +102,7 @@ def measured(lab, stage: str) -> list[dict[str, Any]]:
 def test_both_methods_learn_from_stored_features_up_to_one_report(clips):
     (clips.folder / "small.json").write_text(json.dumps(SMALL), encoding="utf-8")
     clips.experiment(FROZEN)
-    ended = clips.run("run", clips.toml)
+    ended = clips.run_without_prefect(clips.toml)
     assert ended.code == 0, ended.err
     for method in ("neighborretr", "gare"):
         (found,) = measured(clips, f"evaluate-{method}")
@@ -113,7 +113,7 @@ def test_both_methods_learn_from_stored_features_up_to_one_report(clips):
     assert "Hubness" in text and text.count('<th scope="row">gare</th>') == text.count(
         '<th scope="row">neighborretr</th>'
     )
-    again = clips.run("run", clips.toml)
+    again = clips.run_without_prefect(clips.toml)
     assert again.code == 0 and "0 stages ran, 10 were cached" in again.out
 
 
@@ -144,7 +144,7 @@ def test_gare_is_fine_tuned_from_frames_of_the_network_s_size_and_comes_back_fro
 def test_zero_shot_clip_is_evaluated_up_to_the_report_without_a_training(clips):
     (clips.folder / "small.json").write_text(json.dumps(SMALL), encoding="utf-8")
     clips.experiment(ZERO_SHOT)
-    ended = clips.run("run", clips.toml)
+    ended = clips.run_without_prefect(clips.toml)
     assert ended.code == 0, ended.err
     (found,) = measured(clips, "evaluate-clip4clip")
     assert set(found["metrics"]) == {"t2v", "v2t", "both"} and found["protocol"]["captions"] == 4

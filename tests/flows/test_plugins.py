@@ -282,7 +282,7 @@ COLOURS = (Path(__file__).parents[1] / "fixtures/experiments/two_towers.toml").r
 def test_the_example_package_is_installed_and_runs_from_videos_to_the_report(lab: Any, example: Path) -> None:
     lab.experiment(COLOURS)
     path = os.pathsep.join([str(example), *sys.path])
-    ended = lab.run("run", lab.toml, PYTHONPATH=path)
+    ended = lab.run("stage", "report", lab.toml, PYTHONPATH=path)
     assert ended.code == 0, ended.err
     (folder,) = (lab.store / "runs/evaluate-two_towers").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())

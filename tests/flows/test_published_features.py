@@ -19,6 +19,8 @@ from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.errors import UserError
 from pipeline.features.layouts.ms_sl import MsSl
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "hlformer/mssl_tiny/tiny"
 SETTINGS = (FIXTURES / "experiments/mssl_tiny.toml").read_text().replace("epochs = 1", "epochs = 2")

@@ -176,11 +176,11 @@ def test_the_users_own_command_runs_in_the_folder_after_deploy(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("long_clips")
 def test_stopping_the_worker_ends_the_run_it_has_underway(
     place: Place, prefect_server: PrefectServer
 ) -> None:
     place.env |= prefect_server.env
-    place.corpus("long-a", "long-b")
     experiment = place.experiment()
     said(place, sys.executable, "-c", DEPLOY)
     slowly = [f"extractors.compress.{setting}" for setting in ('preset="medium"', "fps=60", "short_side=720")]

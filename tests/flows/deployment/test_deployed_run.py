@@ -77,10 +77,10 @@ def test_prefect_makes_every_deployment_of_prefect_yaml_with_schedules_that_are_
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.usefixtures("long_clips")
 def test_a_worker_that_is_stopped_ends_its_run_first_so_that_no_record_says_running_for_ever(
     served: Place, prefect_server: PrefectServer, worker: Any
 ) -> None:
-    served.corpus("long-a", "long-b")
     experiment = served.experiment()
     slowly = [f"extractors.compress.{setting}" for setting in ('preset="medium"', "fps=60", "short_side=720")]
     served.wait_until(lambda: "extract" in {d["name"] for d in prefect_server.deployments()})

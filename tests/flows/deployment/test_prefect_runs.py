@@ -190,6 +190,7 @@ def test_two_runs_at_once_bring_two_servers_and_make_everything_once(
     assert sorted(made) == [0, 2]
 
 
+@pytest.mark.usefixtures("long_clips")
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -199,7 +200,6 @@ def test_two_runs_at_once_bring_two_servers_and_make_everything_once(
     ],
 )
 def test_a_run_that_is_ended_leaves_no_process_behind(place: Place, number: int, code: int) -> None:
-    place.corpus("long-a", "long-b")
     run = place.start_flow(place.experiment())
     place.wait_until_at_work()
     run.send_signal(number)

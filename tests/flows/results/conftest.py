@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, called: Callable[..., s
 
 
 @pytest.fixture(scope="session")
-def called() -> Callable[..., str]:
+def called(fork_children: Callable[[], AbstractContextManager[None]]) -> Callable[..., str]:
     """`called(*words)` is what a verb prints, which ends with 0."""
 
     def call(*words: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in words])
+        with fork_children():
+            result = CliRunner().invoke(app, [str(word) for word in words])
         assert result.exit_code == 0, (words, result.output, result.exception)
         return result.stdout
 

@@ -83,6 +83,8 @@ CLOUDS = (EXPERIMENTS / "clouds.toml").read_text()
 IMPORTED = (EXPERIMENTS / "mssl_tiny.toml").read_text()
 TINY = Path(__file__).parents[2] / "fixtures/hlformer/mssl_tiny/tiny"
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Verb = Callable[..., tuple[int, str, str]]
 
 

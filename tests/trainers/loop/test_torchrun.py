@@ -18,8 +18,9 @@ from pipeline.child import Child, ChildDied, ChildError
 from pipeline.errors import TrainingError
 from trainers.lean.config import LeanConfig
 from trainers.lean.data import pack
+from trainers.workers import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 SETTINGS: dict[str, Any] = {
     "nodes": "sentence", "keyframes": "", "frames": 4, "hidden": 16, "latent": 8, "attention_hidden": 4,
@@ -86,7 +87,9 @@ def ranks(folder: Path) -> list[str]:
 
 
 def test_two_processes_lose_what_one_loses_and_leave_what_one_leaves(tmp_path: Path) -> None:
-    one, two = (run(request(tmp_path, processes)) for processes in (1, 2))
+    one: list[dict[str, Any]] = []
+    train(request(tmp_path, 1), lambda header, _: one.append(dict(header)))
+    two = run(request(tmp_path, 2))
     assert one[-1]["record"]["best_epoch"] == two[-1]["record"]["best_epoch"]
     histories = [
         [json.loads(line) for line in (tmp_path / f"run-{n}/history.jsonl").read_text().splitlines()]
