@@ -268,7 +268,8 @@ class _Site:
         result = hit.as_json() | {"kind": self._gallery.kind(hit.key), "right": right}
         item = self._gallery.items.get(hit.key)
         shown = caption_at(item.captions, hit.moment) if item and hit.captions else None
-        at = [shown.start, shown.end] if shown and shown.start is not None and shown.end is not None else None
+        timed = shown and hit.moment and shown.start is not None and shown.end is not None
+        at = [shown.start, shown.end] if shown and timed else None
         return result | {
             "captions": list(hit.captions[:CAPTIONS_SHOWN]), "caption": shown.text if shown else "", "at": at,
             "percentile": round(100 * below, 2),

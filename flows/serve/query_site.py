@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ from flows.serve.ranks.tables import Tables
 
 MOST_ROWS = 200  # of one window
 MOST_PAIRS, USUAL_PAIRS = 200, 24  # confusions, or hubs, of one answer
+MOST_ORDERS = 16  # orders that are kept, of 8 bytes a query
 PART = 500  # rows that are written at once
 ALWAYS_ASKED = "no-cache"  # a run may have been finished meanwhile
 
@@ -39,6 +42,8 @@ class QuerySite:
 
     def __init__(self, tables: Tables, first_split: str) -> None:
         self._tables, self._first_split = tables, first_split
+        self._lock = threading.Lock()
+        self._orders: OrderedDict[Choice, tuple[RankTable, NDArray[np.int64]]] = OrderedDict()
 
     @property
     def routes(self) -> list[Route]:
@@ -58,7 +63,7 @@ class QuerySite:
 
         def answer() -> dict[str, Any]:
             table, choice = self._table(request), _choice(request)
-            rows = chosen_rows(table, choice)
+            rows = self._rows(table, choice)
             shown = chosen_columns(table, choice)
             a, b = pair_of(table, choice)
             return {
@@ -131,7 +136,21 @@ class QuerySite:
 
     def _chosen(self, request: Request) -> tuple[RankTable, NDArray[np.int64], list[Column]]:
         table, choice = self._table(request), _choice(request)
-        return table, chosen_rows(table, choice), chosen_columns(table, choice)
+        return table, self._rows(table, choice), chosen_columns(table, choice)
+
+    def _rows(self, table: RankTable, choice: Choice) -> NDArray[np.int64]:
+        """The chosen rows in order. Scrolling asks for many windows of one order, so the last orders are kept."""
+        with self._lock:
+            kept = self._orders.get(choice)
+        if kept is not None and kept[0] is table:
+            return kept[1]
+        rows = chosen_rows(table, choice)
+        with self._lock:
+            self._orders[choice] = table, rows
+            self._orders.move_to_end(choice)
+            while len(self._orders) > MOST_ORDERS:
+                self._orders.popitem(last=False)
+        return rows
 
 
 def _choice(request: Request) -> Choice:

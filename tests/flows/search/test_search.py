@@ -25,6 +25,7 @@ from flows.project import Project, open_project
 from flows.results.method_results import method_results
 from flows.run import run_stages
 from flows.search import worker
+from flows.search.briefing import SearchBriefing
 from flows.search.index import with_index
 from flows.search.query import MOST_CHARACTERS, require_text
 from flows.search.searcher import Searcher
@@ -226,7 +227,7 @@ def test_a_gallery_is_calibrated_by_captions_of_the_training_split(searcher):
 
 
 def test_without_training_captions_those_of_other_items_calibrate(searcher, monkeypatch):
-    monkeypatch.setattr(searcher._briefing, "sample", lambda split, most: None)
+    monkeypatch.setattr(SearchBriefing, "sample", lambda briefing, split, most: None)
     found = searcher.calibrate()
     texts = [
         text

@@ -228,9 +228,10 @@ def test_30000_queries_are_sorted_and_filtered_within_a_fifth_of_a_second(given:
             Choice(sort=sort),
             Choice(sort=sort, text="item 7", found=("method0",), missed=("method1",), k=100),
         ):
-            started = time.perf_counter()
+            started = time.process_time()
             rows = chosen_rows(tables.table("test"), choice)
-            slowest = max(slowest, time.perf_counter() - started)
+            slowest = max(slowest, time.process_time() - started)
             assert len(rows)
+    # CPU seconds: on a busy machine the time on the clock says how busy it is
     print(f"slowest choice among {len(table.rows.captions):,} queries of 5 runs: {1000 * slowest:.0f} ms")
     assert slowest < 0.2
