@@ -80,7 +80,7 @@ def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
     home.mkdir()
     yield os.environ | {
         "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": f"{extra}:{ROOT}", "PIP_TARGET": str(extra),
-        "HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200",
+        "HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "80",
     }  # fmt: skip
 
 
