@@ -1,9 +1,8 @@
-"""The program that runs: its version, the commit of its source tree, and what a bug report should say of a machine."""
+"""The program that runs: its version, and the commit of its source tree."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -40,16 +39,6 @@ def version_line() -> str:
 def release() -> str:
     """Version and commit, for instance "0.1.0 (commit 2a26eb2c11d0)"; of a wheel the version alone."""
     return f"{version()} (commit {commit()})" if commit() else version()
-
-
-def described() -> Iterator[str]:
-    """What a bug report should say: versions and sizes, and nothing of whose machine it is."""
-    from flows.results.report.environment import environment
-
-    yield version_line()
-    for name, value in environment():
-        if name != NAME:
-            yield f"{name}: {value}"
 
 
 def _git(*arguments: str) -> str:
