@@ -70,6 +70,18 @@ def test_every_verb_stands_in_the_reference_with_all_its_options(verb, command):
             assert re.search(rf"`\[?{re.escape(name)}[ `\]]", text), f"{verb}: {name}"
 
 
+def test_every_row_of_a_table_in_the_reference_has_as_many_cells_as_its_head():
+    for page, text in made().items():
+        width = 0
+        for line in text.splitlines():
+            if not line.startswith("|"):
+                width = 0
+                continue
+            cells = len(re.findall(r"(?<!\\)\|", line))
+            assert width in (0, cells), f"{page}: {line}"
+            width = cells
+
+
 def test_every_exit_status_stands_in_the_reference():
     for code, words in EXIT_CODES.items():
         assert f"| {code} | {words} |" in made()["reference/command-line.md"]
