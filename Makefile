@@ -51,7 +51,7 @@ strays: ## Refuse committed files that editors, patches and merges leave behind
 	test -z "$$found" || { echo "committed, but left over from an editor, a patch or a merge: $$found"; exit 1; }
 
 docs: $(READY) ## Check that the docs name what exists (tables of stages, verbs and settings)
-	$(BIN)/python -m pytest -q tests/test_docs.py
+	$(BIN)/python -m pytest -q -m "not slow and not long" tests/test_docs.py tests/test_site.py tests/test_releases.py
 
 docs-site: $(READY) ## Build the documentation into site/; no network is needed, neither here nor by who reads it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site

@@ -18,9 +18,10 @@ TripleWords = tuple[str, str, str]  # the words of subject, relation and object;
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence with its golden triples and the triples that a parser predicted."""
+    """A sentence with its golden triples and the triples that a parser predicted; style: what it is an example of."""
 
     text: str
+    style: str
     golden: frozenset[TripleWords]
     predicted: frozenset[TripleWords]
 
@@ -67,20 +68,40 @@ class Agreement:
         return rates | {"wanted": self.golden, "found": self.predicted, "right": self.correct}
 
 
-def golden() -> list[tuple[str, frozenset[TripleWords]]]:
+@dataclass(frozen=True)
+class Golden:
+    """A shipped sentence with the triples that were written for it by hand; style: what it is an example of."""
+
+    text: str
+    style: str
+    triples: frozenset[TripleWords]
+
+
+def golden() -> list[Golden]:
     """The shipped sentences, each with its golden triples."""
     lines: list[dict[str, Any]] = [
         json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()
     ]
-    return [(line["text"], frozenset(normal(tuple(words)) for words in line["triples"])) for line in lines]
+    return [
+        Golden(line["text"], line["style"], frozenset(normal(tuple(words)) for words in line["triples"]))
+        for line in lines
+    ]
 
 
 def compare(predicted: Sequence[Sequence[Triple]]) -> list[Sentence]:
     """The golden sentences with the triples that a parser predicted, in the order of `golden`."""
     return [
-        Sentence(text, expected, frozenset(normal(in_words(text, triple)) for triple in triples))
-        for (text, expected), triples in zip(golden(), predicted, strict=True)
+        Sentence(
+            one.text, one.style, one.triples, frozenset(normal(in_words(one.text, each)) for each in triples)
+        )
+        for one, triples in zip(golden(), predicted, strict=True)
     ]
+
+
+def by_style(sentences: Sequence[Sentence]) -> dict[str, list[Sentence]]:
+    """The sentences of each style, in alphabetical order of the styles."""
+    styles = sorted({sentence.style for sentence in sentences})
+    return {style: [one for one in sentences if one.style == style] for style in styles}
 
 
 def exact(sentences: Sequence[Sentence]) -> Agreement:

@@ -156,17 +156,25 @@ def options(
 ) -> None:
     """Options of the command itself, which stand before the verb."""
     if version:
-        from flows.bug_report import described  # only this answer pays for it
-        from flows.program import version_line
-
-        for line in described() if verbose else [version_line()]:
-            typer.echo(line)
+        _print_version(verbose)
         raise typer.Exit
     if verbose:
         raise UserError("--verbose is for --version")
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
+
+
+def _print_version(verbose: bool) -> None:
+    """Print the version, or all that a bug report should say; only this answer pays for these imports."""
+    if verbose:
+        from flows.commands.version import described
+
+        typer.echo("\n".join(described()))
+    else:
+        from flows.program import version_line
+
+        typer.echo(version_line())
 
 
 def main() -> None:

@@ -83,13 +83,16 @@ class Fork:
 
     started: ClassVar[list[Fork]] = []
 
-    def __init__(self, words: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: Sequence[str], output: IO[bytes], env: Mapping[str, str], first: Callable[[], object]
+    ) -> None:
         self.returncode: int | None = None
         self.mark = env.get("CROSSREEL_TEST_MARK")
         self.started.append(self)
         self._waiting = threading.Lock()
         self.pid = os.fork()
         if self.pid == 0:
+            first()  # before anything else: what ends it with its parent
             self._serve(words, output.fileno(), env)
 
     @staticmethod
@@ -158,11 +161,11 @@ def prepare_networks() -> None:
 def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Popen[bytes]:
     """Fork a child, but for one that has a limit of memory, or where torch would be imported for it alone."""
     words = command[command.index("pipeline.child") + 1 :]
-    if len(words) > 3 or "torch" not in sys.modules or sys.modules["torch"].get_num_threads() > 1:
+    if int(words[2]) or "torch" not in sys.modules or sys.modules["torch"].get_num_threads() > 1:
         return subprocess.Popen(command, **options)
     with PREPARING:
         prepare_networks()
-    return Fork(words, options["stdout"], options["env"] | {"OMP_NUM_THREADS": "1"})
+    return Fork(words, options["stdout"], options["env"] | {"OMP_NUM_THREADS": "1"}, options["preexec_fn"])
 
 
 @contextlib.contextmanager

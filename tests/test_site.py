@@ -31,6 +31,7 @@ from trainers.recipes import every_recipe
 from trainers.stages import EvaluateParams
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = Path("/usr/bin/chromium")
 
 
 @cache
@@ -67,6 +68,18 @@ def test_every_verb_stands_in_the_reference_with_all_its_options(verb, command):
         )
         for name in names:
             assert re.search(rf"`\[?{re.escape(name)}[ `\]]", text), f"{verb}: {name}"
+
+
+def test_every_row_of_a_table_in_the_reference_has_as_many_cells_as_its_head():
+    for page, text in made().items():
+        width = 0
+        for line in text.splitlines():
+            if not line.startswith("|"):
+                width = 0
+                continue
+            cells = len(re.findall(r"(?<!\\)\|", line))
+            assert width in (0, cells), f"{page}: {line}"
+            width = cells
 
 
 def test_every_exit_status_stands_in_the_reference():
@@ -188,14 +201,20 @@ class Page(HTMLParser):
             self.loaded.append(given.get("href") or "")
 
 
-@pytest.mark.slow
-def test_the_site_builds_and_no_link_is_dead_and_nothing_is_loaded_from_elsewhere(tmp_path):
-    site = tmp_path / "site"
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs-site` builds it."""
+    folder = tmp_path_factory.mktemp("built") / "site"
     ended = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)],
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_no_link_of_the_site_is_dead_and_nothing_is_loaded_from_elsewhere(site):
     pages = {path: Page(path) for path in site.rglob("*.html")}
     assert len(pages) > 40
     for path, page in pages.items():
@@ -217,3 +236,23 @@ def test_the_site_builds_and_no_link_is_dead_and_nothing_is_loaded_from_elsewher
                 )
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+@pytest.mark.long
+def test_a_search_in_the_folder_finds_a_setting_without_a_server_or_a_network(site):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip("no browser on this machine")
+    asked: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.locator("input.md-search__input").click()
+        page.keyboard.type("coef_lr")
+        page.wait_for_selector("a.md-search-result__link", timeout=60_000)
+        found = [one.get_attribute("href") or "" for one in page.locator("a.md-search-result__link").all()]
+        browser.close()
+    assert any("reference/settings.html" in link for link in found)
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -29,7 +29,17 @@ def page() -> str:
 
 
 def _signature(found: Any) -> str:
-    return str(inspect.signature(found)).replace("'", "")
+    """The signature with annotations as they are written, and defaults as Python shows them."""
+    written = inspect.signature(found)
+    shown, starred = [], False
+    for one in written.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and not starred:
+            shown.append("*")
+        starred = starred or one.kind in (one.KEYWORD_ONLY, one.VAR_POSITIONAL)
+        star = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        default = "" if one.default is one.empty else f" = {one.default!r}"
+        shown.append(f"{star}{one.name}: {one.annotation}{default}")
+    return f"({', '.join(shown)}) -> {written.return_annotation}"
 
 
 def _doc(found: Any) -> str:

@@ -25,7 +25,7 @@ def page() -> str:
     """The page as Markdown."""
     root = typer.main.get_command(app)
     codes = "".join(f"| {code} | {words} |\n" for code, words in EXIT_CODES.items())
-    parts = [HEAD + codes, "## Options of the command itself", _options(root), "They stand before the verb."]
+    parts = [HEAD + codes, "## Options of the command itself", "They stand before the verb.", _options(root)]
     for name, command in leaves():
         parts += [f"## crossreel {name}", _help(command), f"`{_usage(name, command)}`", _options(command)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -70,8 +70,8 @@ def _row(one: Any) -> str:
         flag = getattr(one, "is_flag", False)
         value = "" if flag else f" {one.metavar or one.name.upper()}"
         name = " ".join(f"`{opt}`" for opt in (*one.opts[:-1], one.opts[-1] + value, *one.secondary_opts))
-    help_text = " ".join((one.help or "").split()).replace("|", "\\|")
-    return f"| {name} | {help_text} | {_default(one)} |"
+    cells = (name, " ".join((one.help or "").split()), _default(one))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _default(one: Any) -> str:

@@ -8,9 +8,9 @@ import typer
 
 from extractors import triple_check
 from extractors.backbones import parsers
-from extractors.triple_check import Agreement, Sentence, TripleWords
+from extractors.triple_check import Agreement, Sentence, TripleWords, by_style
 from extractors.triples import TriplesParams
-from flows.commands.terms import AsJson, out, print_json
+from flows.commands.terms import AsJson, out, print_json, print_table
 from pipeline.errors import ItemError, UserError
 from pipeline.settings import fill
 
@@ -51,7 +51,7 @@ def triples(
         )
         params = params.model_copy(update={"package": parsers.SHIPPED})
     parser = parsers.build(params, "cpu")
-    texts = [text for text, _ in triple_check.golden()] if golden else sentences
+    texts = [one.text for one in triple_check.golden()] if golden else sentences
     try:
         parsed = parser.parse(texts)
     except ItemError as error:
@@ -83,7 +83,9 @@ def _print_check(sentences: list[Sentence], as_json: bool) -> None:
     failed = [sentence for sentence in sentences if sentence.missed or sentence.wrong]
     if as_json:
         misses = [{"text": one.text, "missed": one.missed, "wrong": one.wrong} for one in failed]
-        print_json({name: rate.as_json() for name, rate in rates.items()} | {"sentences": misses})
+        styles = {style: triple_check.exact(those).as_json() for style, those in by_style(sentences).items()}
+        everything = {name: rate.as_json() for name, rate in rates.items()}
+        print_json(everything | {"styles": styles, "sentences": misses})
         return
     for sentence in failed:
         out.print(sentence.text, markup=False)
@@ -91,6 +93,10 @@ def _print_check(sentences: list[Sentence], as_json: bool) -> None:
             ("wrong ", one) for one in sentence.wrong
         ]:
             out.print(f"  {word}  {_line(triple)}", markup=False)
+    print_table("", ["style", "sentences", "golden", "precision", "recall"], [
+        [style, str(len(those)), str(rate.golden), f"{rate.precision:.2f}", f"{rate.recall:.2f}"]
+        for style, those in by_style(sentences).items() for rate in [triple_check.exact(those)]
+    ])  # fmt: skip
     out.print(f"{len(sentences) - len(failed)} of {len(sentences)} sentences are as written by hand")
     for name, rate in rates.items():
         out.print(f"{name}: {_rates(rate)}", markup=False)

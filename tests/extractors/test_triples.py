@@ -152,8 +152,8 @@ def test_rows_go_by_triple_part_and_place() -> None:
 def test_agreement_counts_correct_predicted_and_golden_triples() -> None:
     dog, cat, cats = ("a", "sees", "dog"), ("a", "sees", "cat"), ("the a", "sees", "black cat")
     sentences = [
-        Sentence("one", frozenset({dog, cat}), frozenset({dog, cats})),
-        Sentence("two", frozenset({dog}), frozenset()),
+        Sentence("one", "simple", frozenset({dog, cat}), frozenset({dog, cats})),
+        Sentence("two", "simple", frozenset({dog}), frozenset()),
     ]
     assert triple_check.exact(sentences) == Agreement(golden=3, predicted=2, correct=1)
     assert triple_check.overlapping(sentences) == Agreement(golden=3, predicted=2, correct=2)
@@ -172,16 +172,18 @@ def test_each_found_triple_counts_once_and_the_best_pairing_is_taken() -> None:
 
 def test_golden_sentences_are_distinct_and_their_triples_are_of_their_words() -> None:
     golden = triple_check.golden()
-    assert len({text for text, _ in golden}) == len(golden) >= 60
-    for text, triples in golden:
-        assert triples
-        for triple in triples:
+    assert len({one.text for one in golden}) == len(golden) == 200
+    styles = [one.style for one in golden]
+    assert all(styles.count(style) >= 8 for style in set(styles)) and len(set(styles)) == 10
+    for one in golden:
+        assert one.triples
+        for triple in one.triples:
             assert triple[1] and (triple[0] or triple[2])
             for word in " ".join(triple).split():
-                assert word in text.lower()
+                assert word in one.text.lower()
 
 
 def test_the_rules_and_the_shipped_parser_find_most_of_the_golden_triples(parser: StanzaParser) -> None:
-    sentences = triple_check.compare(parser.parse([text for text, _ in triple_check.golden()]))
+    sentences = triple_check.compare(parser.parse([one.text for one in triple_check.golden()]))
     assert triple_check.exact(sentences).f1 > 0.5
     assert triple_check.overlapping(sentences).f1 > 0.7

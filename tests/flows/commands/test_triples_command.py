@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,6 +13,7 @@ from typer.testing import CliRunner, Result
 from flows.commands.triples import triples
 from pipeline.errors import UserError
 
+ROOT = Path(__file__).parents[3]
 SMALL = ["--package", "crossreel-small"]
 
 
@@ -53,6 +56,13 @@ def test_it_prints_precision_and_recall_on_golden_sentences_with_the_misses() ->
     assert "sentences are as written by hand" in lines[-3]
     checked = json.loads(ran("--golden", "--json", *SMALL).output)
     assert f"F1 {checked['exact']['f1']:.3f}" in lines[-2]
+    assert sum(each["wanted"] for each in checked["styles"].values()) == checked["exact"]["wanted"]
+    passive = checked["styles"]["passive"]
+    assert any(line.split()[:1] == ["passive"] and f"{passive['recall']:.2f}" in line for line in lines)
+    page = (ROOT / "docs/stages.md").read_text(encoding="utf-8")
+    for style, rate in checked["styles"].items():
+        cells = f"{rate['wanted']} | {rate['precision']:.2f} | {rate['recall']:.2f} |"
+        assert re.search(rf"^\| {style} \| \d+ \| {re.escape(cells)}$", page, re.MULTILINE), (style, rate)
     missed = sum(len(one["missed"]) for one in checked["sentences"])
     assert missed == checked["exact"]["wanted"] - checked["exact"]["right"]
     assert sum(line.startswith("  missed  ") for line in lines) == missed

@@ -1,4 +1,4 @@
-"""What a bug report should say of the program and the machine."""
+"""What `crossreel --version` prints, and with --verbose what a bug report should say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flows.results.report.environment import environment
 
 
 def described() -> Iterator[str]:
-    """Yield lines of versions and sizes, and nothing of whose machine it is."""
+    """Versions and sizes, and nothing of whose machine it is."""
     yield version_line()
     for name, value in environment():
         if name != NAME:
