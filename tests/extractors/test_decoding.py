@@ -275,3 +275,19 @@ def test_decoders_that_come_and_go_in_the_middle_of_a_pass_change_neither_events
     swinging.numbers = iter([3, 3, 1, 1, 2, 4, 4, 1, 1])
     assert told(swinging) == told(one)
     assert len(swinging.children) > 1
+
+
+def test_decoders_adapt_to_what_is_measured_unless_their_number_is_fixed():
+    def never() -> Child:
+        raise AssertionError("no process is needed to choose")
+
+    chosen, fixed = Decoders(never, 0, threads=4, memory_bytes=1 << 40), Decoders(never, 2, 4, 1 << 40)
+    slim = Decoders(never, 0, threads=64, memory_bytes=1 << 30)
+    for decoders in (chosen, fixed, slim):
+        decoders.chunk_bytes = 10_000_000
+        for _ in range(10):
+            decoders.adapt(90, decoding=0.6, reading=0.05)  # a reader twelve times as fast as a decoder
+    assert (chosen.count, fixed.count, slim.count) == (3, 2, 4)  # cores, the setting, memory
+    for _ in range(10):
+        chosen.adapt(90, decoding=0.1, reading=5.0)
+    assert chosen.count == 1

@@ -420,3 +420,14 @@ def test_the_last_reply_says_where_the_time_went(run, rendered):
     own = sum(seconds[part] for part in ("wait", "preprocess", "copy", "network", "write", "device"))
     assert own <= seconds["all"] * 1.01
     assert replies[-1]["decoders"] == 1 and replies[-1]["unshared"] == ""
+
+
+def test_a_reader_that_is_faster_than_a_decoder_gets_more_of_them_beside_a_gpu(run, rendered):
+    units = clips(rendered, "clip00", "clip01", "clip02", "clip03", "clip04")
+    one, alone = run("Counter", units, device="cpu", threads=3)
+    assert one[-1]["decoders"] == 1
+    several, segment = run("Counter", units, device="cuda:0", threads=3)
+    assert several[-1]["decoders"] == 2  # a core is left to the worker
+    assert segment.items == alone.items == [unit["key"] for unit in units]
+    for row in range(len(units)):
+        assert segment.rows("count", row) == alone.rows("count", row)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from flows.commands.experiments import print_leaderboard
 from flows.reporting import Report, ReportParams
 from flows.results.leaderboard import leaderboard_rows as rows_of
-from flows.results.report import leaderboard, page
+from flows.results.report import activity, leaderboard, page
 from flows.results.report.frames import FRAMES, Frames, frame_seconds
 from flows.results.report.pictures import Pictures
 from flows.results.report.queries import choose, read_queries
@@ -765,3 +765,17 @@ def test_page_of_a_thousand_queries_with_many_failures_stays_under_5_mb(tmp_path
     text = make_page(tmp_path, inputs, queries_shown=100)
     assert 1_000_000 < len(text.encode()) < 5_000_000
     assert "9,000 of the items" in text and "left out to keep this page small" in text
+
+
+def test_the_time_of_the_workers_is_told_for_each_pass() -> None:
+    parts = {"decode": 1.0, "network": 3.0, "wait": 0.5, "all": 4.0}
+    reports = [
+        {"stage": "compress", "shared_with": "", "parts": {"preprocess": 5.0, "all": 5.0}},
+        {"stage": "clip", "shared_with": "", "parts": parts},
+        {"stage": "frames", "shared_with": "clip", "parts": {}},
+        {"stage": "train-gare"},  # of a store that was written before
+    ]
+    assert activity.time_spent(reports) == [
+        "clip + frames: of 4.0 s of its workers, decode 1.0 s (25 %), network 3.0 s (75 %), "
+        "waiting for frames 0.5 s (12 %)"
+    ]

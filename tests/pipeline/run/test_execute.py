@@ -50,6 +50,7 @@ class Here:
 
     def __init__(self, store: Store, broken: Mapping[str, set[str]]) -> None:
         self.store, self.broken, self.passes = store, broken, []  # type: ignore[var-annotated]
+        self.more: dict[str, Any] = {}  # what the last reply of a shard says besides
 
     def run(self, work: Work) -> Events:
         self.passes.append([spec["components"]["stage"] for spec in work.stages])
@@ -72,7 +73,7 @@ class Here:
                     items, path = dict(writer.items), writer.finish()
                 size = path.stat().st_size if path else 0
                 made[name] = {"segment": path and path.stem, "bytes": size, "items": items}
-            yield Message({"segments": made, "decodes": 0})
+            yield Message({"segments": made, "decodes": 0, **self.more})
 
     def close(self) -> None:
         """Nothing is kept."""
@@ -241,3 +242,20 @@ def test_a_pass_that_is_interrupted_leaves_what_it_recorded_known(run):
     runner.engine.run = whole
     report = runner.bring_up_to_date("prepared")
     assert (report.cached, report.ran) == (1, 3)
+
+
+def test_a_pass_says_where_its_time_went_and_once_in_a_run_that_there_is_no_shared_memory(run):
+    runner = run()
+    said: list[str] = []
+    runner.say = said.append
+    seconds = {"decode": 1.0, "network": 3.0, "all": 4.0}
+    runner.engine.more = {"seconds": seconds, "decoders": 2, "unshared": "Cannot allocate memory"}
+    reports = {report.stage: report for report in everything(runner)}
+    shards = len(NAMES)
+    assert reports["seen"].parts == {part: shards * value for part, value in seconds.items()}
+    assert reports["heard"].parts == {} and reports["heard"].shared_with == "seen"
+    assert runner.reports[1]["parts"] == reports["seen"].parts  # in the record of the run
+    (line,) = [sentence for sentence in said if sentence.startswith("seen + heard: ")]
+    assert line.endswith("decode 4.0 s (25 %), network 12.0 s (75 %); 2 decoders ahead of each worker")
+    (unshared,) = [sentence for sentence in said if "shared memory" in sentence]
+    assert "Cannot allocate memory" in unshared and "run.decoders or run.workers" in unshared
