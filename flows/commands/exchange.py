@@ -18,6 +18,7 @@ from flows.results.exports.parquet import export_features as export_features_tab
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
+from flows.results.report.wording import counted
 from flows.terminal import escaped
 from flows.trained.changes import why_stale
 from flows.trained.finished import note_of, usual_run
@@ -175,6 +176,12 @@ def _import_files(
         f"{by_stem}, {len(result.missing)} are not; {result.unused} features are of none of them",
         markup=False,
     )
+    if result.zeros:
+        out.print(
+            f"note: {counted(len(result.zeros), 'array')} of nothing but zeros, as an extraction leaves that failed: "
+            f"{', '.join(result.zeros[:SHOWN])}",
+            markup=False,
+        )
     _print_experiment(corpus, store, {of: result.stage})
     _list("not in the features", result.missing)
     _list("failed", [f"{name}: {reason}" for name, reason in result.failed.items()])
