@@ -28,6 +28,7 @@ from flows.results.exports.parquet import export_features as export_features_tab
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
+from flows.results.report.wording import counted
 from flows.terminal import escaped
 from flows.trained.changes import why_stale
 from flows.trained.finished import note_of, usual_run
@@ -203,6 +204,12 @@ def _import_files(
         f"{result.stage}: {result.matched} of the {result.total} {of} of {corpus} are in the features{shared}"
         f"{by_stem}, {len(result.missing)} are not; {result.unused} features are of none of them"
     )
+    if result.zeros:
+        answer.add(zeros=list(result.zeros))
+        answer.say(
+            f"note: {counted(len(result.zeros), 'array')} of nothing but zeros, as an extraction leaves that failed: "
+            f"{', '.join(result.zeros[:SHOWN])}"
+        )
     _print_experiment(corpus, store, {of: result.stage}, answer)
     _list(answer, "not in the features", result.missing)
     _list(answer, "failed", [f"{name}: {reason}" for name, reason in result.failed.items()])

@@ -60,6 +60,7 @@ class FilesReport:
     unreadable: int  # items whose media file is missing, so that their digest is unknown
     failed: dict[str, str]  # name of the array -> reason
     arrays: int  # stored arrays; fewer than `matched` where several items or captions share one
+    zeros: list[str] = field(default_factory=list)  # names of stored arrays that hold nothing but zeros
 
 
 def import_ms_sl(
@@ -231,7 +232,15 @@ def import_files(
     )  # fmt: skip
     stage = Imported(_stage_name(name.removeprefix(PREFIX)), params)
     _require_same_kind(store, stage)
-    failed = _fill(store, stage, keys, files.rows, seen, missing)
+    zeros: list[str] = []
+
+    def rows(array_name: str) -> Array:
+        found = files.rows(array_name)
+        if not found.any():
+            zeros.append(array_name)
+        return found
+
+    failed = _fill(store, stage, keys, rows, seen, missing)
     return FilesReport(
         stage=stage.name,
         total=len(ids),
@@ -242,6 +251,7 @@ def import_files(
         unreadable=len(contents.unreadable) if of == "items" else 0,
         failed=failed,
         arrays=len(keys) - len(failed),
+        zeros=[array_name for array_name in zeros if array_name not in failed],
     )
 
 

@@ -16,9 +16,10 @@ PLAYLISTS = {
     "a playlist (XML, DASH)": (b"<?xml", b"<mpd"), "a session description": (b"v=0",),
     "a playlist (PLS)": (b"[playlist]",),
 }  # fmt: skip
-PICTURES = {
-    "a PNG picture": b"\x89PNG\r\n\x1a\n", "a JPEG picture": b"\xff\xd8\xff", "a BMP picture": b"BM",
-    "a TIFF picture": b"II*\0", "a WebP picture": b"RIFF",
+OTHERS = {
+    "a PNG picture": rb"\x89PNG\r\n\x1a\n", "a JPEG picture": rb"\xff\xd8\xff", "a BMP picture": rb"BM",
+    "a TIFF picture": rb"II\*\0|MM\0\*", "a WebP picture": rb"RIFF.{4}WEBP", "a WAV sound": rb"RIFF.{4}WAVE",
+    "a FLAC sound": rb"fLaC", "an MP3 sound": rb"ID3",
 }  # fmt: skip
 START = b"\0\0\1"  # of every packet of MPEG's streams
 STREAMS = frozenset(
@@ -52,7 +53,7 @@ def unread(path: Path) -> str:
     if words := text_of(head):
         return f"it is a text ({words!r}), not a video"
     return next(
-        (f"it is {kind}, not a video" for kind, mark in PICTURES.items() if head.startswith(mark)), ""
+        (f"it is {kind}, not a video" for kind, mark in OTHERS.items() if re.match(mark, head, re.DOTALL)), ""
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.settings import UNSEEN, fill
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
-from trainers.loop.checkpoint import fill_weights, read_foreign
+from trainers.loop.checkpoint import fill_weights, named_tensors, read_foreign
 from trainers.loop.trained import TrainedFolder
 
 INNER = "model_state_dict"
@@ -38,11 +38,12 @@ def read(path: Path) -> State:
     content = read_foreign(path)
     if isinstance(content, Mapping) and INNER in content:
         content = content[INNER]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    state = named_tensors(content, PREFIX)
+    if state is None:
         raise UserError(
             f"{path} has neither a state dict nor one under {INNER!r}: it is not one of H2ARN's authors"
         )
-    return {name.removeprefix(PREFIX): value.float() for name, value in content.items()}
+    return {name: value.float() for name, value in state.items()}
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:

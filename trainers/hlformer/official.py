@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
-from trainers.loop.checkpoint import fill_weights, read_foreign
+from trainers.loop.checkpoint import fill_weights, named_tensors, read_foreign
 from trainers.loop.optim import NO_DECAY, BertAdam
 from trainers.loop.trained import TrainedFolder
 from trainers.recipes import PublishedRecipe, recipes
@@ -99,14 +99,23 @@ def read(path: Path) -> Checkpoint:
         content = read_foreign(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{path} has no 'state_dict': it is not a checkpoint of HLFormer's authors")
-    state = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
-    return Checkpoint(
-        config=dict(content.get("config", {})),
-        epoch=int(content.get("epoch", 0)),
-        model_val=[float(value) for value in content.get("model_val", [])],
-        state_dict=state,
-        optimizer=content.get("optimizer", {}),
-    )
+    state = named_tensors(content["state_dict"], "module.")
+    if state is None:
+        raise UserError(
+            f"{path} holds no named tensors under 'state_dict': it is not a checkpoint of HLFormer's authors"
+        )
+    try:
+        return Checkpoint(
+            config=dict(content.get("config", {})),
+            epoch=int(content.get("epoch", 0)),
+            model_val=[float(value) for value in content.get("model_val", [])],
+            state_dict=state,
+            optimizer=dict(content.get("optimizer", {})),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has something else under config, epoch, model_val or optimizer than HLFormer's authors: {error}"
+        ) from None
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipeline.errors import UserError
-from trainers.loop.checkpoint import read_foreign
+from trainers.loop.checkpoint import named_tensors, read_foreign
 
 SIZES = {
     (768, 32, 12): "ViT-B/32",
@@ -24,12 +24,12 @@ def read_state(path: Path, method: str) -> dict[str, Tensor]:
 
     Raises UserError for a file of another kind, or with more than named tensors. `method` is the published name.
     """
-    content = read_foreign(path)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    state = named_tensors(read_foreign(path), "module.")
+    if state is None:
         raise UserError(
             f"{path} is not a state dict: {method}'s checkpoints hold named tensors and nothing else"
         )
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    return state
 
 
 def encoder_of(state: Mapping[str, Tensor], method: str) -> str:

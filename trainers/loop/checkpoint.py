@@ -38,6 +38,15 @@ def read_foreign(path: Path) -> Any:
         raise UserError(f"{path} is not a checkpoint that can be read safely: {error}") from None
 
 
+def named_tensors(content: Any, prefix: str = "") -> dict[str, Tensor] | None:
+    """The tensors of a state dict by name, without a prefix of their names; None if it is anything else."""
+    if not isinstance(content, Mapping):
+        return None
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return None
+    return {name.removeprefix(prefix): value for name, value in content.items()}
+
+
 class DamagedCheckpoint(Exception):
     """The file is not what was written: one sentence that names the file and the reason."""
 

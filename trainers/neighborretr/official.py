@@ -17,7 +17,7 @@ from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
 from pipeline.settings import UNSEEN, fill
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop.checkpoint import read_foreign
+from trainers.loop.checkpoint import named_tensors, read_foreign
 from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
@@ -41,10 +41,9 @@ ENCODERS = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (256, 8): "crossreel-d
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of an authors' checkpoint, in float32; nothing in it is executed."""
-    content = read_foreign(path)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    state = named_tensors(read_foreign(path), "module.")
+    if state is None:
         raise UserError(f"{path} is not a plain state dict: it is not a checkpoint of NeighborRetr's authors")
-    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     ignored = {f"clip.{name}" for name in NO_WEIGHTS}
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor

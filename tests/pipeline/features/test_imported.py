@@ -116,6 +116,13 @@ def state_of(store: Store, manifest: Path) -> State:
     return survey(stages, known, store, RememberedDigests(store.index))["import-official"]
 
 
+def test_arrays_of_nothing_but_zeros_are_taken_and_named(store, tmp_path):
+    manifest = corpus_of(tmp_path, "a", "b")
+    arrays = {"a": np.zeros((3, 4), np.float32), "b": np.eye(4, dtype=np.float32)}
+    report = bring_files(store, tmp_path, manifest, arrays)
+    assert (report.matched, report.failed, report.zeros) == (2, {}, ["a"])
+
+
 def test_arrays_become_a_stage_of_the_corpus_under_the_digests_of_its_media(store, tmp_path):
     manifest = corpus_of(tmp_path, "a", "b", "c")
     report = bring_files(store, tmp_path, manifest, ARRAYS)
