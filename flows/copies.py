@@ -36,7 +36,7 @@ def feature_copies(
     packs = [state for state in states.values() if isinstance(state.stage, Pack)]
     read = {need for state in packs for need in state.stage.needs}
     coming = [expected[name].bytes for name in (*read, *(state.stage.name for state in packs))]
-    features = sum(_feature_bytes(store, states[name]) for name in read)
+    features = float(sum(_feature_bytes(store, states[name]) for name in read))
     again = sum({path: tree_bytes(path) for state in packs for path in _folders(store, state)}.values())
     if not packs or any(size is None for size in coming):
         return None

@@ -32,6 +32,7 @@ CACHED_BYTES = 256 << 10  # of rows that are gathered before they are converted
 MOST_MAPPED = 10_000  # blocks of an array that stay mapped; Linux allows a process 65,530 mappings
 
 Array = NDArray[Any]
+Units = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass(
@@ -121,7 +122,7 @@ class MappedRows:
     def __getitem__(self, unit: int) -> Array:
         return next(iter(self.of([unit])))
 
-    def of(self, units: Sequence[int]) -> Iterator[Array]:
+    def of(self, units: Units) -> Iterator[Array]:
         """Yield the rows of each unit."""
         for block, start, count in self.placed.table[units].tolist():
             yield self.block(block)[start : start + count]
@@ -196,7 +197,7 @@ class Ragged:
             return found if found.dtype == self.dtype else found.astype(self.dtype)
         return (found.astype(self.dtype) / by[:, None]).astype(self.dtype, copy=False)
 
-    def _raw(self, units: Sequence[int]) -> Iterator[Array]:
+    def _raw(self, units: Units) -> Iterator[Array]:
         """Yield the rows of units as they are stored."""
         if self._take is None:
             yield from self._rows.of(units)
@@ -204,7 +205,7 @@ class Ragged:
         for found, positions in zip(self._rows.of(units), self._take.of(units), strict=True):
             yield found[positions] if len(positions) else found
 
-    def padded(self, units: Sequence[int] | NDArray[np.int64], slots: int | None = None) -> Tensor:
+    def padded(self, units: Units, slots: int | None = None) -> Tensor:
         """The arrays of some units (N, T, ...), zero behind their rows; T is `slots`, or the longest array's rows.
 
         Rows beyond `slots` are left out.

@@ -7,6 +7,7 @@ plain table of functions instead of a store's inputs, as for a query, everything
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -144,7 +145,6 @@ class PackWriter:
     def __init__(self, folder: Path, read: Mapping[str, Rows]) -> None:
         self.folder, self._read = folder, read
         self._arrays: dict[str, Any] = {}
-        self._told_at = 0.0
 
     def __enter__(self) -> PackWriter:
         return self
@@ -240,12 +240,14 @@ def _kept(inputs: StoreInputs, name: str, keys: Sequence[str], make: Make) -> di
     """Places of computed arrays in the store; those that are missing are computed and written."""
     keeping = inputs.keeping
     kept = Source(keeping.stage, "", {})
-    origins = {key: _origin(inputs.sources, key) for key in keys}
-    where = {key: place for key in keys if (place := keeping.where.get(key)) is not None}
-    where = {key: place for key, place in where.items() if _is_current(kept, key, place, origins[key])}
+    origin = functools.partial(_origin, inputs.sources)
+    where = {
+        key: place for key in keys
+        if (place := keeping.where.get(key)) is not None and _is_current(kept, key, place, origin(key))
+    }  # fmt: skip
     with _Segments(inputs, len(keys) - len(where)) as out:
         for number, key in enumerate(key for key in keys if key not in where):
-            out.append(key, make(key), origins[key])
+            out.append(key, make(key), origin(key))
             out.tell(name, number + 1)
     kept.where = where | out.where
     paths = {path for path, _ in kept.where.values()}

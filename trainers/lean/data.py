@@ -204,8 +204,9 @@ class LeanData(PlannedBatches):
         rows = [index.caption_rows[caption] for caption in captions]
         most = self.config.max_triples
         words = np.zeros((len(rows), most, MOST_RUNS, 2), np.int32)
-        for number, row in enumerate(rows if self.words is not None else ()):
-            _fill(words[number], self.words[row])
+        if self.words is not None:
+            for number, row in enumerate(rows):
+                _fill(words[number], self.words[row])
         count = torch.from_numpy(self.triples.lengths[rows])
         return {
             "triples": self.triples.padded(rows, most), "count": count, "words": torch.from_numpy(words),
