@@ -223,10 +223,11 @@ class _Run:
     def _update(self, group: list[Batch]) -> dict[str, float]:
         """Change the weights once; the mean of each loss term over the batches that went into it."""
         values: list[tuple[int, str, Tensor]] = []
+        last = self.state.step + len(group)
         for number, batch in enumerate(group, self.state.step + 1):
             terms = self._losses(batch)
             loss = torch.stack(list(terms.values())).sum() / len(group)
-            with self.gradients.last_backward() if batch is group[-1] else nullcontext():
+            with self.gradients.last_backward() if number == last else nullcontext():
                 loss.backward()
             values += [(number, name, term.detach()) for name, term in terms.items()]
         self.gradients.finish()
