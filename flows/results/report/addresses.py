@@ -1,7 +1,7 @@
 """Links from the report into `crossreel serve`, in the form that the page of serve reads.
 
 A report is a file that may be opened anywhere: its links name the address at which serve listens unless told
-otherwise. Where serve itself delivers the report, `as_served` makes them relative.
+otherwise. Where serve itself delivers the report, it replaces this address by its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,3 @@ def query_address(text: str, method: str, other: str, split: str) -> str:
         return ""
     named = {"q": text, "method": method, "split": split} | ({"with": other} if other != method else {})
     return SERVE + urlencode(named)
-
-
-def as_served(page: str) -> str:
-    """The page of a report with its links to serve made relative, for a server that delivers it."""
-    return page.replace(f'href="{SERVE}', 'href="/?')

@@ -230,7 +230,8 @@ def _figure(size: tuple[int, int]) -> tuple[Figure, Axes]:
 @contextmanager
 def _rules(name: str) -> Iterator[None]:
     """Matplotlib under the rules of this page; the salt makes the ids of a figure its own, and always the same."""
-    with matplotlib.rc_context(RULES | {"svg.hashsalt": name}):
+    rules: Any = RULES | {"svg.hashsalt": name}  # whose keys matplotlib types one by one
+    with matplotlib.rc_context(rules):
         yield
 
 

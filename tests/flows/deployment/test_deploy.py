@@ -123,10 +123,8 @@ def test_a_server_of_another_machine_that_does_not_answer_is_not_started_here(
 
 
 @pytest.mark.slow
-def test_deploy_starts_a_server_where_none_answers_in_any_folder(
-    place: Place, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    place.env["PREFECT_HOME"] = str(tmp_path_factory.mktemp("home"))
+@pytest.mark.long
+def test_deploy_starts_a_server_where_none_answers_in_any_folder(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
     place.env["PREFECT_API_URL"] = url
