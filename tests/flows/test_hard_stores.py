@@ -42,6 +42,7 @@ def filled(folder: Path) -> Path:
     return store.root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", [False, True])
 def test_what_is_finished_is_used_where_nothing_can_be_written(made, read_only, log):
     writer = sqlite3.connect(made.store / "index.sqlite")
@@ -139,6 +140,7 @@ def test_a_byte_of_the_index_that_was_overwritten_is_never_a_traceback(tmp_path,
         assert json.loads(crossreel("store", "ls", root, "--json").out)[0]["items"] == 2
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):
     library = small.folder / "nolock.so"
     source = library.with_suffix(".c")
