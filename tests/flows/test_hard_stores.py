@@ -44,6 +44,7 @@ def filled(folder: Path) -> Path:
     return store.root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", [False, True])
 def test_what_is_finished_is_used_where_nothing_can_be_written(made, read_only, log):
     writer = sqlite3.connect(made.store / "index.sqlite")
@@ -185,6 +186,7 @@ def test_a_cell_of_the_index_that_holds_something_else_is_named_and_mended(small
         assert small.plan()["compress"]["cached"] == 3, harm
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks_gets_one_sentence_with_the_remedy(small):
     library = small.folder / "nolock.so"
     source = library.with_suffix(".c")

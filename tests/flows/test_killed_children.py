@@ -14,6 +14,8 @@ import pytest
 
 from pipeline.media.video import find_ffmpeg
 
+pytestmark = pytest.mark.slow
+
 SHIM = """#!/bin/sh
 case "$*" in
 *-version*) exec {ffmpeg} "$@" ;;
