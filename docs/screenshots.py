@@ -32,7 +32,7 @@ def main(videos: str, clouds: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with served(videos) as url:
-            asked = f"{url}?q={NEW_VIDEO.replace(' ', '+')}"
+            asked = f"{url}?q={NEW_VIDEO.replace(' ', '+')}&method=hlformer"
             take(browser, f"{asked}&with=neighborretr", "serve-compare", 1200, 820)
             take(browser, asked, "serve-moment", 1200, 720, open_first=True)
             take(browser, asked, "serve-phone", 380, 760, scheme="dark")
