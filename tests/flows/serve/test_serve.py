@@ -90,7 +90,7 @@ class FakeSearcher:
     def search_media(self, path: Path, top: int = 10) -> list[CaptionHit]:
         self.files.append((path, path.read_bytes()))
         if self.files[-1][1].startswith(b"broken"):
-            raise ItemError("upload", "it is no video")
+            raise ItemError("upload", f"ffmpeg: {path}: it is no video")
         return [CaptionHit(1, "clip00#0", "a clip", "1" * 32, 0.5, "clip00", self.keys[0])]
 
     def calibrate(self) -> Calibration:
@@ -380,7 +380,8 @@ def test_a_file_is_searched_with_and_removed(site: Site) -> None:
     path, body = site.searcher.files[-1]
     assert (path.name, body) == ("upload.mp4", b"these are bytes of a video") and not path.parent.exists()
     assert (
-        send(site, b"broken").json()["error"] == "it is no video" and not site.searcher.files[-1][0].exists()
+        send(site, b"broken").json()["error"] == "ffmpeg: the file: it is no video"
+        and not site.searcher.files[-1][0].exists()
     )
     assert "the file is empty" in send(site, b"").json()["error"]
 
