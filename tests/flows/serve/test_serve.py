@@ -38,6 +38,7 @@ from flows.search.query import MOST_CHARACTERS
 from flows.serve import safety, searching, uploads, vendor
 from flows.serve.app import STATIC, application, caption_at
 from flows.serve.catalogue import Catalogue, Searchable, Split
+from flows.serve.durations import seconds_of
 from flows.serve.lifecycle import Address, bounded, prepare
 from flows.serve.look_site import LookSite
 from flows.serve.media import Gallery, Remembered, Strip
@@ -360,6 +361,31 @@ def test_a_report_is_served_with_its_own_policy_and_leads_back_to_this_server(si
     assert (
         "script-src" not in policy and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
     )
+
+
+def test_the_lengths_of_videos_are_read_from_the_times_of_their_frames(site: Site) -> None:
+    keys = [*site.project.contents.items(), UNKNOWN]
+    found = seconds_of(keys, site.project.store, site.project.survey())
+    assert found[:3] == pytest.approx([2, 2, 2], abs=0.4) and np.isnan(found[3])
+
+
+def test_a_run_is_named_by_its_method_or_any_beginning_of_its_digest() -> None:
+    usual, further = (
+        Searchable("one", ("test",), run="ab" * 10), Searchable("one@cdcdcdcd", ("test",), run="cd" * 10),
+    )  # fmt: skip
+    catalogue = Catalogue("trial", "video", (usual, further), ())
+    for word, name in (
+        ("", "one"),
+        ("one", "one"),
+        ("one@abababab", "one"),
+        ("one@cdcdcdcdcd", "one@cdcdcdcd"),
+    ):
+        assert catalogue.named(word, "") == (name, "test"), word
+    for word in ("one@ab", "one@efefefef", "two", "two@cdcdcdcd"):
+        with pytest.raises(
+            UserError, match=r"no method or run of that name can be searched; one, one@cdcdcdcd can"
+        ):
+            catalogue.named(word, "")
 
 
 def test_which_searchers_are_loaded_is_told(site: Site) -> None:
