@@ -23,6 +23,7 @@ IMAGES = Path(__file__).parent / "images"
 COLOURS = 128
 MOST_BYTES = 200_000
 SETTLE_MS = 2500  # of videos that play and clouds that turn
+QUERIES = "queries?a=hlformer&b=gare&found=hlformer&missed=gare&sort=gain"
 NEW_VIDEO, NEW_CLOUD = "a star goes around a ring", "a red ball on top of a pyramid"
 
 
@@ -33,10 +34,12 @@ def main(videos: str, clouds: str) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         take_report(browser, videos)
         with served(videos) as url:
-            asked = f"{url}?q={NEW_VIDEO.replace(' ', '+')}"
+            asked = f"{url}?q={NEW_VIDEO.replace(' ', '+')}&method=hlformer"
             take(browser, f"{asked}&with=neighborretr", "serve-compare", 1200, 820)
             take(browser, asked, "serve-moment", 1200, 720, open_first=True)
             take(browser, asked, "serve-phone", 380, 760, scheme="dark")
+            take(browser, f"{url}{QUERIES}", "serve-queries", 1200, 760, there=".window tbody th a")
+            take(browser, f"{url}map?method=hlformer", "serve-map", 1200, 760, there="#legend li")
         with served(clouds) as url:
             asked = f"{url}?q={NEW_CLOUD.replace(' ', '+')}"
             take(browser, asked, "serve-cloud", 1200, 720, open_first=True)
@@ -75,12 +78,13 @@ def take(
     height: int,
     scheme: str = "light",
     open_first: bool = False,
+    there: str = "a.card",
 ) -> None:
-    """One picture, once everything in it is there."""
+    """One picture, once everything in it is there; `there` is a selector of something that comes last."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.set_default_timeout(180_000)  # the first search loads networks
     page.goto(url)
-    page.wait_for_selector("a.card")
+    page.wait_for_selector(there)
     if open_first:
         page.locator("a.card").first.click()
         page.wait_for_selector("#explanation h3")

@@ -134,6 +134,8 @@ class Searcher:
         captions = [*self._names.captions.items()]
         chosen = captions[:: max(1, len(captions) // most)][:most]
         request = {"places": [place for _, place in chosen]}
+        if not self.searched.captioned:
+            raise UserError("neither the gallery nor a training split has captions to compare its items by")
         scores = self._run(lambda: self._ask("profile", request))["score"]
         others = scores.copy()
         for row, (digest, _) in enumerate(chosen):

@@ -171,7 +171,10 @@ class _Site:
             async with received(request) as path:
 
                 def call(searcher: Searcher) -> list[CaptionHit]:
-                    return searcher.search_media(path, top)
+                    try:
+                        return searcher.search_media(path, top)
+                    except ItemError as error:  # a decoder's words name the temporary file
+                        raise ItemError(error.item, error.reason.replace(str(path), "the file")) from None
 
                 hits = await self._searchers.ask((method, split), call)
         finally:

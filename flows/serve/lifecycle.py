@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -143,8 +144,9 @@ def serve(project: Project, prepared: Prepared, address: Address, ready: Callabl
         port = listening.getsockname()[1]
         gallery, searchers = _pictures(prepared.searches), Searchers(make)
         tables, report = _tables(project, prepared), ReportSite(project.store, project.experiment.name)
+        first_split = prepared.catalogue.splits[0].name
         sites = [
-            QuerySite(tables, prepared.catalogue.splits[0].name),
+            QuerySite(tables, first_split),
             LookSite(prepared.catalogue, gallery, searchers, tables), report,
         ]  # fmt: skip
         more = [route for site in sites for route in site.routes]
@@ -152,6 +154,7 @@ def serve(project: Project, prepared: Prepared, address: Address, ready: Callabl
             prepared.catalogue, gallery, searchers, address.hosts(port), more, lambda: report.exists
         )
         searchers.start(prepared.catalogue.named("", ""))  # before anybody asks
+        threading.Thread(target=tables.table, args=(first_split,), name="tables", daemon=True).start()
         ready(f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}/")
         uvicorn.Server(bounded(app)).run(sockets=[listening])
 

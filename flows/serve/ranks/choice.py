@@ -6,6 +6,7 @@ Axes: Q queries, R chosen runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ def _passing(table: RankTable, choice: Choice) -> NDArray[np.bool_]:
     return kept
 
 
-def _within(values: NDArray[np.generic], span: Span) -> NDArray[np.bool_]:
+def _within(values: NDArray[Any], span: Span) -> NDArray[np.bool_]:
     inside: NDArray[np.bool_] = (values >= span[0]) & (values <= span[1])
     return inside
 

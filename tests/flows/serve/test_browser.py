@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipeline.corpus.manifest import Caption, Item, write_manifest
@@ -475,6 +476,23 @@ def test_on_a_phone_a_tab_shows_the_next_method(videos: str, new_page: Callable[
     page.click("#tabs button:nth-child(2)")
     until(page, inside)
     until(page, "document.querySelector('#tabs button:nth-child(2)').getAttribute('aria-pressed') === 'true'")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_fault_that_axe_finds(videos: str, new_page: Callable[..., Any], scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = new_page(color_scheme=scheme, bypass_csp=True)  # the policy would refuse axe's own script
+    key = httpx.get(f"{videos}/api/items?count=1").json()["items"][0]["key"]
+    for address, there in (
+        ("/", "#examples button"), ("/?q=clip+3+seen+0+times&with=gare", "#columns.many .verdict p"),
+        (f"/?q=clip+3+seen+0+times&item={key}", "#explanation svg.chart"), ("/?q=a&method=none", "#problems p"),
+        ("/queries", ".window tbody th a"), ("/items", ".card .strip img"),
+        (f"/items?item={key}", "ol.cards .score"), ("/items?view=confusions", "#content ul"), ("/map", "#legend li"),
+    ):  # fmt: skip
+        page.goto(videos + address)
+        page.wait_for_selector(there, state="attached")
+        found = axe.run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], address
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -38,6 +38,7 @@ from flows.search.query import MOST_CHARACTERS
 from flows.serve import safety, searching, uploads, vendor
 from flows.serve.app import STATIC, application, caption_at
 from flows.serve.catalogue import Catalogue, Searchable, Split
+from flows.serve.durations import seconds_of
 from flows.serve.lifecycle import Address, bounded, prepare
 from flows.serve.look_site import LookSite
 from flows.serve.media import Gallery, Remembered, Strip
@@ -90,7 +91,7 @@ class FakeSearcher:
     def search_media(self, path: Path, top: int = 10) -> list[CaptionHit]:
         self.files.append((path, path.read_bytes()))
         if self.files[-1][1].startswith(b"broken"):
-            raise ItemError("upload", "it is no video")
+            raise ItemError("upload", f"ffmpeg: {path}: it is no video")
         return [CaptionHit(1, "clip00#0", "a clip", "1" * 32, 0.5, "clip00", self.keys[0])]
 
     def calibrate(self) -> Calibration:
@@ -362,6 +363,31 @@ def test_a_report_is_served_with_its_own_policy_and_leads_back_to_this_server(si
     )
 
 
+def test_the_lengths_of_videos_are_read_from_the_times_of_their_frames(site: Site) -> None:
+    keys = [*site.project.contents.items(), UNKNOWN]
+    found = seconds_of(keys, site.project.store, site.project.survey())
+    assert found[:3] == pytest.approx([2, 2, 2], abs=0.4) and np.isnan(found[3])
+
+
+def test_a_run_is_named_by_its_method_or_any_beginning_of_its_digest() -> None:
+    usual, further = (
+        Searchable("one", ("test",), run="ab" * 10), Searchable("one@cdcdcdcd", ("test",), run="cd" * 10),
+    )  # fmt: skip
+    catalogue = Catalogue("trial", "video", (usual, further), ())
+    for word, name in (
+        ("", "one"),
+        ("one", "one"),
+        ("one@abababab", "one"),
+        ("one@cdcdcdcdcd", "one@cdcdcdcd"),
+    ):
+        assert catalogue.named(word, "") == (name, "test"), word
+    for word in ("one@ab", "one@efefefef", "two", "two@cdcdcdcd"):
+        with pytest.raises(
+            UserError, match=r"no method or run of that name can be searched; one, one@cdcdcdcd can"
+        ):
+            catalogue.named(word, "")
+
+
 def test_which_searchers_are_loaded_is_told(site: Site) -> None:
     site.get("/api/search?q=a%20clip&method=two")
     found = site.get("/api/loading").json()
@@ -380,7 +406,8 @@ def test_a_file_is_searched_with_and_removed(site: Site) -> None:
     path, body = site.searcher.files[-1]
     assert (path.name, body) == ("upload.mp4", b"these are bytes of a video") and not path.parent.exists()
     assert (
-        send(site, b"broken").json()["error"] == "it is no video" and not site.searcher.files[-1][0].exists()
+        send(site, b"broken").json()["error"] == "ffmpeg: the file: it is no video"
+        and not site.searcher.files[-1][0].exists()
     )
     assert "the file is empty" in send(site, b"").json()["error"]
 
