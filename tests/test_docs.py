@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,41 @@ def test_the_description_of_a_wheel_has_paths_where_the_readme_has_links_into_th
     kept = "See [ours](#install) and [theirs](https://example.org/page.md)."
     assert describe(kept) == kept
     assert describe("![A picture](docs/a.png)\n\nIn [b](docs/b.md#part).") == "In `docs/b.md#part`."
+
+
+def typed() -> list[tuple[str, list[str]]]:
+    """Every command of crossreel in the documents, blocks and lines alike, as words with the page it stands on."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        code = "\n".join(
+            re.findall(r"```(?:sh|toml)?\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+        )
+        for line in re.findall(r"^(?:# +)?crossreel +(.+)$", code, re.MULTILINE):
+            words = re.split(r"\s+#|\||\\|\.\.\.|;", line)[0]
+            with contextlib.suppress(ValueError):  # a quote that is left open in a sentence
+                found.append((path.name, shlex.split(words)))
+    return found
+
+
+def test_options_of_commands_in_the_documents_are_options_of_these_verbs():
+    root = typer.main.get_command(app)
+    commands = typed()
+    assert len(commands) > 150
+    for page, words in commands:
+        command, rest = root, list(words)
+        while rest and rest[0] in getattr(command, "commands", {}):
+            name = rest.pop(0)
+            command = command.load(name) if hasattr(command, "load") else command.commands[name]
+        if hasattr(command, "commands"):
+            if command is root:
+                continue  # options of the command itself, or a word for any verb
+            command = command.commands.get("runs", command)  # `compare A B` is `compare runs A B`
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {
+            "--help",
+            "-h",
+        }
+        for word in rest:
+            name = word.partition("=")[0]
+            if re.fullmatch(r"--?[a-z][a-z-]*", name):
+                assert name in known, f"{page}: crossreel {' '.join(words)}: {name}"

@@ -49,8 +49,7 @@ No GPU was at hand, so no GPU hour on this page would be a measurement, and none
 PAPERS_HEAD = """# Papers, code and data
 
 The papers of the methods, as the tables of `crossreel board` cite them. Code and data sets are named, and linked where this
-project's sources state an address. Where they do not, the name is all that we can vouch for, and no address is guessed: the
-page of the paper links its code.
+project's sources state an address. Where they do not, the name is all that we can vouch for, and no address is guessed.
 
 | method | paper | where it appeared | arXiv | authors' code |
 | --- | --- | --- | --- | --- |

@@ -24,6 +24,7 @@ from pipeline.media.clouds.cloud import (
     parse_columns,
     unit_colours,
 )
+from pipeline.media.clouds.las import read_las
 from pipeline.media.clouds.meshes import read_mesh
 from pipeline.media.clouds.pcd import read_pcd
 from pipeline.media.clouds.ply import read_header, read_ply, require_no_more
@@ -36,7 +37,7 @@ TABLES: dict[str, Callable[[bytes, Columns | None], Cloud]] = {
 }  # fmt: skip
 ZIP = b"PK\x03\x04"  # .npz is an archive
 MESHES = (".off", ".obj", ".stl", ".glb")
-SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", *MESHES})
+SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", ".las", *MESHES})
 MESH_POINTS = 20_000  # points sampled from a mesh; farthest-point sampling then takes 10,000 of them
 
 
@@ -64,6 +65,8 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
         return TABLES[suffix](data, columns)
     if suffix == ".pcd":
         return read_pcd(data, coloured)
+    if suffix == ".las":
+        return read_las(data, coloured)
     if suffix == ".ply":
         header = read_header(data)
         require_no_more(data, header)
@@ -71,6 +74,8 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
             return read_ply(data, header, coloured)
     if suffix == ".ply" or suffix in MESHES:
         return read_mesh(data, suffix, mesh_points, seed, coloured)
+    if suffix == ".laz":
+        raise Refused(".laz is compressed; unpack it to .las first, for instance with laszip")
     raise Refused(
         f"{suffix or 'a file without suffix'} is no kind of point cloud; possible: {', '.join(sorted(SUFFIXES))}"
     )

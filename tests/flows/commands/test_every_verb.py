@@ -116,7 +116,47 @@ def test_a_log_file_gets_lines_with_times_of_what_happened_and_of_how_it_ended(s
     text = "\n".join(lines)
     assert "crossreel.progress: compress: 3 made" in text
     assert "ERROR crossreel.command: ended after" in text and "unknown stage 'compres'" in text
-    assert not [one for one in logging.getLogger().handlers if isinstance(one, logging.FileHandler)]
+    open_files = [getattr(one, "baseFilename", "") for one in logging.getLogger().handlers]
+    assert str(log) not in open_files
+
+
+ANSWERS = {  # words of a command in a folder with a made experiment, and a key of its JSON
+    "why clip clip03": "stages",
+    "report": "report",
+    "plan": "clip",
+    "status": "stages",
+    "runs": None,
+    "store ls": None,
+    "store du": "clip",
+    "store verify": "damaged",
+    "store gc experiment.toml --dry-run": "removed",
+    "corpus import folder . -o again.jsonl": None,
+    "corpus check corpus.jsonl": None,
+    "init --corpus corpus.jsonl -m hlformer -o new.toml": "experiment",
+    "init --list": None,
+    "export features clip exported": "files",
+    "export features clip collection --layout ms-sl": "captions",
+    "export results results": "files",
+    "export card card --method hlformer": "written",
+    "export checkpoint best.ckpt --method hlformer": "written",
+    "import checkpoint best.ckpt theirs --method hlformer": "settings",
+    "import features exported --layout npz --corpus corpus.jsonl --name again": "matched",
+    "compare features experiment.toml:clip exported": "summary",
+}
+
+
+@pytest.mark.slow
+def test_json_of_the_verbs_is_one_value_and_nothing_else_on_standard_output(
+    made, crossreel, monkeypatch
+) -> None:
+    monkeypatch.chdir(made.folder)
+    for name in ("clip00", "clip01"):
+        (made.folder / f"{name}.txt").write_text("a clip\n", encoding="utf-8")
+    for words, key in ANSWERS.items():
+        ended = crossreel(*words.split(), "--json")
+        assert ended.code in (0, 3), f"{words}: {ended.err}"
+        found = json.loads(ended.out)
+        assert key is None or key in found, f"{words}: {found}"
 
 
 def test_a_log_file_that_cannot_be_written_is_one_sentence(small, crossreel) -> None:
