@@ -154,13 +154,21 @@ def marked(mark: str, entry: str = "") -> list[int]:
     return found
 
 
-def struck(folder: Path, blows: Sequence[Blow], chance: random.Random, seconds: float) -> list[Blow]:
-    """Run the command and let it meet these blows, one after another at random moments; returns those that hit.
+@dataclass
+class Met:
+    """The blows that hit, and the command lines of processes that were left running."""
+
+    hit: list[Blow]
+    left: list[str]
+
+
+def struck(folder: Path, blows: Sequence[Blow], chance: random.Random, seconds: float) -> Met:
+    """Run the command and let it meet these blows, one after another at random moments.
 
     A run goes on when a child of it was hit, and meets the next blow; when it was hit itself it is started again. Where
     it ends with 0 there is nothing left to hit.
     """
-    hit, process, mark = [], None, ""
+    met, process, mark = Met([], []), None, ""
     for blow in blows:
         if process is None or process.poll() is not None:
             mark = uuid.uuid4().hex
@@ -168,14 +176,14 @@ def struck(folder: Path, blows: Sequence[Blow], chance: random.Random, seconds: 
             words = (command, FILES[blow.stage]) if blow.prefect else (command, blow.stage, FILES[blow.stage])
             process = started(folder, mark, words)
         if _struck(process, mark, blow, chance.uniform(0.0, seconds * blow.share), chance):
-            hit.append(blow)
+            met.hit.append(blow)
             if not blow.entry:
-                _require_gone(process, mark, blow)
+                met.left += _left(process, mark)
         elif process.returncode == 0:
             break
     if process is not None:
-        _require_gone(process, mark, blows[-1])
-    return hit
+        met.left += _left(process, mark)
+    return met
 
 
 def _struck(
@@ -194,14 +202,21 @@ def _struck(
     return False
 
 
-def _require_gone(process: subprocess.Popen[bytes], mark: str, blow: Blow) -> None:
-    """Wait for the command's end; stop everything if a process of it is left after some seconds."""
+def _left(process: subprocess.Popen[bytes], mark: str) -> list[str]:
+    """Wait for the command's end, and kill the processes of it that are left after some seconds."""
     process.wait()
     for _ in range(500):
         if not marked(mark):
-            return
+            return []
         time.sleep(0.01)
-    raise SystemExit(f"{blow.name}: processes were left running: {marked(mark)}")
+    found = []
+    for pid in marked(mark):
+        with contextlib.suppress(OSError):
+            found.append(
+                f"left running: {Path(f'/proc/{pid}/cmdline').read_bytes().decode().split(chr(0))[:6]}"
+            )
+            os.kill(pid, signal.SIGKILL)
+    return found
 
 
 def finished(folder: Path, stage: str) -> int:
@@ -268,16 +283,16 @@ def next_store(left: Mapping[Blow, int], per_store: int) -> list[Blow]:
     return [BLOWS[index] for index in sorted(index for _, index in sorted(rounds)[:per_store])]
 
 
-def met(
+def one_store(
     folder: Path, store: Sequence[Blow], right: Alone, chance: random.Random
 ) -> tuple[list[Blow], int, list[str]]:
     """Let a store meet its kills and finish it: those that hit, the commands it took, and what is wrong then."""
     stage = store[0].stage
-    hit = struck(folder, store, chance, right.seconds[stage])
+    met = struck(folder, store, chance, right.seconds[stage])
     tries = finished(folder, stage)
     if not tries:
-        return hit, tries, [f"the command never ended with 0: {last_words(folder)}"]
-    return hit, tries, compared(folder, stage, right.content[stage])
+        return met.hit, tries, [*met.left, f"the command never ended with 0: {last_words(folder)}"]
+    return met.hit, tries, [*met.left, *compared(folder, stage, right.content[stage])]
 
 
 def main() -> None:
@@ -312,7 +327,7 @@ def main() -> None:
             right.make(store[0].stage)
             began, lab = time.monotonic(), Path(root) / f"lab{number}"
             shutil.copytree(fresh, lab)
-            hit, tries, faults = met(lab, store, right, chance)
+            hit, tries, faults = one_store(lab, store, right, chance)
             left.update({blow: left[blow] - hit.count(blow) for blow in set(hit)})
             names = [blow.name for blow in hit]
             hits.update(names)

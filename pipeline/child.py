@@ -310,12 +310,19 @@ def main(arguments: list[str]) -> None:
     entry, (fd, limit, share_memory) = arguments[0], map(int, arguments[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it hears Ctrl-C too
     if limit:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        _limit_memory(limit)
     try:
         handler: Handler = resolve(entry)
     except Exception as error:  # an error of our code, not of a unit: sent as the answer to the first request
         handler = functools.partial(_raise, error)
     serve(handler, Connection(fd), bool(share_memory))
+
+
+def _limit_memory(most: int) -> None:
+    """Limit the address space of this process to `most` bytes, or to the limit that stands already if that is lower."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)  # of a shell with `ulimit -v`, which nobody may raise
+    limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _raise(error: Exception, request: dict[str, Any], send: Send) -> None:

@@ -267,7 +267,12 @@ def compress(source: Path, target: Path, how: Compression, timeout_seconds: floa
             raise ItemError(str(source), f"ffmpeg could not read it: {_first_error(run.stderr)}")
         times = frame_times(target)
         if len(times) == 0:
-            raise ItemError(str(source), f"it holds no frame that can be decoded: {_first_error(run.stderr)}")
+            reason = _first_error(run.stderr)
+            if (
+                is_starved(run.stderr) and _memory_is_short()
+            ):  # ffmpeg ends with 0 where a filter got no thread
+                raise ItemKilled(str(source), f"ffmpeg found no memory: {reason}")
+            raise ItemError(str(source), f"it holds no frame that can be decoded: {reason}")
         made = float(times[-1]) + 1.0 / how.fps
         if trouble := _length_trouble(source, made, 1.0 / how.fps):
             raise ItemError(str(source), trouble)

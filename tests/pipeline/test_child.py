@@ -303,3 +303,22 @@ def test_a_killed_child_is_asked_once_more_and_one_that_crashed_is_not(child, tm
     with pytest.raises(ChildDied, match="SIGSEGV"):
         hit.ask(request | {"path": str(tmp_path / "crash"), "signal": signal.SIGSEGV})
     assert [len((tmp_path / name).read_text()) for name in ("once", "always", "crash")] == [2, 2, 1]
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+from pipeline.child import Child
+child = Child("handlers_of_test:hungry", memory_bytes=4 << 30)
+print(next(child.call({"bytes": 1 << 20}))[0]["bytes"])
+child.kill()
+"""
+
+
+def test_a_limit_of_the_shell_that_is_lower_stays(child, tmp_path):
+    """As `ulimit -v` sets one: raising it is not allowed, and every decoder ended with that."""
+    env = os.environ | {"PYTHONPATH": beside(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, env=env, check=False
+    )
+    assert told.stdout.split() == [str(1 << 20)], told.stderr

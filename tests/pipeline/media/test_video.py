@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import ItemError
+from pipeline.errors import ItemError, ItemKilled
 from pipeline.media import video
 from pipeline.media.video import (
     Compression,
@@ -210,3 +210,20 @@ def test_a_text_under_a_video_s_name_is_quoted(tmp_path, text):
     (tmp_path / "clip.rm").write_text(text)
     with pytest.raises(ItemError, match=re.escape(f"it is a text ({' '.join(text.split())!r}), not a video")):
         probe(tmp_path / "clip.rm")
+
+
+@pytest.mark.parametrize(("short", "kind"), [(True, ItemKilled), (False, ItemError)])
+def test_a_video_of_which_ffmpeg_made_nothing_for_want_of_memory_is_not_at_fault(
+    run_ffmpeg, tmp_path, monkeypatch, short, kind
+):
+    """It ends with 0 and an empty file where a filter got no thread."""
+    source = tmp_path / "in.mp4"
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc=duration=1:size=64x48", "-pix_fmt", "yuv420p", source)
+    words = "[swscaler @ 0x1] Failed initializing scaling graph (Resource temporarily unavailable)"
+    done = subprocess.CompletedProcess([], 0, "", words)
+    monkeypatch.setattr(video, "_finished", lambda *given: done)
+    monkeypatch.setattr(video, "frame_times", lambda path: np.zeros(0))
+    monkeypatch.setattr(video, "_memory_is_short", lambda: short)
+    with pytest.raises(ItemError, match="Failed initializing scaling graph") as raised:
+        compress(source, tmp_path / "out.mp4", Compression(), 60)
+    assert type(raised.value) is kind
