@@ -362,6 +362,12 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`make_once(name, make)` is a folder that `make` fills once for all processes of a test run."""
+    return functools.partial(shared, tmp_path_factory)
+
+
 CLIPS = tuple(f"clip{n:02}.mp4" for n in range(12))
 
 
