@@ -288,7 +288,7 @@ def test_ours_carries_every_reason_why_it_is_not_the_published_run_or_is_marked_
     assert line.repetition and line.apart == () and "is a repetition of the published" in line.note
     ((_, line),) = ours_in(replace(own, repetition=replace(differs, row=None, settings=())))
     assert line.apart == ("gare: nobody published its settings for MSR-VTT 1k-A",) and not line.repetition
-    monkeypatch.setattr("flows.commands.board._our_figures", lambda *given: [repeated])
+    monkeypatch.setattr("flows.commands.board._our_figures", lambda *given: ([repeated], None))
     assert any(text.startswith("gare (ours) =") for text in call("exp.toml").splitlines())
 
 
