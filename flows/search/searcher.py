@@ -129,19 +129,23 @@ class Searcher:
         most = max(FEWEST_ANCHORS, min(most, MOST_PAIRS // max(1, len(self._names.items))))
         sample = None if self.split == TRAIN else self._briefing.sample(TRAIN, most)
         if sample is not None:
-            scores = self._run(lambda: self._ask("profile", sample))["score"]
-            return Calibration(TRAIN, scores, np.sort(scores.max(1)))
-        captions = [*self._names.captions.items()]
-        chosen = captions[:: max(1, len(captions) // most)][:most]
-        request = {"places": [place for _, place in chosen]}
+            digests = [key for key, _ in sample["captions"]]
+            return self._calibration(TRAIN, sample, digests)
         if not self.searched.captioned:
             raise UserError("neither the gallery nor a training split has captions to compare its items by")
+        captions = [*self._names.captions.items()]
+        chosen = captions[:: max(1, len(captions) // most)][:most]
+        places = {"places": [place for _, place in chosen]}
+        return self._calibration(self.split, places, [digest for digest, _ in chosen])
+
+    def _calibration(self, split: str, request: Request, digests: Sequence[str]) -> Calibration:
+        """The calibration by captions; a sentence may stand in both splits, and is right for some items then."""
         scores = self._run(lambda: self._ask("profile", request))["score"]
         others = scores.copy()
-        for row, (digest, _) in enumerate(chosen):
+        for row, digest in enumerate(digests):
             others[row, self._names.positives(digest)] = -np.inf
         best = others.max(1)
-        return Calibration(self.split, scores, np.sort(best[np.isfinite(best)]))
+        return Calibration(split, scores, np.sort(best[np.isfinite(best)]))
 
     def own_captions(self, item: str) -> list[CaptionHit]:
         """The captions of an item of the split, each at its place among all captions of the split for this item.

@@ -229,12 +229,8 @@ def test_a_gallery_is_calibrated_by_captions_of_the_training_split(searcher):
 def test_without_training_captions_those_of_other_items_calibrate(searcher, monkeypatch):
     monkeypatch.setattr(SearchBriefing, "sample", lambda briefing, split, most: None)
     found = searcher.calibrate()
-    texts = [
-        text
-        for _, _, caption in searcher.searched.project.contents.queries("test")
-        for text in [caption.text]
-    ]
-    scores = searcher.scores(texts, searcher.item_keys)
+    texts = [caption.text for _, _, caption in searcher.searched.project.contents.queries("test")]
+    scores = searcher.scores(texts, searcher.item_keys).copy()
     for row, text in enumerate(texts):
         for hit in searcher.rank(text, 1).right:
             scores[row, searcher.item_keys.index(hit.key)] = -np.inf
