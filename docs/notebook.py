@@ -14,8 +14,9 @@ CELLS = (
 
 Type `crossreel demo demo` first; this notebook reads what it made, and makes nothing that takes long. The demo's
 networks are random: the figures show how to look at figures. The kernel needs crossreel and matplotlib."""),
-    ("code", """import crossreel
-from matplotlib import pyplot
+    ("code", """from matplotlib import pyplot
+
+import crossreel
 
 experiment = crossreel.open("demo/experiment.toml", quiet=True)
 print(experiment.methods, experiment.splits)
