@@ -156,13 +156,19 @@ def _rates(store: Store) -> tuple[dict[str, float], dict[str, int], set[str]]:
 def _bytes_each(store: Store, name: str, state: State) -> float | None:
     """Mean bytes of a unit over everything this stage made in the store."""
     if state.stage.over == "corpus":
-        kept = state.stage.keeps(state.fingerprint)
-        if kept and not store.index.segments(kept[1].hex):
-            return None  # what it computes and keeps beside its folder is most of it
         sizes = [tree_bytes(folder) for folder in (store.root / "runs" / name).glob("*")]
-        return sum(sizes) / len(sizes) if sizes else None
+        return sum(sizes) / len(sizes) + _kept_bytes(store, state) if sizes else None
     items, size = store.index.stage_totals(name)
     return size / items if items else None
+
+
+def _kept_bytes(store: Store, state: State) -> float:
+    """Mean bytes of what a stage over the corpus keeps beside its folder; 0 where that is there already."""
+    kept = state.stage.keeps(state.fingerprint)
+    if kept is None or store.index.segments(kept[1].hex):
+        return 0.0
+    _, size = store.index.stage_totals(kept[0])
+    return size / max(1, len(store.index.fingerprints(kept[0])))
 
 
 class Usual:

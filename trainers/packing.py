@@ -226,14 +226,19 @@ class PackWriter:
 
 
 def referred(folder: Path) -> dict[str, int]:
-    """The segments that a packed folder refers to: path in the store -> bytes."""
+    """The segments that a packed folder refers to: path in the store -> bytes. Raises UserError if one is gone."""
     files, names = Files(folder), set[str]()
     path = folder / ARRAYS
     arrays = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for array in arrays.values():
         for part in array["parts"].values():
             names |= {block[0] for block in part["blocks"] if "/" in block[0]}
-    return {name: files.path(name).stat().st_size for name in sorted(names)}
+    try:
+        return {name: files.path(name).stat().st_size for name in sorted(names)}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} was removed by another run while it was packed; the same command packs again"
+        ) from None
 
 
 def _kept(inputs: StoreInputs, name: str, keys: Sequence[str], make: Make) -> dict[str, Placed]:

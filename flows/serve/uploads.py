@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from starlette.requests import Request
 
 from pipeline.errors import ItemError, UserError
-from pipeline.media.unsuited import PICTURES
+from pipeline.media.unsuited import is_picture
 from pipeline.media.video import find_ffmpeg
 
 MOST_BYTES = 64 << 20
@@ -28,7 +28,6 @@ LIMIT_SECONDS = 20.0  # limit for making it
 MOST_SIDE_PIXELS = 1280
 AT_ONCE = 2  # files that are received or searched with at a time
 SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")  # by which readers of point clouds know the format
-HEAD_BYTES = 16
 
 
 class TooLarge(Exception):
@@ -76,13 +75,7 @@ def _suffix(name: str) -> str:
 
 def _as_media(path: Path) -> Path:
     """The file itself, or the still video that was made of it if it is a picture."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    is_picture = any(head.startswith(mark) for mark in PICTURES.values()) and head[8:12] not in (
-        b"AVI ",
-        b"WAVE",
-    )
-    if not is_picture:
+    if not is_picture(path):
         return path
     target = path.with_name("still.mp4")
     scale = f"scale='min({MOST_SIDE_PIXELS},iw)':'min({MOST_SIDE_PIXELS},ih)':force_original_aspect_ratio=decrease"

@@ -7,6 +7,7 @@ container behind kilobytes of something else, such as the header of an archive t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.media.mistaken import HEAD_BYTES, mistaken_for, text_of
@@ -16,11 +17,11 @@ PLAYLISTS = {
     "a playlist (XML, DASH)": (b"<?xml", b"<mpd"), "a session description": (b"v=0",),
     "a playlist (PLS)": (b"[playlist]",),
 }  # fmt: skip
-OTHERS = {
+PICTURES = {
     "a PNG picture": rb"\x89PNG\r\n\x1a\n", "a JPEG picture": rb"\xff\xd8\xff", "a BMP picture": rb"BM",
-    "a TIFF picture": rb"II\*\0|MM\0\*", "a WebP picture": rb"RIFF.{4}WEBP", "a WAV sound": rb"RIFF.{4}WAVE",
-    "a FLAC sound": rb"fLaC", "an MP3 sound": rb"ID3",
+    "a TIFF picture": rb"II\*\0|MM\0\*", "a WebP picture": rb"RIFF.{4}WEBP",
 }  # fmt: skip
+SOUNDS = {"a WAV sound": rb"RIFF.{4}WAVE", "a FLAC sound": rb"fLaC", "an MP3 sound": rb"ID3"}
 START = b"\0\0\1"  # of every packet of MPEG's streams
 STREAMS = frozenset(
     ("h264", "hevc", "vvc", "m4v", "mpegvideo", "vc1", "cavsvideo", "avs2", "avs3", "dirac", "mjpeg")
@@ -52,9 +53,18 @@ def unread(path: Path) -> str:
     head = _head(path)
     if words := text_of(head):
         return f"it is a text ({words!r}), not a video"
-    return next(
-        (f"it is {kind}, not a video" for kind, mark in OTHERS.items() if re.match(mark, head, re.DOTALL)), ""
-    )
+    kind = _of_kind(head, PICTURES | SOUNDS)
+    return f"it is {kind}, not a video" if kind else ""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture does."""
+    return bool(_of_kind(_head(path), PICTURES))
+
+
+def _of_kind(head: bytes, marks: Mapping[str, bytes]) -> str:
+    """What a file with these first bytes is; "" where no mark fits."""
+    return next((kind for kind, mark in marks.items() if re.match(mark, head, re.DOTALL)), "")
 
 
 def stray_beginning(path: Path, container: str) -> str:

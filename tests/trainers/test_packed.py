@@ -21,6 +21,7 @@ from pipeline.store.store import REFERENCES, Store
 from trainers import workers
 from trainers.data import write_ragged
 from trainers.packed import ARRAYS, Ragged
+from trainers.packing import referred
 from trainers.registry import METHODS
 
 OF_CAPTIONS = ("clip_text", "bert")
@@ -269,5 +270,7 @@ def test_a_pack_leads_to_segments_alone_and_names_one_that_is_gone(tmp_path: Pat
         Ragged.open(packing.folder, "clouds")
     listed.write_text(text)
     path.unlink()
+    with pytest.raises(UserError, match="was removed by another run while it was packed"):
+        referred(packing.folder)
     with pytest.raises(UserError, match="the next run packs them again"):
         Ragged.open(packing.folder, "clouds")
