@@ -145,11 +145,9 @@ def serve(project: Project, prepared: Prepared, address: Address, ready: Callabl
         gallery, searchers = _pictures(prepared.searches), Searchers(make)
         tables, report = _tables(project, prepared), ReportSite(project.store, project.experiment.name)
         first_split = prepared.catalogue.splits[0].name
-        sites = [
-            QuerySite(tables, first_split),
-            LookSite(prepared.catalogue, gallery, searchers, tables), report,
-        ]  # fmt: skip
-        more = [route for site in sites for route in site.routes]
+        queries = QuerySite(tables, first_split)
+        look = LookSite(prepared.catalogue, gallery, searchers, tables)
+        more = [*queries.routes, *look.routes, *report.routes]
         app = application(
             prepared.catalogue, gallery, searchers, address.hosts(port), more, lambda: report.exists
         )
