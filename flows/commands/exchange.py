@@ -28,7 +28,7 @@ from flows.results.exports.parquet import export_features as export_features_tab
 from flows.results.exports.parquet import export_scores
 from flows.results.exports.results import export_mteb
 from flows.results.method_results import all_results, method_results
-from flows.results.report.wording import counted
+from flows.results.wording import counted
 from flows.terminal import escaped
 from flows.trained.changes import why_stale
 from flows.trained.finished import note_of, usual_run

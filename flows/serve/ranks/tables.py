@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.results.report.wording import without_places
+from flows.results.wording import without_places
 from flows.serve.ranks.evaluated_runs import evaluated_runs
 from flows.serve.ranks.table import (
     Column,
