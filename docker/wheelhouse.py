@@ -22,6 +22,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("pipeline", "extractors", "trainers", "flows", "crossreel")
 OLDEST_GLIBC = 5
 NAMED = {"manylinux1": 5, "manylinux2010": 12, "manylinux2014": 17}
 """Older names of platforms, by the minor version of the glibc that they need."""
@@ -73,7 +74,7 @@ def collect(options: argparse.Namespace, work: Path) -> None:
         sys.exit(
             f"there is no extra {unknown[0]!r}; there are {', '.join(sorted(project['optional-dependencies']))}"
         )
-    pip("wheel", "--no-deps", "--wheel-dir", folder, ROOT)
+    pip("wheel", "--no-deps", "--wheel-dir", folder, source_copy(work / "source"))
     needed = [*project["dependencies"], *(one for e in chosen for one in project["optional-dependencies"][e])]
     found = resolved(needed, options, work)
     left_out = {} if options.torch else {"torch": found.pop("torch", "")}
@@ -86,6 +87,16 @@ def collect(options: argparse.Namespace, work: Path) -> None:
         f"{folder}: crossreel and {len(found)} packages for Python {options.python} on {options.platform}{without}, "
         f"{size:.0f} MB; {folder / 'INSTALL.txt'} says how they are installed"
     )
+
+
+def source_copy(target: Path) -> Path:
+    """A copy of what a wheel is built from: a folder `build` beside the source may hold modules that are gone."""
+    kept = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, target / package, ignore=kept)
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, target)
+    return target
 
 
 def resolved(needed: list[str], options: argparse.Namespace, work: Path) -> dict[str, str]:
