@@ -43,8 +43,8 @@ def test_one_that_takes_more_than_a_tenth_of_its_epoch_is_mentioned_once(
 ) -> None:
     sentences = said(monkeypatch, [(100, 40), (100, 40), (100, 40)])
     assert sentences == [
-        "a validation takes 40 s, the steps of an epoch 100 s; trainers.lean.validation_captions = 250 would bring it to "
-        "a tenth"
+        "a validation takes 40 s, the steps of an epoch 100 s; trainers.lean.validation_captions = 250 would bring "
+        "it to a tenth"
     ]
 
 
