@@ -316,7 +316,7 @@ def test_moments_are_not_paragraphs():
 
 def test_ours_is_printed_with_its_interval_and_as_json(whole, monkeypatch):
     own = [ours(whole, corpus=CORPUS, dropped=2)]
-    monkeypatch.setattr("flows.commands.board._our_figures", lambda *given: own)
+    monkeypatch.setattr("flows.commands.board._our_figures", lambda *given: (own, None))
     lines = call("exp.toml", "--method", "gare").splitlines()
     place = next(n for n, line in enumerate(lines) if line.startswith("gare (ours) ≠"))
     estimate = whole.estimates["t2v"]["R@1"]

@@ -779,3 +779,89 @@ def test_the_time_of_the_workers_is_told_for_each_pass() -> None:
         "clip + frames: of 4.0 s of its workers, decode 1.0 s (25 %), network 3.0 s (75 %), "
         "waiting for frames 0.5 s (12 %)"
     ]
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+CUT = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1).length"
+SCROLLS = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+OPEN = "document.querySelectorAll('details').forEach(each => { each.open = true })"
+SCALES = """[...document.querySelectorAll('svg.plot')].map(
+    one => one.getBoundingClientRect().width / one.viewBox.baseVal.width)"""
+
+
+def in_a_browser(test: Any) -> Any:
+    """A test that starts chromium."""
+    return pytest.mark.slow(pytest.mark.long(test))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of four methods with videos."""
+    folder = tmp_path_factory.mktemp("page")
+    noises = {"a": 0.5, "b": 1.0, "c": 2.0, "d": 9.0}
+    methods = [make_method(folder, name, noise=noise) for name, noise in noises.items()]
+    make_page(folder, make_inputs(folder, methods, str(make_video(folder / "v.mp4"))))
+    return folder / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not there")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, report: Path, width: int, **more: Any) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 900}, **more)
+    page.goto(report.as_uri())
+    return page
+
+
+@in_a_browser
+def test_the_first_screen_says_who_won_and_the_page_is_short_before_anything_is_opened(
+    browser: Any, report: Path
+) -> None:
+    page = opened(browser, report, 1440)
+    assert page.locator(".says").first.bounding_box()["y"] < 400
+    assert page.evaluate("document.documentElement.scrollHeight") < 6000
+    page.click("nav a[href='#training']")
+    assert page.locator("nav a[href='#verdict']").bounding_box()["y"] >= 0  # the list of contents stays
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1440, 768, 390])
+def test_no_table_is_cut_and_text_of_figures_is_legible(browser: Any, report: Path, width: int) -> None:
+    page = opened(browser, report, width)
+    page.evaluate(OPEN)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(SCROLLS) == 0
+    assert min(page.evaluate(SCALES)) * 11.5 >= 11
+
+
+@in_a_browser
+def test_the_page_prints_whole_without_a_script(browser: Any, report: Path) -> None:
+    page = opened(browser, report, 700, java_script_enabled=True)
+    page.emulate_media(media="print")
+    hidden = (
+        "[...document.querySelectorAll('details > *')].filter(e => e.getClientRects().length === 0).length"
+    )
+    assert page.locator("details[open]").count() == 0 and page.evaluate(hidden) == 0
+    assert page.evaluate(CUT) == 0 and page.evaluate(SCROLLS) == 0
+    assert page.locator("script").count() == 0
+
+
+@in_a_browser
+def test_a_deciding_query_plays_under_the_pointer_and_links_into_serve(browser: Any, report: Path) -> None:
+    page = opened(browser, report, 1440)
+    film = page.locator(".film").first
+    moving = film.locator(".moving")
+    assert not moving.is_visible()
+    film.hover()
+    assert moving.is_visible()
+    link = page.locator(".decides a").first.get_attribute("href")
+    assert link.startswith("http://127.0.0.1:8600/?q=") and "&method=" in link and "&with=" in link
+    assert 2 <= page.locator(".decides").count() <= 12
