@@ -145,9 +145,11 @@ def serve(project: Project, prepared: Prepared, address: Address, ready: Callabl
         gallery, searchers = _pictures(prepared.searches), Searchers(make)
         tables, report = _tables(project, prepared), ReportSite(project.store, project.experiment.name)
         first_split = prepared.catalogue.splits[0].name
-        queries = QuerySite(tables, first_split)
-        look = LookSite(prepared.catalogue, gallery, searchers, tables)
-        more = [*queries.routes, *look.routes, *report.routes]
+        more = [
+            *QuerySite(tables, first_split).routes,
+            *LookSite(prepared.catalogue, gallery, searchers, tables).routes,
+            *report.routes,
+        ]
         app = application(
             prepared.catalogue, gallery, searchers, address.hosts(port), more, lambda: report.exists
         )

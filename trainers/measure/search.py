@@ -130,9 +130,18 @@ def best(
     score: Score, among: Encodings, count: int, device: str | torch.device = "cpu",
     memory_mb: float = MEMORY_MB,
 ) -> tuple[Positions, NDArray[np.float32]]:  # fmt: skip
-    """Positions and scores (K,) of the best entries, best first, equal scores in their order; K = min(count, V)."""
-    places, kept = top(every_score(score, among, device, memory_mb)[None], count)
-    return places[0], kept[0]
+    """Positions and scores (K,) of the best entries, best first, equal scores in their order; K = min(count, V).
+
+    Every entry is scored, a block at a time that keeps within the memory.
+    """
+    positions, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    for first, found in _blocks(score, among, device, memory_mb):
+        require_finite(found)
+        # those kept stand in front, and of equal ones in order, so that the first of equal ones stays
+        positions = np.concatenate([positions, first + np.arange(len(found))])
+        places, kept = top(np.concatenate([scores, found])[None], count)
+        positions, scores = positions[places[0]], kept[0]
+    return positions, scores
 
 
 def places_of(scores: NDArray[np.float32], positions: Sequence[int]) -> NDArray[np.int64]:

@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import TrainingError
-from trainers.measure.search import Encodings, best, best_stretches, write_encodings
+from trainers.measure.search import (
+    Encodings,
+    best,
+    best_stretches,
+    every_pair,
+    every_score,
+    places_of,
+    write_encodings,
+)
 from trainers.method import Batch, Encoded
 
 KINDS = [torch.float64, torch.int64, torch.float32, torch.int32, torch.float16, torch.bfloat16, torch.uint8]
@@ -118,6 +126,20 @@ def test_a_large_index_is_searched_with_one_block_in_memory(tmp_path):
     assert max(seen) * 64 * 4 <= 0.125 * 2**20 and sum(seen) == 20_000
     assert peak < 0.25 * 2**20
     assert positions.tolist() == slow_top(rows @ rows[0], 10)
+
+
+@pytest.mark.parametrize("memory_mb", [0.001, 64])
+def test_every_score_and_every_pair_are_those_of_one_product_and_places_count_equal_ones_in_order(
+    tmp_path, memory_mb
+):
+    rows, queries = drawn(300, 8), drawn(5, 8)
+    encodings = written(tmp_path / "file", rows)
+    found = every_score(product(queries[0]), encodings, memory_mb=memory_mb)
+    np.testing.assert_allclose(found, (rows @ queries[0]).numpy(), rtol=1e-5)
+    pairs = every_pair(lambda items: queries @ items["vector"].T, 5, encodings, memory_mb=memory_mb)
+    np.testing.assert_allclose(pairs, (queries @ rows.T).numpy(), rtol=1e-4, atol=1e-5)
+    levels = np.array([1.0, 3.0, 2.0, 3.0, 2.0], np.float32)
+    assert places_of(levels, range(5)).tolist() == [5, 1, 3, 2, 4] and places_of(levels, []).tolist() == []
 
 
 def test_scores_that_are_no_numbers_stop_a_search(tmp_path):
