@@ -232,13 +232,12 @@ class Ragged:
     def _gather(self, units: NDArray[np.int64], out: Array) -> None:
         """Write the stored rows of units into (N, T, ...)."""
         slots = out.shape[1]
-        taken = repeat(()) if self._take is None else self._take.of(units)
+        none: Iterator[Array] = repeat(np.empty(0, np.int32))
+        taken = none if self._take is None else self._take.of(units)
         for place, found, positions in zip(out, self._rows.of(units), taken, strict=False):
             count = min(len(positions) or len(found), slots)
-            if len(positions):
-                np.take(
-                    found, positions[:slots], 0, place[:count], "clip"
-                )  # unlike "raise", without a copy between
+            if len(positions):  # mode "clip": "raise" would make a copy between
+                np.take(found, positions[:slots], axis=0, out=place[:count], mode="clip")
             else:
                 place[:count] = found[:slots]
             place[count:] = 0
