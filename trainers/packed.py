@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -191,19 +192,13 @@ class Ragged:
         return len(self.lengths)
 
     def __getitem__(self, unit: int) -> Array:
-        (found,) = self._raw([unit])
+        found = self._rows[unit]
+        if self._take is not None and len(positions := self._take[unit]):
+            found = found[positions]
         by = None if self._divide is None else self._divide[unit]
         if by is None or not len(by):
             return found if found.dtype == self.dtype else found.astype(self.dtype)
         return (found.astype(self.dtype) / by[:, None]).astype(self.dtype, copy=False)
-
-    def _raw(self, units: Units) -> Iterator[Array]:
-        """Yield the rows of units as they are stored."""
-        if self._take is None:
-            yield from self._rows.of(units)
-            return
-        for found, positions in zip(self._rows.of(units), self._take.of(units), strict=True):
-            yield found[positions] if len(positions) else found
 
     def padded(self, units: Units, slots: int | None = None) -> Tensor:
         """The arrays of some units (N, T, ...), zero behind their rows; T is `slots`, or the longest array's rows.
@@ -237,9 +232,14 @@ class Ragged:
     def _gather(self, units: NDArray[np.int64], out: Array) -> None:
         """Write the stored rows of units into (N, T, ...)."""
         slots = out.shape[1]
-        for place, found in zip(out, self._raw(units), strict=False):
-            count = min(len(found), slots)
-            place[:count] = found[:slots]
+        none: Iterator[Array] = repeat(np.empty(0, np.int32))
+        taken = none if self._take is None else self._take.of(units)
+        for place, found, positions in zip(out, self._rows.of(units), taken, strict=False):
+            count = min(len(positions) or len(found), slots)
+            if len(positions):  # mode "clip": "raise" would make a copy between
+                np.take(found, positions[:slots], axis=0, out=place[:count], mode="clip")
+            else:
+                place[:count] = found[:slots]
             place[count:] = 0
 
     def _divisors(self, divide: MappedRows, units: NDArray[np.int64], slots: int) -> Tensor:
