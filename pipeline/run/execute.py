@@ -256,6 +256,13 @@ class Runner:
         if state.stage.over == "corpus":
             for folder in (self.store.run_folder, self.store.work_folder):
                 shutil.rmtree(folder(state.stage.name, state.fingerprint.hex), ignore_errors=True)
+            if kept := state.stage.keeps(
+                state.fingerprint
+            ):  # its segments stay: other artifacts refer to them
+                keys = {
+                    key for split in state.stage.splits() for key in plan.split_keys(self.contents, split)
+                }
+                self.store.index.forget_items(kept[1].hex, keys)
         else:
             self.store.index.forget_items(state.fingerprint.hex, state.keys)
             self.store.drop_unused_segments(state.stage.name, state.fingerprint.hex)

@@ -325,7 +325,7 @@ def _whole(
         parts["corpus"] = {split: _split_digest(contents, split) for split in stage.splits()}
         out = left_out([states[need] for need in stage.needs])
         if out:
-            out &= {key for split in stage.splits() for key in _split_keys(contents, split)}
+            out &= {key for split in stage.splits() for key in split_keys(contents, split)}
         if out:
             parts["left_out"] = digest_of(sorted(out))
     fingerprint = Fingerprint.of(parts)
@@ -342,7 +342,7 @@ def left_out(states: Iterable[State]) -> set[str]:
     }
 
 
-def _split_keys(contents: Contents, split: str) -> set[str]:
+def split_keys(contents: Contents, split: str) -> set[str]:
     """Return the keys of the items and captions of a split."""
     items = {digest for digest, _ in contents.gallery(split)}
     return items | {caption.digest for _, _, caption in contents.queries(split)}
