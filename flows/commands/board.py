@@ -68,7 +68,7 @@ def board(
         _print(section)
     for path, (_, verdict) in zip(experiments, found, strict=True):
         if verdict is not None:
-            out.print(f"\nverdict of {path}", markup=False, style="bold")
+            out.print(f"\nverdict of {path}", markup=False, lines=True, style="bold")
             for sentence in verdict.lines:
                 out.print(sentence, markup=False, highlight=False)
     linted = lint(published)

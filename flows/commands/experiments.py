@@ -235,7 +235,7 @@ def print_verdict(verdict: Verdict | None) -> None:
     """Who is ahead, and what that rests on, a sentence a line."""
     if verdict is None:
         return
-    out.print("\nverdict", markup=False, style="bold")
+    out.print("\nverdict", markup=False, lines=True, style="bold")
     for said in verdict.sentences:
         out.print(said, markup=False, highlight=False)
     for limit in verdict.basis:
