@@ -88,7 +88,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def beside(folder: Path) -> str:
     """A search path with a folder before those that this process was given."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join([str(folder), *(path for path in given if path != str(folder))])
+    return os.pathsep.join([str(folder), *(path for path in given if path not in ("", str(folder)))])
 
 
 def alive(pid: int) -> bool:
