@@ -105,11 +105,12 @@ class Fork:
             for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
                 os.dup2(source, target)
             connection = int(words[1])
-            for number in map(
-                int, os.listdir("/proc/self/fd")
-            ):  # an end of another child's would hide its death
+            # Nothing that the parent has open is the child's, as if it had been started anew: the end of another child
+            # would hide that child's death, a lock file would stay locked for as long as this child lives.
+            for number in map(int, os.listdir("/proc/self/fd")):
                 with contextlib.suppress(OSError):
-                    if number not in (0, 1, 2, connection) and stat.S_ISSOCK(os.fstat(number).st_mode):
+                    mode = os.fstat(number).st_mode
+                    if number not in (0, 1, 2, connection) and (stat.S_ISSOCK(mode) or stat.S_ISREG(mode)):
                         os.close(number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
