@@ -98,7 +98,7 @@ VERBS = {
     ),
     "deploy": Verb(
         "flows.commands.service:deploy",
-        "Register the flows as deployments on the running Prefect server, and start a worker for them.",
+        "Register the flows as deployments on a Prefect server, and start a worker for them.",
     ),
     "doctor": Verb(
         "flows.commands.service:doctor",
