@@ -39,7 +39,9 @@ def link_curves(project: Project, states: Mapping[str, State]) -> Path | None:
     """
     folder = project.store.root / FOLDER / slug(project.experiment.name)
     try:
-        made = [_link(project, folder, method, states) for method in project.experiment.methods]
+        # A run that is applied to another corpus has no training of its own among its stages.
+        methods = [method for method in project.experiment.methods if f"train-{method}" in states]
+        made = [_link(project, folder, method, states) for method in methods]
         if not any(made):
             return None
         _drop_dangling(folder)
@@ -56,7 +58,7 @@ def slug(name: str) -> str:
 
 def _link(project: Project, folder: Path, method: str, states: Mapping[str, State]) -> bool:
     """Make the folder of one run; returns whether it has curves."""
-    training, evaluation = states[f"train-{method}"], states[f"evaluate-{method}"]
+    training, evaluation = states[f"train-{method}"], states.get(f"evaluate-{method}")
     if not training.complete:
         return False
     trained = trained_folder(project, training)
@@ -67,7 +69,7 @@ def _link(project: Project, folder: Path, method: str, states: Mapping[str, Stat
     own.mkdir(parents=True, exist_ok=True)
     for path in trained.tensorboard.glob(f"{EVENTS}*"):
         _refer(own / path.name, path)
-    if evaluation.complete:
+    if evaluation is not None and evaluation.complete:
         target = own / f"{LAST}{evaluation.fingerprint.hex[:DIGITS]}"
         if not target.exists():
             for old in own.glob(f"{LAST}*"):

@@ -166,7 +166,7 @@ def test_an_archive_gives_the_vectors_that_its_own_code_computes(folder):
     frames = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     tokens = network._tokenize(["a red star spins"])
     with torch.no_grad():
-        image, text = module(network._pixels(network.crops(frames)), tokens)
+        image, text = module(network._pixels(torch.from_numpy(network.crops(frames))), tokens)
     np.testing.assert_allclose(network.image_features(frames), image.numpy(), atol=1e-5, rtol=1e-4)
     assert text.shape == (
         1,
