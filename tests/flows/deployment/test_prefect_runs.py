@@ -140,10 +140,11 @@ def test_an_error_of_ours_fails_task_and_flow_and_reaches_the_caller(
     assert target.name in record["state"]["message"] or "Error" in record["state"]["message"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("long_clips")
 def test_an_interrupted_run_and_its_task_are_cancelled_and_did_not_crash(
     served: Place, prefect_server: PrefectServer
 ) -> None:
-    served.corpus("long-a", "long-b")
     experiment = served.experiment()
     run = served.start_flow(experiment)
     served.wait_until_at_work()
