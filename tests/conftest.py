@@ -106,12 +106,14 @@ class Fork:
                 os.dup2(source, target)
             connection = int(words[1])
             # Nothing that the parent has open is the child's, as if it had been started anew: the end of another child
-            # would hide that child's death, a lock file would stay locked for as long as this child lives.
+            # would hide that child's death, a lock file would stay locked for as long as this child lives. The numbers
+            # stay taken, or an inherited object that closes its own would close a file that the child has opened.
+            nothing = os.open(os.devnull, os.O_RDWR)
             for number in map(int, os.listdir("/proc/self/fd")):
                 with contextlib.suppress(OSError):
                     mode = os.fstat(number).st_mode
                     if number not in (0, 1, 2, connection) and (stat.S_ISSOCK(mode) or stat.S_ISREG(mode)):
-                        os.close(number)
+                        os.dup2(nothing, number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)

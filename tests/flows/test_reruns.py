@@ -225,7 +225,9 @@ def settings() -> Iterator[Any]:
 def test_a_changed_setting_of_an_extractor_extracts_again_unless_it_only_changes_speed(
     kind: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video, "version", lambda package: "1")  # a decoder that is an extra may not be installed
+    monkeypatch.setattr(
+        video, "version", lambda package: "1"
+    )  # a decoder that is an extra may not be installed
     base = SEEDED.get(kind.name, {})
     if (kind.name, name) == ("triples", "package"):  # other models, in a folder
         shutil.copytree(SHIPPED_FOLDER, tmp_path / "models")

@@ -241,7 +241,6 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
         (("card", folder / "x", experiment, "--method", "hlforme"), "did you mean 'hlformer'"),
         (("scores", folder / "x.csv", experiment), r"x\.csv is no name of a table: it ends in \.parquet"),
         (("results", folder / "x", experiment, "--layout", "trec"), "mteb"),
-        (("results", folder / "x", experiment, "--set", 'store="elsewhere"'), "run `crossreel run"),
         (("features", "import-i3d", folder / "x", experiment, "--layout", "parquet"), "did you mean"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
