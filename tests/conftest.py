@@ -119,6 +119,9 @@ class Fork:
                 signal.signal(number, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(env)
+            sys.modules["torch"].set_num_threads(
+                int(env.get("OMP_NUM_THREADS", "1"))
+            )  # bits depend on their number
             child.subprocess = subprocess
             child.main([*words])
             code = 0
@@ -168,7 +171,7 @@ def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Pop
         return subprocess.Popen(command, **options)
     with PREPARING:
         prepare_networks()
-    return Fork(words, options["stdout"], options["env"] | {"OMP_NUM_THREADS": "1"}, options["preexec_fn"])
+    return Fork(words, options["stdout"], options["env"], options["preexec_fn"])
 
 
 @contextlib.contextmanager

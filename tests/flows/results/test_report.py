@@ -728,7 +728,8 @@ def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path)
         "validation SumR", "loss", "learning rate", "waiting for data",
     ]  # fmt: skip
     assert [p.title for p in training.more] == ["nce", "weight"]
-    assert training.columns == ("epoch", "validation SumR", "loss", "nce", "weight", "learning rate")
+    columns = ("epoch", "validation SumR", "loss", "nce", "weight", "learning rate", "waiting for data")
+    assert training.columns == columns
     assert training.best_epoch == 2 and "9 in the best epoch 2" in training.panels[0].summary
     assert training.sentence == "4 epochs, the best one is 2; 112 parameters; 1 min 35 s"
 
