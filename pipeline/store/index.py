@@ -258,7 +258,8 @@ class Index:
             self.db.execute(
                 "PRAGMA synchronous=NORMAL"
             )  # losing the last commit costs repeated work, no damage
-        self.db.executescript(SCHEMA)
+        # All tables of a new index at once: another process that opens it meanwhile would miss some, and call it damaged.
+        self.db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;" if self.empty else SCHEMA)
         if not self._has_kinds():
             self.db.executescript(KINDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,14 @@ def test_several_processes_write_one_new_index_at_once(tmp_path):
     writers = [subprocess.Popen([*command, str(n)], stderr=subprocess.PIPE) for n in range(4)]
     assert [writer.communicate()[1] for writer in writers] == [b""] * 4
     assert len(Index(path).places("fp")) == 4 * 40 * 5
+
+
+def test_a_new_index_has_all_its_tables_at_once(tmp_path):
+    """Another run that opens it meanwhile would call it damaged."""
+    for number in range(60):
+        path = tmp_path / f"{number}.sqlite"
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda _, path=path: Index(path).close(), range(3)))
 
 
 MOUNTINFO = """22 28 0:20 / /proc rw - proc proc rw
