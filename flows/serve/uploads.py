@@ -80,8 +80,8 @@ def _as_media(path: Path) -> Path:
     target = path.with_name("still.mp4")
     scale = f"scale='min({MOST_SIDE_PIXELS},iw)':'min({MOST_SIDE_PIXELS},ih)':force_original_aspect_ratio=decrease"
     command = [  # -xerror: a broken picture would be looped until the limit
-        find_ffmpeg(), "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-loop", "1", "-f", "image2",
-        "-pattern_type", "none", "-t", str(STILL_SECONDS), "-i", str(path), "-r", "6", "-vf",
+        find_ffmpeg(), "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-loop", "1",
+        "-f", "image2", "-pattern_type", "none", "-t", str(STILL_SECONDS), "-i", str(path), "-r", "6", "-vf",
         f"{scale},pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "ultrafast",
         str(target),
     ]  # fmt: skip
