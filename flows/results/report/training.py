@@ -15,6 +15,7 @@ from trainers.loop.trained import Epoch, TrainedFolder
 MOST_POINTS = 240  # largest number of points of a curve; a panel is about 260 pixels wide
 MOST_ROWS = 200  # largest number of rows in the table of numbers
 RATE, WAITING, VALIDATION = "learning rate", "waiting", "validation "
+WAITED = "waiting for data"
 
 Series = list[tuple[int, float]]
 """(epoch, value) of one quantity; epochs count from 1."""
@@ -31,7 +32,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Training:
-    """The section of the report on the training of one method. more: panels of the terms of the loss."""
+    """The section of the report on the training of one method. more: panels that are not open at first."""
 
     method: str
     sentence: str
@@ -56,11 +57,16 @@ def read_training(method: str, folder: TrainedFolder) -> Training:
     figure = next(iter(history[0].validation), "") if history else ""
     recalls = {name: line for name, line in series.items() if _is_recall(name, figure)}
     drawn = {name: panel(method, name, line, best) for name, line in series.items() if name not in recalls}
+    besides = terms | {WAITED}
     return Training(
         method,
         _sentence(folder),
-        (*_recall_panels(method, recalls, best), *(one for name, one in drawn.items() if name not in terms)),
-        tuple(one for name, one in drawn.items() if name in terms and len(terms) > 1),
+        tuple(one for name, one in drawn.items() if name not in besides),
+        (
+            *_recall_panels(method, recalls, best),
+            *(one for name, one in drawn.items() if name in terms and len(terms) > 1),
+            *(one for name, one in drawn.items() if name == WAITED),
+        ),
         columns,
         tuple(rows),
         best,
@@ -102,11 +108,11 @@ def _series(history: Sequence[Epoch]) -> dict[str, Series]:
         named = {f"validation {name}": value for name, value in row.validation.items()}
         named |= {"loss": row.loss} | row.terms | {RATE: row.lr}
         waiting = getattr(row, WAITING, None)
-        named |= {"waiting for data": 100 * waiting} if waiting is not None else {}
+        named |= {WAITED: 100 * waiting} if waiting is not None else {}
         for name, value in named.items():
             out.setdefault(name, []).append((row.epoch, value))
     first = [name for name in out if name.startswith("validation ")]
-    last = [name for name in (RATE, "waiting for data") if name in out]
+    last = [name for name in (RATE, WAITED) if name in out]
     return {name: out[name] for name in [*first, *(n for n in out if n not in first + last), *last]}
 
 
@@ -127,15 +133,13 @@ def panel(method: str, title: str, series: Series, best_epoch: int) -> Panel:
     values = {epoch: value for epoch, value in series if math.isfinite(value)}
     kept = _thinned(list(values), MOST_POINTS, best_epoch)
     summary = f"{method}, {_in_words(title, values, best_epoch)}"
-    axis = {"loss": "Loss", RATE: "Learning rate", "waiting for data": "Waiting for data (%)"}.get(
-        title, title
-    )
+    axis = {"loss": "Loss", RATE: "Learning rate", WAITED: "Waiting for data (%)"}.get(title, title)
     if title.startswith("validation "):
         axis = f"{title.removeprefix('validation ')} of validation"
     if not kept:
         return Panel(title, Markup(""), summary)
     lines = [(title, kept, [values[epoch] for epoch in kept])]
-    from_zero = title in (RATE, "waiting for data") and min(values.values()) >= 0
+    from_zero = title in (RATE, WAITED) and min(values.values()) >= 0
     best = best_epoch if best_epoch in values else 0
     return Panel(
         title, by_epoch(f"training {method} {title}", lines, best, axis, summary, from_zero), summary

@@ -724,10 +724,8 @@ def test_a_learning_rate_that_falls_to_nothing_ends_at_0_and_not_at_minus_0() ->
 def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path) -> None:
     entry = make_method(tmp_path, "a")
     training = read_training("a", TrainedFolder(Path(entry["train"])))
-    assert [p.title for p in training.panels] == [
-        "validation SumR", "loss", "learning rate", "waiting for data",
-    ]  # fmt: skip
-    assert [p.title for p in training.more] == ["nce", "weight"]
+    assert [p.title for p in training.panels] == ["validation SumR", "loss", "learning rate"]
+    assert [p.title for p in training.more] == ["nce", "weight", "waiting for data"]
     columns = ("epoch", "validation SumR", "loss", "nce", "weight", "learning rate", "waiting for data")
     assert training.columns == columns
     assert training.best_epoch == 2 and "9 in the best epoch 2" in training.panels[0].summary
