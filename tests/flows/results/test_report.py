@@ -866,3 +866,13 @@ def test_a_deciding_query_plays_under_the_pointer_and_links_into_serve(browser: 
     link = page.locator(".decides a").first.get_attribute("href")
     assert link.startswith("http://127.0.0.1:8600/?q=") and "&method=" in link and "&with=" in link
     assert 2 <= page.locator(".decides").count() <= 12
+
+
+@in_a_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_page_with_everything_open(browser: Any, report: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = opened(browser, report, 1440, color_scheme=scheme)
+    page.evaluate(OPEN)
+    found = axe.Axe().run(page)
+    assert [each["id"] for each in found.response["violations"]] == []
