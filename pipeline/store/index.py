@@ -258,7 +258,7 @@ class Index:
             self.db.execute(
                 "PRAGMA synchronous=NORMAL"
             )  # losing the last commit costs repeated work, no damage
-        # All tables of a new index at once: another process that opens it meanwhile would miss some, and call it damaged.
+        # All tables of a new index at once: another process that opens it meanwhile would call it damaged.
         self.db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;" if self.empty else SCHEMA)
         if not self._has_kinds():
             self.db.executescript(KINDS)
