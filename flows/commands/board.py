@@ -107,13 +107,14 @@ def _our_figures(
     project = opened(path, sets, [], display)
     try:
         names = [name for name in project.experiment.methods if not methods or name in methods]
-        finished = finished_evaluations(project, names)
+        states = project.states()
+        finished = finished_evaluations(project, names, states=states)
         evaluated = [name for name in names if name not in finished.missing]
         if not evaluated:
             raise UserError(f"no method of {path} is evaluated yet; run `crossreel run {path}` first")
         verdict = verdict_of(finished.project, finished.states)
         ordered = sorted(evaluated, key=lambda name: verdict.rank(name) if verdict else 0)
-        return [_ours(method_results(project, name), str(path)) for name in ordered], verdict
+        return [_ours(method_results(project, name, states), str(path)) for name in ordered], verdict
     finally:
         project.store.index.close()
 

@@ -14,7 +14,7 @@ from flows.trained.finished import finished_evaluations
 from flows.trained.recorded import recorded_stages
 from flows.trained.runs import TrainedRun
 from pipeline.errors import UserError, nearest
-from pipeline.run.plan import State
+from pipeline.run.plan import State, Survey
 from trainers.loop.trained import TrainedFolder
 from trainers.measure.evaluated import EvaluatedFolder
 
@@ -87,15 +87,16 @@ def _folder(project: Project, state: State) -> Path:
     return project.store.run_folder(state.stage.name, state.fingerprint.hex)
 
 
-def method_results(project: Project, method: str) -> MethodResults:
+def method_results(project: Project, method: str, states: Survey | None = None) -> MethodResults:
     """A method of an experiment: as today's settings make it, if that is done, else its last evaluated run.
 
-    Raises UserError for an unknown one, and where it was never evaluated.
+    states: a survey so far, which several methods share. Raises UserError for an unknown one, and where it was never
+    evaluated.
     """
     known, path = project.experiment.methods, project.experiment.path
     if method not in known:
         raise UserError(f"{path} does not train {method!r}; {nearest(method, known)}")
-    finished = finished_evaluations(project, [method])
+    finished = finished_evaluations(project, [method], states=states)
     finished.require(method)
     if method not in finished.notes:
         return MethodResults(project, method, finished.states)
@@ -110,4 +111,5 @@ def all_results(project: Project) -> list[MethodResults]:
     """Every method of an experiment. Raises UserError where one was never evaluated, or there is none."""
     if not project.experiment.methods:
         raise UserError(f"{project.experiment.path} names no methods, so there is nothing to export")
-    return [method_results(project, method) for method in project.experiment.methods]
+    states = project.states()
+    return [method_results(project, method, states) for method in project.experiment.methods]
