@@ -4,6 +4,7 @@ import { items as address } from "./address.js";
 import * as asking from "./asking.js";
 import { byId, counted, html } from "./dom.js";
 import { choices } from "./form.js";
+import { begun } from "./heading.js";
 import { attracting, confused } from "./mistaken.js";
 import { opened } from "./opened.js";
 import { problems, unknown } from "./sentences.js";
@@ -105,15 +106,8 @@ document.addEventListener("keydown", (event) => {
 addEventListener("popstate", render);
 
 async function main() {
-  try {
-    catalogue = await asking.about();
-  } catch (error) {
-    problems(byId("problems"), [error.message]);
-    return;
-  }
-  byId("experiment").textContent = catalogue.experiment;
-  byId("report").hidden = !catalogue.report;
-  render();
+  catalogue = await begun();
+  if (catalogue) render();
 }
 
 main();

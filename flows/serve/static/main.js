@@ -6,6 +6,7 @@ import { counter } from "./counter.js";
 import * as detail from "./detail.js";
 import { byId, counted, html } from "./dom.js";
 import { chosenRuns, fillRuns, show as showForm } from "./form.js";
+import { heading } from "./heading.js";
 import { follow, kept } from "./loading.js";
 import * as results from "./results.js";
 import { verdict } from "./scale.js";
@@ -325,8 +326,7 @@ async function main() {
   }
   ready = catalogue.methods.filter((one) => one.splits.length);
   fits = counter(field, byId("length"), catalogue.most_characters);
-  byId("experiment").textContent = catalogue.experiment;
-  byId("report").hidden = !catalogue.report;
+  heading(catalogue);
   fillRuns(ready);
   const missing = catalogue.methods.filter((one) => one.missing);
   told("missing", missing, `${counted(missing.length, "method")} cannot be searched yet`, (one) => `${one.name}: ${one.missing}`);

@@ -4,6 +4,7 @@ import { items as itemsAddress, map as address, queries } from "./address.js";
 import * as asking from "./asking.js";
 import { byId, counted, html, svg } from "./dom.js";
 import { choices } from "./form.js";
+import { begun } from "./heading.js";
 import { COLOURINGS, Scatter } from "./scatter.js";
 import { problems, unknown } from "./sentences.js";
 import { strip } from "./strip.js";
@@ -106,15 +107,9 @@ addEventListener("popstate", render);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => found && draw());
 
 async function main() {
-  try {
-    catalogue = await asking.about();
-  } catch (error) {
-    problems(byId("problems"), [error.message]);
-    return;
-  }
+  catalogue = await begun();
+  if (!catalogue) return;
   ready = catalogue.methods.filter((one) => one.splits.length);
-  byId("experiment").textContent = catalogue.experiment;
-  byId("report").hidden = !catalogue.report;
   render();
 }
 

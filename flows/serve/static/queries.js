@@ -4,6 +4,7 @@ import { items as itemsAddress, listed, queries as address, search as searchAddr
 import * as asking from "./asking.js";
 import { byId, counted, html } from "./dom.js";
 import { choices } from "./form.js";
+import { heading } from "./heading.js";
 import { problems } from "./sentences.js";
 import { Windowed } from "./windowed.js";
 
@@ -184,8 +185,7 @@ async function main() {
   const known = await asking.about().catch(() => null);
   if (known) {
     searchable = (name) => known.methods.some((one) => one.name === name && one.splits.includes(about.split));
-    byId("experiment").textContent = known.experiment;
-    byId("report").hidden = !known.report;
+    heading(known);
   }
   await render({ keep: true });
 }
