@@ -371,10 +371,14 @@ def test_queries_are_filtered_sorted_read_by_keys_and_lead_to_their_search_and_b
     page.select_option("#sort", "worst")
     until(page, "location.search.includes('sort=worst')")
     until(page, f"document.querySelectorAll('.window td.number').length >= {2 * total}")
-    ranks = page.evaluate(
+    shown = (
         "[...document.querySelectorAll('.window tbody tr')].map((row) => "
         "Math.min(...[...row.querySelectorAll('td.number')].slice(0, 2).map((cell) => +cell.textContent)))"
     )
+    until(
+        page, f"{shown}.every((rank, at, all) => !at || all[at - 1] >= rank)"
+    )  # the rows before had as many numbers
+    ranks = page.evaluate(shown)
     assert ranks == sorted(ranks, reverse=True)
     with page.expect_download() as download:
         page.click("#links a")
