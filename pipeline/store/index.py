@@ -254,14 +254,35 @@ class Index:
             self.db.execute("PRAGMA journal_mode=DELETE")
             self.db.execute("PRAGMA synchronous=FULL")
         else:
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute(
-                "PRAGMA synchronous=NORMAL"
-            )  # losing the last commit costs repeated work, no damage
+            self._keep_a_log()
+            # losing the last commit costs repeated work, no damage
+            self.db.execute("PRAGMA synchronous=NORMAL")
+        if self._has_kinds():
+            self.db.executescript(SCHEMA)  # waits for no writer, as all tables are there
+            return
         # All tables of a new index at once: another process that opens it meanwhile would call it damaged.
-        self.db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;" if self.empty else SCHEMA)
-        if not self._has_kinds():
-            self.db.executescript(KINDS)
+        with self.transaction():
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                self.db.execute(statement)
+            if not self._has_kinds():
+                for statement in filter(str.strip, KINDS.split(";")):
+                    self.db.execute(statement)
+
+    def _keep_a_log(self) -> None:
+        """Let the file keep a write-ahead log, waiting at most BUSY_SECONDS for other processes that open it.
+
+        Where two of them turn it on in a new file at once, SQLite refuses one without waiting, since each holds the
+        shared lock for which the other would have to wait.
+        """
+        end = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self.db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() >= end:
+                    raise
+            time.sleep(0.01)
 
     def _require_locks(self) -> None:
         """Raise UserError on a file system without POSIX locks, which SQLite would take for a lock of another process.

@@ -150,11 +150,31 @@ def test_several_processes_write_one_new_index_at_once(tmp_path):
 
 
 def test_a_new_index_has_all_its_tables_at_once(tmp_path):
-    """Another run that opens it meanwhile would call it damaged."""
+    """Another run that opens it meanwhile would call it damaged, or would be refused the log without waiting."""
+    with ThreadPoolExecutor(3) as pool:
+        for number in range(400):
+            path = tmp_path / f"{number}.sqlite"
+            list(pool.map(lambda _, path=path: Index(path).close(), range(3)))
+
+
+def test_an_index_is_opened_while_another_process_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.index.BUSY_SECONDS", 0.1)
+    writer = Index(tmp_path / "index.sqlite")
+    with writer.transaction():
+        writer.add_failure("fp", "item", "name", "reason")
+        assert Index(tmp_path / "index.sqlite").failures("fp") == {}
+
+
+def test_processes_that_bring_an_old_index_up_to_date_at_once_do_it_once(tmp_path):
     for number in range(60):
         path = tmp_path / f"{number}.sqlite"
+        old = Index(path)
+        old.add_failure("fp", "item", "name", "its worker process died 3 times: SIGKILL")
+        old.db.execute("ALTER TABLE failures DROP COLUMN kind")
+        old.close()
         with ThreadPoolExecutor(3) as pool:
-            list(pool.map(lambda _, path=path: Index(path).close(), range(3)))
+            kinds = list(pool.map(lambda _, path=path: Index(path).failures("fp")["item"].kind, range(3)))
+        assert kinds == ["killed"] * 3
 
 
 MOUNTINFO = """22 28 0:20 / /proc rw - proc proc rw
