@@ -178,6 +178,9 @@ class PlannedBatches(ABC):
     A description is small and says everything: what is drawn for a batch is drawn from a seed in it.
     """
 
+    device_finishes: bool = False
+    """Whether `planned` leaves to `finished` what the device of the training does better than a core."""
+
     @abstractmethod
     def train_plan(self, epoch: int, seed: int, rank: int = 0, world: int = 1) -> Sequence[Any]:
         """Descriptions of the batches of an epoch of the split `train`, in order, shuffled by (seed, epoch)."""
@@ -185,6 +188,10 @@ class PlannedBatches(ABC):
     @abstractmethod
     def planned(self, description: Any) -> Mapping[str, Tensor]:
         """The batch of a description."""
+
+    def finished(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch that lies on the device of the training, after what `planned` has left to it."""
+        return batch
 
     def train_batches(
         self, epoch: int, seed: int, rank: int = 0, world: int = 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from trainers.data import (
 from trainers.layers.clip_input import padded_frames, tokenise
 from trainers.layers.pair_config import CLIP_TEXT, ClipPairConfig
 from trainers.layers.rand_augment import RandAugment
+from trainers.layers.rand_augment_tensors import augmented, encoded
 from trainers.loop import distributed
 from trainers.method import Batch
 from trainers.packed import Ragged
@@ -180,18 +180,32 @@ class PairData(PlannedBatches):
         return plan
 
     def planned(self, description: tuple[list[int], NDArray[np.int64], tuple[int, int]]) -> Batch:
-        """Captions with the frames of their videos, augmented by (seed, epoch, caption)."""
+        """Captions with the frames of their videos, augmented by (seed, epoch, caption).
+
+        Where the device augments, `augment` says how (`rand_augment_tensors.encoded`).
+        """
         captions, place, seeds = description
         index = training_split(self.splits)
         rows = [index.item_rows[index.caption_item[caption]] for caption in captions]
-        if self.config.augment and self.config.mode == "finetune":
-            augment = partial(_augmented, seeds)
-            videos = self._padded(_on_threads(augment, captions, [self.frames[row] for row in rows]))
-        else:
+        generators = [np.random.default_rng([*seeds, caption]) for caption in captions]
+        if not (self.config.augment and self.config.mode == "finetune"):
             videos = self._videos(rows)
+        elif self.device_finishes:
+            draws = [RandAugment().draw(generator) for generator in generators]
+            videos = self._videos(rows) | {"augment": encoded(draws, RandAugment().operations)}
+        else:
+            frames = [self.frames[row] for row in rows]
+            videos = self._padded(_on_threads(RandAugment(), frames, generators))
         video = torch.tensor([index.caption_item[caption] for caption in captions])
         pairs = {**self._texts(index, captions), **videos, "video": video}
         return {**pairs, "place": torch.from_numpy(place)}
+
+    def finished(self, batch: Batch) -> Batch:
+        """A batch whose pictures are augmented where they lie."""
+        if "augment" not in batch:
+            return batch
+        rest = {name: values for name, values in batch.items() if name != "augment"}
+        return rest | {"frames": augmented(batch["frames"], batch["frame_mask"], batch["augment"])}
 
     def item_batches(self, split: str) -> Iterator[Batch]:
         """The gallery of a split, in gallery order."""
@@ -243,7 +257,3 @@ def _on_threads(change: Callable[..., NDArray], *columns: Sequence[Any]) -> list
         return list(map(change, *columns))
     with ThreadPoolExecutor(max(1, cores() // distributed.local_world())) as pool:
         return list(pool.map(change, *columns))
-
-
-def _augmented(seeds: tuple[int, int], caption: int, frames: NDArray) -> NDArray:
-    return RandAugment()(frames, np.random.default_rng([*seeds, caption]))

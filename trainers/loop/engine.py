@@ -257,7 +257,7 @@ class _Run:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            terms = self.method.losses(moved, self.state.epoch)
+            terms = self.method.losses(self.loader.finished(moved), self.state.epoch)
         return {name: term.float().reshape(()) for name, term in terms.items()}
 
     def _validate(self) -> dict[str, float]:

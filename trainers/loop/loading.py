@@ -60,6 +60,7 @@ class Loader:
         self._plan, self._checked = _Plan(), False
         self._loader: DataLoader[Any] | None = None
         if isinstance(data, PlannedBatches):
+            data.device_finishes = device.type == "cuda"  # before workers are forked, which keep a copy
             self._loader = _loader(data, self._plan, self._workers, device)
 
     def epoch(self, epoch: int, seed: int, first: int = 0) -> Iterator[Batch]:
@@ -79,9 +80,15 @@ class Loader:
                 raise batch.error()
             yield batch
 
+    def finished(self, batch: Batch) -> Batch:
+        """A batch that lies on the device, after the work that is done there."""
+        return self._data.finished(batch) if isinstance(self._data, PlannedBatches) else batch
+
     def close(self) -> None:
         """End the workers."""
         self._loader = None
+        if isinstance(self._data, PlannedBatches):
+            self._data.device_finishes = False
 
 
 def _fetched_ahead(batches: Iterator[Any]) -> Iterator[Any]:

@@ -131,6 +131,21 @@ def test_what_augmentation_draws_does_not_depend_on_the_number_of_workers(tmp_pa
     assert pictures(0, 1) == pictures(1, 1) == pictures(2, 1) != pictures(0, 2)
 
 
+def test_a_gpu_augments_what_workers_would_and_a_core_does_not_wait(tmp_path: Path) -> None:
+    data = augmented(tmp_path)
+    before = list(Loader(data, 0, CPU, 0, 1).epoch(1, 3))
+    loader = Loader(data, 0, GPU, 0, 1)
+    later = list(data.train_batches(1, 3))  # where they lie does not matter: here they stay on the CPU
+    for one, two in zip(before, later, strict=True):
+        raw = {name: values.clone() for name, values in two.items()}
+        finished = loader.finished(two)
+        assert finished.keys() == one.keys() and not torch.equal(raw["frames"], one["frames"])
+        assert (finished["frames"].int() - one["frames"].int()).abs().max() <= 1
+        assert all(torch.equal(finished[name], one[name]) for name in one if name != "frames")
+    loader.close()
+    assert torch.equal(next(data.train_batches(1, 3))["frames"], before[0]["frames"])
+
+
 class Small(torch.nn.Module):
     """Learns from its batches and draws in every step."""
 
@@ -192,6 +207,27 @@ def test_the_share_of_waiting_is_measured_shown_and_kept(tmp_path: Path) -> None
     )  # fmt: skip
     assert 0.4 < result.history[0]["waiting"] < 1
     assert 0.4 < told[-1].waiting < 1
+
+
+def test_a_step_gets_batches_that_are_finished(tmp_path: Path) -> None:
+    class Later(Numbered):
+        def finished(self, batch: Any) -> Any:
+            return {name: values + 100 * (name == "told") for name, values in batch.items()}
+
+    class Seen(Small):
+        seen: list[int] = []
+
+        def losses(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+            self.seen.append(int(batch["told"][-1]))
+            return super().losses(batch, epoch)
+
+    method: Any = Seen()
+    fit(
+        method, Later(), METHODS.find("hlformer").config(epochs=1, batch_size=1),  # type: ignore[arg-type]
+        torch.optim.Adam(method.parameters()), validate=lambda _: {"SumR": 1.0}, figure="SumR",
+        folder=tmp_path, device=CPU,
+    )  # fmt: skip
+    assert Seen.seen == [100 + number for number in range(STEPS)]
 
 
 def test_batches_of_data_without_a_plan_are_made_between_the_steps() -> None:
