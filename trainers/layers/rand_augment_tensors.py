@@ -167,14 +167,15 @@ def _affine(frames: Tensor, matrix: Tensor) -> Tensor:
             flat.gather(2, (start + column).flatten(1)[:, None].expand(-1, colours, -1)).float()
             for column in columns
         ]
-        rows.append(_cubic(*taps, dx.flatten(2)))
-    values = _cubic(*rows, dy.flatten(2)).view(n, colours, height, width).clamp(0, 255).to(torch.uint8)
+        rows.append(_cubic(taps, dx.flatten(2)))
+    values = _cubic(rows, dy.flatten(2)).view(n, colours, height, width).clamp(0, 255).to(torch.uint8)
     grey = torch.tensor(GREY, dtype=torch.uint8, device=frames.device).view(1, -1, 1, 1)
     return torch.where(inside[:, None], values, grey)
 
 
-def _cubic(v1: Tensor, v2: Tensor, v3: Tensor, v4: Tensor, d: Tensor) -> Tensor:
-    """The value at v2 + d of four values in a row, 0 <= d < 1."""
+def _cubic(values: Sequence[Tensor], d: Tensor) -> Tensor:
+    """The value between the second and the third of four values in a row, at 0 <= d < 1 from the second."""
+    v1, v2, v3, v4 = values
     return v2 + d * ((v3 - v1) + d * ((2 * (v1 - v2) + v3 - v4) + d * (v2 - v1 + v4 - v3)))
 
 
