@@ -1,5 +1,7 @@
 """README and the tutorials: every command runs as typed, in order, in a fresh folder, and prints what stands there.
 
+The commands of the how-to pages run in a folder with a finished experiment, whose names are put in for those of a page.
+
 A block ```sh holds commands; a block ```python NAME is saved under that name; a block ```text below holds lines that
 the commands above it print, of a line that ends in ` ...` the beginning. A command that cannot run here says so at its
 end: `# needs the network`. Where one is expected to fail stands `# exit status 2: why`; where it depends on the
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,13 +25,18 @@ ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": ROOT / "README.md"} | {
     path.name: path for path in sorted((ROOT / "docs/tutorials").glob("*.md"))
 }
+HOW_TO = {name: ROOT / "docs" / name for name in ("applying.md", "experiments.md", "search.md", "store.md")}
+NAMES = {  # what a how-to page calls it, and what it is in the folder of the test
+    "experiment.toml:gare": "experiment.toml:hlformer", "--method gare": "--method hlformer", '"gare"': '"hlformer"',
+    "gare,hlformer": "hlformer", "video7#2": "clip03.mp4#1", "/mnt/disk": "disk",
+}  # fmt: skip
 CONTINUES = {"plot.md": "own-videos.md"}  # pages whose commands follow those of another one, in its folder
 BLOCK = re.compile(r"^```(sh|python|text)(?: ([\w.]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = re.compile(r"# needs (.+)$", re.MULTILINE)
 STATUS = re.compile(r"# exit status (any|\d+): ")
 LISTED = {  # all that a command may need; another word is a mistake in a page
     "the network", "the data set", "the authors' file", "a GPU", "a cluster", "a Prefect server", "a browser",
-    "your shell", "ten minutes",
+    "your shell", "ten minutes", "point clouds",
 }  # fmt: skip
 SECONDS = 1200
 
@@ -44,7 +52,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    text = PAGES[page].read_text(encoding="utf-8")
+    text = (PAGES | HOW_TO)[page].read_text(encoding="utf-8")
     return [
         Block(found[1], found[2] or "", found[3], text[: found.start()].count("\n") + 1)
         for found in BLOCK.finditer(text)
@@ -134,10 +142,31 @@ def test_the_commands_of_a_page_run_as_typed_in_a_fresh_folder(page, shell, tmp_
         assert (folder / "recall.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("page", HOW_TO)
+def test_the_commands_of_a_how_to_page_run_beside_a_finished_experiment(page, shell, made_once, tmp_path):
+    folder = tmp_path / "finished"
+    shutil.copytree(made_once, folder)
+    shutil.copy(folder / "corpus.jsonl", folder / "new.jsonl")
+    shutil.copy(folder / "clip03.mp4", folder / "clip.mp4")
+    (folder / "disk").mkdir()
+    (trained,) = (folder / "store/runs/train-hlformer").iterdir()
+    for block in blocks(page):
+        text = block.text
+        for name, other in (NAMES | {"gare@1a2b3c4d": f"hlformer@{trained.name[:8]}"}).items():
+            text = text.replace(name, other)
+        where = f"{page}, line {block.line}"
+        if block.kind == "sh":
+            run(runnable(text), folder, shell, where)
+        elif block.kind == "python" and block.name != "sketch":
+            (folder / "block.py").write_text(text, encoding="utf-8")
+            run("python block.py", folder, shell, where)
+
+
 def test_what_commands_need_is_one_of_a_list_and_each_use_of_the_list_occurs():
     found = {
         need
-        for page in PAGES
+        for page in PAGES | HOW_TO
         for block in blocks(page)
         if block.kind == "sh"
         for need in NEEDS.findall(block.text)
