@@ -34,7 +34,7 @@ from pipeline import plugins
 from pipeline.errors import UserError, nearest
 from pipeline.run.plan import Stages, ancestors
 from pipeline.run.stage import Stage
-from pipeline.settings import Params, fill, located
+from pipeline.settings import Faults, Params, fill, located
 from trainers.config import MethodConfig
 from trainers.recipes import PRESETS, STABLE, Choice, choose, find
 from trainers.registry import METHODS
@@ -97,14 +97,19 @@ def build(
     """
     _require_known(experiment)
     chosen = choices(experiment) if chosen is None else chosen
-    configs = {name: _config(name, experiment, chosen[name]) for name in experiment.methods}
-    wishes = _wishes(configs, experiment, chosen)
-    everything: dict[str, Stage[Any]] = {
-        kind.name: kind(_params(kind, experiment, wishes.get(kind.name, {})))
-        for kind in _extractors(configs, experiment)
-    }
+    faults, configs = Faults(), dict[str, MethodConfig]()
+    for name in experiment.methods:
+        with faults:
+            configs[name] = _config(name, experiment, chosen[name])
+    wishes = {} if faults.sentences else _wishes(configs, experiment, chosen)
+    everything: dict[str, Stage[Any]] = {}
+    for kind in _extractors(configs, experiment):
+        with faults:
+            everything[kind.name] = kind(_params(kind, experiment, wishes.get(kind.name, {})))
+    with faults:
+        evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
+    faults.require_none()
     everything |= imported
-    evaluate = fill(EvaluateParams, experiment.evaluate, "evaluate")
     requested = list(experiment.extract)
     for name, config in configs.items():
         for feature in config.features():

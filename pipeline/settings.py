@@ -146,25 +146,67 @@ def _value(raw: str) -> Any:
         return raw
 
 
+class WrongSettings(UserError):
+    """Settings that are unknown, missing or impossible: a sentence, or a numbered list of sentences."""
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        self.sentences = tuple(dict.fromkeys(sentences))
+        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(self.sentences, 1)]
+        several = "\n".join([f"{len(lines)} settings have to be changed:", *lines])
+        super().__init__(several if len(lines) > 1 else self.sentences[0])
+
+
+class Faults:
+    """Gathers what is wrong in several tables: each is filled in a `with` block of its own, then `require_none`."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __enter__(self) -> None:
+        """Begin a block."""
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        """Keep the sentences of WrongSettings and go on after the block."""
+        if not isinstance(error, WrongSettings):
+            return False
+        self.sentences += error.sentences
+        return True
+
+    def require_none(self) -> None:
+        """Raise WrongSettings if a block did."""
+        if self.sentences:
+            raise WrongSettings(self.sentences)
+
+
 def fill(model: type[Model], tree: Mapping[str, Any], where: str) -> Model:
-    """The model filled from a table. Raises UserError naming the key, its value and what is possible."""
+    """The model filled from a table. Raises WrongSettings naming each wrong key, its value and what is possible."""
     try:
         return model(**tree)
     except ValidationError as error:
-        raise UserError(_sentence(model, error, where)) from None
+        firsts: dict[str, Mapping[str, Any]] = {}  # of a union each alternative has an error
+        for one in error.errors():
+            firsts.setdefault(_setting(model, one["loc"]), dict(one))
+        raise WrongSettings([_sentence(model, one, where) for one in firsts.values()]) from None
 
 
-def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    """The first error of a validation, as one sentence."""
-    first = error.errors()[0]
-    key = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
-    if first["type"] == "extra_forbidden":
-        owner = _owner(model, first["loc"][:-1])
-        return f"unknown setting {key}; {nearest(str(first['loc'][-1]), owner.model_fields)}"
-    if first["type"] == "missing":
+def _setting(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The dotted name of the setting that an error is about, without the place within its value."""
+    owner, depth = _owner(model, location), 0
+    while depth < len(location) and _owner(model, location[:depth]) is not owner:
+        depth += 1
+    return ".".join(map(str, location[: depth + 1]))
+
+
+def _sentence(model: type[BaseModel], error: Mapping[str, Any], where: str) -> str:
+    """An error of a validation as one sentence."""
+    key = ".".join([where, *(str(part) for part in error["loc"])]).strip(".")
+    if error["type"] == "extra_forbidden":
+        owner = _owner(model, error["loc"][:-1])
+        return f"unknown setting {key}; {nearest(str(error['loc'][-1]), owner.model_fields)}"
+    if error["type"] == "missing":
         return f"the setting {key} is required"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key} = {first['input']!r} is not possible: {message[:1].lower()}{message[1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key} = {error['input']!r} is not possible: {message[:1].lower()}{message[1:]}"
 
 
 def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -116,6 +116,27 @@ def test_what_is_wrong_is_one_sentence(write, text, sentence):
         build(load(write(text)), {})
 
 
+def test_all_that_is_wrong_is_told_at_once(write):
+    text = """methods = ["hlformer", "gare"]
+[trainers.hlformer]
+lr = nan
+mu = inf
+[trainers.gare]
+widht = 3
+[extractors.clip]
+modle = "a"
+[evaluate]
+spilt = 1
+"""
+    with pytest.raises(UserError) as caught:
+        build(load(write(text)), {})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "5 settings have to be changed:" and len(lines) == 6
+    names = ["trainers.hlformer.lr", "trainers.hlformer.mu", "trainers.gare.widht", "extractors.clip.modle"]
+    for line, name in zip(lines[1:], [*names, "evaluate.spilt"], strict=True):
+        assert name in line
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -16,8 +16,10 @@ from pipeline.settings import (
     PACKS,
     PATH,
     SPEED,
+    Faults,
     Options,
     Params,
+    WrongSettings,
     apply_sets,
     fill,
     located,
@@ -36,6 +38,16 @@ class Outer(Params):
     block: Annotated[int, SPEED] = 64
 
 
+class Deep(Options):
+    depth: int = 0
+
+
+class Several(Params):
+    rate: float = 1.0
+    inner: Deep = Deep()
+    either: int | str = 1
+
+
 @pytest.mark.parametrize(
     ("tree", "sentence"),
     [
@@ -51,6 +63,31 @@ class Outer(Params):
 def test_a_wrong_setting_is_one_sentence(tree: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         fill(Outer, tree, "x")
+
+
+def test_all_wrong_settings_are_told_at_once_and_each_once() -> None:
+    tree = {"rate": "x", "inner": {"worker": 2, "depth": []}, "either": {}}
+    with pytest.raises(WrongSettings) as caught:
+        fill(Several, tree, "x")
+    begins = ["x.rate = 'x'", "x.inner.depth = []", "unknown setting x.inner.worker", "x.either.int = {}"]
+    assert all(map(str.startswith, sorted(caught.value.sentences), sorted(begins)))
+    first, *rest = str(caught.value).splitlines()
+    assert first == "4 settings have to be changed:" and len(rest) == 4 and rest[1].startswith("  2. ")
+
+
+def test_faults_of_several_tables_are_one_error_and_other_errors_pass() -> None:
+    faults, made = Faults(), []
+    for tree in ({"rate": "x"}, {"inner": {"depth": 2}}, {"rat": 1}):
+        with faults:
+            made.append(fill(Several, tree, "x"))
+    assert [one.inner.depth for one in made] == [2]
+    with pytest.raises(
+        WrongSettings, match=r"(?s)^2 settings.*1\. x\.rate = 'x'.*2\. unknown setting x\.rat;"
+    ):
+        faults.require_none()
+    with pytest.raises(UserError, match="another"), Faults():
+        raise UserError("another")
+    Faults().require_none()
 
 
 def test_what_changes_only_speed_is_not_decisive() -> None:
