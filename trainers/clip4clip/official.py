@@ -21,7 +21,7 @@ from trainers.clip4clip.method import STORED_POSITIONS, Clip4Clip
 from trainers.clip4clip.model import Clip4ClipNetwork
 from trainers.layers.clip_checkpoints import encoder_of, read_state
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop.checkpoint import fill_weights
+from trainers.loop.checkpoint import fill_weights, require_fit
 from trainers.loop.trained import TrainedFolder
 
 POSITIONS = "frame_position_embeddings.weight"
@@ -139,14 +139,5 @@ def _load(network: Clip4ClipNetwork, state: Mapping[str, Tensor]) -> None:
     have = network.state_dict()
     if f"temporal.{POSITIONS}" not in have and any(name.startswith(RECURRENT) for name in state):
         own.pop(f"temporal.{POSITIONS}", None)
-    for name in [*have, *own]:
-        theirs = official_name(name)
-        if name not in have or name not in own:
-            what = "missing" if name in have else "not known"
-            raise UserError(
-                f"tensor {theirs} is {what}: these weights are not CLIP4Clip's with such settings"
-            )
-        if have[name].shape != own[name].shape:
-            given, needed = tuple(own[name].shape), tuple(have[name].shape)
-            raise UserError(f"tensor {theirs} is {given}, {needed} is needed")
+    require_fit(have, own, "the weights are not CLIP4Clip's with such settings", official_name)
     network.load_state_dict(own)

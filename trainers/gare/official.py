@@ -22,7 +22,7 @@ from trainers.gare.method import STORED_POSITIONS, Gare
 from trainers.gare.model import GareNetwork
 from trainers.layers.clip_checkpoints import encoder_of, read_state
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop.checkpoint import fill_weights
+from trainers.loop.checkpoint import fill_weights, require_fit
 from trainers.loop.trained import TrainedFolder
 
 PSI, ALIAS = "agent.psi.", "psi."
@@ -65,17 +65,8 @@ def own_state(state: Mapping[str, Tensor]) -> State:
 
 def load_state(network: GareNetwork, state: Mapping[str, Tensor]) -> None:
     """Copy a checkpoint into a network. Raises UserError naming a tensor that does not fit."""
-    own, have = own_state(state), network.state_dict()
-    for name in [*have, *own]:
-        theirs = official_name(name)
-        if name not in have or name not in own:
-            raise UserError(
-                f"tensor {theirs} is {'missing' if name in have else 'not known'}: weights do not match"
-            )
-        if have[name].shape != own[name].shape:
-            raise UserError(
-                f"tensor {theirs} is {tuple(own[name].shape)}, {tuple(have[name].shape)} is needed"
-            )
+    own = own_state(state)
+    require_fit(network.state_dict(), own, "the weights do not fit", official_name)
     network.load_state_dict(own)
 
 

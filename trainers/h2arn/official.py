@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from pipeline.settings import UNSEEN, fill
 from trainers.h2arn.config import H2arnConfig
 from trainers.h2arn.method import H2arn
-from trainers.loop.checkpoint import fill_weights, named_tensors, read_foreign
+from trainers.loop.checkpoint import fill_weights, named_tensors, read_foreign, require_fit
 from trainers.loop.trained import TrainedFolder
 
 INNER = "model_state_dict"
@@ -81,16 +81,7 @@ def method_from(state: Mapping[str, Tensor], config: H2arnConfig) -> H2arn:
     """A method with the weights of a state dict. Raises UserError naming a missing, unknown or misshapen tensor."""
     known = sizes(state)
     method = H2arn(config, known["d_txt"], known["d_pcd"])
-    have = method.network.state_dict()
-    for name in have:
-        if name not in state:
-            raise UserError(f"the tensor {name} is missing: the weights do not fit")
-    for name in state:
-        if name not in have:
-            raise UserError(f"the tensor {name} is not known: the weights do not fit; {nearest(name, have)}")
-        if have[name].shape != state[name].shape:
-            shapes = tuple(state[name].shape), tuple(have[name].shape)
-            raise UserError(f"the tensor {name} is {shapes[0]}, {shapes[1]} is needed")
+    require_fit(method.network.state_dict(), state, "the weights do not fit")
     method.network.load_state_dict(dict(state))
     return method
 

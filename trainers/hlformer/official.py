@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from trainers.hlformer.config import HLFormerConfig
 from trainers.hlformer.method import HLFormer, optimizer
-from trainers.loop.checkpoint import fill_weights, named_tensors, read_foreign
+from trainers.loop.checkpoint import fill_weights, named_tensors, read_foreign, require_fit
 from trainers.loop.optim import NO_DECAY, BertAdam
 from trainers.loop.trained import TrainedFolder
 from trainers.recipes import PublishedRecipe, recipes
@@ -171,14 +171,7 @@ def method_from(checkpoint: Checkpoint, recipe: str | None = None) -> HLFormer:
 def load_state(method: HLFormer, state: Mapping[str, Tensor]) -> None:
     """Copy an authors' state dict into the network. Raises UserError naming what does not fit."""
     own = {name: value for name, value in state.items() if not name.endswith(CURVATURE)}
-    have = method.network.state_dict()
-    for name in [*have, *own]:
-        if name not in have or name not in own:
-            raise UserError(
-                f"tensor {name} is {'missing' if name in have else 'not known'}: weights do not match"
-            )
-        if have[name].shape != own[name].shape:
-            raise UserError(f"tensor {name} is {tuple(own[name].shape)}, {tuple(have[name].shape)} is needed")
+    require_fit(method.network.state_dict(), own, "the weights do not fit")
     method.network.load_state_dict(own)
 
 

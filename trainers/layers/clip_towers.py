@@ -18,6 +18,7 @@ from extractors.backbones.clip_weights import NO_WEIGHTS
 from extractors.backbones.weights import import_open_clip
 from pipeline.errors import UserError
 from trainers.layers.pair_config import ClipPairConfig
+from trainers.loop.checkpoint import require_fit
 
 HEAD_WIDTH = 64  # width of an attention head in every CLIP network: a tower of width W has W / 64 heads
 MAX_LOGIT_SCALE = math.log(100)
@@ -101,16 +102,7 @@ class ClipTowers(LogitScale):
         """
         own = {name: tensor.float() for name, tensor in state.items() if name not in NO_WEIGHTS}
         network = _build(own, quick_gelu)
-        have = network.state_dict()
-        for name in [*have, *own]:
-            if name not in have or name not in own:
-                what = "missing" if name in have else "not known"
-                raise UserError(
-                    f"CLIP weight {name} is {what}: these weights are not those of a vision transformer"
-                )
-            if have[name].shape != own[name].shape:
-                given, expected = tuple(own[name].shape), tuple(have[name].shape)
-                raise UserError(f"CLIP weight {name} is {given}, {expected} is needed")
+        require_fit(network.state_dict(), own, "the CLIP weights are not those of a vision transformer")
         network.load_state_dict(own)
         return cls(network, freeze_patches, half)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +142,27 @@ def _passing(method: nn.Module) -> list[str]:
 
 def fill_weights(method: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy named tensors into a method. Raises UserError naming the first that does not match."""
-    own = method.state_dict()
-    misfit = f"the weights of {source} do not fit {type(method).__name__}: "
-    for name, tensor in own.items():
-        if name not in tensors:
-            raise UserError(f"{misfit}{name!r} is missing; {nearest(name, tensors.keys() - own.keys())}")
-        if tensors[name].shape != tensor.shape:
-            given, expected = tuple(tensors[name].shape), tuple(tensor.shape)
-            raise UserError(f"{misfit}{name!r} has shape {given}, {expected} is needed")
-    for name in tensors:
-        if name not in own:
-            raise UserError(f"{misfit}{name!r} is not one of its weights; {nearest(name, own)}")
+    require_fit(method.state_dict(), tensors, f"the weights of {source} do not fit {type(method).__name__}")
     method.load_state_dict(dict(tensors))
+
+
+def require_fit(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], meaning: str, called: Callable[[str], str] = str
+) -> None:
+    """Raise UserError naming the first tensor that is missing, not known or of another shape, and what that means.
+
+    `called` gives the name under which the user knows a tensor.
+    """
+    for name in [*own, *given]:
+        if name not in own or name not in given:
+            what = "missing" if name in own else "not known"
+            others = given.keys() - own.keys() if name in own else own.keys()
+            hint = nearest(called(name), map(called, others))
+            close = f"; {hint}" if hint.startswith("did you mean") else ""
+            raise UserError(f"{meaning}: the tensor {called(name)} is {what}{close}")
+        if own[name].shape != given[name].shape:
+            shapes = f"{tuple(given[name].shape)}, {tuple(own[name].shape)} is needed"
+            raise UserError(f"{meaning}: the tensor {called(name)} is {shapes}")
 
 
 def flatten(tree: Any, prefix: str) -> tuple[Any, dict[str, Tensor]]:

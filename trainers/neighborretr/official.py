@@ -17,7 +17,7 @@ from extractors.backbones.clip_weights import NO_WEIGHTS
 from pipeline.errors import UserError
 from pipeline.settings import UNSEEN, fill
 from trainers.layers.clip_towers import ClipTowers
-from trainers.loop.checkpoint import named_tensors, read_foreign
+from trainers.loop.checkpoint import named_tensors, read_foreign, require_fit
 from trainers.loop.trained import TrainedFolder
 from trainers.neighborretr.config import NeighborRetrConfig
 from trainers.neighborretr.method import NeighborRetr
@@ -97,15 +97,7 @@ def load_state(method: NeighborRetr, state: Mapping[str, Tensor]) -> None:
     taken = dict(state)
     if method.network.towers is None:
         taken = {n: t for n, t in state.items() if not n.startswith("clip.") or n in own}
-    for name in [*own, *taken]:
-        if name not in own or name not in taken:
-            what = "missing" if name in own else "not known"
-            raise UserError(
-                f"tensor {name} is {what}: these weights are not NeighborRetr's with such settings"
-            )
-        if own[name].shape != taken[name].shape:
-            given, needed = tuple(taken[name].shape), tuple(own[name].shape)
-            raise UserError(f"tensor {name} is {given}, {needed} is needed")
+    require_fit(own, taken, "the weights are not NeighborRetr's with such settings")
     with torch.no_grad():
         for name, tensor in taken.items():
             own[name].copy_(tensor)

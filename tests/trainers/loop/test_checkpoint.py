@@ -133,15 +133,15 @@ def test_weights_of_a_method_come_back_with_what_was_said_of_them(tmp_path: Path
     [
         (
             {"weight": torch.zeros(2, 3), "biases": torch.zeros(2)},
-            r"'bias' is missing; did you mean 'biases'",
+            "the tensor bias is missing; did you mean 'biases'",
         ),
         (
             {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},
-            r"'weight' has shape \(2, 4\), \(2, 3\) is needed",
+            r"the tensor weight is \(2, 4\), \(2, 3\) is needed",
         ),
         (
             {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "scale": torch.zeros(1)},
-            r"'scale' is not one of",
+            "the tensor scale is not known",
         ),
     ],
 )
