@@ -154,10 +154,10 @@ def test_a_parser_that_is_not_installed_is_told_by_doctor_plan_and_run_before_an
 
     monkeypatch.setattr("extractors.backbones.spacy_models.version", absent)
     small.experiment(small.toml.read_text().replace('["compress"]', '["compress", "triples"]'))
-    sentence = "extractors.triples.backend = 'spacy' needs spaCy, which is not installed: pip install 'crossreel[spacy]'"
+    sentence = "backend = 'spacy' needs spaCy, which is not installed: pip install 'crossreel[spacy]'"
     small.toml.write_text(small.toml.read_text() + '\n[extractors.triples]\nbackend = "spacy"\n')
     ended = crossreel("doctor", small.toml)
-    assert ended.code == 1 and f"MISSING  stage triples: {sentence}" in ended.out
+    assert ended.code == 1 and f"MISSING  stage triples: extractors.triples.{sentence}" in ended.out
     for verb in ("plan", "run"):
         ended = crossreel(verb, small.toml)
         assert sentence in ended.out + ended.err and ended.code == 2, (verb, ended.out, ended.err)
