@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from extractors.backbones.triple_rules import NEGATION, NOMINAL, Word
+from extractors.backbones.triple_rules import LONGEST, NOMINAL, Word
 
 RENAMED = {
     "ROOT": "root",
@@ -81,7 +81,12 @@ def is_clear_nlp(labels: Collection[str]) -> bool | None:
 
 
 def to_universal(words: Sequence[Word], tags: Sequence[str]) -> list[Word]:
-    """The same words with heads and relations of Universal Dependencies. tags: the Penn Treebank tag of each word."""
+    """The same words with heads and relations of Universal Dependencies. tags: the Penn Treebank tag of each word.
+
+    A text of more than LONGEST words, of which no triples are read, is returned as it is.
+    """
+    if len(words) > LONGEST:
+        return list(words)
     tree = _Tree(words, tags)
     tree.join_conjuncts()
     tree.lift_nouns()
@@ -210,11 +215,7 @@ class _Tree:
         """What a form of "be" says of its subject: a noun or adjective, else a place after it; None if nothing."""
         said = self.children(verb, "attr", "acomp")
         said += [one for one in self.children(verb, "obl") if one > verb and self.children(one, "case")]
-        said += [
-            one
-            for one in self.children(verb, "advmod")
-            if one > verb and self.lower[one] in PLACES - NEGATION
-        ]
+        said += [one for one in self.children(verb, "advmod") if one > verb and self.lower[one] in PLACES]
         return said[0] if said else None
 
     def raise_objects(self) -> None:

@@ -7,6 +7,7 @@ golden sentence, wrong parses included: [text, part of speech, Penn tag, head fr
 from __future__ import annotations
 
 import json
+import random
 import re
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from extractors import triple_check
-from extractors.backbones.clear_nlp import ONLY_CLEAR_NLP, is_clear_nlp, to_universal
-from extractors.backbones.triple_rules import Triple, Word, triples
+from extractors.backbones.clear_nlp import MOVED, ONLY_CLEAR_NLP, RENAMED, is_clear_nlp, to_universal
+from extractors.backbones.triple_rules import LONGEST, Triple, Word, triples
 from extractors.triple_check import in_words
 
 ROOT = Path(__file__).parents[2]
@@ -208,6 +209,56 @@ def test_triples_of_recorded_parses_are_those_written_by_hand_as_often_as_the_pa
         words = f"{rate.precision * 100:.0f} % and (recall )?{rate.recall * 100:.0f} %"
         assert re.search(words, page.partition("### spaCy")[2]), words
     assert sum(not (one.missed or one.wrong) for one in sentences) == 165
+
+
+def drawn(seed: int) -> tuple[list[Word], list[str]]:
+    """A random tree of up to nine words under random labels, as no parser would have it."""
+    draw = random.Random(seed)
+    order = draw.sample(range(1, 10), draw.randint(1, 9))
+    place = {word: number for number, word in enumerate(sorted(order), start=1)}
+    labels = [
+        *(RENAMED.keys() - {"ROOT"}),
+        *MOVED,
+        "conj",
+        "cc",
+        "nsubj",
+        "expl",
+        "aux",
+        "ccomp",
+        "advmod",
+        "det",
+    ]
+    words = []
+    for number, word in enumerate(order):
+        head = place[draw.choice(order[:number])] if number else 0
+        text = draw.choice(["is", "out", "of", "next", "to", "cat", "and", "outside", "there", "who"])
+        upos = draw.choice(["NOUN", "VERB", "AUX", "ADP", "ADV", "PRON"])
+        label = draw.choice(sorted(labels)) if number else "ROOT"
+        words.append(Word(place[word], text, upos, head, label, 9 * word, 9 * word + len(text)))
+    tags = [draw.choice(["VB", "VBG", "TO", "NN"]) for _ in words]
+    return sorted(words, key=lambda word: word.index), tags
+
+
+def test_whatever_a_parser_gives_becomes_a_tree_that_can_be_read() -> None:
+    for seed in range(3000):
+        words, tags = drawn(seed)
+        made = to_universal(words, tags)
+        assert [word.head for word in made].count(0) == 1, seed
+        heads = {word.index: word.head for word in made}
+        for word in heads:
+            above, steps = word, 0
+            while above:
+                above, steps = heads[above], steps + 1
+                assert steps <= len(heads), seed
+        triples(made)
+
+
+def test_a_text_that_is_no_sentence_is_not_rewritten() -> None:
+    text, rows = tree(" ".join(f"cats/NOUN/NNS/{n}/conj" for n in range(LONGEST + 1)))
+    words = words_of(text, rows)
+    assert to_universal(words, ["NNS"] * len(words)) == words
+    shorter = to_universal(words[:LONGEST], ["NNS"] * LONGEST)
+    assert {word.head for word in shorter[1:]} == {1}
 
 
 def test_the_labels_of_a_parser_say_which_scheme_it_has() -> None:
