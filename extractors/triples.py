@@ -20,11 +20,11 @@ from pipeline.store.fields import Field
 class TriplesParams(Params):
     """Settings of the parser; the digests of its models enter the fingerprint."""
 
-    backend: Literal["stanza", "corenlp"] = (
-        "stanza"  # stanza: a parse with our rules; corenlp: a server with its own
+    backend: Literal["stanza", "spacy", "corenlp"] = (
+        "stanza"  # stanza, spacy: a parse with our rules; corenlp: a server with its own
     )
     package: Annotated[str, PATH, DIGESTED] = (
-        "default"  # stanza package: its name, a resources folder, or crossreel-small
+        "default"  # stanza package (a name, a resources folder, or crossreel-small), or spaCy model (a name or folder)
     )
     server: Annotated[str, SPEED] = "http://localhost:9000"  # address of CoreNLP
     timeout_seconds: Annotated[float, SPEED] = 60.0  # time limit of the server for one caption

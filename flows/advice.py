@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from extractors.backbones import hub
+from extractors.backbones import hub, spacy_models
 from flows.graph import EVERY_EXTRACTOR
 from pipeline.errors import UserError
 
@@ -76,8 +76,9 @@ ADVICE = {
         Advice(
             "triples", "stanza's English package `default`: tokenizer, tagger, lemmatizer, dependency parser",
             "size not known here", UNKNOWN, "stanza's folder (STANZA_RESOURCES_DIR, else one in its cache folder)",
-            "extractors.triples.download = true",
-            'copy the whole folder, extractors.triples.package = "FOLDER"',
+            "extractors.triples.download = true; or spaCy's, extractors.triples.backend = \"spacy\": "
+            f"{spacy_models.INSTALL}, python -m spacy download {spacy_models.DEFAULT}",
+            'copy the whole folder (of stanza or of a spaCy model), extractors.triples.package = "FOLDER"',
             'extractors.triples.package = "crossreel-small", the parser that is shipped (6 MB, CC BY-SA 4.0)',
         ),
         Advice(

@@ -148,11 +148,63 @@ def test_every_network_with_advice_stands_on_the_page_of_weights():
             assert words in made()["weights.md"]
 
 
-def test_papers_are_linked_by_the_numbers_that_the_board_has_and_no_other_site_is():
+def addresses() -> Any:
+    """The module that lists the addresses outside of the site."""
+    made()
+    return importlib.import_module("reference_pages.addresses")
+
+
+def may_be_linked(link: str) -> bool:
+    return bool(re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", link)) or link in addresses().known()
+
+
+def test_papers_code_and_data_are_linked_by_the_addresses_that_are_listed_and_no_others():
     numbers = {one.arxiv for one in read_published().values()}
     links = set(re.findall(r"\]\((https?://[^)]+)\)", made()["papers.md"]))
-    assert {f"https://arxiv.org/abs/{number}" for number in numbers} <= links
-    assert all(link.startswith("https://arxiv.org/abs/") for link in links)
+    assert {addresses().paper(number) for number in numbers} <= links
+    assert addresses().known() <= links
+    assert all(may_be_linked(link) for link in links)
+    for one in addresses().DATA:
+        assert re.search(
+            rf"^\| {re.escape(one.name)} \| {re.escape(one.title)} \|", made()["papers.md"], re.MULTILINE
+        )
+
+
+def test_the_page_of_each_method_links_its_paper_and_its_code():
+    for name, one in read_published().items():
+        page = (ROOT / f"docs/methods/{name}.md").read_text(encoding="utf-8")
+        assert f"(https://arxiv.org/abs/{one.arxiv})" in page, name
+        assert " ".join(page.split()).lower().count(one.paper.lower()) == 1, name
+        stated = [
+            address.url
+            for listed in (addresses().CODE, addresses().DOI)
+            for k, address in listed.items()
+            if k == name
+        ]
+        assert stated and all(f"({url})" in page for url in stated), name
+
+
+def test_each_published_experiment_links_the_source_that_it_names():
+    text = section("reference/methods.md", "gare")
+    assert "| `gare/msvd` |" in text and "[2505.12499](https://arxiv.org/abs/2505.12499)" in text
+    for row in every_recipe():
+        for number in re.findall(r"arXiv (\d{4}\.\d{5})", row.source):
+            line = next(
+                line for line in made()["reference/methods.md"].splitlines()
+                if line.startswith(f"| `{row.method}/{row.name}` |")
+            )  # fmt: skip
+            assert f"arXiv [{number}](https://arxiv.org/abs/{number})" in line
+            if "its release" in row.source:
+                assert f"({addresses().CODE[row.method].url})" in line
+
+
+def test_data_sets_stand_on_the_page_of_corpora_with_their_addresses():
+    page = (ROOT / "docs/corpora.md").read_text(encoding="utf-8")
+    for one in addresses().DATA:
+        (line,) = [line for line in page.splitlines() if f"| {one.name} | {one.title}" in line]
+        assert (not one.arxiv or addresses().paper(one.arxiv) in line) and (
+            not one.page or one.page.url in line
+        )
 
 
 @cache
@@ -223,7 +275,7 @@ def test_no_link_of_the_site_is_dead_and_nothing_is_loaded_from_elsewhere(site):
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
-                assert link.startswith("https://arxiv.org/abs/"), f"{path.relative_to(site)} links to {link}"
+                assert may_be_linked(link), f"{path.relative_to(site)} links to {link}"
                 continue
             if path.name == "404.html":
                 continue  # it is shown for any address, so its links begin at the root

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+
+from reference_pages.addresses import CITED, DATA, DOI, Address, paper
+from reference_pages.addresses import CODE as CODE_ADDRESSES
 
 from flows.drafting.expected import Estimate, estimate
 from flows.drafting.published import protocol_name
@@ -48,26 +52,28 @@ No GPU was at hand, so no GPU hour on this page would be a measurement, and none
 """
 PAPERS_HEAD = """# Papers, code and data
 
-The papers of the methods, as the tables of `crossreel board` cite them. Code and data sets are named, and linked where this
-project's sources state an address. Where they do not, the name is all that we can vouch for, and no address is guessed.
+The papers of the methods, as the tables of `crossreel board` cite them, with the repositories and data sets. An address stands here
+only where the authors state it themselves, in their paper or on a page of their own; no address is guessed, and nothing is fetched
+from any of them.
 
 | method | paper | where it appeared | arXiv | authors' code |
 | --- | --- | --- | --- | --- |
 """
-CODE = {  # what the specifications of the methods say of the authors' code; no address was recorded
-    "clip4clip": "public; recorded cases are of its commit 508ffa3",
-    "hlformer": "public",
-    "neighborretr": "public",
-    "gare": "public; recorded cases are of its state of 2026-05-31",
+CODE = {  # what the specifications of the methods say of the authors' code
+    "clip4clip": "recorded cases are of its commit 508ffa3",
+    "gare": "recorded cases are of its state of 2026-05-31",
     "lean": "none was published",
-    "h2arn": "public",
 }
-ALSO = (("2102.12443", "zero-shot CLIP on videos, whose figures `crossreel board` quotes beside CLIP4Clip"),)
 
 
 def arxiv(number: str) -> str:
     """A link to a paper, whose address follows from its number."""
-    return f"[{number}](https://arxiv.org/abs/{number})"
+    return f"[{number}]({paper(number)})"
+
+
+def linked(address: Address) -> str:
+    """A link that shows the address without its scheme."""
+    return f"[{re.sub('^https?://(www[.])?', '', address.url).rstrip('/')}]({address.url})"
 
 
 def methods() -> str:
@@ -94,7 +100,10 @@ def methods() -> str:
 
 
 def _recipe(row: PublishedRecipe) -> str:
-    return f"| `{row.method}/{row.name}` | {protocol_name(row)} | {row.status}{f': {row.source}' if row.source else ''} |"
+    source = re.sub(r"arXiv (\d{4}\.\d{5})", lambda found: f"arXiv {arxiv(found[1])}", row.source)
+    if row.method in CODE_ADDRESSES:
+        source = re.sub(r"\b(its releases?)\b", rf"[\1]({CODE_ADDRESSES[row.method].url})", source)
+    return f"| `{row.method}/{row.name}` | {protocol_name(row)} | {row.status}{f': {source}' if source else ''} |"
 
 
 def hardware() -> str:
@@ -122,19 +131,31 @@ def papers() -> str:
     """The page of papers, code and data sets."""
     found = read_published()
     rows = [
-        f"| [{name}](methods/{name}.md) | {one.paper} | {one.venue} | {arxiv(one.arxiv)} | {CODE[name]} |"
+        f"| [{name}](methods/{name}.md) | {one.paper} | {one.venue}{f' ({linked(DOI[name])})' if name in DOI else ''} | "
+        f"{arxiv(one.arxiv)} | {_code(name)} |"
         for name, one in found.items()
     ]
-    also = [f"- {arxiv(number)}: {words}" for number, words in ALSO]
-    sets = sorted(
-        {(protocol.dataset, one.method) for one in found.values() for protocol in one.protocols.values()}
-    )
-    names: dict[str, list[str]] = {}
-    for dataset, method in sets:
-        names.setdefault(dataset, []).append(f"[{method}](methods/{method}.md)")
-    data = [f"| {dataset} | {', '.join(methods)} |" for dataset, methods in names.items()]
+    also = [f"- {arxiv(number)}: {words}" for number, words in CITED]
+    figures: dict[str, set[str]] = {}
+    for one in found.values():
+        for protocol in one.protocols.values():
+            figures.setdefault(protocol.dataset, set()).add(one.method)
+    data = [
+        f"| {one.name} | {one.title} | {arxiv(one.arxiv) if one.arxiv else '-'} | {linked(one.page) if one.page else '-'} | "
+        f"{', '.join(f'[{method}](methods/{method}.md)' for method in sorted(figures.get(one.name, ()))) or '-'} |"
+        for one in DATA
+    ]
     return "\n".join(
         [PAPERS_HEAD.rstrip(), *rows, "", "Also cited:", "", *also, "", "## Data sets", "",
          "What is read of each, and under which protocol: [corpora](corpora.md). None of them is part of this project, and "
-         "each has terms of its own.", "", "| data set | figures of it are published for |", "| --- | --- |", *data, ""]
+         "each has terms of its own. The videos of Charades-STA are those of Charades, the rooms of T3DR-HIT those of S3DIS; "
+         f"version 2 of T3DR-HIT comes with the code of H2ARN, {linked(CODE_ADDRESSES['h2arn'])}.", "",
+         "| data set | paper | arXiv | page of its authors | figures of it are published for |", "| --- | --- | --- | --- | --- |",
+         *data, ""]
     )  # fmt: skip
+
+
+def _code(method: str) -> str:
+    """The cell of a method's code: its repository, and what is known of it."""
+    address, words = CODE_ADDRESSES.get(method), CODE.get(method, "")
+    return "; ".join([*([linked(address)] if address else []), *([words] if words else [])])

@@ -1,8 +1,9 @@
-"""Parsers that turn captions into triples: a stanza pipeline with our rules, or a CoreNLP server with its own.
+"""Parsers that turn captions into triples: stanza or spaCy with our rules, or a CoreNLP server with its own.
 
 A stanza package is a name that stanza publishes ("default", "default_fast", "default_accurate"), the path
 of a stanza resources folder, or "crossreel-small", the small parser that is shipped for tests and the
-demo. Nothing is fetched unless `download` says so.
+demo. Nothing is fetched unless `download` says so. A spaCy model is an installed package or a folder, and is never
+fetched (`spacy_models`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from extractors.backbones import spacy_models
+from extractors.backbones.clear_nlp import to_universal
+from extractors.backbones.spacy_models import SpacyModel
 from extractors.backbones.triple_rules import Span, Spans, Triple, Word, triples
 from pipeline.errors import ItemError, UserError, nearest
 from pipeline.run.stage import Digests
@@ -38,12 +42,12 @@ class ParserSettings(Protocol):
 
     @property
     def backend(self) -> str:
-        """The kind of parser: "stanza" or "corenlp"."""
+        """The kind of parser: "stanza", "spacy" or "corenlp"."""
         ...
 
     @property
     def package(self) -> str:
-        """The stanza package's name, or a stanza resources folder."""
+        """The name of a stanza package or spaCy model, or a folder with one."""
         ...
 
     @property
@@ -73,10 +77,13 @@ class TripleParser(Protocol):
 def identity(settings: ParserSettings, known: Digests) -> str | Mapping[str, Any] | None:
     """The fingerprint's record of a parser, or None if a package's files are not on this machine.
 
-    It names model files by their digests, wherever they lie, and a server by the properties of the requests to it.
+    It names model files by their digests, wherever they lie, and a server by the properties of the requests to it. Of
+    spaCy, names and versions count too, because its releases may read the same files otherwise.
     """
     if settings.backend == "corenlp":
         return PROPERTIES
+    if settings.backend == "spacy":
+        return spacy_models.identity(settings.package, known)
     files = _obtain(settings, known.located(f"stanza {settings.package}", lambda: _listing(settings.package)))
     if not files:
         return None
@@ -89,8 +96,10 @@ def require(settings: ParserSettings) -> None:
     """Raise UserError unless the models are on this machine (fetched now if allowed), or the server answers."""
     if settings.backend == "corenlp":
         _answers(settings.server)
-        return
-    _required(settings)
+    elif settings.backend == "spacy":
+        spacy_models.require(settings.package)
+    else:
+        _required(settings)
 
 
 def is_here(settings: ParserSettings) -> bool:
@@ -102,6 +111,8 @@ def build(settings: ParserSettings, device: str) -> TripleParser:
     """The parser that the settings choose. Raises UserError if it is not available."""
     if settings.backend == "corenlp":
         return CoreNlpParser(settings.server, settings.timeout_seconds)
+    if settings.backend == "spacy":
+        return SpacyParser(spacy_models.require(settings.package))
     return StanzaParser(_required(settings), _package(settings.package), device)
 
 
@@ -130,6 +141,48 @@ class StanzaParser:
             [triple for sentence in document.sentences for triple in triples(_words(sentence))]
             for document in documents
         ]
+
+
+class SpacyParser:
+    """Sentences parsed by a spaCy model on the CPU, brought to Universal Dependencies, triples by `triple_rules`."""
+
+    def __init__(self, model: SpacyModel) -> None:
+        import spacy
+
+        self.model = model
+        try:
+            self.pipeline = spacy.load(model.folder, exclude=spacy_models.NOT_USED)
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(
+                f"the spaCy model {model.name} {model.version} cannot be loaded by spaCy {spacy.__version__} "
+                f"({_first_line(error)}); install the model that belongs to this spaCy"
+            ) from error
+
+    def parse(self, texts: Sequence[str]) -> list[list[Triple]]:
+        """The triples of each text."""
+        return [
+            [triple for sentence in document.sents for triple in triples(self.words(sentence))]
+            for document in self.pipeline.pipe(bounded(text) for text in texts)
+        ]
+
+    def words(self, sentence: Any) -> list[Word]:
+        """The words of a spaCy sentence, without the tokens that it makes of further spaces, in UD."""
+        tokens = [token for token in sentence if not token.is_space]
+        place = {token.i: index for index, token in enumerate(tokens, start=1)}
+        words = [
+            Word(index, token.text, token.pos_, place.get(_head(token), 0), token.dep_.replace("ROOT", "root"),
+                 token.idx, token.idx + len(token))
+            for index, token in enumerate(tokens, start=1)
+        ]  # fmt: skip
+        return to_universal(words, [token.tag_ for token in tokens]) if self.model.clear_nlp else words
+
+
+def _head(token: Any) -> int:
+    """The place of a token's head in the document, above any token of spaces; -1 for a root."""
+    above = token.head
+    while above.is_space and above.head.i != above.i:
+        above = above.head
+    return -1 if above.i == token.i else int(above.i)
 
 
 class CoreNlpParser:

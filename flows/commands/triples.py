@@ -23,11 +23,12 @@ def triples(
         str,
         typer.Option(
             "--package",
-            help="A stanza package, a resources folder, or crossreel-small. Left out: stanza's default package if it "
-            "is on this machine, else crossreel-small, which is shipped.",
+            help="A stanza package, a resources folder, or crossreel-small; with --backend spacy a spaCy model or its "
+            "folder. Left out: stanza's default package if it is on this machine, else crossreel-small, which is "
+            "shipped; of spaCy en_core_web_sm.",
         ),
     ] = "",
-    backend: Annotated[str, typer.Option("--backend", help="stanza or corenlp.")] = "stanza",
+    backend: Annotated[str, typer.Option("--backend", help="stanza, spacy or corenlp.")] = "stanza",
     server: Annotated[str, typer.Option("--server", help="The address of the CoreNLP server.")] = "",
     golden: Annotated[
         bool, typer.Option("--golden", help="Measure precision and recall on the shipped sentences.")

@@ -8,6 +8,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import requests
 import stanza
 import stanza.resources.common
 
-from extractors.backbones import parsers
+from extractors.backbones import parsers, spacy_models
 from extractors.backbones.triple_rules import Triple
 from extractors.triple_check import in_words
 from extractors.triples import TriplesParams
@@ -149,6 +150,106 @@ def test_only_the_beginning_of_a_long_text_is_parsed() -> None:
     assert parsers.bounded("a b") == "a b"
     assert parsers.bounded("word " * 2000) == ("word " * 1000)[:-1]
     assert parsers.bounded("x" * 9000) == "x" * 5000
+
+
+# ---- spaCy, as far as it is found and checked without being installed (test_spacy_parser.py parses with it)
+
+
+def lacking(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """A machine where these packages are not installed, and all others are."""
+
+    def version(name: str) -> str:
+        if name in packages:
+            raise PackageNotFoundError(name)
+        return "3.8.0"
+
+    monkeypatch.setattr(spacy_models, "version", version)
+
+
+def model_folder(folder: Path, **changed: Any) -> TriplesParams:
+    meta = {
+        "lang": "en", "name": "own", "version": "1.2", "pipeline": ["tagger", "attribute_ruler", "parser"],
+        "labels": {"parser": ["ROOT", "dobj", "prep"]}, "requirements": ["spacy>=3.7"],
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "meta.json").write_text(json.dumps(meta | changed))
+    (folder / "config.cfg").write_text("[nlp]")
+    return TriplesParams(backend="spacy", package=str(folder))
+
+
+def test_without_spacy_the_sentence_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lacking(monkeypatch, "spacy")
+    with pytest.raises(UserError) as error:
+        parsers.require(TriplesParams(backend="spacy"))
+    assert str(error.value) == (
+        "extractors.triples.backend = 'spacy' needs spaCy, which is not installed: pip install 'crossreel[spacy]', "
+        "then `python -m spacy download en_core_web_sm`"
+    )
+    params = model_folder(tmp_path / "own")
+    with pytest.raises(
+        UserError, match=r"pip install 'crossreel\[spacy\]'$"
+    ):  # of a folder nothing is to be fetched
+        parsers.build(params, "cpu")
+    assert parsers.identity(params, Known()) is None
+
+
+def test_a_spacy_model_that_is_not_here_is_named_with_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking(monkeypatch)
+    for package in ("en_no_such_model", "en-no-such", "no.such"):
+        params = TriplesParams(backend="spacy", package=package, download=True)
+        with pytest.raises(UserError) as error:
+            parsers.require(params)
+        assert (
+            f"the spaCy model '{package}' is not on this machine; run `python -m spacy download {package}`"
+            in str(error.value)
+        )
+        assert "extractors.triples.package" in str(error.value)
+        assert parsers.identity(params, Known()) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"pipeline": ["tagger", "ner"]},
+            "has no parser of dependencies or no parts of speech; .* and has tagger, ner",
+        ),
+        (
+            {"pipeline": ["tagger", "parser"]},
+            "it needs the components parser and attribute_ruler or morphologizer",
+        ),
+        (
+            {"labels": {"parser": ["ROOT", "sb", "oa"]}},
+            "neither ClearNLP's nor those of Universal Dependencies",
+        ),
+        ({"labels": None}, "neither ClearNLP's nor those of Universal Dependencies"),
+        (
+            {"requirements": ["spacy>=3", "big-network>=2,<3"]},
+            r"not installed: pip install 'big-network>=2,<3'$",
+        ),
+    ],
+)
+def test_a_spacy_model_whose_parses_cannot_be_used_is_refused_before_work(
+    changed: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lacking(monkeypatch, "big-network")
+    with pytest.raises(UserError, match=message):
+        parsers.require(model_folder(tmp_path / "own", **changed))
+
+
+def test_a_folder_that_is_no_spacy_model_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lacking(monkeypatch)
+    params = model_folder(tmp_path / "own")
+    assert spacy_models.require(params.package).clear_nlp
+    (tmp_path / "own/config.cfg").unlink()
+    with pytest.raises(UserError, match=r"is no spaCy model: it holds no config\.cfg"):
+        parsers.require(params)
+    for content in ("[]", "{"):
+        (tmp_path / "own/meta.json").write_text(content)
+        with pytest.raises(UserError, match=r"is no spaCy model: it holds no meta\.json"):
+            parsers.require(params)
 
 
 # ---- CoreNLP

@@ -1,7 +1,7 @@
-"""Point clouds of laser scanners: .las, versions 1.0 to 1.4, in all its kinds of point records.
+"""Point clouds of laser scanners: .las, versions 1.0 to 1.4, in all its kinds of point records, and the same as .laz.
 
 A record begins with x, y and z as whole numbers of a scale from an offset; red, green and blue stand in some kinds,
-with 16 bits each. Compressed files (.laz) are refused with a word on what to do.
+with 16 bits each. Whether records are compressed (`laz`) their kind says, whatever the file's suffix.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 import numpy as np
 
 from pipeline.media.clouds.cloud import Cloud, Refused, finite, require_points
+from pipeline.media.clouds.laz import unpack
 
 SIGNATURE = b"LASF"
 SMALLEST_HEADER = 227  # bytes, of versions 1.0 to 1.2
@@ -23,7 +24,7 @@ REMARK_COLOURS = "its colours have 16 bits and were divided by 257"
 
 
 def read_las(data: bytes, coloured: bool | None) -> Cloud:
-    """The cloud of a .las file, in the units of its coordinates, with colours from 0 to 255.
+    """The cloud of a .las or .laz file, in the units of its coordinates, with colours from 0 to 255.
 
     `coloured`: required (True), left out (False), or read if present (None). Raises Refused.
     """
@@ -32,13 +33,15 @@ def read_las(data: bytes, coloured: bool | None) -> Cloud:
     version = data[24], data[25]
     (start,) = struct.unpack_from("<I", data, 96)
     kind, size = struct.unpack_from("<BH", data, 104)
-    if kind & COMPRESSED:
-        raise Refused("it is compressed (LAZ); unpack it to .las first, for instance with laszip")
+    compressed, kind = bool(kind & COMPRESSED), kind & ~COMPRESSED
     if kind >= len(RECORD_BYTES) or size < RECORD_BYTES[kind]:
         raise Refused(f"its records are of an unknown kind {kind} with {size} bytes")
     count = _count(data, version)
-    require_points(count, max(0, len(data) - start) // size)
-    records = np.frombuffer(data, np.uint8, count * size, start).reshape(count, size)
+    if compressed:
+        records = unpack(data, start, count, size)
+    else:
+        require_points(count, max(0, len(data) - start) // size)
+        records = np.frombuffer(data, np.uint8, count * size, start).reshape(count, size)
     scale, offset = (np.array(struct.unpack_from("<3d", data, at)) for at in (131, 155))
     xyz = np.ascontiguousarray(records[:, :12]).view("<i4") * scale + offset
     colours_at = COLOURS_AT.get(kind)

@@ -37,7 +37,8 @@ TABLES: dict[str, Callable[[bytes, Columns | None], Cloud]] = {
 }  # fmt: skip
 ZIP = b"PK\x03\x04"  # .npz is an archive
 MESHES = (".off", ".obj", ".stl", ".glb")
-SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", ".las", *MESHES})
+SCANS = (".las", ".laz")
+SUFFIXES = frozenset({*TABLES, ".ply", ".pcd", *SCANS, *MESHES})
 MESH_POINTS = 20_000  # points sampled from a mesh; farthest-point sampling then takes 10,000 of them
 
 
@@ -65,7 +66,7 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
         return TABLES[suffix](data, columns)
     if suffix == ".pcd":
         return read_pcd(data, coloured)
-    if suffix == ".las":
+    if suffix in SCANS:
         return read_las(data, coloured)
     if suffix == ".ply":
         header = read_header(data)
@@ -74,8 +75,6 @@ def _read(suffix: str, data: bytes, columns: Columns | None, mesh_points: int, s
             return read_ply(data, header, coloured)
     if suffix == ".ply" or suffix in MESHES:
         return read_mesh(data, suffix, mesh_points, seed, coloured)
-    if suffix == ".laz":
-        raise Refused(".laz is compressed; unpack it to .las first, for instance with laszip")
     raise Refused(
         f"{suffix or 'a file without suffix'} is no kind of point cloud; possible: {', '.join(sorted(SUFFIXES))}"
     )

@@ -146,6 +146,25 @@ def test_what_a_stage_lacks_is_the_sentence_a_run_would_stop_with(lab, crossreel
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_parser_that_is_not_installed_is_told_by_doctor_plan_and_run_before_any_work(
+    small, crossreel, monkeypatch
+):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("extractors.backbones.spacy_models.version", absent)
+    small.experiment(small.toml.read_text().replace('["compress"]', '["compress", "triples"]'))
+    sentence = "backend = 'spacy' needs spaCy, which is not installed: pip install 'crossreel[spacy]'"
+    small.toml.write_text(small.toml.read_text() + '\n[extractors.triples]\nbackend = "spacy"\n')
+    ended = crossreel("doctor", small.toml)
+    assert ended.code == 1 and f"MISSING  stage triples: extractors.triples.{sentence}" in ended.out
+    for verb in ("plan", "run"):
+        ended = crossreel(verb, small.toml)
+        assert sentence in ended.out + ended.err and ended.code == 2, (verb, ended.out, ended.err)
+    assert not list(small.folder.rglob("*.h5"))
+
+
+@pytest.mark.usefixtures("quick")
 def test_too_little_disk_for_what_is_expected_is_missing(lab, crossreel, monkeypatch):
     monkeypatch.setattr(doctor, "estimate", lambda store, states: {"clip": Expected(1.0, 1e18)})
     ended = crossreel("doctor", lab.toml)

@@ -68,13 +68,21 @@ def test_it_prints_precision_and_recall_on_golden_sentences_with_the_misses() ->
     assert sum(line.startswith("  missed  ") for line in lines) == missed
 
 
+@pytest.fixture
+def spacy_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine where spaCy's distribution is installed; it is not imported."""
+    monkeypatch.setattr("extractors.backbones.spacy_models.version", lambda name: "3.8.0")
+
+
+@pytest.mark.usefixtures("spacy_here")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give either sentences or --golden"),
         (["a dog", "--golden"], "give either sentences or --golden"),
         ([" "], "a sentence is empty"),
-        (["a dog", "--backend", "spacy"], "extractors.triples.backend = 'spacy' is not possible"),
+        (["a dog", "--backend", "nltk"], "extractors.triples.backend = 'nltk' is not possible"),
+        (["a dog", "--backend", "spacy", "--package", "./nowhere"], "nowhere is no spaCy model"),
         (["a dog", "--package", "./nowhere"], "nowhere is no stanza resources folder"),
         (["a dog", "--backend", "corenlp", "--server", "http://localhost:9"], "no CoreNLP server answers"),
     ],

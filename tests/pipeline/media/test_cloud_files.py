@@ -168,7 +168,7 @@ def test_every_format_gives_the_same_cloud(name, file):
 
 
 def test_all_suffixes_are_tried_here():
-    meshes, elsewhere = {".off", ".stl"}, {".las"}  # test_las.py
+    meshes, elsewhere = {".off", ".stl"}, {".las", ".laz"}  # test_las.py
     assert {f".{suffix.lower()}" for suffix, _ in FILES.values()} | meshes | elsewhere == SUFFIXES
 
 
@@ -301,7 +301,9 @@ def test_what_is_no_file_is_one_sentence(tmp_path):
     (tmp_path / "loop.ply").symlink_to("loop.ply")
     assert wrong(tmp_path / "none.ply") == "the file does not exist"
     assert wrong(tmp_path / "folder.txt") == "it is a folder, not a file"
-    assert wrong(tmp_path / "a.jpg").startswith(".jpg is no kind of point cloud; possible: .glb, .las, .npy")
+    assert wrong(tmp_path / "a.jpg").startswith(
+        ".jpg is no kind of point cloud; possible: .glb, .las, .laz, .npy"
+    )
     assert wrong(tmp_path / "loop.ply").startswith("the file cannot be read")
 
 
