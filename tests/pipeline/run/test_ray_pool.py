@@ -188,7 +188,7 @@ def test_a_new_cluster_is_started_and_stopping_early_leaves_nothing_of_it(engine
     told = next(event.header for event in events if "actor" in event.header)
     session = session_of(engine)
     events.close()
-    assert members(session) == [] and gone_within(1, told["pid"], told["actor"])
+    assert members(session) == [] and gone_within(30, told["pid"], told["actor"])
 
 
 COORDINATOR = """
@@ -217,8 +217,8 @@ def test_a_coordinator_that_is_killed_leaves_nothing(modules):
     assert all(alive(int(pid)) for pid in (driver, actor, worker)) and Path(folder).is_dir()
     run.kill()
     run.communicate()
-    assert gone_within(5, int(driver), int(actor), int(worker))
-    deadline = time.monotonic() + 5
+    assert gone_within(30, int(driver), int(actor), int(worker))
+    deadline = time.monotonic() + 60
     while (members(int(driver)) or Path(folder).exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert members(int(driver)) == [] and not Path(folder).exists()
@@ -320,9 +320,9 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
         engine_for(RunOptions(engine="ray"), print)
 
 
-def test_the_engine_is_imported_without_ray():
+def test_the_engine_is_imported_without_ray(run_python):
     code = "import sys, pipeline.run.engines.choice; assert 'ray' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0
 
 
 @pytest.mark.parametrize(
