@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -265,18 +266,24 @@ def served(place: Place, prefect_server: PrefectServer) -> Place:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(prefect_home: Callable[[str], Path]) -> Iterator[PrefectServer]:
+def prefect_server(prefect_home: Callable[[str], Path], fork: Any) -> Iterator[PrefectServer]:
     """A server as `prefect server start` runs it, on a free port."""
     home = prefect_home("server-home")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     env = environment(home, PREFECT_SERVER_API_PORT=str(port))
-    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command = ["prefect", "server", "start"]
+
+    def main() -> None:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()  # of this process's environment
+        sys.argv = command
+        runpy.run_module("prefect", run_name="__main__")
+
     with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, env=env | QUIET | COMPLETE_RECORDS, cwd=home, stdout=log, stderr=log
-        )
+        server = fork(main, command, env=env | QUIET | COMPLETE_RECORDS, cwd=home, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 120
             while not answers(url):
@@ -287,7 +294,7 @@ def prefect_server(prefect_home: Callable[[str], Path]) -> Iterator[PrefectServe
             yield PrefectServer(url, env)
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            server.wait(timeout=60)
 
 
 COMMANDS = """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import pkgutil
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,15 @@ FLOORS = ("pipeline", "extractors", "trainers", "flows", "crossreel")
 HEAVY = ("torch", "prefect", "transformers", "open_clip", "av", "decord")
 
 
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """The distributions by package; to read their lists of files takes a second."""
+    return importlib.metadata.packages_distributions()
+
+
 @pytest.mark.parametrize("name", FLOORS)
 def test_each_package_name_belongs_to_this_distribution_alone(name):
-    owners = set(importlib.metadata.packages_distributions().get(name, ["crossreel"]))  # editable: not listed
+    owners = set(distributions().get(name, ["crossreel"]))  # editable: not listed
     assert owners == {"crossreel"}
     assert (
         Path(sys.modules[name].__file__ if name in sys.modules else ROOT / name / "__init__.py").parent

@@ -126,7 +126,7 @@ def gone_within(seconds: float, *pids: int) -> bool:
 
 
 @installed
-@pytest.mark.slow
+@pytest.mark.long
 def test_deaths_of_worker_and_actor_are_made_good_and_units_at_fault_found(engine, tmp_path):
     shards = [["a", "once", "b"], ["c", "actor"], ["d", "deadly"], ["hangs"], ["e"]]
     events = list(engine.run(work(tmp_path, shards)))
