@@ -216,6 +216,7 @@ def test_doctor_says_what_came_from_where(install: Install, monkeypatch: pytest.
     assert not found["method odd"].ok and "No module named 'no_such_module'" in found["method odd"].detail
 
 
+@pytest.mark.slow
 def test_help_imports_no_package_and_a_broken_one_is_a_sentence_on_the_command_line(
     install: Install, tmp_path: Path
 ) -> None:

@@ -281,6 +281,7 @@ def test_figures_quote_the_protocol_of_an_imported_corpus(made):
 ROW = "0.1 0.2 0.3 9 8 %d\n1 2 3 4 5 6\n"
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_table_of_point_clouds_are_imported_and_checked(tmp_path, crossreel):
     (tmp_path / "clouds").mkdir()
     for n in range(6):

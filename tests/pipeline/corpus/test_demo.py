@@ -37,6 +37,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_another_folder(folder: Path, tmp_path: Path) -> None:
     render(tmp_path, items=ITEMS)
     assert digests(tmp_path) == digests(folder)

@@ -45,11 +45,16 @@ def work(request, send):
 """
 
 
+@pytest.fixture(autouse=True)
+def beside(tmp_path, forked, monkeypatch) -> None:
+    """Children are forks, which read sys.path; a new interpreter reads PYTHONPATH."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 @pytest.fixture
-def pool(tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch):
+def pool(tmp_path: Path):
     """`pool(shards)` runs shards of keys over two workers and gives the events."""
     (tmp_path / "worker_of_test.py").write_text(WORKER)
-    monkeypatch.syspath_prepend(tmp_path)  # of forks; a new interpreter reads PYTHONPATH
 
     def run(shards, workers=2, stall_seconds=60.0, alone=()):
         def request(shard, number, attempt):
