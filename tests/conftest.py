@@ -205,12 +205,13 @@ class Forked(subprocess.Popen[str]):
 
     def __init__(self, main: Callable[[], object], words: Sequence[str], **options: Any) -> None:
         self._main = main
-        super().__init__(words, text=True, stdin=subprocess.DEVNULL, **options)
+        super().__init__(words, **{"text": True, "stdin": subprocess.DEVNULL} | options)
 
     def _execute_child(self, args: Sequence[str], executable: object, preexec_fn: object, close_fds: bool,
                        pass_fds: Sequence[int], cwd: Path | None, env: Mapping[str, str], startupinfo: object,
                        creationflags: int, shell: bool, p2cread: int, p2cwrite: int, c2pread: int, c2pwrite: int,
-                       errread: int, errwrite: int, *others: object) -> None:  # fmt: skip
+                       errread: int, errwrite: int, restore_signals: bool, gid: object, gids: object, uid: object,
+                       umask: int, start_new_session: bool, *others: object) -> None:  # fmt: skip
         with PREPARING:  # not during the fork, whose copy of the lock nobody would open
             if "torch" in sys.modules:
                 prepare_networks()
@@ -219,12 +220,17 @@ class Forked(subprocess.Popen[str]):
         self.pid = os.fork()
         if self.pid == 0:
             os.chdir(cwd or ".")
-            become(self._main, args, (p2cread, c2pwrite, errwrite), pass_fds, env)
+            if start_new_session:
+                os.setsid()
+            given = enumerate((p2cread, c2pwrite, errwrite))
+            streams = [number if number >= 0 else own for own, number in given]
+            become(self._main, args, streams, pass_fds, env)
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
 
 PREPARING = threading.Lock()  # pools start their workers from several threads
+os.register_at_fork(after_in_child=PREPARING._at_fork_reinit)  # another thread may have held it
 
 
 @functools.cache
@@ -248,7 +254,7 @@ def start_prefect(command: Sequence[str], **options: Any) -> subprocess.Popen[An
     if "prefect" not in sys.modules:
         return subprocess.Popen(command, **options)
     words = command[command.index("flows.deployment.server") + 1 :]
-    kept = {name: options[name] for name in ("pass_fds", "stdout", "stderr", "env")}
+    kept = {name: options[name] for name in ("pass_fds", "stdout", "stderr", "env", "start_new_session")}
     return Forked(lambda: serve_prefect(words), command, **kept)
 
 
@@ -257,7 +263,6 @@ def serve_prefect(words: Sequence[str]) -> None:
 
     from flows.deployment import server
 
-    os.setsid()
     refresh_global_settings_context()  # of this process's environment
     server.main([*words])
 
