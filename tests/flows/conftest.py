@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -318,12 +318,22 @@ def only_read(folder: Path) -> list[str]:
 
 
 def mounted_read_only(folder: Path, *lines: str, **more: object) -> subprocess.CompletedProcess[str]:
-    """What commands print in whose view a folder is mounted so that nothing can be written, each with its exit status.
+    """What commands print in whose view a folder is mounted so that nothing can be written."""
+    return in_one_interpreter(*lines, before=only_read(folder), **more)
 
-    All of them run in one interpreter, because each would take a second to start.
-    """
-    command = [*only_read(folder), sys.executable, "-P", "-c", COMMANDS, *lines]
+
+def in_one_interpreter(
+    *lines: str, before: Sequence[str] = (), **more: object
+) -> subprocess.CompletedProcess[str]:
+    """What commands print, each with its exit status, in one new interpreter: each would take a second to start."""
+    command = [*before, sys.executable, "-P", "-c", COMMANDS, *lines]
     return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def one_interpreter() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`one_interpreter("plan e.toml", "status e.toml", env=..., cwd=...)`: what a new interpreter prints of them."""
+    return in_one_interpreter
 
 
 @pytest.fixture
