@@ -420,12 +420,22 @@ class Lab:
         """Start a command, kill it with -9 when the condition holds; False if it ended before."""
         process = self.start(*arguments)
         deadline = time.monotonic() + seconds
-        while not when() and process.poll() is None:
+        while process.poll() is None:
+            if when():
+                self._signal(signal.SIGSTOP)
+                if when():  # a moment that passed while we looked would come again
+                    break
+                self._signal(signal.SIGCONT)
             assert time.monotonic() < deadline, "the moment to kill at never came"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         return process.returncode == -signal.SIGKILL
+
+    def _signal(self, number: int) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def processes(self) -> dict[int, str]:
         """Number and command line of the processes that were started here and still run."""

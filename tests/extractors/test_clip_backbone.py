@@ -151,6 +151,7 @@ def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is(
     assert not np.allclose(other.image_features(noise(1)), first.image_features(noise(1)))
 
 
+@pytest.mark.slow
 def test_the_demo_networks_features_of_random_pictures_are_centred_and_nearly_white(
     backbone: ClipBackbone,
 ) -> None:

@@ -749,6 +749,7 @@ def test_worker_of_the_report_imports_neither_torch_nor_prefect(run_python: Call
     assert run_python(code).out.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_page_of_a_thousand_queries_with_many_failures_stays_under_5_mb(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (30, 224, 398, 3), dtype=np.uint8)
     with av.open(str(tmp_path / "v.mp4"), "w") as container:

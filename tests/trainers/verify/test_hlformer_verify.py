@@ -125,6 +125,7 @@ def test_case_without_its_tensors_is_a_failure(case: Path) -> None:
     assert "cannot be run" in failures(list(verify(case)))[0]
 
 
+@pytest.mark.slow
 def test_cases_of_other_methods_are_left_out_when_a_method_is_named(case: Path) -> None:
     (case / "gare").mkdir()
     (case / "gare" / "x.json").write_text("{}")
