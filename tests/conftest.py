@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
+import faulthandler
 import fcntl
 import functools
 import gc
+import importlib
 import io
 import json
 import os
@@ -18,11 +22,12 @@ import threading
 import time
 import traceback
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -75,62 +80,101 @@ def split_of(number: int) -> str:
     return SPLITS[0 if number % 4 < 2 else number % 4 - 1]
 
 
+def become(
+    main: Callable[[], object],
+    command: Sequence[str],
+    streams: Sequence[int],
+    kept: Sequence[int],
+    env: Mapping[str, str],
+) -> None:
+    """Turn a process that was forked just now into a new one that runs `main`; never returns.
+
+    `command` is what `ps` shows of it, `streams` its standard input, output and error, `kept` the other descriptors
+    that it inherits, `env` its environment.
+    """
+    code = 1
+    try:
+        faulthandler.disable()  # pytest's, which would write of a crash that a test wants
+        gc.freeze()  # what the parent has left to be collected, such as a connection to a database, is not ours
+        atexit._clear()  # neither is what it would do at its end, such as to remove its temporary folders
+        weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+        weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+        for target, source in enumerate(streams):
+            os.dup2(source, target)
+        # Nothing that the parent has open is the child's, as if it had been started anew: the end of another child
+        # would hide that child's death, a lock file would stay locked for as long as this child lives. The numbers
+        # stay taken, or an inherited object that closes its own would close a file that the child has opened.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                mode = os.fstat(number).st_mode
+                inherited = stat.S_ISSOCK(mode) or stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
+                if number not in (0, 1, 2, *kept) and inherited:
+                    os.dup2(nothing, number)
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ.clear()
+        os.environ.update(env)
+        entitle(command, env.get("CROSSREEL_TEST_MARK", ""))
+        if "torch" in sys.modules:  # bits depend on the number of threads
+            sys.modules["torch"].set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        leave(code)
+
+
+def leave(code: int) -> None:
+    """End a forked process as the interpreter ends: threads, then what is registered, then what is not yet written."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone
+                stream.flush()
+    finally:
+        os._exit(code)
+
+
+def entitle(command: Sequence[str], mark: str) -> None:
+    """Let the file `cmdline` of this process under /proc hold a command and a mark, by which tests find processes.
+
+    The environment stands behind the command line in memory, and may be overwritten: `os.environ.update` copied it.
+    """
+    numbers = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(numbers[45]), int(numbers[48])  # arg_start and env_end of proc(5)
+    title = " ".join([*command, mark]).encode()[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, title, len(title))
+
+
 class Fork:
     """A child of `pipeline.child`, forked from this process; it has of `subprocess.Popen` what that module uses.
 
     A new interpreter imports torch and the libraries of networks in 3 to 5 CPU seconds; this process has them already.
     """
 
-    started: ClassVar[list[Fork]] = []
-
     def __init__(
         self, words: Sequence[str], output: IO[bytes], env: Mapping[str, str], first: Callable[[], object]
     ) -> None:
         self.returncode: int | None = None
-        self.mark = env.get("CROSSREEL_TEST_MARK")
-        self.started.append(self)
         self._waiting = threading.Lock()
         self.pid = os.fork()
         if self.pid == 0:
             first()  # before anything else: what ends it with its parent
-            self._serve(words, output.fileno(), env)
-
-    @staticmethod
-    def _serve(words: Sequence[str], output: int, env: Mapping[str, str]) -> None:
-        """Become what `python -m pipeline.child` with these words is; never returns."""
-        code = 1
-        try:
-            gc.freeze()  # what the parent has left to be collected, such as a connection to a database, is not ours
             os.setsid()
-            for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
-                os.dup2(source, target)
-            connection = int(words[1])
-            # Nothing that the parent has open is the child's, as if it had been started anew: the end of another child
-            # would hide that child's death, a lock file would stay locked for as long as this child lives. The numbers
-            # stay taken, or an inherited object that closes its own would close a file that the child has opened.
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for number in map(int, os.listdir("/proc/self/fd")):
-                with contextlib.suppress(OSError):
-                    mode = os.fstat(number).st_mode
-                    if number not in (0, 1, 2, connection) and (stat.S_ISSOCK(mode) or stat.S_ISREG(mode)):
-                        os.dup2(nothing, number)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            os.environ.clear()
-            os.environ.update(env)
-            sys.modules["torch"].set_num_threads(
-                int(env.get("OMP_NUM_THREADS", "1"))
-            )  # bits depend on their number
             child.subprocess = subprocess
-            child.main([*words])
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+            streams = (os.open(os.devnull, os.O_RDONLY), output.fileno(), output.fileno())
+            become(lambda: child.main([*words]), ["pipeline.child", *words], streams, [int(words[1])], env)
 
     def poll(self) -> int | None:
         with self._waiting:
@@ -152,7 +196,41 @@ class Fork:
             os.kill(self.pid, signal.SIGTERM)
 
 
+class Forked(subprocess.Popen[str]):
+    """A function in a process of its own that is forked from this one: to be killed, stopped or waited for.
+
+    A new interpreter would import anew what the function needs: 1 CPU second, with networks or Prefect 4 to 12. `words`
+    are its command line for whoever looks; the rest is as for `subprocess.Popen`, whose fork this replaces.
+    """
+
+    def __init__(self, main: Callable[[], object], words: Sequence[str], **options: Any) -> None:
+        self._main = main
+        super().__init__(words, **{"text": True, "stdin": subprocess.DEVNULL} | options)
+
+    def _execute_child(self, args: Sequence[str], executable: object, preexec_fn: object, close_fds: bool,
+                       pass_fds: Sequence[int], cwd: Path | None, env: Mapping[str, str], startupinfo: object,
+                       creationflags: int, shell: bool, p2cread: int, p2cwrite: int, c2pread: int, c2pwrite: int,
+                       errread: int, errwrite: int, restore_signals: bool, gid: object, gids: object, uid: object,
+                       umask: int, start_new_session: bool, *others: object) -> None:  # fmt: skip
+        with PREPARING:  # not during the fork, whose copy of the lock nobody would open
+            if "torch" in sys.modules:
+                prepare_networks()
+            if "prefect" in sys.modules:
+                prepare_prefect()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.chdir(cwd or ".")
+            if start_new_session:
+                os.setsid()
+            given = enumerate((p2cread, c2pwrite, errwrite))
+            streams = [number if number >= 0 else own for own, number in given]
+            become(self._main, args, streams, pass_fds, env)
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+
 PREPARING = threading.Lock()  # pools start their workers from several threads
+os.register_at_fork(after_in_child=PREPARING._at_fork_reinit)  # another thread may have held it
 
 
 @functools.cache
@@ -162,6 +240,31 @@ def prepare_networks() -> None:
 
     for texts_only in (False, True):
         ClipBackbone("crossreel-demo", "seed:0", texts_only=texts_only)
+
+
+@functools.cache
+def prepare_prefect() -> None:
+    """Import Prefect's server, which takes 2 CPU seconds, and what the flows import at first use."""
+    importlib.import_module("prefect.server.api.server")
+    importlib.import_module("flows.extract_and_train")
+
+
+def start_prefect(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Fork the Prefect server of a run, or start it anew where Prefect would be imported for it alone."""
+    if "prefect" not in sys.modules:
+        return subprocess.Popen(command, **options)
+    words = command[command.index("flows.deployment.server") + 1 :]
+    kept = {name: options[name] for name in ("pass_fds", "stdout", "stderr", "env", "start_new_session")}
+    return Forked(lambda: serve_prefect(words), command, **kept)
+
+
+def serve_prefect(words: Sequence[str]) -> None:
+    from prefect.context import refresh_global_settings_context
+
+    from flows.deployment import server
+
+    refresh_global_settings_context()  # of this process's environment
+    server.main([*words])
 
 
 def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Popen[bytes]:
@@ -176,8 +279,11 @@ def start_child(command: Sequence[str], **options: Any) -> Fork | subprocess.Pop
 
 @contextlib.contextmanager
 def forking() -> Iterator[None]:
-    """Have the children of this process forked from it."""
+    """Have the children of this process forked from it, and the Prefect server of a run."""
+    from flows.deployment import server
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start_prefect}))
         patch.setattr(child, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start_child}))
         yield
 
@@ -186,6 +292,12 @@ def forking() -> Iterator[None]:
 def fork_children() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """`with fork_children():` children of the product that are started in this process are forks of it."""
     return forking
+
+
+@pytest.fixture(scope="session")
+def fork() -> type[Forked]:
+    """`fork(main, words, env=..., ...)` is a `subprocess.Popen` of a function in a fork of this process."""
+    return Forked
 
 
 @pytest.fixture(scope="module")
@@ -240,23 +352,32 @@ class Lab:
         ]  # fmt: skip
         write_manifest(self.folder / "corpus.jsonl", items)
 
-    def start(self, *arguments: object, **env: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """The command in a process of its own, forked from this one."""
+        words = [*map(str, arguments)]
+        return Forked(lambda: sys.exit(command(*words)), ["-m", "flows.cli", *words], **self._options())
+
+    def start_anew(self, *arguments: object, **env: str) -> subprocess.Popen[str]:
+        """The command in a new interpreter, which reads its environment where modules are imported."""
         words = [sys.executable, "-P", "-m", "flows.cli", *map(str, arguments)]
-        environment = os.environ | {"CROSSREEL_TEST_MARK": self.mark} | env
-        return subprocess.Popen(
-            words, cwd=self.folder, env=environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        return subprocess.Popen(words, text=True, stdin=subprocess.DEVNULL, **self._options(**env))
+
+    def _options(self, **env: str) -> dict[str, Any]:
+        marked = os.environ | {"CROSSREEL_TEST_MARK": self.mark} | env
+        return {"cwd": self.folder, "env": marked, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
     def run(self, *arguments: object, seconds: float = 180, **env: str) -> Ended:
         """The command to its end, in this process unless that would leave something behind in it.
 
-        A new interpreter costs a second and proves nothing that `start` and `killed` do not. The environment is read
-        where modules are imported, and Prefect and Ray stay in a process that used them: such a command has its own.
+        A new interpreter costs a second and proves nothing that `run_apart` does not. The environment is read where
+        modules are imported: such a command has a new one. Prefect and Ray stay in a process that used them: such a
+        command is forked.
         """
         words = [*map(str, arguments)]
-        if env or words[0] in ("run", "batch") or "run.engine=ray" in words:
+        if env:
             return self.run_apart(*arguments, seconds=seconds, **env)
+        if words[0] in ("run", "batch") or "run.engine=ray" in words:
+            return self._ended(self.start(*words), seconds)
         return self._run_here(*words)
 
     def run_without_prefect(self, *arguments: object) -> Ended:
@@ -284,8 +405,11 @@ class Lab:
         return Ended(code, out.getvalue(), err.getvalue())
 
     def run_apart(self, *arguments: object, seconds: float = 180, **env: str) -> Ended:
-        """The command to its end, in a process of its own."""
-        process = self.start(*arguments, **env)
+        """The command to its end, in a new interpreter."""
+        return self._ended(self.start_anew(*arguments, **env), seconds)
+
+    @staticmethod
+    def _ended(process: subprocess.Popen[str], seconds: float) -> Ended:
         try:
             out, err = process.communicate(timeout=seconds)
         finally:
@@ -296,41 +420,37 @@ class Lab:
         """Start a command, kill it with -9 when the condition holds; False if it ended before."""
         process = self.start(*arguments)
         deadline = time.monotonic() + seconds
-        while not when() and process.poll() is None:
+        while process.poll() is None:
+            if when():
+                self._signal(signal.SIGSTOP)
+                if when():  # a moment that passed while we looked would come again
+                    break
+                self._signal(signal.SIGCONT)
             assert time.monotonic() < deadline, "the moment to kill at never came"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         return process.returncode == -signal.SIGKILL
 
-    def alive(self) -> list[str]:
-        """Command lines of the processes that were started here and still run."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.mark.encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        forks = [
-            f"fork {fork.pid}" for fork in Fork.started if fork.mark == self.mark and fork.poll() is None
-        ]
-        return [command for command in found if command] + forks
+    def _signal(self, number: int) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
-    def alive_pids(self) -> list[int]:
-        """Those processes by number."""
-        found = []
+    def processes(self) -> dict[int, str]:
+        """Number and command line of the processes that were started here and still run."""
+        found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if (
-                    self.mark.encode() in (process / "environ").read_bytes()
-                    and (process / "cmdline").read_bytes()
-                ):
-                    found.append(int(process.name))
+                words = (process / "cmdline").read_bytes()
+                if words and self.mark.encode() in words + (process / "environ").read_bytes():
+                    found[int(process.name)] = words.replace(b"\0", b" ").decode()
         return found
 
     def gone_within(self, seconds: float) -> list[str]:
         """What still runs after so long; nothing, as soon as nothing does."""
         deadline = time.monotonic() + seconds
-        while (left := self.alive()) and time.monotonic() < deadline:
+        while (left := [*self.processes().values()]) and time.monotonic() < deadline:
             time.sleep(0.02)
         return left
 
@@ -339,6 +459,59 @@ class Lab:
         assert ended.code == 0, ended.err
         states: dict[str, dict[str, Any]] = json.loads(ended.out)
         return states
+
+
+NEW_INTERPRETER = """
+import json, os, sys, tempfile, traceback
+import h5py, numpy, pydantic, typer
+for line in sys.stdin:
+    code, arguments, folder, env = json.loads(line)
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+    pid, status = os.fork(), 1
+    if not pid:
+        try:
+            for target, file in enumerate((open(os.devnull), *files)):
+                os.dup2(file.fileno(), target)
+            os.chdir(folder)
+            os.environ.update(env)
+            sys.argv = ["crossreel", *arguments]
+            exec(code, {"__name__": "__main__"})
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    for file in files:
+        file.seek(0)
+    print(json.dumps([status, *(file.read() for file in files)]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Iterator[Callable[..., Ended]]:
+    """`run_python(code, *arguments, cwd=..., env=...)` runs code where nothing of ours is imported yet.
+
+    It is for tests of what is imported. Each call is a fork of one interpreter, which has imported four light packages
+    that nearly every module of ours reads: a new interpreter takes half a CPU second.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", NEW_INTERPRETER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asking, answers = process.stdin, process.stdout
+
+        def call(
+            code: str, *arguments: object, cwd: Path = Path(), env: Mapping[str, str] | None = None
+        ) -> Ended:
+            asked = [code, [*map(str, arguments)], str(cwd.absolute()), dict(env or {})]
+            print(json.dumps(asked), file=asking, flush=True)
+            return Ended(*json.loads(answers.readline()))
+
+        yield call
 
 
 @pytest.fixture(scope="session")
@@ -396,7 +569,7 @@ def lab(rendered: Path, tmp_path: Path) -> Iterator[Lab]:
     lab.corpus(CLIPS)
     lab.experiment(EXPERIMENT)
     yield lab
-    assert lab.gone_within(5) == []
+    assert lab.gone_within(30) == []
 
 
 @pytest.fixture
@@ -408,7 +581,7 @@ def small(rendered: Path, tmp_path: Path) -> Iterator[Lab]:
     lab.corpus(CLIPS[:3])
     lab.experiment(COMPRESS_ONLY)
     yield lab
-    assert lab.gone_within(5) == []
+    assert lab.gone_within(30) == []
 
 
 @pytest.fixture(scope="session")
@@ -432,7 +605,7 @@ def made(made_once: Path, tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path)
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     yield lab
-    assert lab.gone_within(5) == []
+    assert lab.gone_within(30) == []
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ def change(copy: Path) -> Change:
     return replace
 
 
+@pytest.mark.slow
 def test_every_stage_and_method_is_checked_with_the_version_it_has(recorded: dict[str, Any]) -> None:
     expected: dict[str, int] = {kind.name: kind.version for kind in EXTRACTORS}
     expected |= {name: METHODS.find(name).version for name in BUILT_IN}
@@ -145,6 +146,7 @@ def test_a_raised_version_is_recorded_and_the_next_change_is_noticed_again(
     assert "went down from 2 to 1" in versions.complaints(versions.read(copy), again)["keyframes"]
 
 
+@pytest.mark.slow
 def test_recording_keeps_what_changed_without_a_version_and_same_numbers_settles_it(
     copy: Path, change: Change, recorded: dict[str, Any]
 ) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +151,7 @@ def test_seeded_weights_are_the_same_again_whatever_torchs_own_seed_is(
     assert not np.allclose(other.image_features(noise(1)), first.image_features(noise(1)))
 
 
+@pytest.mark.slow
 def test_the_demo_networks_features_of_random_pictures_are_centred_and_nearly_white(
     backbone: ClipBackbone,
 ) -> None:
@@ -265,7 +265,7 @@ def test_a_seed_and_the_users_own_network_are_distinguished(tmp_path: Path) -> N
     assert len(set(names)) == 3 and EMPTY in str(names[2])
 
 
-def test_identities_are_found_without_torch(tmp_path: Path) -> None:
+def test_identities_are_found_without_torch(tmp_path: Path, run_python: Callable[..., Any]) -> None:
     (tmp_path / "a.pt").write_bytes(b"")
     code = f"""
 import sys
@@ -277,7 +277,8 @@ for weights in ("seed:0", {str(tmp_path / "a.pt")!r}):
     assert identity(ClipParams(model="crossreel-demo", weights=weights), Known())
 assert not {{"torch", "open_clip"}} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    ended = run_python(code)
+    assert ended.code == 0, ended.err
 
 
 def test_a_network_can_be_described_by_the_users_own_file(backbone: ClipBackbone, tmp_path: Path) -> None:

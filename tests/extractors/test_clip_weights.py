@@ -6,8 +6,6 @@ import json
 import logging
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -457,7 +455,7 @@ def test_a_compressed_archive_that_would_unfold_without_end_is_refused(tmp_path)
         Archive(path).described()
 
 
-def test_names_and_shapes_are_read_without_torch(folder):
+def test_names_and_shapes_are_read_without_torch(folder, run_python):
     code = f"""
 import sys
 from pathlib import Path
@@ -467,7 +465,8 @@ assert found[0] == found[1] == found[2] and len(found[0]) > 50
 clip_weights.require_fit(Path({str(folder / "archive.pt")!r}), {str(folder / "small.json")!r})
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    ended = run_python(code)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("model", ["RN50", "RN101", "RN50x4", "ViT-B-32", "ViT-L-14-336", "crossreel-demo"])

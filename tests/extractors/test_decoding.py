@@ -54,6 +54,12 @@ def decode_ahead(decoder, sources, limit_seconds):
     return decode_with(Decoders(lambda: decoder, 1), sources, limit_seconds)
 
 
+@pytest.fixture(autouse=True)
+def beside(tmp_path, forked, monkeypatch) -> None:
+    """Children are forks, which read sys.path; a new interpreter reads PYTHONPATH."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 @pytest.fixture
 def decoder(tmp_path):
     (tmp_path / "decoder_of_test.py").write_text(DECODER)
@@ -112,7 +118,7 @@ def test_what_the_first_decoder_cannot_the_second_does_from_the_beginning(decode
 
 
 def test_a_decoder_that_hangs_is_killed_and_the_other_one_asked(decoded):
-    found = decoded("hang-decord", "good", limit_seconds=1.5)
+    found = decoded("hang-decord", "good", limit_seconds=4)
     assert found["hang-decord"] == ("pyav", 115, TIMES) and found["good"] == ("decord", 8, TIMES)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -328,7 +326,6 @@ def test_fewer_bits_are_refused_by_name():
         fill(DgcnnParams, {"precision": "fp16"}, "extractors.dgcnn")
 
 
-def test_declarations_of_the_encoders_import_no_torch():
+def test_declarations_of_the_encoders_import_no_torch(run_python):
     code = "import sys, extractors.dgcnn, extractors.pointnet, extractors.pointnet2; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    assert run_python(code).out.strip() == "False"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +257,7 @@ def test_a_tokenizer_without_padding_is_refused(folder):
     assert "has no padding token; possible are encoders such as bert-base-uncased" in message(folder)
 
 
-def test_identities_are_found_without_torch(folder):
+def test_identities_are_found_without_torch(folder, run_python):
     code = f"""
 import sys
 from pathlib import Path
@@ -276,5 +274,5 @@ for weights in ("seed:0", "IMAGENET1K_V1"):
     Vgg16(Vgg16Params(weights=weights)).identity(Bare())
 assert not {{"torch", "transformers", "tokenizers"}} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_python(code)
+    assert done.code == 0, done.err

@@ -348,7 +348,7 @@ def server() -> Iterator[Server]:
 
 
 def corenlp(address: str) -> TriplesParams:
-    return TriplesParams(backend="corenlp", server=address, timeout_seconds=5)
+    return TriplesParams(backend="corenlp", server=address, timeout_seconds=60)
 
 
 def test_a_server_is_asked_for_open_information_extraction(server: Server) -> None:

@@ -4,52 +4,59 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.deployment.server import COMPLETE_RECORDS, QUIET, answers
-from pipeline.corpus.manifest import Caption, Item, write_manifest
-from pipeline.media.video import find_ffmpeg
-
-RUN = """
-import json, sys
-from pathlib import Path
 from flows.console import StageDisplay
 from flows.deployment.launch import prepare, run_flow
 from flows.deployment.parameters import FlowRequest
+from flows.deployment.server import COMPLETE_RECORDS, QUIET, answers
 from flows.project import open_project
+from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.errors import UserError
-asked = json.loads(sys.argv[1])
-if asked.get("deployed"):  # a worker calls the flow with its parameters, and nothing is opened before
-    prepare()
-    from flows.extract_and_train import extract_and_train
-    state = extract_and_train(asked["experiment"], set=asked.get("sets", []), return_state=True)
-    print(json.dumps({"type": state.type, "message": state.message}))
-    sys.exit(0)
-try:
-    methods, sets = asked.get("methods", []), asked.get("sets", [])
-    project = open_project(Path(asked["experiment"]), sets, methods)
-    request = FlowRequest(asked["experiment"], methods, sets, asked.get("retry_failed", False), asked.get("redo", []))
-    result = run_flow(asked.get("flow", "extract-and-train"), request, project, list(project.stages), StageDisplay())
-except UserError as error:
-    print("UserError:", error)
-    sys.exit(2)
-except KeyboardInterrupt:
-    sys.exit(130)
-print(json.dumps(result.as_json()))
-"""
+from pipeline.media.video import find_ffmpeg
+
+
+def run_the_flow(asked: dict[str, Any]) -> int:
+    """Run a flow as a process does that runs nothing else, and print the result as JSON; return the exit status."""
+    if asked.get("deployed"):  # a worker calls the flow with its parameters, and nothing is opened before
+        prepare()
+        from flows.extract_and_train import extract_and_train
+
+        state = extract_and_train(asked["experiment"], set=asked.get("sets", []), return_state=True)
+        print(json.dumps({"type": state.type, "message": state.message}))
+        return 0
+    try:
+        methods, sets = asked.get("methods", []), asked.get("sets", [])
+        project = open_project(Path(asked["experiment"]), sets, methods)
+        request = FlowRequest(
+            asked["experiment"], methods, sets, asked.get("retry_failed", False), asked.get("redo", [])
+        )
+        name = asked.get("flow", "extract-and-train")
+        result = run_flow(name, request, project, list(project.stages), StageDisplay())
+    except UserError as error:
+        print("UserError:", error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(result.as_json()))
+    return 0
 
 
 def heed_ctrl_c() -> None:
@@ -63,14 +70,16 @@ class Place:
 
     folder: Path
     env: dict[str, str]
+    fork: Callable[..., subprocess.Popen[str]]
+    forking: Callable[[], AbstractContextManager[None]]
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(command, text=True, preexec_fn=heed_ctrl_c, **self._options())
+
+    def _options(self) -> dict[str, Any]:
         env = self.env | {"CROSSREEL_TEST_MARK": self.mark, "PWD": str(self.folder)}
-        return subprocess.Popen(
-            command, cwd=self.folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=heed_ctrl_c,
-        )  # fmt: skip
+        return {"cwd": self.folder, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
     def experiment(self, name: str = "experiment") -> str:
         """The path of an experiment file, by which the records of its runs are found."""
@@ -83,7 +92,13 @@ class Place:
         write_manifest(self.folder / "corpus.jsonl", items)
 
     def start_flow(self, experiment: str, **asked: Any) -> subprocess.Popen[str]:
-        return self.start(sys.executable, "-c", RUN, json.dumps(asked | {"experiment": experiment}))
+        """A flow in a process of its own, which is forked from this one: it has imported Prefect."""
+
+        def main() -> None:
+            with self.forking():
+                sys.exit(run_the_flow(asked | {"experiment": experiment}))
+
+        return self.fork(main, ["run_the_flow", json.dumps(asked)], **self._options())
 
     def flow(self, experiment: str, **asked: Any) -> dict[str, Any]:
         """What a run to the end did."""
@@ -97,11 +112,10 @@ class Place:
         """Command lines of the processes that were started here and still run."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue
+            with suppress(OSError):
+                words = (process / "cmdline").read_bytes()
+                if self.mark.encode() in words + (process / "environ").read_bytes():
+                    found.append(words.replace(b"\0", b" ").decode())
         return [command for command in found if command]
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -126,7 +140,7 @@ class PrefectServer:
 
     def task_runs(self, flow_run: dict[str, Any]) -> list[dict[str, Any]]:
         """Those of a flow run that is over; the server writes them down within seconds of their end."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             found = self._all("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
             if (found and all(run["end_time"] for run in found)) or time.monotonic() > deadline:
@@ -178,13 +192,30 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_home(
-    make_once: Callable[[str, Callable[[Path], None]], Path], tmp_path_factory: pytest.TempPathFactory
+    make_once: Callable[[str, Callable[[Path], None]], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Callable[[str], Path]:
-    """`prefect_home(name)` is a new PREFECT_HOME with an empty database, whose migrations take 4 CPU seconds."""
+    """`prefect_home(name)` is a new PREFECT_HOME with an empty database.
+
+    Its migrations take 8 CPU seconds, so one that was made by the same releases of Prefect and Python is taken from
+    pytest's folder of things to keep; `pytest --cache-clear` has it made again.
+    """
 
     def migrate(home: Path) -> None:
-        command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-        subprocess.run(command, check=True, env=environment(home) | QUIET, stdout=subprocess.DEVNULL)
+        python = "{}.{}".format(*sys.version_info)
+        cache = getattr(pytestconfig, "cache", None)  # None with `-p no:cacheprovider`
+        folder = cache.mkdir(f"prefect-{version('prefect')}-{python}") if cache else home
+        kept = folder / "empty.db"
+        if not kept.is_file():
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(command, check=True, env=environment(home) | QUIET, stdout=subprocess.DEVNULL)
+            with closing(sqlite3.connect(home / "prefect.db")) as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what is in the log is not in the file
+            part = folder / f"{os.getpid()}.part"
+            shutil.copy(home / "prefect.db", part)
+            part.rename(kept)
+        shutil.copy(kept, home / "prefect.db")
 
     def copied(name: str) -> Path:
         home = tmp_path_factory.mktemp(name)
@@ -201,9 +232,15 @@ def embedded_home(prefect_home: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture
-def place(media: Path, embedded_home: Path, tmp_path: Path) -> Place:
+def place(
+    media: Path,
+    embedded_home: Path,
+    tmp_path: Path,
+    fork: Any,
+    fork_children: Callable[[], AbstractContextManager[None]],
+) -> Place:
     shutil.copytree(media, tmp_path, dirs_exist_ok=True)
-    place = Place(tmp_path, environment(embedded_home))
+    place = Place(tmp_path, environment(embedded_home), fork, fork_children)
     place.corpus("one", "two")
     return place
 
@@ -225,22 +262,28 @@ def long_clips(place: Place) -> None:
 @pytest.fixture
 def served(place: Place, prefect_server: PrefectServer) -> Place:
     """A place whose runs are told of the server."""
-    return Place(place.folder, prefect_server.env | {"PREFECT_API_URL": prefect_server.url})
+    return replace(place, env=prefect_server.env | {"PREFECT_API_URL": prefect_server.url})
 
 
 @pytest.fixture(scope="session")
-def prefect_server(prefect_home: Callable[[str], Path]) -> Iterator[PrefectServer]:
+def prefect_server(prefect_home: Callable[[str], Path], fork: Any) -> Iterator[PrefectServer]:
     """A server as `prefect server start` runs it, on a free port."""
     home = prefect_home("server-home")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     env = environment(home, PREFECT_SERVER_API_PORT=str(port))
-    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command = ["prefect", "server", "start"]
+
+    def main() -> None:
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()  # of this process's environment
+        sys.argv = command
+        runpy.run_module("prefect", run_name="__main__")
+
     with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, env=env | QUIET | COMPLETE_RECORDS, cwd=home, stdout=log, stderr=log
-        )
+        server = fork(main, command, env=env | QUIET | COMPLETE_RECORDS, cwd=home, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 120
             while not answers(url):
@@ -251,19 +294,51 @@ def prefect_server(prefect_home: Callable[[str], Path]) -> Iterator[PrefectServe
             yield PrefectServer(url, env)
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            server.wait(timeout=60)
 
 
-def mounted_read_only(folder: Path, script: str, **more: object) -> subprocess.CompletedProcess[str]:
-    """What a shell script prints in whose view a folder is mounted so that nothing can be written."""
-    mount = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} || exit 99; {script}"
-    command = ["unshare", "-m", "sh", "-c", mount]
+COMMANDS = """
+import shlex, sys
+from flows.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["crossreel", *shlex.split(line)]
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    print("status", code, flush=True)
+"""
+
+
+def only_read(folder: Path) -> list[str]:
+    """Words before a command in whose view a folder is mounted so that nothing can be written."""
+    mount = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+    return ["unshare", "-m", "sh", "-c", f'{mount} || exit 99; exec "$@"', "sh"]
+
+
+def mounted_read_only(folder: Path, *lines: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """What commands print in whose view a folder is mounted so that nothing can be written."""
+    return in_one_interpreter(*lines, before=only_read(folder), **more)
+
+
+def in_one_interpreter(
+    *lines: str, before: Sequence[str] = (), **more: object
+) -> subprocess.CompletedProcess[str]:
+    """What commands print, each with its exit status, in one new interpreter: each would take a second to start."""
+    command = [*before, sys.executable, "-P", "-c", COMMANDS, *lines]
     return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def one_interpreter() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`one_interpreter("plan e.toml", "status e.toml", env=..., cwd=...)`: what a new interpreter prints of them."""
+    return in_one_interpreter
 
 
 @pytest.fixture
 def read_only(tmp_path):
     (tmp_path / "probe").mkdir()
-    if os.getuid() or mounted_read_only(tmp_path / "probe", "exit 0").returncode:
+    if os.getuid() or subprocess.run([*only_read(tmp_path / "probe"), "true"], check=False).returncode:
         pytest.skip("needs a user that may mount")
     return mounted_read_only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import av
@@ -31,10 +32,8 @@ BROKEN = {  # item -> a word of the reason
 }
 
 
-@pytest.fixture
-def zoo(small, clip_of, run_ffmpeg):
-    """A corpus of every kind of trouble, in one folder with three good clips."""
-    folder = small.folder
+def draw_zoo(folder: Path, clip_of, run_ffmpeg) -> None:
+    """Media of every kind of trouble, and the manifest of them and of the clips that are there."""
     for name in ("a", "b"):
         (folder / name).mkdir()
     clip_of(folder / "portrait.mp4", 2, "120x214")
@@ -81,17 +80,44 @@ def zoo(small, clip_of, run_ffmpeg):
         for name, path in sorted(names.items())
     ]
     write_manifest(folder / "corpus.jsonl", items)
+
+
+@pytest.fixture
+def zoo(small, make_once, clip_of, run_ffmpeg):
+    """A corpus of every kind of trouble, in one folder with three good clips."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(small.folder, folder, dirs_exist_ok=True)
+        draw_zoo(folder, clip_of, run_ffmpeg)
+
+    shutil.copytree(make_once("zoo", make), small.folder, symlinks=True, dirs_exist_ok=True)
     return small
+
+
+@pytest.fixture
+def compressed_zoo(zoo, make_once):
+    """That corpus after a run of the stage `compress`, whose report is in `report.json`."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(zoo.folder, folder, symlinks=True, dirs_exist_ok=True)
+        lab = type(zoo)(folder)
+        ended = lab.run("stage", "compress", lab.toml, "--json")
+        assert ended.code == 3, ended.err
+        (folder / "report.json").write_text(ended.out, encoding="utf-8")
+
+    made = make_once("compressed-zoo", make)
+    shutil.rmtree(zoo.folder)
+    shutil.copytree(made, zoo.folder, symlinks=True)
+    return zoo
 
 
 def shape(path: Path) -> tuple[int, ...]:
     return next(decode(path, "pyav"))[0].shape  # decord knows no 2 x 2 pixels
 
 
-def test_each_works_or_is_one_named_failure_and_the_rest_finishes(zoo):
-    ended = zoo.run("stage", "compress", zoo.toml, "--json")
-    assert ended.code == 3, ended.err
-    told = json.loads(ended.out)
+def test_each_works_or_is_one_named_failure_and_the_rest_finishes(compressed_zoo):
+    zoo = compressed_zoo
+    told = json.loads((zoo.folder / "report.json").read_text(encoding="utf-8"))
     reasons = {f["name"]: f["reason"] for f in told["stages"][0]["failures"]} | told["unreadable"]
     assert set(reasons) == set(BROKEN), reasons
     for name, words in BROKEN.items():
@@ -129,8 +155,8 @@ def test_each_works_or_is_one_named_failure_and_the_rest_finishes(zoo):
     assert again["stages_ran"] == 0 and again["stages"][0]["failed"] == len(told["stages"][0]["failures"])
 
 
-def test_only_what_failed_is_tried_again_and_a_mended_file_is_new_work(zoo):
-    zoo.run("stage", "compress", zoo.toml)
+def test_only_what_failed_is_tried_again_and_a_mended_file_is_new_work(compressed_zoo):
+    zoo = compressed_zoo
     before = {path: path.stat().st_mtime_ns for path in zoo.store.rglob("*.mp4")}
     (zoo.folder / "random.mp4").write_bytes((zoo.folder / "clip00.mp4").read_bytes() + b"\0")
     told = json.loads(zoo.run("stage", "compress", zoo.toml, "--json", "--retry-failed").out)

@@ -67,21 +67,19 @@ def undisturbed(lab) -> dict[str, object]:
     return MADE
 
 
-def children(lab, entry: bytes) -> list[int]:
+def children(lab, entry: str) -> list[int]:
     """Our child processes of an entry that run just now; what they have forked has their name for a moment."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for number, words in lab.processes().items():
         with contextlib.suppress(OSError):
-            if lab.mark.encode() in (process / "environ").read_bytes():
-                command, number = (process / "cmdline").read_bytes(), int(process.name)
-                if b"pipeline.child\0" + entry in command and os.getsid(number) == number:
-                    found.append(number)
+            if f"pipeline.child {entry}" in words and os.getsid(number) == number:
+                found.append(number)
     return found
 
 
 def workers(lab) -> list[int]:
     """The processes that work on shards just now."""
-    return children(lab, b"extractors.shard:run")
+    return children(lab, "extractors.shard:run")
 
 
 def wait_for(condition, process) -> None:
@@ -89,7 +87,7 @@ def wait_for(condition, process) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
@@ -113,7 +111,7 @@ def test_workers_killed_again_and_again_cost_nothing_but_time(lab, undisturbed, 
     assert all(made[name]["failed"] == 0 and made[name]["ran"] > 0 for name in STAGES)
     assert content(lab) == undisturbed
     assert lab.run("store", "verify", lab.store).code == 0
-    assert lab.gone_within(5) == []
+    assert lab.gone_within(30) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -123,7 +121,7 @@ def test_a_run_on_ray_that_is_ended_leaves_nothing_and_goes_on_from_there(lab, u
     run.send_signal(number)
     run.communicate(timeout=60)
     assert run.returncode in (-number, 128 + number)
-    assert lab.gone_within(5) == []
+    assert lab.gone_within(30) == []
     ended = lab.run("stage", "frames", lab.toml, "--json")
     assert ended.code == 0, ended.err
     made = {stage["stage"]: stage for stage in json.loads(ended.out)["stages"]}
@@ -142,7 +140,7 @@ def test_a_flow_of_prefect_keeps_one_cluster_for_all_its_stages(lab, undisturbed
     seen: set[int] = set()
     run = lab.start("run", lab.toml, *RAY)
     while run.poll() is None:
-        seen.update(children(lab, b"pipeline.run.engines.ray_driver:run"))
+        seen.update(children(lab, "pipeline.run.engines.ray_driver:run"))
         time.sleep(0.1)
     out, err = run.communicate()
     assert run.returncode == 0, out + err

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,19 @@ exec {ffmpeg} "$@"
 """
 
 
-def shim(folder: Path, does: str, times: int, clip: str = "clip01.mp4") -> dict[str, str]:
-    """An environment whose ffmpeg does something else the first times that it gets a clip."""
+@contextlib.contextmanager
+def shim(folder: Path, does: str, times: int, clip: str = "clip01.mp4") -> Iterator[None]:
+    """An ffmpeg that does something else the first times that it gets a clip."""
     path = folder / "bin" / "ffmpeg"
     path.parent.mkdir(exist_ok=True)
     path.write_text(SHIM.format(ffmpeg=find_ffmpeg(), clip=clip, folder=folder, times=times, does=does))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     (folder / "tries").unlink(missing_ok=True)
-    return {"IMAGEIO_FFMPEG_EXE": str(path)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+        find_ffmpeg.cache_clear()
+        yield
+    find_ffmpeg.cache_clear()
 
 
 def tries(folder: Path) -> int:
@@ -45,59 +51,48 @@ def tries(folder: Path) -> int:
     "does", ["kill -9 $$", "kill -TERM $$", "exit 255", "echo 'Cannot allocate memory' >&2; exit 244"]
 )
 def test_an_ffmpeg_that_is_killed_once_costs_nothing(small, does):
-    ended = small.run("stage", "compress", small.toml, **shim(small.folder, does, 1))
+    with shim(small.folder, does, 1):
+        ended = small.run("stage", "compress", small.toml)
     assert ended.code == 0, ended.out + ended.err
     assert small.plan()["compress"]["cached"] == 3 and tries(small.folder) == 2
 
 
 def test_an_ffmpeg_that_is_always_killed_is_recorded_as_killed_and_taken_up_by_the_next_run(small):
-    env = shim(small.folder, "kill -9 $$", 99)
-    ended = small.run("stage", "compress", small.toml, **env)
-    assert ended.code == 3, ended.err
-    assert "1 killed; the next run tries them again" in ended.out and "failed" not in ended.out
-    assert "clip01: ffmpeg was killed: SIGKILL (out of memory?) (compress)" in ended.out
-    assert tries(small.folder) == 2
-    state = small.plan()["compress"]
-    assert (state["cached"], state["missing"], state["failed"], state["killed"]) == (2, 1, 0, 1)
-    told = small.run("status", small.toml)
-    assert told.code == 3 and "killed: clip01 (compress): ffmpeg was killed" in told.out
-    assert "the next run tries it again" in told.out
-    why = small.run("why", "compress", "clip01", small.toml)
-    assert "compress of clip01: killed 1 times, the next run tries it again: ffmpeg was killed" in why.out
-    assert small.run("stage", "compress", small.toml, **env).code == 3
-    assert tries(small.folder) == 3  # alone, once
+    with shim(small.folder, "kill -9 $$", 99):
+        ended = small.run("stage", "compress", small.toml)
+        assert ended.code == 3, ended.err
+        assert "1 killed; the next run tries them again" in ended.out and "failed" not in ended.out
+        assert "clip01: ffmpeg was killed: SIGKILL (out of memory?) (compress)" in ended.out
+        assert tries(small.folder) == 2
+        state = small.plan()["compress"]
+        assert (state["cached"], state["missing"], state["failed"], state["killed"]) == (2, 1, 0, 1)
+        told = small.run("status", small.toml)
+        assert told.code == 3 and "killed: clip01 (compress): ffmpeg was killed" in told.out
+        assert "the next run tries it again" in told.out
+        why = small.run("why", "compress", "clip01", small.toml)
+        assert "compress of clip01: killed 1 times, the next run tries it again: ffmpeg was killed" in why.out
+        assert small.run("stage", "compress", small.toml).code == 3
+        assert tries(small.folder) == 3  # alone, once
     ended = small.run_without_prefect(small.toml)
     assert ended.code == 0 and small.plan()["compress"]["cached"] == 3, ended.err
     assert small.run("status", small.toml).code == 0
 
 
 def test_an_ffmpeg_that_crashes_twice_over_a_file_is_that_files_failure(small):
-    ended = small.run("stage", "compress", small.toml, **shim(small.folder, "kill -SEGV $$", 99))
+    with shim(small.folder, "kill -SEGV $$", 99):
+        ended = small.run("stage", "compress", small.toml)
     assert ended.code == 3 and "1 failed" in ended.out and "clip01: ffmpeg was killed: SIGSEGV" in ended.out
     assert tries(small.folder) == 2 and small.plan()["compress"]["failed"] == 1
 
 
 def test_the_hang_of_an_ffmpeg_is_its_items_failure_unless_it_was_stopped(small):
     limit = ("--set", "run.item_seconds=4")
-    ended = small.run("stage", "compress", small.toml, *limit, **shim(small.folder, "exec sleep 60", 99))
+    with shim(small.folder, "exec sleep 60", 99):
+        ended = small.run("stage", "compress", small.toml, *limit)
     assert "ffmpeg was not done after 4 s (run.item_seconds)" in ended.out and "1 failed" in ended.out
-    ended = small.run(
-        "stage", "compress", small.toml, *limit, "--retry-failed", **shim(small.folder, "kill -STOP $$", 1)
-    )
+    with shim(small.folder, "kill -STOP $$", 1):
+        ended = small.run("stage", "compress", small.toml, *limit, "--retry-failed")
     assert ended.code == 0 and tries(small.folder) == 2, ended.out
-
-
-def children(mark: str, entry: str) -> list[int]:
-    """Processes of a lab whose command line names an entry."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (
-                mark.encode() in (process / "environ").read_bytes()
-                and entry.encode() in (process / "cmdline").read_bytes()
-            ):
-                found.append(int(process.name))
-    return found
 
 
 @pytest.mark.parametrize("entry", ["video:serve_decode", "extractors.shard:run"])
@@ -106,7 +101,7 @@ def test_a_decoder_or_worker_that_is_killed_changes_nothing(made, entry):
     process = made.start("stage", "clip", made.toml, "--redo")
     kills, deadline = 0, time.monotonic() + 150
     while process.poll() is None and time.monotonic() < deadline:
-        for pid in children(made.mark, entry):
+        for pid in [pid for pid, words in made.processes().items() if entry in words]:
             if kills < 2:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

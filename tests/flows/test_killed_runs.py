@@ -79,7 +79,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(lab, untouched):
     kills = 0
     for moment in moments:
         kills += lab.killed(moment, "stage", "evaluate", lab.toml)
-        assert lab.gone_within(5) == []
+        assert lab.gone_within(30) == []
     assert kills >= 5
     ended = lab.run("stage", "evaluate", lab.toml)
     assert ended.code == 0, ended.err
@@ -87,7 +87,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(lab, untouched):
     assert lab.run("store", "verify", lab.store).code == 0
 
 
-@pytest.mark.parametrize("seconds", [0.2, 1.0, 2.0, 2.6, 3.2, 4.5])
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.4, 0.7, 1.0, 1.5])
 def test_a_run_killed_after_some_seconds_goes_on(small, seconds):
     small.killed(at(seconds), "stage", "compress", small.toml)
     ended = small.run("stage", "compress", small.toml)
@@ -105,6 +105,6 @@ def test_sigterm_ends_a_training_with_a_checkpoint_and_nothing_left(lab):
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 143
-    assert lab.gone_within(5) == []
+    assert lab.gone_within(30) == []
     checkpoint = next((lab.store / "work/train-hlformer").rglob("last.safetensors"))
     assert resolve("trainers.loop.checkpoint:load")(checkpoint)[1]

@@ -43,7 +43,7 @@ def rows(lab, stage: str) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fresh_corpus_is_decoded_once_and_each_compressed_video_once(lab):
     lab.experiment(ALL + VGG16)
     planned = lab.plan()

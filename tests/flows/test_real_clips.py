@@ -54,6 +54,7 @@ def test_the_import_is_a_corpus_without_errors(imported):
     assert [finding for finding in found if finding["level"] == "error"] == []
 
 
+@pytest.mark.long
 def test_real_clips_are_run_end_to_end_and_nothing_is_lost(imported):
     ended = imported.run("stage", "evaluate-hlformer", imported.toml, "--json", seconds=300)
     assert ended.code == 0, ended.err

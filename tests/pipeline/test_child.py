@@ -31,7 +31,7 @@ def fail(request, send):
 
 def hang(request, send):
     send({"pid": os.getpid()}, {})
-    time.sleep(600)
+    time.sleep(request.get("seconds", 600))
 
 def die(request, send):
     print("last words", file=sys.stderr, flush=True)
@@ -136,9 +136,11 @@ def test_an_entry_that_cannot_be_imported_is_our_error_not_a_death(child):
 
 def test_silence_beyond_the_limit_kills_it(child):
     one = child("hang")
-    replies = one.call({}, timeout_seconds=3)
+    ((started, _),) = one.call({"seconds": 0}, timeout_seconds=60)  # a new interpreter may take long
+    replies = one.call({}, timeout_seconds=2)
     pid = next(replies)[0]["pid"]
-    with pytest.raises(ChildTimeout, match="no progress for 3 s"):
+    assert pid == started["pid"]
+    with pytest.raises(ChildTimeout, match="no progress for 2 s"):
         next(replies)
     assert not alive(pid) and one.pid is None
 
@@ -228,7 +230,7 @@ def test_it_ends_with_a_parent_that_is_killed(child, tmp_path):
     assert alive(pid)
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 60
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(pid)
@@ -252,7 +254,7 @@ def test_it_ends_with_a_parent_that_is_killed_even_if_it_was_stopped_before_its_
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     left = alive(pid)

@@ -217,9 +217,7 @@ def test_redo_makes_a_stage_again_with_the_same_content(made):
         return {key: reader.rows(key, "token").tobytes() for key in state.places}
 
     before, names = rows(), {path.name for path in segments(made, "clip_text")}
-    ended = made.run_apart(
-        "stage", "clip_text", made.toml, "--redo"
-    )  # a fork has its networks loaded at once
+    ended = made.run("stage", "clip_text", made.toml, "--redo")
     assert "1 stages ran" in ended.out and "clip_text: 0 of 24  loading networks" in ended.err
     assert rows() == before and not names & {path.name for path in segments(made, "clip_text")}
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +176,10 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
     assert not (tmp_path / "corpus.jsonl").exists()
 
 
-def test_help_names_every_layout_and_imports_no_pyarrow():
+def test_help_names_every_layout_and_imports_no_pyarrow(run_python):
     code = "import sys, flows.commands.corpus; sys.exit(len({'pyarrow', 'torch', 'trimesh'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    command = [sys.executable, "-m", "flows.cli", "corpus", "import", "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert run_python(code).code == 0
+    told = run_python("from flows.cli import main; main()", "corpus", "import", "--help").out
     for layout in (
         "parquet",
         "msrvtt",
@@ -284,6 +281,7 @@ def test_figures_quote_the_protocol_of_an_imported_corpus(made):
 ROW = "0.1 0.2 0.3 9 8 %d\n1 2 3 4 5 6\n"
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_table_of_point_clouds_are_imported_and_checked(tmp_path, crossreel):
     (tmp_path / "clouds").mkdir()
     for n in range(6):

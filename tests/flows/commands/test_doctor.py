@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,15 @@ from pipeline.media import video
 def found(findings: Any, name: str) -> Finding:
     (finding,) = [finding for finding in findings if finding.name == name]
     return finding
+
+
+DISTRIBUTIONS = functools.cache(doctor.packages_distributions)
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lists of files of all distributions, a second of reading, are read once for all tests."""
+    monkeypatch.setattr(doctor, "packages_distributions", DISTRIBUTIONS)
 
 
 @pytest.fixture

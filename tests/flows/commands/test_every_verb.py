@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,19 @@ def test_no_color_leaves_no_colour_in_a_terminal() -> None:
     assert "\x1b[31m" in shown[0] and "\x1b[31m" not in shown[1]
 
 
+@pytest.fixture
+def completed(run_python: Callable[..., Any]) -> Callable[[str, dict[str, str]], str]:
+    """`completed(shell, env)`: what a shell is told when it asks for the end of a word."""
+
+    def call(shell: str, asked: dict[str, str]) -> str:
+        env = asked | {"_CROSSREEL_COMPLETE": f"complete_{shell}"}
+        ended = run_python("from flows.cli import main; main()", env=env)
+        assert ended.code == 0, ended.err
+        return str(ended.out)
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("shell", "asked"),
     [
@@ -186,22 +199,13 @@ def test_no_color_leaves_no_colour_in_a_terminal() -> None:
         ("fish", {"_TYPER_COMPLETE_ARGS": "crossreel pl", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
     ],
 )
-def test_shells_complete_verbs(shell: str, asked: dict[str, str]) -> None:
+def test_shells_complete_verbs(shell: str, asked: dict[str, str], completed: Any) -> None:
     assert "plan" in completed(shell, asked)
 
 
-def test_shells_complete_methods_and_stages() -> None:
+def test_shells_complete_methods_and_stages(completed: Any) -> None:
     assert "gare" in completed("bash", {"COMP_WORDS": "crossreel run -m ga", "COMP_CWORD": "3"})
     assert "train-gare" in completed("bash", {"COMP_WORDS": "crossreel stage train-g", "COMP_CWORD": "2"})
-
-
-def completed(shell: str, asked: dict[str, str]) -> str:
-    """What a shell is told when it asks for the end of a word."""
-    env = os.environ | asked | {"_CROSSREEL_COMPLETE": f"complete_{shell}"}
-    code = "import sys; sys.argv[0] = 'crossreel'; from flows.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 def test_usual_options_are_not_a_verb_s_own(small, crossreel) -> None:

@@ -49,6 +49,7 @@ def test_it_prints_them_as_json() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_it_prints_precision_and_recall_on_golden_sentences_with_the_misses() -> None:
     lines = ran("--golden", *SMALL).output.splitlines()
     assert lines[-2].startswith("exact: precision 0.") and " recall 0." in lines[-2]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -24,20 +24,24 @@ def test_the_line_of_a_verb_is_the_first_paragraph_of_its_own_help(name: str) ->
     assert verb.name == name
 
 
-def modules_after(*words: str) -> set[str]:
-    """The modules of `flows` that a command line imports, seen from a process of its own."""
+@pytest.fixture
+def modules_after(run_python: Callable[..., Any]) -> Callable[..., set[str]]:
+    """`modules_after(*words)`: the modules of `flows` that a command line imports, seen from a process of its own."""
     code = (
         "import sys\nfrom flows.cli import app\n"
         "try:\n    app()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "print('MODULES', *sys.modules)"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return {name for name in ended.stdout.rpartition("MODULES")[2].split() if name.startswith("flows.")}
+
+    def call(*words: str) -> set[str]:
+        ended = run_python(code, *words, cwd=ROOT)
+        assert ended.code == 0, ended.err
+        return {name for name in ended.out.rpartition("MODULES")[2].split() if name.startswith("flows.")}
+
+    return call
 
 
-def test_the_list_of_verbs_imports_no_verb() -> None:
+def test_the_list_of_verbs_imports_no_verb(modules_after: Callable[..., set[str]]) -> None:
     found = modules_after("--help")
     assert "flows.cli" in found
     assert not found & {verb.where.partition(":")[0] for verb in VERBS.values()}
@@ -48,7 +52,7 @@ def test_the_list_of_verbs_imports_no_verb() -> None:
     }  # what verbs share costs most of their import
 
 
-def test_help_of_a_verb_imports_that_verb_and_not_the_others() -> None:
+def test_help_of_a_verb_imports_that_verb_and_not_the_others(modules_after: Callable[..., set[str]]) -> None:
     found = modules_after("triples", "--help")
     assert "flows.commands.triples" in found
     assert not found & {"flows.commands.search", "flows.commands.serve", "flows.commands.exchange"}

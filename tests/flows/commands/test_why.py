@@ -64,6 +64,7 @@ def test_a_raised_version_of_a_method_makes_its_three_stages_again_and_nothing_e
     assert f"method_version: 1 now, {version} then" in why("pack-hlformer")
 
 
+@pytest.mark.slow
 def test_of_several_the_nearest_is_reported(why, made):
     assert made.run("stage", "compress", made.toml, "--set", "extractors.compress.crf=30").code == 0
     sets = ("extractors.compress.crf=31", "extractors.compress.fps=5")

@@ -186,7 +186,7 @@ def test_stopping_the_worker_ends_the_run_it_has_underway(
     said(place, *run, "-p", f"set={json.dumps(slowly)}")
     place.wait_until_at_work()
     assert said(place, sys.executable, "-c", STOP) == "True"
-    place.wait_until(lambda: place.alive() == [], seconds=20)
+    place.wait_until(lambda: place.alive() == [])
     (ended,) = prefect_server.flow_runs(experiment)
     assert ended["state"]["type"] == "CRASHED"
 

@@ -89,7 +89,7 @@ def test_a_worker_that_is_stopped_ends_its_run_first_so_that_no_record_says_runn
     served.wait_until_at_work()
     worker.send_signal(signal.SIGTERM)
     worker.wait(timeout=60)
-    served.wait_until(lambda: served.alive() == [], seconds=20)
+    served.wait_until(lambda: served.alive() == [])
     (ended,) = prefect_server.flow_runs(experiment)
     assert ended["state"]["type"] == "CRASHED"  # and not "Running" for ever
 

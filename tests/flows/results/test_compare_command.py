@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -290,13 +288,13 @@ def test_an_evaluated_experiment_stands_on_the_board(crossreel, experiment):
     assert "no published row applies" in line["apart"][0] and line["figures"]["t2v"]["SumR"] > 0
 
 
-def test_comparing_imports_nothing_heavy(pair):
+def test_comparing_imports_nothing_heavy(pair, run_python):
     code = (
         "import sys; from flows.cli import app; app(standalone_mode=False); "
         "assert not {'torch', 'prefect', 'scipy'} & set(sys.modules)"
     )
-    words = [sys.executable, "-c", code, "compare", *map(str, pair)]
-    subprocess.run(words, check=True, capture_output=True)
+    ended = run_python(code, "compare", *pair)
+    assert ended.code == 0, ended.err
 
 
 def test_reading_a_folder_raises_the_users_error(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -342,12 +341,12 @@ def test_without_pyarrow_a_table_says_how_to_have_it(tmp_path: Path, monkeypatch
         parquet._write(tmp_path / "x.parquet", iter(()), {})
 
 
-def test_the_command_imports_neither_pyarrow_nor_torch_nor_the_hub() -> None:
+def test_the_command_imports_neither_pyarrow_nor_torch_nor_the_hub(run_python: Callable[..., Any]) -> None:
     code = (
         "import sys, flows.commands.exchange; "
         "sys.exit(len({'pyarrow', 'torch', 'huggingface_hub'} & sys.modules.keys()))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0
 
 
 def test_a_leaderboard_without_post_processing_does_not_speak_of_it(

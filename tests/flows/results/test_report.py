@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -746,12 +744,12 @@ def test_brief_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> No
     }  # fmt: skip
 
 
-def test_worker_of_the_report_imports_neither_torch_nor_prefect() -> None:
+def test_worker_of_the_report_imports_neither_torch_nor_prefect(run_python: Callable[..., Any]) -> None:
     code = "import sys, flows.results.report.page; print({'torch', 'prefect'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert run_python(code).out.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_page_of_a_thousand_queries_with_many_failures_stays_under_5_mb(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (30, 224, 398, 3), dtype=np.uint8)
     with av.open(str(tmp_path / "v.mp4"), "w") as container:

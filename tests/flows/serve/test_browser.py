@@ -87,7 +87,7 @@ def serving(folder: Path) -> Iterator[str]:
         yield line.split(" ")[0].rstrip("/")
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def crossreel(folder: Path, *arguments: str) -> None:

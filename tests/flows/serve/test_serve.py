@@ -78,7 +78,7 @@ class FakeSearcher:
     def rank(self, text: str, top: int = 10, first: int = 1, item: str = "") -> Ranked:
         self.texts.append(text)
         if text == "wait":
-            self.go.wait(20)
+            self.go.wait(60)
         if text == "die":
             raise ChildDied("SIGKILL in /a/folder")
         every = [Hit(n + 1, f"item {n}", key, 0.5, (text,), (0.5, 1.0)) for n, key in enumerate(self.keys)]
@@ -204,7 +204,7 @@ def served(project: Project) -> Iterator[Site]:
             time.sleep(0.01)
         yield site
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     assert searcher.closed or not searcher.texts, "ending the server closes its searchers"
 
@@ -835,8 +835,8 @@ def test_200_clients_at_once_see_no_error_and_memory_stays_flat(made: Any) -> No
         assert set(codes) <= {200, 206}, sorted(set(codes))
         assert grown < 16 << 20, f"{grown / 2**20:.1f} MiB more"
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
-        assert made.gone_within(5) == []
+        process.wait(60)
+        assert made.gone_within(30) == []
 
 
 async def crowd(url: str, queries: list[str], keys: list[str], clients: int) -> list[int]:

@@ -22,10 +22,11 @@ from pipeline.store.index import Index
 def findings(tmp_path):
     """What is found in a corpus of these items, by level."""
 
-    def find(*items: Item) -> dict[str, list[str]]:
+    def find(*items: Item, workers: int = 1) -> dict[str, list[str]]:
+        """With one worker, because each is a new interpreter."""
         contents = read_contents(Corpus(tmp_path / "corpus.jsonl", items), Index(tmp_path / "index.sqlite"))
         seen: list[int] = []
-        found = check(contents, 2, lambda done, total: seen.append(done))
+        found = check(contents, workers, lambda done, total: seen.append(done))
         assert [finding.level for finding in found] == sorted(finding.level for finding in found)
         assert seen == list(range(1, len(seen) + 1))
         small = [f"the split {split!r} has {n} items" for split in SPLITS for n in range(1, 10)]
@@ -56,7 +57,7 @@ def test_each_broken_file_is_an_error_with_its_reason_and_the_rest_is_opened(fin
     shutil.copy(rendered / "clip01.mp4", tmp_path / "cut.mp4")
     with (tmp_path / "cut.mp4").open("r+b") as file:
         file.truncate(600)
-    errors = findings(*(item(name) for name in ("good", "empty", "text", "cut", "gone")))["error"]
+    errors = findings(*map(item, ("good", "empty", "text", "cut", "gone")), workers=2)["error"]
     told = dict(sentence.split(": ", 1) for sentence in errors)
     assert set(told) == {"empty", "text", "cut", "gone"}
     assert "empty (0 bytes)" in told["empty"] and "does not exist" in told["gone"]

@@ -41,9 +41,10 @@ def trains(request, send):
 
 
 @pytest.fixture
-def ask(tmp_path: Path):
+def ask(tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch):
     """`ask(entry)` gives what the process tells; `ask.process` is it."""
     (tmp_path / "entries_of_test.py").write_text(ENTRIES)
+    monkeypatch.syspath_prepend(tmp_path)  # of forks; a new interpreter reads PYTHONPATH
     process = CorpusProcess()
 
     def call(entry: str, keep: bool = True, threads: int = 1, tell=None, **request):

@@ -45,6 +45,12 @@ def work(request, send):
 """
 
 
+@pytest.fixture(autouse=True)
+def beside(tmp_path, forked, monkeypatch) -> None:
+    """Children are forks, which read sys.path; a new interpreter reads PYTHONPATH."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 @pytest.fixture
 def pool(tmp_path: Path):
     """`pool(shards)` runs shards of keys over two workers and gives the events."""

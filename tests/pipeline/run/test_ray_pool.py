@@ -81,7 +81,7 @@ def modules(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def engine(modules) -> Iterator[RayEngine]:
     """A cluster of our own, shared by the tests that leave it alive."""
-    engine = RayEngine(RunOptions(engine="ray", workers=2, stall_seconds=3.0, gpu_fraction=0.5))
+    engine = RayEngine(RunOptions(engine="ray", workers=2, stall_seconds=15.0, gpu_fraction=0.5))
     yield engine
     engine.close()
 
@@ -126,14 +126,14 @@ def gone_within(seconds: float, *pids: int) -> bool:
 
 
 @installed
-@pytest.mark.slow
+@pytest.mark.long
 def test_deaths_of_worker_and_actor_are_made_good_and_units_at_fault_found(engine, tmp_path):
     shards = [["a", "once", "b"], ["c", "actor"], ["d", "deadly"], ["hangs"], ["e"]]
     events = list(engine.run(work(tmp_path, shards)))
     assert finished(events) == ["a", "actor", "b", "c", "d", "e", "once"]
     killed = {e.key: e.reason for e in events if isinstance(e, Killed)}
     assert set(killed) == {"deadly", "hangs"}
-    assert "SIGSEGV" in killed["deadly"] and "no progress for 3 s" in killed["hangs"]
+    assert "SIGSEGV" in killed["deadly"] and "no progress for 15 s" in killed["hangs"]
 
 
 @installed
@@ -188,7 +188,7 @@ def test_a_new_cluster_is_started_and_stopping_early_leaves_nothing_of_it(engine
     told = next(event.header for event in events if "actor" in event.header)
     session = session_of(engine)
     events.close()
-    assert members(session) == [] and gone_within(1, told["pid"], told["actor"])
+    assert members(session) == [] and gone_within(30, told["pid"], told["actor"])
 
 
 COORDINATOR = """
@@ -217,8 +217,8 @@ def test_a_coordinator_that_is_killed_leaves_nothing(modules):
     assert all(alive(int(pid)) for pid in (driver, actor, worker)) and Path(folder).is_dir()
     run.kill()
     run.communicate()
-    assert gone_within(5, int(driver), int(actor), int(worker))
-    deadline = time.monotonic() + 5
+    assert gone_within(30, int(driver), int(actor), int(worker))
+    deadline = time.monotonic() + 60
     while (members(int(driver)) or Path(folder).exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert members(int(driver)) == [] and not Path(folder).exists()
@@ -320,9 +320,9 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
         engine_for(RunOptions(engine="ray"), print)
 
 
-def test_the_engine_is_imported_without_ray():
+def test_the_engine_is_imported_without_ray(run_python):
     code = "import sys, pipeline.run.engines.choice; assert 'ray' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0
 
 
 @pytest.mark.parametrize(

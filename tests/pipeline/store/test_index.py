@@ -149,6 +149,7 @@ def test_several_processes_write_one_new_index_at_once(tmp_path):
     assert len(Index(path).places("fp")) == 4 * 40 * 5
 
 
+@pytest.mark.slow
 def test_a_new_index_has_all_its_tables_at_once(tmp_path):
     """Another run that opens it meanwhile would call it damaged, or would be refused the log without waiting."""
     with ThreadPoolExecutor(3) as pool:

@@ -375,7 +375,7 @@ def test_a_lock_is_had_by_one_at_a_time_and_the_other_learns_by_whom(store):
         while not told:
             time.sleep(0.01)
         order.append("first")
-    thread.join(5)
+    thread.join(60)
     assert order == ["first", "second"]
     assert told[0].startswith(f"made is being made by process {os.getpid()} since ")
     with store.lock("made", OTHER.hex), store.lock("made", FP.hex, told.append):

@@ -397,7 +397,7 @@ def test_a_run_that_needs_what_is_being_fetched_waits_for_it(full, empty, shelf)
         while not told:
             time.sleep(0.01)
         assert not any(empty.segments_folder("made", FP.hex).glob("*"))
-    thread.join(30)
+    thread.join(60)
     assert told[0].startswith("made is being made by process") and the_same(full, empty)
 
 

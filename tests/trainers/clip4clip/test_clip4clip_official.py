@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from trainers.loop.checkpoint import load
 HEADERS = ("meanP", "seqTransf", "seqLSTM")
 
 
+@functools.cache
 def theirs(header: str) -> dict[str, Tensor]:
     """A state dict by the release's names: CLIP under `clip.`, half of it in float16, and the header beside it."""
     torch.manual_seed(0)

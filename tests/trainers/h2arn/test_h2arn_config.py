@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,6 +86,6 @@ def test_impossible_settings_are_said(settings: dict[str, Any], message: str) ->
     assert message in str(error.value)
 
 
-def test_declaration_imports_no_torch() -> None:
+def test_declaration_imports_no_torch(run_python: Callable[..., Any]) -> None:
     code = "import sys, trainers.h2arn.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0

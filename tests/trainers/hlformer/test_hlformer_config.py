@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -48,6 +48,6 @@ def test_impossible_setting_is_named_with_its_value(setting: dict[str, object], 
         fill(HLFormerConfig, setting, "t")
 
 
-def test_importing_the_settings_imports_no_torch() -> None:
+def test_importing_the_settings_imports_no_torch(run_python: Callable[..., Any]) -> None:
     code = "import sys, trainers.hlformer.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,6 +222,6 @@ def test_a_missing_or_damaged_file_is_named_in_one_sentence(
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_reading_imports_no_torch() -> None:
+def test_reading_imports_no_torch(run_python: Callable[..., Any]) -> None:
     code = "import sys, trainers.measure.evaluated, trainers.loop.trained; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -46,6 +46,6 @@ def test_encoder_is_the_one_with_the_activation_of_its_weights() -> None:
     assert NeighborRetrConfig(base_encoder="crossreel-demo").clip_model == "crossreel-demo"
 
 
-def test_importing_the_settings_imports_no_torch() -> None:
+def test_importing_the_settings_imports_no_torch(run_python: Callable[..., Any]) -> None:
     code = "import sys, trainers.neighborretr.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_python(code).code == 0

@@ -35,6 +35,7 @@ def change(folder: Path, by: dict[str, float]) -> None:
     save_file({n: t + by[n] if n in by else t for n, t in tensors.items()}, folder / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_recorded_small_case_and_loaders_agree() -> None:
     results = list(verify(FIXTURES))
     assert [result.method for result in results] == ["hlformer", "hlformer"]
@@ -60,6 +61,7 @@ def test_all_recorded_cases_agree() -> None:
     assert len(results) == 3 and failures(results) == []
 
 
+@pytest.mark.slow
 def test_every_tensor_that_differs_is_named_and_no_other(case: Path) -> None:
     names = {"out/clip.h2", "out/lorentz.probs", "grad/clip_encoder.layer2.weight", "step2/video_alpha"}
     names |= {"eval/frame_cos", "loss_soft/div_raw", "pre/frame/vid02", "gauss/L32_w4", "steps/loss"}
@@ -68,6 +70,7 @@ def test_every_tensor_that_differs_is_named_and_no_other(case: Path) -> None:
     assert found == names | {"training loop losses"}  # which are compared with steps/loss too
 
 
+@pytest.mark.slow
 def test_weight_that_differs_makes_what_follows_differ(case: Path) -> None:
     change(case, {"state/clip_encoder.h_attns.2.self.lorentz_multiattention.linear_keys.scale": 0.01})
     lines = failures(list(verify(case)))
@@ -97,6 +100,7 @@ def test_parts_that_a_case_does_not_hold_are_left_out_and_ranks_stand_in_for_neg
     }
 
 
+@pytest.mark.slow
 def test_unknown_tensor_is_a_failure(case: Path) -> None:
     tensors = load_file(case / "other.safetensors")
     save_file(
@@ -121,6 +125,7 @@ def test_case_without_its_tensors_is_a_failure(case: Path) -> None:
     assert "cannot be run" in failures(list(verify(case)))[0]
 
 
+@pytest.mark.slow
 def test_cases_of_other_methods_are_left_out_when_a_method_is_named(case: Path) -> None:
     (case / "gare").mkdir()
     (case / "gare" / "x.json").write_text("{}")
