@@ -1,7 +1,18 @@
-"""Costs of a plan as a corpus grows: seconds, memory, index and manifest of 10^3 to 10^6 items, all work done.
+"""Costs as a corpus grows: of a plan to 10^6 items, and of every stage at the sizes of published data sets.
 
-Goals: at a million items 60 s and 2 GB; costs an item flat from 10^3 to 10^6. Media and compressed videos are hard
-links to a few small files, features empty segments: a plan looks at their sizes, as it does at those of real ones.
+    python benchmarks/scale.py [--items 1000 10000 100000]
+    python benchmarks/scale.py --shape msrvtt [--items 100 1000 10000] [--rows FILE] [--folder FOLDER]
+
+The first form plans a corpus whose work is all done. Goals: at a million items 60 s and 2 GB; costs an item flat from
+10^3 to 10^6. Media and compressed videos are hard links to a few small files, features empty segments: a plan looks at
+their sizes, as it does at those of real ones.
+
+The second form makes a corpus (benchmarks/shapes.py) at each size, brings it to its report stage by stage, each in a
+command of its own, and prints two tables: CPU milliseconds and bytes of each unit of work, with the exponent of their
+growth, and the largest anonymous memory of each kind of process. Goals: every exponent at most 1.05; memory of every
+process within 1.5 times from the first size to the last. A command's start, the import of torch say, costs the same at
+all sizes and would hide growth: the exponent is that of C(n3) - C(n2) against C(n2) - C(n1). `--rows` keeps what was
+measured in a file of JSON lines, from which a later call goes on.
 """
 
 from __future__ import annotations
@@ -9,15 +20,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks import process_tree, shapes
 from flows.project import Project, open_project
 
 EXPERIMENT = """
@@ -124,13 +138,111 @@ def measured(folder: Path) -> tuple[float, float, float]:
     return took, cpu, int(done.stdout) * 1024 / GB
 
 
+def measure_shape(shape: str, counts: Sequence[int], kept: Path | None, folder: Path | None) -> None:
+    """Bring a corpus of each size to its report, print each step, and then the tables of all sizes."""
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
+    for count in counts:
+        done = {row["step"] for row in rows if (row["shape"], row["items"]) == (shape, count)}
+        if "plan, all done" in done:
+            continue
+        rows = [row for row in rows if (row["shape"], row["items"]) != (shape, count)]
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            place = Path(name)
+            for step in shapes.SHAPES[shape](place, count):
+                row = measure_step(shape, count, step, place)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                if kept:
+                    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print_tables([row for row in rows if row["shape"] == shape and row["items"] in counts])
+
+
+def measure_step(shape: str, count: int, step: shapes.Step, place: Path) -> dict[str, Any]:
+    """Run a step, and return its cost."""
+    found = process_tree.cost(step.command, place, {"OMP_NUM_THREADS": "1"})
+    return {
+        "shape": shape, "items": count, "step": step.name, "unit": step.unit, "units": step.units,
+        "grows": step.grows, "cpu": round(found.cpu, 3), "seconds": round(found.seconds, 2),
+        "bytes": shapes.bytes_of(place / "store", step.stages), "mb": {k: round(v) for k, v in found.peak_mb.items()},
+    }  # fmt: skip
+
+
+def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the tables of time and bytes, and of memory, in Markdown."""
+    counts = sorted({row["items"] for row in rows})
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    found = {(row["step"], row["items"]): row for row in rows}
+    sizes = " | ".join(f"{count:,}" for count in counts)
+    print(
+        f"\n| step | unit | units | CPU s at {sizes} | CPU ms a unit | exponent | bytes a unit at {sizes} |"
+    )
+    print("| --- " * (5 + 2 * len(counts)) + "|")
+    for step in steps:
+        of_step = [found[step, count] for count in counts if (step, count) in found]
+        last = of_step[-1]
+        cells = [step, last["unit"], f"{last['units']:,}", *(f"{row['cpu']:.1f}" for row in of_step)]
+        cells += [marginal(of_step), exponent(of_step)]
+        cells += [f"{row['bytes'] / row['units']:,.0f}" if row["bytes"] else "-" for row in of_step]
+        print(f"| {' | '.join(cells)} |")
+    print(f"\n| step | process | peak MB at {sizes} | largest against smallest size |")
+    print("| --- " * (3 + len(counts)) + "|")
+    for step in steps:
+        of_step = [found[step, count] for count in counts if (step, count) in found]
+        for kind in dict.fromkeys(kind for row in of_step for kind in row["mb"] if kind != "other"):
+            peaks = [row["mb"].get(kind) for row in of_step]
+            ratio = f"{peaks[-1] / peaks[0]:.2f}" if peaks[0] and peaks[-1] else "-"
+            shown = ["-" if peak is None else f"{peak:,}" for peak in peaks]
+            print(f"| {' | '.join([step, kind, *shown, ratio])} |")
+
+
+def marginal(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CPU milliseconds of a unit between the last two sizes, without a command's start."""
+    if len(rows) < 2:
+        return f"{1e3 * rows[-1]['cpu'] / rows[-1]['units']:.3g}"
+    a, b = rows[-2:]
+    return f"{1e3 * (b['cpu'] - a['cpu']) / (b['units'] - a['units']):.3g}"
+
+
+LEAST_CPU_SECONDS = 1.0  # growth between two sizes below which the noise of a command's start decides
+
+
+def exponent(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Power of the number of units with which the CPU seconds grow beyond a constant; "-" where that is noise."""
+    if len(rows) < 3:
+        return "-"
+    a, b, c = rows[-3:]
+    before, after = b["cpu"] - a["cpu"], c["cpu"] - b["cpu"]
+    if after < LEAST_CPU_SECONDS:
+        return "flat"
+    if before < LEAST_CPU_SECONDS:
+        return "-"
+    units = (c["units"] - b["units"]) / (b["units"] - a["units"])
+    return f"{math.log(after / before) / math.log(units):.2f}"
+
+
 def main() -> None:
-    """Make each corpus, plan it, print a row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    """Make each corpus and measure it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=int, nargs="+")
+    parser.add_argument("--shape", choices=shapes.SHAPES, help="bring a corpus of this shape to its report")
+    parser.add_argument(
+        "--rows", type=Path, help="JSON lines of what was measured; a later call goes on there"
+    )
+    parser.add_argument("--folder", type=Path, help="where corpora are made; they are removed afterwards")
     arguments = parser.parse_args()
+    if arguments.shape:
+        counts = arguments.items or shapes.SIZES[arguments.shape]
+        measure_shape(arguments.shape, counts, arguments.rows, arguments.folder)
+        return
+    plans(arguments.items or [1000, 10_000, 100_000])
+
+
+def plans(counts: Sequence[int]) -> None:
+    """Make each corpus, plan it, print a row."""
     print(f"{'items':>9} {'plan s':>8} {'CPU s':>8} {'CPU us/item':>12} {'GB':>6} {'index bytes/item':>17}")
-    for count in arguments.items:
+    for count in counts:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             project = make(folder, count)
