@@ -11,8 +11,8 @@ The second form makes a corpus (benchmarks/shapes.py) at each size, brings it to
 command of its own, and prints two tables: CPU milliseconds and bytes of each unit of work, with the exponent of their
 growth, and the largest anonymous memory of each kind of process. Goals: every exponent at most 1.05; memory of every
 process within 1.5 times from the first size to the last. A command's start, the import of torch say, costs the same at
-all sizes and would hide growth: the exponent is that of C(n3) - C(n2) against C(n2) - C(n1). `--rows` keeps what was
-measured in a file of JSON lines, from which a later call goes on.
+all sizes and would hide growth: the exponent is that of C(n3) - C(n2) against C(n2) - C(n1). With `--rows`
+and `--folder`, a call that was broken off is continued by the same call.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,22 +139,27 @@ def measured(folder: Path) -> tuple[float, float, float]:
     return took, cpu, int(done.stdout) * 1024 / GB
 
 
-def measure_shape(shape: str, counts: Sequence[int], kept: Path | None, folder: Path | None) -> None:
-    """Bring a corpus of each size to its report, print each step, and then the tables of all sizes."""
+def measure_shape(shape: str, counts: Sequence[int], kept: Path | None, folder: Path) -> None:
+    """Bring a corpus of each size to its report, print each step, and then the tables of all sizes.
+
+    Steps that `kept` holds are not run again; their outputs are in the corpus' folder, which goes when all are done.
+    """
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
     for count in counts:
         done = {row["step"] for row in rows if (row["shape"], row["items"]) == (shape, count)}
-        if "plan, all done" in done:
+        if shapes.LAST in done:
             continue
-        rows = [row for row in rows if (row["shape"], row["items"]) != (shape, count)]
-        with tempfile.TemporaryDirectory(dir=folder) as name:
-            place = Path(name)
-            for step in shapes.SHAPES[shape](place, count):
-                row = measure_step(shape, count, step, place)
-                rows.append(row)
-                print(json.dumps(row), flush=True)
-                if kept:
-                    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        place = folder / f"{shape}-{count}"
+        place.mkdir(exist_ok=True)
+        for step in shapes.SHAPES[shape](place, count):
+            if step.name in done:
+                continue
+            rows.append(measure_step(shape, count, step, place))
+            print(json.dumps(rows[-1]), flush=True)
+            if kept:
+                with kept.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+        shutil.rmtree(place)
     print_tables([row for row in rows if row["shape"] == shape and row["items"] in counts])
 
 
@@ -234,7 +240,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.shape:
         counts = arguments.items or shapes.SIZES[arguments.shape]
-        measure_shape(arguments.shape, counts, arguments.rows, arguments.folder)
+        with tempfile.TemporaryDirectory() as name:
+            measure_shape(arguments.shape, counts, arguments.rows, arguments.folder or Path(name))
         return
     plans(arguments.items or [1000, 10_000, 100_000])
 

@@ -34,7 +34,16 @@ STAGES = (
     "result = run_stages(open_project(Path(sys.argv[1])), sys.argv[2:], StageDisplay(quiet=True)); "
     "sys.exit(result.failed or len(result.stopped))"
 )
-EXPERIMENT, ENDED = "experiment.toml", "report.html"
+EXPERIMENT = "experiment.toml"
+LAST = "plan, all done"  # name of the last step of every shape
+
+
+IMPORT = [*CLI, "import", "features", "source", "--store", "store", "--out", "corpus.jsonl"]
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a corpus is there, as an earlier call left it that was broken off: its experiment is written last."""
+    return (folder / EXPERIMENT).exists()
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def last_steps(items: int) -> list[Step]:
     """The report, as a whole run makes it with Prefect, and the plan of what is done."""
     return [
         Step("run: the report", "item", items, [*CLI, "run", EXPERIMENT, "--quiet"], ("report",)),
-        Step("plan, all done", "item", items, [*CLI, "plan", EXPERIMENT, "--json"]),
+        Step(LAST, "item", items, [*CLI, "plan", EXPERIMENT, "--json"]),
     ]
 
 
@@ -118,7 +127,7 @@ size = {HEIGHT}
 """
 OF_ALL_CAPTIONS = f"""
 corpus = "corpus.jsonl"
-methods = ["hlformer", "gare"]
+methods = ["hlformer", "clip4clip"]
 extract = ["keyframes"]
 {SMALL_VIDEOS}
 [trainers.hlformer]
@@ -129,8 +138,9 @@ map_size = 8
 max_ctx_l = 16
 batch_size = 32
 epochs = 1
-[trainers.gare]
+[trainers.clip4clip]
 mode = "frozen"
+sim_header = "seqTransf"
 batch_size = 64
 epochs = 1
 """
@@ -161,14 +171,15 @@ def msrvtt(folder: Path, items: int) -> list[Step]:
     The other captions of validation and test are in the split `rest`: they are extracted and used by nobody. LEAN has
     an experiment of its own on the same store, with two captions a video, because a parse costs 5 ms.
     """
-    copies(folder / "media", items)
     val, test = items * 5 // 100, items * 10 // 100
     train = items - val - test
-    splits = ["test"] * test + ["val"] * val + ["train"] * train
-    write_videos(folder / "corpus.jsonl", splits, CAPTIONS_A_VIDEO)
-    write_videos(folder / FEW, splits, CAPTIONS_FOR_LEAN)
-    (folder / EXPERIMENT).write_text(OF_ALL_CAPTIONS)
-    (folder / LEAN_EXPERIMENT).write_text(OF_FEW_CAPTIONS)
+    if not is_made(folder):
+        copies(folder / "media", items)
+        splits = ["test"] * test + ["val"] * val + ["train"] * train
+        write_videos(folder / "corpus.jsonl", splits, CAPTIONS_A_VIDEO)
+        write_videos(folder / FEW, splits, CAPTIONS_FOR_LEAN)
+        (folder / LEAN_EXPERIMENT).write_text(OF_FEW_CAPTIONS)
+        (folder / EXPERIMENT).write_text(OF_ALL_CAPTIONS)
     texts, few = CAPTIONS_A_VIDEO * items, CAPTIONS_FOR_LEAN * items
     pairs, few_pairs = CAPTIONS_A_VIDEO * train, CAPTIONS_FOR_LEAN * train
     return [
@@ -177,7 +188,7 @@ def msrvtt(folder: Path, items: int) -> list[Step]:
         stage_step("video", items, "clip", "keyframes"),
         stage_step("caption", texts, "clip_text"),
         *method_steps("hlformer", pairs, (test, test), pairs),
-        *method_steps("gare", pairs, (test, test), pairs),
+        *method_steps("clip4clip", pairs, (test, test), pairs),
         stage_step("video", items, "vgg16", experiment=LEAN_EXPERIMENT),
         stage_step("caption", few, "bert", experiment=LEAN_EXPERIMENT),
         stage_step("caption", few, "triples", experiment=LEAN_EXPERIMENT),
@@ -206,7 +217,7 @@ def video_name(number: int) -> str:
 
 def copies(media: Path, items: int) -> None:
     """Write the videos: the encodings in turn, each with a number of its own in its metadata."""
-    media.mkdir()
+    media.mkdir(exist_ok=True)
     encodings = [encoded(number, media / f"encoding{number}.mp4") for number in range(min(items, ENCODINGS))]
     for number in range(items):
         path = media.parent / video_name(number)
@@ -260,50 +271,47 @@ epochs = 1
 
 def activitynet(folder: Path, items: int) -> list[Step]:
     """A collection in the MS-SL layout, 1024 numbers a row and a token; 500 of the training videos validate."""
-    source, share, draw_rows = folder / "source", items / 14_926, np.random.default_rng(0)
-    visual, text = source / "FeatureData" / "i3d", source / "TextData"
-    visual.mkdir(parents=True)
-    text.mkdir()
+    share = items / 14_926
     parts = {split: [max(2, round(share * count)) for count in counts] for split, counts in PARTS.items()}
+    if not is_made(folder):
+        write_collection(folder / "source", parts)
+        (folder / EXPERIMENT).write_text(FEATURES)
+    command = [*IMPORT, "--layout", "ms-sl"]
+    train, test = parts["train"], parts["test"]
+    videos = sum(count for count, _ in parts.values())
+    return [
+        Step("import features", "video", videos, command, ("import-i3d", "import-tokens")),
+        *method_steps(
+            "hlformer", train[1], (test[1], test[0]), sum(captions for _, captions in parts.values())
+        ),
+        *last_steps(videos),
+    ]
+
+
+def write_collection(source: Path, parts: dict[str, list[int]]) -> None:
+    """The files of a collection with numbers of videos and captions by split."""
+    random = np.random.default_rng(0)
+    visual, text = source / "FeatureData" / "i3d", source / "TextData"
+    visual.mkdir(parents=True, exist_ok=True)
+    text.mkdir(exist_ok=True)
     videos: dict[str, list[str]] = {}
     with (visual / "feature.bin").open("wb") as rows, h5py.File(text / "tokens.hdf5", "w") as tokens:
         for split, (count, captions) in parts.items():
             names = [f"v_{split}{number}" for number in range(count)]
             for name in names:
-                length = int(draw_rows.integers(*ROWS))
+                length = int(random.integers(*ROWS))
                 videos[name] = [f"{name}_{row}" for row in range(length)]
-                rows.write(draw_rows.standard_normal((length, WIDTH), np.float32).tobytes())
+                rows.write(random.standard_normal((length, WIDTH), np.float32).tobytes())
             with (text / f"activitynet{split}.caption.txt").open("w") as file:
                 for number in range(captions):
                     caption = f"{names[number % count]}#enc#{number // count}"
                     file.write(f"{caption} {sentence(number)}\n")
-                    length = int(draw_rows.integers(*TOKENS))
-                    tokens[caption] = draw_rows.standard_normal((length, WIDTH), np.float32)
-    names = [row for rows_of in videos.values() for row in rows_of]
-    (visual / "id.txt").write_text(" ".join(names))
-    (visual / "shape.txt").write_text(f"{len(names)} {WIDTH}")
+                    length = int(random.integers(*TOKENS))
+                    tokens[caption] = random.standard_normal((length, WIDTH), np.float32)
+    row_names = [row for rows_of in videos.values() for row in rows_of]
+    (visual / "id.txt").write_text(" ".join(row_names))
+    (visual / "shape.txt").write_text(f"{len(row_names)} {WIDTH}")
     (visual / "video2frames.txt").write_text(str(videos))
-    (folder / EXPERIMENT).write_text(FEATURES)
-    command = [
-        *CLI,
-        "import",
-        "features",
-        "source",
-        "--layout",
-        "ms-sl",
-        "--store",
-        "store",
-        "--out",
-        "corpus.jsonl",
-    ]
-    train, test = parts["train"], parts["test"]
-    return [
-        Step("import features", "video", len(videos), command, ("import-i3d", "import-tokens")),
-        *method_steps(
-            "hlformer", train[1], (test[1], test[0]), sum(captions for _, captions in parts.values())
-        ),
-        *last_steps(len(videos)),
-    ]
 
 
 # H2ARN's shape: 8,935 pairs of published features -----------------------------------------------------------------
@@ -329,13 +337,27 @@ text_features = "import-elephant-clip"
 
 def h2arn(folder: Path, items: int) -> list[Step]:
     """Pairs of a cloud (100, 512) and a text (77, 512) in the layout of H2ARN's release, a tenth of them to test on."""
+    test = items // 10
+    if not is_made(folder):
+        write_release(folder / "source", {"train": items - test, "test": test})
+        (folder / EXPERIMENT).write_text(CLOUD_FEATURES)
+    command = [*IMPORT, "--layout", "h2arn"]
+    val = (items - test) // 10
+    return [
+        Step("import features", "pair", items, command, ("import-elephant-dgcnn", "import-elephant-clip")),
+        *method_steps("h2arn", items - test - val, (test, test), items),
+        *last_steps(items),
+    ]
+
+
+def write_release(source: Path, pairs: dict[str, int]) -> None:
+    """The files of a subset with so many pairs in each split."""
     import torch
 
-    source, test = folder / "source", items // 10
-    (source / "save").mkdir(parents=True)
-    for split, count in (("train", items - test), ("test", test)):
+    (source / "save").mkdir(parents=True, exist_ok=True)
+    for split, count in pairs.items():
         place = source / "feature" / "Elephant" / split
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         for name, tokens, width in (
             ("pc_features_DGCNN", CLOUD_TOKENS, CLOUD_WIDTH), ("txt_features_CLIP", TEXT_TOKENS, TEXT_WIDTH),
         ):  # fmt: skip
@@ -343,25 +365,6 @@ def h2arn(folder: Path, items: int) -> list[Step]:
             torch.save(torch.randn(count, tokens, width, generator=generator), place / f"{name}.pt")
         links = [[["txt_features_CLIP.pt", row], ["pc_features_DGCNN.pt", row]] for row in range(count)]
         (source / "save" / f"Elephant_link_{split}.json").write_text(json.dumps(links))
-    (folder / EXPERIMENT).write_text(CLOUD_FEATURES)
-    command = [
-        *CLI,
-        "import",
-        "features",
-        "source",
-        "--layout",
-        "h2arn",
-        "--store",
-        "store",
-        "--out",
-        "corpus.jsonl",
-    ]
-    val = (items - test) // 10
-    return [
-        Step("import features", "pair", items, command, ("import-elephant-dgcnn", "import-elephant-clip")),
-        *method_steps("h2arn", items - test - val, (test, test), items),
-        *last_steps(items),
-    ]
 
 
 # Clouds of 10,000 points by extraction -----------------------------------------------------------------------------
@@ -384,18 +387,11 @@ weights = "seed:0"
 
 def clouds(folder: Path, items: int) -> list[Step]:
     """Scanned solids of the demo as PLY files of 12,288 points, a caption each, a fifth to validate and to test on."""
-    (folder / "clouds").mkdir()
     share = max(1, items // 5)
-    with (folder / "corpus.jsonl").open("w") as file:
-        for number, found in enumerate(objects.draw(items, seed=0)):
-            parts = [objects.cloud(found, seed=DRAWN * number + n) for n in range(DRAWN)]
-            xyz, rgb = (np.concatenate(column) for column in zip(*parts, strict=True))
-            (folder / f"clouds/{number}.ply").write_bytes(ply(xyz, rgb))
-            split = "test" if number < share else "val" if number < 2 * share else "train"
-            captions = [{"id": f"c{number}", "text": sentence(number)}]
-            row = {"id": f"p{number}", "media": f"clouds/{number}.ply", "kind": "pointcloud", "split": split}
-            file.write(json.dumps(row | {"captions": captions}) + "\n")
-    (folder / EXPERIMENT).write_text(CLOUDS)
+    if not is_made(folder):
+        splits = ["test"] * share + ["val"] * share + ["train"] * (items - 2 * share)
+        write_clouds(folder, splits)
+        (folder / EXPERIMENT).write_text(CLOUDS)
     return [
         stage_step("cloud", items, "points"),
         stage_step("cloud", items, "dgcnn"),
@@ -403,6 +399,20 @@ def clouds(folder: Path, items: int) -> list[Step]:
         *method_steps("h2arn", items - 2 * share, (share, share), items),
         *last_steps(items),
     ]
+
+
+def write_clouds(folder: Path, splits: list[str]) -> None:
+    """The clouds and their manifest."""
+    (folder / "clouds").mkdir(exist_ok=True)
+    drawn = objects.draw(len(splits), seed=0)
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number, (found, split) in enumerate(zip(drawn, splits, strict=True)):
+            parts = [objects.cloud(found, seed=DRAWN * number + n) for n in range(DRAWN)]
+            xyz, rgb = (np.concatenate(column) for column in zip(*parts, strict=True))
+            (folder / f"clouds/{number}.ply").write_bytes(ply(xyz, rgb))
+            captions = [{"id": f"c{number}", "text": sentence(number)}]
+            row = {"id": f"p{number}", "media": f"clouds/{number}.ply", "kind": "pointcloud", "split": split}
+            file.write(json.dumps(row | {"captions": captions}) + "\n")
 
 
 SHAPES: dict[str, Callable[[Path, int], list[Step]]] = {
