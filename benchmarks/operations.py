@@ -1,6 +1,6 @@
 """Floating-point operations of a training update of each method at published settings, as torch counts them.
 
-    python benchmarks/operations.py
+    python benchmarks/operations.py [METHOD ...]
 
 An update of B pairs costs a B + b B^2: towers work on each caption and item, scores on each pair of them. Two small
 batches give both numbers; of HLFormer, whose batch is V videos with C captions, three give a V + c C + b V C. What is
@@ -10,6 +10,7 @@ what is counted stands behind them, on stored features of published widths.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from benchmarks.published_inputs import opened
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lean": {}, "h2arn": {}, "gare": {"mode": "frozen"},
-    "neighborretr": {"mode": "frozen", "num_neighbors": 4, "bank_size": 16},
+    "neighborretr": {"mode": "frozen", "num_neighbors": 1, "bank_size": 16},
     "clip4clip": {"mode": "frozen", "sim_header": "seqTransf"},
 }  # fmt: skip
 BATCHES = (4, 8)  # pairs
@@ -45,11 +46,14 @@ def operations(name: str, items: int, captions: int, **settings: Any) -> int:
 
 
 def main() -> None:
-    """Print the numbers of every method."""
-    for name, settings in SETTINGS.items():
+    """Print the numbers of every method, or of those that are named."""
+    named = sys.argv[1:] or [*SETTINGS, "hlformer"]
+    for name, settings in ((name, SETTINGS[name]) for name in named if name in SETTINGS):
         found = [operations(name, size, 1, **settings) for size in BATCHES]
         a, b = np.linalg.solve([[size, size**2] for size in BATCHES], found)
         print(f"{name}: {a:.3g} a pair and {b:.3g} a scored pair", flush=True)
+    if "hlformer" not in named:
+        return
     sizes = [(videos, videos * each) for videos, each in VIDEOS_AND_CAPTIONS]
     found = [operations("hlformer", *size) for size in VIDEOS_AND_CAPTIONS]
     a, c, b = np.linalg.solve([[v, n, v * n] for v, n in sizes], found)

@@ -144,7 +144,7 @@ def measure_shape(shape: str, counts: Sequence[int], kept: Path | None, folder: 
 
     Steps that `kept` holds are not run again; their outputs are in the corpus' folder, which goes when all are done.
     """
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
+    rows = read_rows(kept)
     for count in counts:
         done = {row["step"] for row in rows if (row["shape"], row["items"]) == (shape, count)}
         if shapes.LAST in done:
@@ -161,6 +161,11 @@ def measure_shape(shape: str, counts: Sequence[int], kept: Path | None, folder: 
                     file.write(json.dumps(rows[-1]) + "\n")
         shutil.rmtree(place)
     print_tables([row for row in rows if row["shape"] == shape and row["items"] in counts])
+
+
+def read_rows(kept: Path | None) -> list[dict[str, Any]]:
+    """What an earlier call measured."""
+    return [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
 
 
 def measure_step(shape: str, count: int, step: shapes.Step, place: Path) -> dict[str, Any]:
@@ -185,18 +190,20 @@ def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
     print("| --- " * (5 + 2 * len(counts)) + "|")
     for step in steps:
         of_step = [found[step, count] for count in counts if (step, count) in found]
-        last = of_step[-1]
-        cells = [step, last["unit"], f"{last['units']:,}", *(f"{row['cpu']:.1f}" for row in of_step)]
+        each = [found.get((step, count)) for count in counts]
+        cells = [step, of_step[-1]["unit"], f"{of_step[-1]['units']:,}"]
+        cells += [f"{row['cpu']:.1f}" if row else "-" for row in each]
         cells += [marginal(of_step), exponent(of_step)]
-        cells += [f"{row['bytes'] / row['units']:,.0f}" if row["bytes"] else "-" for row in of_step]
+        cells += [f"{row['bytes'] / row['units']:,.0f}" if row and row["bytes"] else "-" for row in each]
         print(f"| {' | '.join(cells)} |")
-    print(f"\n| step | process | peak MB at {sizes} | largest against smallest size |")
+    print(f"\n| step | process | peak MB at {sizes} | last against first |")
     print("| --- " * (3 + len(counts)) + "|")
     for step in steps:
-        of_step = [found[step, count] for count in counts if (step, count) in found]
-        for kind in dict.fromkeys(kind for row in of_step for kind in row["mb"] if kind != "other"):
-            peaks = [row["mb"].get(kind) for row in of_step]
-            ratio = f"{peaks[-1] / peaks[0]:.2f}" if peaks[0] and peaks[-1] else "-"
+        each = [found.get((step, count)) for count in counts]
+        for kind in dict.fromkeys(kind for row in each if row for kind in row["mb"] if kind != "other"):
+            peaks = [row["mb"].get(kind) if row else None for row in each]
+            known = [peak for peak in peaks if peak]
+            ratio = f"{known[-1] / known[0]:.2f}" if len(known) > 1 else "-"
             shown = ["-" if peak is None else f"{peak:,}" for peak in peaks]
             print(f"| {' | '.join([step, kind, *shown, ratio])} |")
 
@@ -236,10 +243,14 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=Path, help="JSON lines of what was measured; a later call goes on there"
     )
+    parser.add_argument("--tables", action="store_true", help="measure nothing: print what --rows holds")
     parser.add_argument("--folder", type=Path, help="where corpora are made; they are removed afterwards")
     arguments = parser.parse_args()
     if arguments.shape:
         counts = arguments.items or shapes.SIZES[arguments.shape]
+        if arguments.tables:
+            print_tables([row for row in read_rows(arguments.rows) if row["shape"] == arguments.shape])
+            return
         with tempfile.TemporaryDirectory() as name:
             measure_shape(arguments.shape, counts, arguments.rows, arguments.folder or Path(name))
         return
