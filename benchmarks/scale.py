@@ -203,9 +203,14 @@ def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:
         for kind in dict.fromkeys(kind for row in each if row for kind in row["mb"] if kind != "other"):
             peaks = [row["mb"].get(kind) if row else None for row in each]
             known = [peak for peak in peaks if peak]
+            if max(known, default=0) < LEAST_MB:
+                continue
             ratio = f"{known[-1] / known[0]:.2f}" if len(known) > 1 else "-"
             shown = ["-" if peak is None else f"{peak:,}" for peak in peaks]
             print(f"| {' | '.join([step, kind, *shown, ratio])} |")
+
+
+LEAST_MB = 30  # peak below which a process is left out of the table: ffmpeg asked for its version
 
 
 def marginal(rows: Sequence[Mapping[str, Any]]) -> str:
