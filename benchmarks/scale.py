@@ -174,8 +174,18 @@ def measure_step(shape: str, count: int, step: shapes.Step, place: Path) -> dict
     return {
         "shape": shape, "items": count, "step": step.name, "unit": step.unit, "units": step.units,
         "grows": step.grows, "cpu": round(found.cpu, 3), "seconds": round(found.seconds, 2),
-        "bytes": shapes.bytes_of(place / "store", step.stages), "mb": {k: round(v) for k, v in found.peak_mb.items()},
+        "bytes": shapes.bytes_of(place / "store", step.stages), **validation(place / "store", step.stages), "mb": {k: round(v) for k, v in found.peak_mb.items()},
     }  # fmt: skip
+
+
+def validation(store: Path, stages: Sequence[str]) -> dict[str, float]:
+    """Seconds of an epoch's steps and of its validation, of a step that trains."""
+    found: dict[str, float] = {}
+    for history in (path for stage in stages if stage.startswith("train-") for path in
+                    (store / "runs" / stage).glob("*/history.jsonl")):  # fmt: skip
+        row = json.loads(history.read_text().splitlines()[-1])
+        found = {name: round(row[name], 2) for name in ("training_seconds", "validation_seconds")}
+    return found
 
 
 def print_tables(rows: Sequence[Mapping[str, Any]]) -> None:

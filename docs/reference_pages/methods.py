@@ -57,7 +57,7 @@ would be good, takes three times as long. H200 has the H100's processors and mor
 | column | what it holds |
 | --- | --- |
 | extraction | forward passes of frozen networks over the corpus, once, in float16; a dash where pictures are fine-tuned or features imported |
-| training | all epochs: three forward passes of CLIP's towers for a fine-tuned pair, and what stands behind them as torch counts it (`python benchmarks/operations.py`). Evaluation and optimizers are left out. Where a source does not say how many captions train, their share is taken to be that of the training items, and where it says neither (H2ARN, DiDeMo and LSMDC), all of the data set count |
+| training | all epochs: three forward passes of CLIP's towers for a fine-tuned pair, and what stands behind them as torch counts it (`python benchmarks/operations.py`). Evaluation and optimizers are left out. Where a source does not say how many captions train, their share is taken to be that of the training items, and where it says neither (H2ARN, DiDeMo, LSMDC, and NeighborRetr on MSVD), all of the data set count |
 | from the host | bytes of pictures or features that all epochs take to the GPU; where that takes longer than computing, it is the bound |
 | A100, H100, H200 | least hours of extraction and training together, training in the published precision |
 
