@@ -174,7 +174,8 @@ def measure_step(shape: str, count: int, step: shapes.Step, place: Path) -> dict
     return {
         "shape": shape, "items": count, "step": step.name, "unit": step.unit, "units": step.units,
         "grows": step.grows, "cpu": round(found.cpu, 3), "seconds": round(found.seconds, 2),
-        "bytes": shapes.bytes_of(place / "store", step.stages), **validation(place / "store", step.stages), "mb": {k: round(v) for k, v in found.peak_mb.items()},
+        "bytes": shapes.bytes_of(place / "store", step.stages), **validation(place / "store", step.stages),
+        "mb": {k: round(v) for k, v in found.peak_mb.items()},
     }  # fmt: skip
 
 
