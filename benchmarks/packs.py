@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_text
+from pipeline.store.places import place_table
 from pipeline.store.store import Store, tree_bytes
 from trainers.registry import METHODS
 
@@ -121,22 +122,15 @@ def request(
     shape = Fingerprint.of(
         {"stage": f"pack-{method}", "needs": needs, "splits": sum(len(r) for _, r in splits.values())}
     )
-    where = {
-        stage: {
-            "field": next(iter(STAGES[stage])),
-            "where": {
-                key: [str(store.segment_path(stage, fp, place.segment)), place.row]
-                for key, place in store.places(stage, fp).items()
-            },
-        }
-        for stage, fp in needs.items()
-    }
+
+    def table(stage: str, fp: str) -> dict[str, Any]:
+        places = store.places(stage, fp)
+        return place_table(places, places, lambda segment: store.segment_path(stage, fp, segment))
+
+    where = {stage: {"field": next(iter(STAGES[stage])), **table(stage, fp)} for stage, fp in needs.items()}
+    stage = f"packed-{method}"
     keeping = {
-        "stage": f"packed-{method}", "fingerprint": kept.hex, "components": dict(kept.components),
-        "where": {
-            key: [str(store.segment_path(f"packed-{method}", kept.hex, place.segment)), place.row]
-            for key, place in store.places(f"packed-{method}", kept.hex).items()
-        },
+        "stage": stage, "fingerprint": kept.hex, "components": dict(kept.components), **table(stage, kept.hex),
     }  # fmt: skip
     inputs = store.root / "work" / f"{method}.inputs.json"
     told = {name: {"items": items, "captions": rows} for name, (items, rows) in splits.items()}

@@ -67,7 +67,7 @@ class Whole(Stage[WholeParams]):
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """The places of the features that it reads."""
         mapped = [need for need in self.needs if briefing.states[need].stage.over != "corpus"]
-        return {need: briefing.where(need) for need in mapped}
+        return {need: briefing.table(need, briefing.states[need].keys) for need in mapped}
 
 
 def touch(request: dict[str, Any], send: Send) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,6 +19,7 @@ from pipeline.run.stage import Briefing, Digests, Stage
 from pipeline.settings import PACKS, SPEED, Params
 from pipeline.store.fingerprint import METHOD_VERSION, Fingerprint
 from pipeline.store.imports import PREFIX
+from pipeline.store.places import Units, place_table
 from pipeline.store.store import Store
 from trainers.config import MethodConfig
 from trainers.contract import RetrievalMethod
@@ -147,8 +148,16 @@ class Pack(Stage[MethodConfig]):
                 )
             order = [digest for digest, _ in contents.gallery(split) if digest in items]
             splits[split] = {"items": list(dict.fromkeys(order)), "captions": captions}
-        rows = {need: briefing.where(need) for need in self.needs}
-        return {"splits": splits, "rows": rows, "keeping": self._keeping(briefing)}
+        keys = {
+            "items": [key for split in splits.values() for key in split["items"]],
+            "captions": [caption["key"] for split in splits.values() for caption in split["captions"]],
+        }  # other units of the corpus would double the request of a small split
+        over = {
+            need: "captions" if briefing.states[need].stage.over == "captions" else "items"
+            for need in self.needs
+        }
+        rows = {need: briefing.table(need, keys[over[need]]) for need in self.needs}
+        return {"splits": splits, "rows": rows, "keeping": self._keeping(briefing, chain(*keys.values()))}
 
     def keeps(self, fingerprint: Fingerprint) -> tuple[str, Fingerprint]:
         """What packing computes of single items and captions, which does not depend on the splits they are in."""
@@ -156,15 +165,15 @@ class Pack(Stage[MethodConfig]):
         parts = {k: v for k, v in fingerprint.components.items() if k not in ("corpus", "left_out")}
         return name, Fingerprint.of(parts | {"stage": name})
 
-    def _keeping(self, briefing: Briefing) -> dict[str, Any]:
-        """Where that is kept, and which rows are there."""
+    def _keeping(self, briefing: Briefing, keys: Iterable[str]) -> dict[str, Any]:
+        """Where that is kept, and which rows of these units are there."""
         name, kept = self.keeps(briefing.states[self.name].fingerprint)
-        path = functools.cache(lambda segment: str(briefing.store.segment_path(name, kept.hex, segment)))
-        places = briefing.store.places(name, kept.hex)
-        return {
-            "stage": name, "fingerprint": kept.hex, "components": dict(kept.components),
-            "where": {key: [path(place.segment), place.row] for key, place in places.items()},
-        }  # fmt: skip
+        units = Units(dict.fromkeys(keys))
+        places = briefing.store.places_of(name, kept.hex, units)
+        table = place_table(
+            places, units, lambda segment: briefing.store.segment_path(name, kept.hex, segment)
+        )
+        return {"stage": name, "fingerprint": kept.hex, "components": dict(kept.components), **table}
 
     def misfits(self, contents: Contents, states: Mapping[str, State], store: Store) -> Iterator[str]:
         """Sentences about imported features that the method cannot use, each with the shape that it needs.

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.child import Send
 from pipeline.run.engines.machine import cores
+from pipeline.store.places import places_in
 from pipeline.store.store import REFERENCES
 from trainers.config import MethodConfig
 from trainers.data import SplitIndex, write_also
@@ -40,8 +41,11 @@ def pack(request: dict[str, Any], send: Send) -> None:
     config = declared.config.model_validate_json(request["params"])
     inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
     folder = _emptied(Path(request["folder"]))
-    sources = {stage: Source(stage, rows["field"], rows["where"]) for stage, rows in inputs["rows"].items()}
-    keeping = Keeping(**inputs["keeping"] | {"store": folder.parents[2]})
+    sources = {stage: Source(stage, rows["field"], places_in(rows)) for stage, rows in inputs["rows"].items()}
+    kept = inputs["keeping"]
+    keeping = Keeping(
+        folder.parents[2], kept["stage"], kept["fingerprint"], kept["components"], places_in(kept)
+    )
     read = StoreInputs(sources, config.inputs(), keeping, send)
     splits = {
         name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from reference_pages.addresses import CITED, DATA, DOI, Address, paper
 from reference_pages.addresses import CODE as CODE_ADDRESSES
 
+from flows.drafting.bounds import GPUS, bound
 from flows.drafting.expected import Estimate, estimate
 from flows.drafting.published import protocol_name
 from flows.graph import EXTRACTORS, METHODS
@@ -49,6 +50,21 @@ No GPU was at hand, so no GPU hour on this page would be a measurement, and none
   caption for each pair and epoch. Without a GPU it is not practical; the frozen mode of the same methods is.
 - Training on stored features costs, for a pair and epoch at the published width, 24 ms (HLFormer), 15 ms (NeighborRetr), 9 ms
   (GARE), 10 ms (LEAN) and 250 ms (H2ARN) of one core ([costs](scale.md#costs-that-plan-assumes)).
+"""
+BOUNDS = """## Least GPU hours
+
+Operations of each published experiment with its published settings, and the least time that they take on three GPUs by their data
+sheets (products without sparsity: A100 SXM 312 TFLOP/s in float16 and 19.5 in float32, H100 and H200 SXM 989 and 67; 32 and 64 GB/s
+from the host). These are **lower bounds**, computed and not measured: no GPU was at hand. A run that reaches a third of the peak, which
+would be good, takes three times as long. H200 has the H100's processors and more memory, so that its bounds are the same.
+
+| column | what it holds |
+| --- | --- |
+| extraction | forward passes of frozen networks over the corpus, once, in float16; a dash where pictures are fine-tuned or features imported |
+| training | all epochs: three forward passes of CLIP's towers for a fine-tuned pair, and what stands behind them as torch counts it (`python benchmarks/operations.py`). Evaluation and optimizers are left out. Where a source does not say how many captions train, their share is taken to be that of the training items, and where it says neither (H2ARN, DiDeMo, LSMDC, and NeighborRetr on MSVD), all of the data set count |
+| from the host | bytes of pictures or features that all epochs take to the GPU; where that takes longer than computing, it is the bound |
+| A100, H100, H200 | least hours of extraction and training together, training in the published precision |
+
 """
 PAPERS_HEAD = """# Papers, code and data
 
@@ -112,7 +128,7 @@ def hardware() -> str:
         "| experiment | items | captions | hours of video | decode | disk |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n\n".join([HARDWARE_HEAD, "\n".join([*head, *_costs()]), GPU])
+    return "\n\n".join([HARDWARE_HEAD, "\n".join([*head, *_costs()]), GPU, BOUNDS + "\n".join(_bounds())])
 
 
 def _costs() -> Iterator[str]:
@@ -125,6 +141,29 @@ def _costs() -> Iterator[str]:
             "-" if found.bytes is None else f"{found.bytes / 1e9:.0f} GB",
         ]  # fmt: skip
         yield f"| {' | '.join(cells)} |"
+
+
+def _bounds() -> Iterator[str]:
+    """The table of operations, bytes and least hours."""
+    yield f"| experiment | extraction | training | from the host | {' | '.join(gpu.name for gpu in GPUS)} |"
+    yield "| --- " * (4 + len(GPUS)) + "|"
+    for row in every_recipe():
+        found = bound(row)
+        if found is not None:
+            cells = [
+                f"`{row.method}/{row.name}`", _petaflop(found.extraction), _petaflop(found.training),
+                f"{found.input / 1e12:.3g} TB" if found.input else "-",
+                *(_hours(sum(found.hours(gpu))) for gpu in GPUS),
+            ]  # fmt: skip
+            yield f"| {' | '.join(cells)} |"
+
+
+def _petaflop(operations: float) -> str:
+    return f"{operations / 1e15:.3g} PFLOP" if operations else "-"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g} h" if hours >= 1 / 60 else f"{hours * 3600:.2g} s"
 
 
 def papers() -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.corpus.contents import Contents
 from pipeline.run.plan import State
+from pipeline.store.places import place_table
 from pipeline.store.store import Store
 
 
@@ -25,6 +26,13 @@ class RunBriefing:
     def run_folder(self, stage: str) -> str:
         """The finished folder of a stage over the corpus."""
         return str(self.store.run_folder(stage, self.states[stage].fingerprint.hex))
+
+    def table(self, stage: str, keys: Iterable[str]) -> dict[str, Any]:
+        """Places of these units' outputs: {"field": name of the first output} and the entries of `place_table`."""
+        state = self.states[stage]
+        fp = state.fingerprint.hex
+        table = place_table(state.places, keys, lambda segment: self.store.segment_path(stage, fp, segment))
+        return {"field": next(iter(state.stage.fields)), **table}
 
     def where(self, stage: str) -> dict[str, Any]:
         """Places of a stage's outputs: {"field": name of the first output, "where": {key: [path of segment, row]}}."""

@@ -25,6 +25,7 @@ from pipeline.run.pool import Killed
 from pipeline.run.shards import cut
 from pipeline.run.stage import Digests, Stage
 from pipeline.run.time_spent import TimeSpent
+from pipeline.run.units import Lacking, Units
 from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.index import Kind
 from pipeline.store.store import Store, write_json
@@ -284,37 +285,35 @@ class Runner:
         if not leader.runner:
             raise UserError(import_lack(group[0], self.contents))
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
-        missing = {state.stage.name: set(state.missing) for state in group}
-        units = {key: unit for state in group for key, unit in self._units(state).items()}
+        missing = {state.stage.name: frozenset(state.missing) for state in group}
+        keys = frozenset(key for state in group for key in state.missing)
+        units = Units(keys, leader, self.contents, self.store, self.states)
         if len(group) > 1:
             names = ", ".join(state.stage.name for state in group)
             self.say(f"one pass over {len(units)} {leader.over} for {names}")
 
-        alone = [key for key in units if any(key in state.killed for state in group)]
+        alone = [key for key in dict.fromkeys(key for state in group for key in state.killed) if key in keys]
         work = Work(
             entry=leader.runner,
-            shards=cut(group[0].keys, leader.shard_items, units.keys() - alone),
+            shards=cut(group[0].keys, leader.shard_items, keys.difference(alone) if alone else keys),
             alone=alone,
             store=str(self.store.root),
             units=units,
             stages=[_worker_spec(state) for state in group],
-            lacking={
-                key: [n for n, state in enumerate(group) if key in missing[state.stage.name]] for key in units
-            },
+            lacking=Lacking(keys, [missing[state.stage.name] for state in group]),
             options=self.options.model_dump(
                 include={"batch_size", "item_seconds", "decoder_bytes", "decoders"}
             ),
             network=model.worker_kind == "model",
         )
         self._corpus_process.close()  # the workers need its memory
-        lacking = {key: {name for name, keys in missing.items() if key in keys} for key in units}
-        tally, spent = _Tally(leader.name, lacking, self.on_progress), TimeSpent()
+        tally, spent = _Tally(leader.name, missing, self.on_progress), TimeSpent()
         with contextlib.closing(self.engine.run(work)) as events:  # closing kills the workers
             for event in events:
                 if isinstance(event, Killed):
                     for state in group:
                         if event.key in missing[state.stage.name]:
-                            name = units[event.key]["name"]
+                            name = units.name(event.key)
                             kind: Kind = "failed" if event.own_doing else "killed"
                             self.store.index.add_failure(
                                 state.fingerprint.hex, event.key, name, event.reason, kind
@@ -354,40 +353,6 @@ class Runner:
         if made["segment"]:
             self.store.index.add_segment(made["segment"], fp, made["bytes"], made["items"])
             report.ran += len(made["items"])
-
-    def _units(self, state: plan.State) -> dict[str, dict[str, Any]]:
-        """Return the data of each missing unit that a worker needs, by key."""
-        if state.stage.over == "captions":
-            captions = self.contents.captions()
-            return {
-                key: {"key": key, "name": captions[key].id, "text": captions[key].text}
-                for key in state.missing
-            }
-        items = self.contents.items()
-        out: dict[str, dict[str, Any]] = {}
-        for key in state.missing:
-            media = self.contents.corpus.media_path(items[key])
-            if media is None and not state.stage.needs:
-                raise UserError(
-                    f"{items[key].id} of {self.contents.corpus.path} has no media to make {state.stage.name} of; "
-                    "name the imported stage where trainers.<method> says which features it reads"
-                )
-            out[key] = {"key": key, "name": items[key].id, "media": str(media) if media else None}
-            if window := items[key].window:
-                out[key]["window"] = list(window)
-            out[key] |= self._upstream(key, state.stage)
-        return out
-
-    def _upstream(self, key: str, stage: Stage[Any]) -> dict[str, Any]:
-        """Return the files and rows of a unit from the stages that this stage needs."""
-        files, rows = {}, {}
-        for need in stage.needs:
-            upstream = self.states[need]
-            fp, place = upstream.fingerprint.hex, upstream.places[key]
-            if upstream.stage.file_suffix:
-                files[need] = str(self.store.item_file(need, fp, key, upstream.stage.file_suffix))
-            rows[need] = [str(self.store.segment_path(need, fp, place.segment)), place.row]
-        return {"files": files, "rows": rows}
 
     # stages over the whole corpus ------------------------------------------------------------------
 
@@ -551,10 +516,11 @@ def _worker_spec(state: plan.State) -> dict[str, Any]:
 class _Tally:
     """Counts the items, or captions, of a pass that every stage has finished, and reports the progress."""
 
-    def __init__(self, leader: str, lacking: Mapping[str, set[str]], on_progress: OnProgress) -> None:
-        """`lacking` gives the names of the stages that each item, by key, has to pass."""
-        self.leader, self.lacking, self.on_progress = leader, dict(lacking), on_progress
-        self.total, self.doing = len(self.lacking), ""
+    def __init__(self, leader: str, lacking: Mapping[str, Collection[str]], on_progress: OnProgress) -> None:
+        """`lacking` gives for each stage, by name, the keys that it has to finish."""
+        self.leader, self.on_progress = leader, on_progress
+        self.lacking = {stage: set(keys) for stage, keys in lacking.items()}
+        self.total, self.done, self.doing = len(set().union(*self.lacking.values())), 0, ""
         self._report()
 
     def say_doing(self, doing: str) -> None:
@@ -565,14 +531,14 @@ class _Tally:
     def add(self, key: str, stage: str) -> None:
         """Record that a stage has finished an item, done or failed. A shard that is tried again counts once."""
         self.doing = ""  # one worker is at work, whatever another still loads
-        if key in self.lacking:
-            self.lacking[key].discard(stage)
-            if not self.lacking[key]:
-                del self.lacking[key]
+        if key in self.lacking.get(stage, ()):
+            self.lacking[stage].discard(key)
+            if not any(key in keys for keys in self.lacking.values()):
+                self.done += 1
                 self._report()
 
     def _report(self) -> None:
-        self.on_progress(Progress(self.leader, self.total - len(self.lacking), self.total, doing=self.doing))
+        self.on_progress(Progress(self.leader, self.done, self.total, doing=self.doing))
 
 
 def placement(stage: Stage[Any], options: RunOptions) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
@@ -56,6 +56,10 @@ class Briefing(Protocol):
 
     def run_folder(self, stage: str) -> str:
         """Return the path of the finished folder of a stage over the corpus."""
+        ...
+
+    def table(self, stage: str, keys: Iterable[str]) -> dict[str, Any]:
+        """Return the first output's name ("field") and the places of these units, as `store.places.place_table`."""
         ...
 
     def where(self, stage: str) -> dict[str, Any]:

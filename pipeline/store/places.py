@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,28 @@ class Place:
     segment: str
     row: int
     file_bytes: int | None = None
+
+
+def place_table(
+    places: Mapping[str, Place], keys: Iterable[str], path: Callable[[str], object]
+) -> dict[str, Any]:
+    """Places of those of the keys that have one, as JSON: {"segments": [path], "where": {key: [number, row]}}.
+
+    The path of a segment, 100 letters, stands there once and not beside each of its units. `path` gives it by the id.
+    """
+    numbers: dict[str, int] = {}
+    where = {
+        key: [numbers.setdefault(place.segment, len(numbers)), place.row]
+        for key in dict.fromkeys(keys)
+        if (place := places.get(key)) is not None
+    }
+    return {"segments": [str(path(segment)) for segment in numbers], "where": where}
+
+
+def places_in(table: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Path of the segment and row of each key in a table of `place_table`."""
+    segments = table["segments"]
+    return {key: (segments[number], row) for key, (number, row) in table["where"].items()}
 
 
 class Units(Sequence[str]):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_text
+from pipeline.store.places import place_table
 from pipeline.store.segments import Damaged
 from pipeline.store.store import REFERENCES, Store
 from trainers import workers
@@ -101,10 +102,8 @@ class Packing:
                 self.write(stage, lacking)
 
     def _where(self, stage: str, fp: str) -> dict[str, Any]:
-        places = self.store.places(stage, fp).items()
-        return {
-            key: [str(self.store.segment_path(stage, fp, place.segment)), place.row] for key, place in places
-        }
+        places = self.store.places(stage, fp)
+        return place_table(places, places, lambda segment: self.store.segment_path(stage, fp, segment))
 
     def pack(self, videos: int, name: str = "a") -> Any:
         """Pack, and open the data."""
@@ -114,12 +113,12 @@ class Packing:
         inputs.write_text(json.dumps({
             "splits": splits,
             "rows": {
-                need: {"field": next(iter(STAGES[need])), "where": self._where(need, self.print(need).hex)}
+                need: {"field": next(iter(STAGES[need])), **self._where(need, self.print(need).hex)}
                 for need in self.config.features()
             },
             "keeping": {
                 "stage": stage, "fingerprint": self.kept.hex, "components": dict(self.kept.components),
-                "where": self._where(stage, self.kept.hex),
+                **self._where(stage, self.kept.hex),
             },
         }))  # fmt: skip
 

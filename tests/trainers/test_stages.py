@@ -18,6 +18,7 @@ from pipeline.corpus.manifest import Caption, Corpus, Item, Protocol, write_mani
 from pipeline.run import plan
 from pipeline.run.briefing import RunBriefing
 from pipeline.store.index import Failure
+from pipeline.store.places import Places, Units, places_in
 from pipeline.store.store import Store
 from trainers import workers as run
 from trainers.data import SplitIndex, write_splits
@@ -89,7 +90,7 @@ def briefed(survey: Any, stage: str, corpus: Contents, failed: str = "") -> dict
     states = survey(corpus)
     if failed:
         states["clip"] = replace(states["clip"], failed={failed: Failure(failed, "v6", "broken", 1)})
-    empty = SimpleNamespace(places=lambda stage, fp: {})  # a store that keeps no computed rows
+    empty = SimpleNamespace(places_of=lambda stage, fp, units: {})  # a store that keeps no computed rows
     return dict(states[stage].stage.brief(RunBriefing(corpus, empty, states, [], {})))  # type: ignore[arg-type]
 
 
@@ -126,6 +127,25 @@ def test_packing_gets_the_readable_other_items_that_did_not_fail(survey: Any) ->
     assert [c["also"] for c in told["captions"]] == [[names["v6"]], []]
 
 
+def test_packing_a_split_is_told_the_places_of_its_own_units_alone(survey: Any, tmp_path: Path) -> None:
+    corpus = contents()
+    states, store = dict(survey(corpus)), Store(tmp_path / "store")
+    for stage, keys in (("clip", corpus.items()), ("clip_text", corpus.captions())):
+        units = Units(keys)
+        rows = ((key, "segment", number, None) for number, key in enumerate(keys))
+        states[stage] = replace(states[stage], places=Places.of(units, rows))
+    told = states["pack-hlformer-test"].stage.brief(RunBriefing(corpus, store, states, [], {}))
+    fp = states["clip"].fingerprint.hex
+    path = str(store.segment_path("clip", fp, "segment"))
+    tested = [corpus.digests[name] for name in ("v5", "v6", "v7")]
+    assert places_in(told["rows"]["clip"]) == {key: (path, 5 + n) for n, key in enumerate(tested)}
+    assert list(places_in(told["rows"]["clip_text"])) == [
+        c["key"] for c in told["splits"]["test"]["captions"]
+    ]
+    assert places_in(told["keeping"]) == {}
+    assert json.dumps(told).count(path) == 1
+
+
 def test_evaluation_gets_the_kind_and_how_many_queries_there_were_and_the_published_protocol(
     survey: Any, tmp_path: Path
 ) -> None:
@@ -149,8 +169,8 @@ def test_packed_folder_of_any_method_holds_the_other_items(
     monkeypatch.setattr("trainers.hlformer.data.pack", Packing.pack)
     captions = [{"key": "q", "text": "x", "item": "a", "also": ["b"]}]
     inputs = tmp_path / "inputs.json"
-    rows = {stage: {"field": "x", "where": {}} for stage in ("clip", "clip_text")}
-    keeping = {"stage": "packed-hlformer", "fingerprint": "0", "components": {}, "where": {}}
+    rows = {stage: {"field": "x", "segments": [], "where": {}} for stage in ("clip", "clip_text")}
+    keeping = {"stage": "packed-hlformer", "fingerprint": "0", "components": {}, "segments": [], "where": {}}
     splits = {"test": {"items": ["a", "b"], "captions": captions}}
     inputs.write_text(json.dumps({"splits": splits, "rows": rows, "keeping": keeping}))
     request = {"method": "hlformer", "params": "{}", "inputs": str(inputs), "folder": str(tmp_path / "out")}

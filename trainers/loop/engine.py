@@ -141,6 +141,7 @@ class _Run:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.saved_at, self.seconds_before = time.monotonic(), 0.0
         self.waiting = 0.0  # share of the epoch's steps, before their validation
+        self.training_seconds = self.validation_seconds = 0.0  # of the epoch, in this process
 
     def fit(self, on_progress: Callable[[Progress], None] | None) -> FitResult:
         """Train to the end, from wherever the folder stands."""
@@ -267,7 +268,7 @@ class _Run:
         resumed run begins with the validation.
         """
         self._refuse_bad_weights()
-        self.waiting = self.meter.waiting
+        self.waiting, self.training_seconds = self.meter.waiting, self.meter.epoch_seconds
         began, random = time.monotonic(), self._random_states()
         self.method.eval()
         try:
@@ -276,7 +277,8 @@ class _Run:
         except (KeyboardInterrupt, SystemExit):
             self._save(random)
             raise
-        self.meter.pause(time.monotonic() - began)
+        self.validation_seconds = time.monotonic() - began
+        self.meter.pause(self.validation_seconds)
         return dict(zip(figures, distributed.from_first(list(figures.values())), strict=True))
 
     def _end_epoch(self, figures: dict[str, float]) -> None:
@@ -303,8 +305,9 @@ class _Run:
 
     def _history_row(self, figures: dict[str, float], better: bool) -> HistoryRow:
         names = list(self.state.sums)
-        *means, waiting = distributed.mean(
-            [*(self.state.sums[name] / self.steps for name in names), self.waiting]
+        measured = (self.waiting, self.training_seconds, self.validation_seconds)
+        *means, waiting, training_seconds, validation_seconds = distributed.mean(
+            [*(self.state.sums[name] / self.steps for name in names), *measured]
         )
         sample = {"validation_captions": self.validation_captions} if self.validation_captions else {}
         return {
@@ -316,6 +319,8 @@ class _Run:
             "validation": figures,
             "best": better,
             "waiting": waiting,
+            "training_seconds": training_seconds,
+            "validation_seconds": validation_seconds,
         } | sample
 
     def _report_step(self, terms: Mapping[str, float], lr: float) -> None:

@@ -59,7 +59,12 @@ class Meter:
     @property
     def waiting(self) -> float:
         """Share of the time since the epoch began in which a step waited for its data."""
-        return self._waited / max(time.monotonic() - self._epoch_began, 1e-9)
+        return self._waited / max(self.epoch_seconds, 1e-9)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds since the epoch began, or since this process went on with it."""
+        return time.monotonic() - self._epoch_began
 
     def pause(self, seconds: float) -> None:
         """Leave out time in which no step was done."""

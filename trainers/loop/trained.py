@@ -33,9 +33,10 @@ C = TypeVar("C", bound=BaseModel)
 class Epoch(Document):
     """One line of the history. `epoch` counts from 1; `steps` are those done so far; `best`: its weights were kept.
 
-    `waiting`: share of the time of its steps, in the process that ended it, in which they waited for their data; None
-    in a history from before it was measured. `validation_captions`: captions of the validation split that were drawn to
-    choose the epoch, 0 if all did.
+    `waiting`: share of the time of its steps, in the process that ended it, in which they waited for their data.
+    `training_seconds` and `validation_seconds`: of these steps, and of the validation after them, the mean over the
+    processes. They are None in histories from before they were measured. `validation_captions`: captions of the
+    validation split that were drawn to judge the epoch, 0 if all did.
     """
 
     epoch: int
@@ -46,6 +47,8 @@ class Epoch(Document):
     validation: dict[str, float]
     best: bool
     waiting: float | None = None
+    training_seconds: float | None = None
+    validation_seconds: float | None = None
     validation_captions: int = 0
 
 

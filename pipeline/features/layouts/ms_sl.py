@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -21,8 +23,46 @@ from pipeline.features.layouts.bounds import Foreign, open_hdf5, require_dataset
 SPLITS = ("train", "val", "test")
 ENCODING = "ISO-8859-1"  # the sets' encoding; in some of them the caption files alone are UTF-8
 
+PLAIN_STRING = r"""(?:'[^'\\\n]*'|"[^"\\\n]*")"""
+WORD, STRING = re.compile(r"\S+"), re.compile(PLAIN_STRING)
+ENTRY = re.compile(
+    rf"\s*({PLAIN_STRING})\s*:\s*\[(\s*(?:{PLAIN_STRING}\s*,\s*)*(?:{PLAIN_STRING}\s*)?)\]\s*(,|\}})"
+)
+
 Caption = tuple[str, str, str]
 """Caption id, text, video id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Rows (n,) of a video in feature.bin, in temporal order; `missing` is the first name that id.txt lacks, or ""."""
+
+    rows: NDArray[np.int32]
+    missing: str = ""
+
+
+class RowNumbers:
+    """The row of each name in id.txt, as two sorted arrays: a dict of ActivityNet's 1.7 million names takes 300 MB.
+
+    A name is known by Python's hash of 64 bits. Of two million names and a wrong one, two agree with a chance of 1e-13.
+    """
+
+    def __init__(self, hashes: NDArray[np.int64]) -> None:
+        self._order = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._sorted = hashes[self._order]
+
+    @property
+    def twice(self) -> int:
+        """Number of names that occurred before."""
+        return int((self._sorted[1:] == self._sorted[:-1]).sum())
+
+    def of(self, names: Sequence[str]) -> Frames:
+        """The rows of these names, which are a video's."""
+        hashes = np.fromiter(map(hash, names), np.int64, len(names))
+        at = np.searchsorted(self._sorted, hashes).clip(max=len(self._sorted) - 1)
+        known = self._sorted[at] == hashes
+        missing = "" if known.all() else names[int(np.argmin(known))]
+        return Frames(self._order[at], missing)
 
 
 class MsSl:
@@ -31,15 +71,14 @@ class MsSl:
     def __init__(
         self,
         features: NDArray[np.float32],
-        rows: dict[str, int],
-        videos: dict[str, list[str]],
+        videos: dict[str, Frames],
         splits: dict[str, tuple[list[str], list[Caption]]],
         text_file: Path,
         visual_name: str,
     ) -> None:
         self.splits = splits
         self.visual_name, self.text_name = visual_name, text_file.stem
-        self._features, self._rows, self._videos = features, rows, videos
+        self._features, self._videos = features, videos
         self._text_file = text_file
         try:
             self._text = open_hdf5(text_file)
@@ -52,9 +91,8 @@ class MsSl:
         visual = _only(folder / "FeatureData", visual_feature, "visual feature", lambda p: p.is_dir())
         text = _only(folder / "TextData", text_file, "text feature file", _is_hdf5)
         features, rows = _open_rows(visual)
-        return cls(
-            features, rows, _read_videos(visual / "video2frames.txt"), _read_splits(folder), text, visual.name
-        )
+        videos = _read_videos(visual / "video2frames.txt", rows)
+        return cls(features, videos, _read_splits(folder), text, visual.name)
 
     def __enter__(self) -> MsSl:
         return self
@@ -75,12 +113,11 @@ class MsSl:
         """The frame rows (n, Dv) of a video in temporal order, read in contiguous runs."""
         if video_id not in self._videos:
             raise UserError(f"video {video_id!r} is not in video2frames.txt")
-        names = self._videos[video_id]
-        missing = next((name for name in names if name not in self._rows), None)
-        if missing is not None:
-            raise UserError(f"row {missing!r} of video {video_id!r} is not in id.txt")
-        out = np.empty((len(names), self.visual_dim), np.float32)
-        for place, first, count in _runs([self._rows[name] for name in names]):
+        frames = self._videos[video_id]
+        if frames.missing:
+            raise UserError(f"row {frames.missing!r} of video {video_id!r} is not in id.txt")
+        out = np.empty((len(frames.rows), self.visual_dim), np.float32)
+        for place, first, count in _runs(frames.rows.tolist()):
             out[place : place + count] = self._features[first : first + count]
         return out
 
@@ -116,15 +153,16 @@ def _is_hdf5(path: Path) -> bool:
     return path.suffix in (".hdf5", ".h5")
 
 
-def _open_rows(folder: Path) -> tuple[NDArray[np.float32], dict[str, int]]:
+def _open_rows(folder: Path) -> tuple[NDArray[np.float32], RowNumbers]:
     """The memory-mapped feature.bin (n, Dv), and the row number of each name."""
     count, width = _read_shape(folder / "shape.txt")
-    names = _read(folder / "id.txt").split()
-    if len(names) != count:
-        raise UserError(f"{folder / 'id.txt'} has {len(names)} names, shape.txt says {count} rows")
-    rows = {name: row for row, name in enumerate(names)}
-    if len(rows) != count:
-        raise UserError(f"{folder / 'id.txt'} has {count - len(rows)} names twice, {_twice(names)!r} is one")
+    text = _read(folder / "id.txt")
+    hashes = np.fromiter((hash(found[0]) for found in WORD.finditer(text)), np.int64)
+    if len(hashes) != count:
+        raise UserError(f"{folder / 'id.txt'} has {len(hashes)} names, shape.txt says {count} rows")
+    rows = RowNumbers(hashes)
+    if rows.twice:
+        raise UserError(f"{folder / 'id.txt'} has {rows.twice} names twice, {_twice(text.split())!r} is one")
     path = folder / "feature.bin"
     if not path.is_file():
         raise UserError(f"there is no {path}")
@@ -147,10 +185,43 @@ def _twice(names: Sequence[str]) -> str:
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
-def _read_videos(path: Path) -> dict[str, list[str]]:
-    """Row names of each video. The file is a Python literal, which is parsed and never executed."""
+def _read_videos(path: Path, rows: RowNumbers) -> dict[str, Frames]:
+    """Rows of each video. The file is a Python literal, which is parsed and never executed."""
+    text = _read(path).strip()
+    videos: dict[str, Frames] = {}
+    for video, names in _entries(text) or _literal(path, text):
+        if not names:
+            raise UserError(f"{path}: video {video!r} has no rows")
+        videos[video] = rows.of(names)
+    return videos
+
+
+def _entries(text: str) -> Iterator[tuple[str, list[str]]] | None:
+    """Videos and their row names, one after the other, if the text is as `str` writes a dict of lists of plain strings.
+
+    Python's parser takes 610 MB for the 480,000 names of 15,000 videos. It is left to texts of any other form (None).
+    """
+    if not text.startswith("{"):
+        return None
+    end = 1
+    for entry in ENTRY.finditer(text, 1):
+        if entry.start() != end:
+            return None
+        end = entry.end()
+        if entry[3] == "}":
+            break
+    if end != len(text) or not text.endswith("}"):
+        return None
+    return (
+        (entry[1][1:-1], [name[1:-1] for name in STRING.findall(entry[2])])
+        for entry in ENTRY.finditer(text, 1)
+    )
+
+
+def _literal(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """The same of any literal. Raises UserError if it is not one of a dict of lists of strings."""
     try:
-        videos = ast.literal_eval(_read(path).strip())
+        videos = ast.literal_eval(text)
     except (
         ValueError,
         SyntaxError,
@@ -166,9 +237,7 @@ def _read_videos(path: Path) -> dict[str, list[str]]:
     for video, names in videos.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{path}: {video!r} has no list of row names")
-        if not names:
-            raise UserError(f"{path}: video {video!r} has no rows")
-    return videos
+    yield from videos.items()
 
 
 def _read_splits(folder: Path) -> dict[str, tuple[list[str], list[Caption]]]:

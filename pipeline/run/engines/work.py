@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from pipeline.run.pool import Events
@@ -17,9 +17,9 @@ class Work:
     entry: str  # entry of the worker: `module:function`
     shards: list[list[str]]
     store: str
-    units: dict[str, dict[str, Any]]  # key -> the item or caption as plain data
+    units: Mapping[str, dict[str, Any]]  # key -> the item or caption as plain data, perhaps made at each look
     stages: list[dict[str, Any]]  # the stages of this pass
-    lacking: dict[str, list[int]]  # key -> positions in `stages` of those that lack it
+    lacking: Mapping[str, list[int]]  # key -> positions in `stages` of those that lack it
     options: dict[str, Any]  # options of the worker, without its device and threads
     network: bool  # whether a stage runs a network, so that a GPU helps
     # Keys that no shard holds, each to be tried in a shard of its own: earlier workers were killed over them.
@@ -44,7 +44,7 @@ class Work:
 
     def as_json(self) -> dict[str, Any]:
         """This work as plain data."""
-        return asdict(self)
+        return asdict(replace(self, units=dict(self.units), lacking=dict(self.lacking)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Work:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -113,6 +115,60 @@ def test_damaged_file_is_named_with_what_is_wrong(folder: Path, name: str, conte
     (folder / "FeatureData" / "i3d" / name).write_text(content)
     with pytest.raises(UserError, match=words):
         MsSl.open(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'v1': ['r0', 'r1',], \n 'v2' : [ 'r2' ,'r7'],}",
+        """{"v1": ["r0", 'r1'], "v2": ['r2', 'r7']}""",
+        r"{'v1': ['r\x30', 'r1'], 'v2': ['r2', 'r' '7']}",
+        "{'v2': ['r1'], 'v1': ('r0', 'r1')[:] and ['r0']}",
+        "{'v1': ['r0'], 'v1': ['r0', 'r1'], 'v2': ['r2', 'r7']}",
+        "{'v1': ['r0', 'r1'] 'v2': ['r2']}",
+        "{'v1': ['r0', 'r1'], 'v2': ['r2']",
+        "{'v1': ['r0' 'r1'], 'v2': ['r2']}",
+        "{'v1': ['r0', 'r1'], 'v2': ['r2']}}",
+        "{,'v1': ['r0']}",
+    ],
+)
+def test_the_rows_of_videos_are_those_of_python_s_literal_in_whatever_way_it_is_written(folder, text):
+    try:
+        wanted = ast.literal_eval(text)
+        assert all(isinstance(names, list) for names in wanted.values())
+    except (ValueError, SyntaxError):
+        wanted = None
+    (folder / "FeatureData" / "i3d" / "video2frames.txt").write_text(text)
+    if wanted is None:
+        with pytest.raises(UserError, match="not the literal of a dict"):
+            MsSl.open(folder)
+        return
+    with MsSl.open(folder) as found:
+        for video, names in wanted.items():
+            if all(name in NAMES for name in names):
+                rows = FEATURES[[NAMES.index(name) for name in names]]
+                np.testing.assert_array_equal(found.video(video), rows)
+            else:
+                with pytest.raises(UserError, match="is not in id"):
+                    found.video(video)
+
+
+def test_names_of_many_rows_take_less_memory_than_the_file_that_lists_them(folder: Path) -> None:
+    visual = folder / "FeatureData" / "i3d"
+    videos = {f"v{n}": [f"video_number_{n}_row_{row}" for row in range(50)] for n in range(400)}
+    names = [name for of_video in videos.values() for name in of_video]
+    np.zeros((len(names), 3), "<f4").tofile(visual / "feature.bin")
+    (visual / "shape.txt").write_text(f"{len(names)} 3")
+    (visual / "id.txt").write_text(" ".join(reversed(names)))
+    (visual / "video2frames.txt").write_text(str(videos))
+    tracemalloc.start()
+    try:
+        with MsSl.open(folder) as found:
+            peak = tracemalloc.get_traced_memory()[1]
+            assert found._videos["v399"].rows.tolist() == list(range(49, -1, -1))
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * (visual / "video2frames.txt").stat().st_size  # 43 times with Python's parser and a dict
 
 
 @pytest.mark.parametrize("name", ["feature.bin", "shape.txt", "id.txt", "video2frames.txt"])

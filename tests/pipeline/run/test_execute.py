@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,32 @@ def test_a_pass_says_where_its_time_went_and_once_in_a_run_that_there_is_no_shar
     assert line.endswith("decode 4.0 s (25 %), network 12.0 s (75 %); 2 decoders ahead of each worker")
     (unshared,) = [sentence for sentence in said if "shared memory" in sentence]
     assert "Cannot allocate memory" in unshared and "run.decoders or run.workers" in unshared
+
+
+class Watched(Here):
+    """The same engine, which notes the memory that Python has handed out when its work comes, and does none of it."""
+
+    traced = 0
+
+    def run(self, work: Work) -> Events:
+        self.traced = tracemalloc.get_traced_memory()[0]
+        yield from ()
+
+
+@pytest.mark.parametrize(("over", "most_bytes"), [("items", 350), ("captions", 350)])
+def test_a_pass_over_many_units_does_not_hold_the_data_of_each_before_its_shard(tmp_path, over, most_bytes):
+    count = 5000
+    items = tuple(Item(f"{n}", "train", (Caption(f"{n}#0", f"text {n}"),), f"{n}.mp4") for n in range(count))
+    digests = {item.id: digest_text(item.id) for item in items}
+    contents, store = Contents(Corpus(tmp_path / "corpus.jsonl", items), digests), Store(tmp_path / "store")
+    one = {"pass": Any_("pass", over=over)}
+    runner = Runner(one, contents, store, RememberedDigests(store.index), RunOptions(device="cpu"))
+    runner.engine = engine = Watched(store, {})
+    assert len(runner.states["pass"].missing) == count
+    tracemalloc.start()
+    try:
+        runner.bring_up_to_date("pass")
+    finally:
+        tracemalloc.stop()
+        store.index.close()
+    assert 0 < engine.traced < most_bytes * count  # 690 a unit where all were described before

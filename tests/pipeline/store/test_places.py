@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.places import NOWHERE, Place, Places, Units
+from pipeline.store.places import NOWHERE, Place, Places, Units, place_table, places_in
 
 DIGESTS = st.integers(0, 40).map(lambda n: hashlib.blake2b(b"%d" % n, digest_size=16).hexdigest())
 NAMES = st.one_of(DIGESTS, st.text(min_size=1, max_size=4))
@@ -51,6 +52,22 @@ def test_places_answer_as_a_table_of_them(
     assert dict(places.without(["a"])) == {k: p for k, p in table.items() if p.segment != "a"}
     kept = places.with_files(lambda key: 7)
     assert dict(kept) == {k: p for k, p in table.items() if p.file_bytes == 7}
+
+
+@given(st.lists(DIGESTS), st.dictionaries(DIGESTS, ROWS))
+def test_a_table_of_places_holds_those_of_the_keys_and_each_path_once(
+    keys: list[str], rows: dict[str, tuple[str, int, int | None]]
+) -> None:
+    places = Places.of(Units(rows), ((key, *row) for key, row in rows.items()))
+    table = json.loads(json.dumps(place_table(places, keys, lambda segment: f"/store/{segment}.h5")))
+    assert places_in(table) == {
+        key: (f"/store/{rows[key][0]}.h5", rows[key][1]) for key in keys if key in rows
+    }
+    assert (
+        len(table["segments"])
+        == len({*table["segments"]})
+        == len({rows[key][0] for key in keys if key in rows})
+    )
 
 
 def test_no_units_have_no_places() -> None:

@@ -33,6 +33,9 @@ from trainers.method import Batch, Method
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
+UNTIMED = dict.fromkeys(
+    ("waiting", "training_seconds", "validation_seconds")
+)  # what two equal runs differ in
 ITEMS = 44  # batches of 8: the last one is partial
 
 
@@ -116,8 +119,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     found["best"] = {name: tensor.tolist() for name, tensor in checkpoint.load(best)[0].items()}
     found["state"] = meta["state"] | {"seconds": None, "points": None}  # both hold measured times
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    found["state"]["history"] = found["history"] = [row | {"waiting": None} for row in rows]  # measured too
-    assert [row | {"waiting": None} for row in meta["state"]["history"]] == found["history"]
+    found["state"]["history"] = found["history"] = [row | UNTIMED for row in rows]
+    assert [row | UNTIMED for row in meta["state"]["history"]] == found["history"]
     return found | {"points": points(folder)}
 
 
@@ -483,6 +486,20 @@ def test_history_is_a_line_an_epoch_with_the_mean_of_each_term(tmp_path: Path) -
     assert rows == result.history and [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[1]["terms"]["nce"] == pytest.approx(np.mean([terms["nce"] for terms in seen[6:12]]))
     assert rows[1]["loss"] == pytest.approx(sum(rows[1]["terms"].values()))
+
+
+def test_history_tells_the_seconds_of_the_steps_from_those_of_the_validation(tmp_path: Path) -> None:
+    method = Towers()
+    method.before = lambda batch, epoch: time.sleep(0.01)
+
+    def slow(method: Method) -> dict[str, float]:
+        time.sleep(0.2)
+        return {"SumR": 1.0}
+
+    result, _ = train(tmp_path, method=method, epochs=2, validate=slow, figure="SumR")
+    for row in result.history:
+        assert row["validation_seconds"] >= 0.2 and row["training_seconds"] >= 6 * 0.01
+        assert row["training_seconds"] < result.seconds - 2 * 0.2
 
 
 def test_progress_is_reported_at_most_twice_a_second_and_at_the_end(tmp_path: Path) -> None:
