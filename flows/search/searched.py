@@ -52,6 +52,11 @@ class Searched:
         return self.states[self.index].complete
 
     @property
+    def kind(self) -> str:
+        """The kind of the items that are searched."""
+        return self.project.stages[f"train-{self.method}"].kind
+
+    @property
     def run(self) -> str:
         """The fingerprint of the training."""
         return self.states[f"train-{self.method}"].fingerprint.hex
