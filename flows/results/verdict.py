@@ -112,7 +112,7 @@ def judge(evaluated: Mapping[str, EvaluatedFolder], limiting: Circumstances) -> 
     )  # fmt: skip
 
 
-def _apart(orders: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _apart(orders: Mapping[str, list[str]]) -> Iterator[str]:
     """Why methods of different kinds are not compared; nothing where all rank items of one kind."""
     if len(orders) > 1:
         ranked = [

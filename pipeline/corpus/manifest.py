@@ -225,10 +225,10 @@ class Corpus:
         """Raise UserError where a split that is needed has no captions."""
         if next(self.captions(split), None) is None:
             having = [s for s in self.splits if next(self.captions(s), None) is not None]
-            of = f" of items of the kind {self.part}" if self.part else ""
+            where = f"{self.path}, items of the kind {self.part}" if self.part else str(self.path)
             raise UserError(
-                f"{self.path}: the split {split!r} has no captions{of}, so there is nothing to query with; "
-                f"splits with captions{of}: {', '.join(having) or 'none'}"
+                f"{where}: the split {split!r} has no captions, so there is nothing to query with; "
+                f"splits with captions: {', '.join(having) or 'none'}"
             )
 
 

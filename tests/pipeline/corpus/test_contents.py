@@ -167,5 +167,5 @@ def test_a_split_without_captions_of_a_kind_is_one_sentence(tmp_path):
     )
     whole = Corpus(tmp_path / "corpus.jsonl", items)
     whole.of_kind("video").require_queries("test")
-    with pytest.raises(UserError, match="the split 'test' has no captions of items of the kind pointcloud"):
+    with pytest.raises(UserError, match="items of the kind pointcloud: the split 'test' has no captions"):
         whole.of_kind("pointcloud").require_queries("test")
