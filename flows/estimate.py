@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.costs import OPERATIONS_A_SECOND, Facts, UnitCost, unit_cost
+from flows.media_sample import Sample
 from flows.method_costs import START_SECONDS, corpus_cost
 from flows.project import Project
 from pipeline.errors import UserError
@@ -108,16 +109,21 @@ def assumptions(project: Project, expected: Mapping[str, Expected]) -> str:
         return ""
     machine, sample = Machine.of(project.experiment.run), project.sampled
     media = ""
-    if sample is not None and sample.points:
-        media = f"from {sample.files} point clouds ({sample.points:,.0f} points on average), "
-    elif sample is not None and not sample.files:
+    if sample is not None and not sample.files:
         media = "without what decoding takes, as no media file could be opened in time, "
     elif sample is not None:
-        videos = "1 video" if sample.files == 1 else f"{sample.files} videos"
-        media = f"from {videos} ({sample.seconds:.1f} s on average), "
+        media = f"from {' and '.join(_sampled(sample))}, "
     speed = f"of {GPU_OPERATIONS_A_SECOND / 1e12:.0f} TFLOP/s"
     gpus = f"with {machine.gpus} GPUs {speed}" if machine.gpus else "without a GPU"
     return f"{media}for {machine.cores} cores {gpus}"
+
+
+def _sampled(sample: Sample) -> Iterator[str]:
+    """What was looked at of each kind, in words."""
+    if videos := sample.files - sample.clouds:
+        yield f"{'1 video' if videos == 1 else f'{videos} videos'} ({sample.seconds:.1f} s on average)"
+    if sample.clouds:
+        yield f"{sample.clouds} point clouds ({sample.points:,.0f} points on average)"
 
 
 def _measured(store: Store, states: Mapping[str, State]) -> dict[str, Expected]:
@@ -184,7 +190,7 @@ class Usual:
         """Seconds and bytes of a stage's missing units; None for what no cost is known of."""
         stage, todo = self._states[name].stage, len(self._states[name].missing)
         if stage.over == "corpus":
-            whole = corpus_cost(stage, self._facts, self._contents, self._unit)
+            whole = corpus_cost(stage, self._facts, self._contents.of_kind(stage.kind), self._unit)
             if whole is None:
                 return None, None
             return whole.start + self._machine.seconds_of_one(whole.cpu, whole.flops), whole.bytes

@@ -31,7 +31,7 @@ class StageFeatures:
         self.output = Output(
             stage, _field(self.state, field), project.store.reader(stage, self.state.fingerprint.hex)
         )
-        names = project.contents.names(self.state.stage.over)
+        names = project.contents_of(self.state).names(self.state.stage.over)
         self._keys = {name: key for name, key in names.items() if key in self.state.places}
         self.failed = {failure.name: failure.reason for failure in self.state.failed.values()}
         if not self._keys:
@@ -84,7 +84,7 @@ def export(project: Project, stage: str, target: Path, layout: str) -> int:
             np.savez(path, allow_pickle=False, **arrays)
         else:
             save_file(arrays, path)
-    names = project.contents.names(state.stage.over)
+    names = project.contents_of(state).names(state.stage.over)
     index = {name: f"{key}.{layout}" for name, key in names.items() if key in state.places}
     write_json(target / INDEX, {"stage": stage, "fingerprint": state.fingerprint.hex, "files": index})
     return len(state.places)
@@ -100,21 +100,20 @@ def export_collection(
     some are still to be made, and for what the layout cannot express.
     """
     text_stage = text_stage or _text_stage(project, stage)
-    outputs = {}
+    outputs, contents = {}, project.contents
     for name, over, chosen in ((stage, "items", field), (text_stage, "captions", "")):
         state = _whole(project, name)
         if state.stage.over != over:
             raise UserError(
                 f"{name} is of {state.stage.over}; {layout} needs one stage of items, one of captions"
             )
+        contents = contents.of_kind(state.kind)
         reader = project.store.reader(name, state.fingerprint.hex)
         outputs[over] = Output(name, _field(state, chosen), reader)
     if layout == "h2arn":
         subset = subset or project.contents.corpus.path.stem
-        return export_h2arn(
-            target, project.contents, subset, outputs["items"], outputs["captions"], _save_tensor
-        )
-    return export_ms_sl(target, project.contents, outputs["items"], outputs["captions"])
+        return export_h2arn(target, contents, subset, outputs["items"], outputs["captions"], _save_tensor)
+    return export_ms_sl(target, contents, outputs["items"], outputs["captions"])
 
 
 def _save_tensor(path: Path, array: Array) -> None:

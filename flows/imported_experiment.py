@@ -50,13 +50,13 @@ def experiment_on(manifest: Path, store: Path, stages: Mapping[str, str]) -> Imp
             f"crossreel import features SOURCE --layout LAYOUT --of items --corpus {manifest} --store {store}"
         )
         return ImportedExperiment("", (), {}, reason)
-    kind = contents.corpus.items[0].kind
+    kinds = _kinds(contents, opened, imported, chosen["items"])
     tree: dict[str, Any] = {"corpus": str(manifest), "store": str(store)} | _evaluated(contents.corpus)
     settings: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     for method in METHODS.names():
         config = METHODS.find(method).config
-        if config.kind != kind:
+        if config.kind not in kinds:
             continue
         ragged = len(_row_counts(contents, opened, imported, chosen["captions"])) > 1
         own = config.reading(chosen["items"], chosen["captions"], ragged)
@@ -88,6 +88,14 @@ def _covering(contents: Contents, store: Store, imported: Mapping[str, Stage[Any
     return best if counts.get(best) else ""
 
 
+def _kinds(contents: Contents, store: Store, imported: Mapping[str, Stage[Any]], stage: str) -> set[str]:
+    """The kinds of the items that imported features are of; those of the corpus if `stage` is not imported."""
+    if stage not in imported:
+        return set(contents.corpus.kinds)
+    state = survey({stage: imported[stage]}, contents, store, RememberedDigests(store.index))[stage]
+    return set(contents.of_kind(state.kind).corpus.kinds)
+
+
 def _row_counts(contents: Contents, store: Store, imported: Mapping[str, Stage[Any]], stage: str) -> set[int]:
     """Distinct numbers of rows of the arrays of a stage; empty if the stage was not imported."""
     if stage not in imported:
@@ -103,11 +111,13 @@ def _reason(
     try:
         experiment = fill(Experiment, {"name": "imported", **tree}, "")
         stages = graph.build(experiment, imported)
-        for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
-            contents.corpus.require_queries(split)
+        packs = [stage for stage in stages.values() if isinstance(stage, Pack)]
+        for pack in packs:
+            for split in pack.splits():
+                contents.of_kind(pack.kind).corpus.require_queries(split)
         states = survey(stages, contents, store, RememberedDigests(store.index))
-        packs = (stage for stage in stages.values() if isinstance(stage, Pack))
-        return next((words for pack in packs for words in pack.misfits(contents, states, store)), "")
+        misfits = (pack.misfits(contents.of_kind(pack.kind), states, store) for pack in packs)
+        return next((words for some in misfits for words in some), "")
     except UserError as error:
         return str(error)
 

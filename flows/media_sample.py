@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ BYTES_A_POINT = 30  # of the public corpora: 24 (binary .ply, six float32) to 45
 
 @dataclass(frozen=True)
 class Sample:
-    """Means over the files that were looked at, and their number.
+    """Means over the files that were looked at, and their number, `clouds` of which are point clouds.
 
     megapixels: decoded for each second of video, in millions of pixels; points: of a point cloud, by its file's size.
     """
@@ -36,20 +36,29 @@ class Sample:
     megapixels: float = 0.0
     short_side: float = 0.0
     points: float = 0.0
+    clouds: int = 0
 
 
 def sample_media(contents: Contents) -> Sample:
     """The means of files from all over a corpus; no files if none can be read in time, or there are none."""
+    parts = [_of_kind(contents.of_kind(kind), kind) for kind in contents.corpus.kinds]
+    return (
+        Sample(*(sum(figures) for figures in zip(*map(astuple, parts), strict=True))) if parts else Sample()
+    )
+
+
+def _of_kind(contents: Contents, kind: str) -> Sample:
+    """The means of one kind; those that have no meaning for it are 0."""
     items = [item for item in contents.items().values() if item.media]
     chosen = items[:: max(1, len(items) // MOST_FILES)][:MOST_FILES]
     if not chosen:
         return Sample()
-    return _of_clouds(contents, chosen) if chosen[0].kind == "pointcloud" else _of_videos(contents, chosen)
+    return _of_clouds(contents, chosen) if kind == "pointcloud" else _of_videos(contents, chosen)
 
 
 def _of_clouds(contents: Contents, items: Sequence[Item]) -> Sample:
     sizes = [os.path.getsize(path) for item in items if (path := contents.corpus.media_path(item))]
-    return Sample(len(sizes), points=sum(sizes) / len(sizes) / BYTES_A_POINT)
+    return Sample(len(sizes), points=sum(sizes) / len(sizes) / BYTES_A_POINT, clouds=len(sizes))
 
 
 def _of_videos(contents: Contents, items: Sequence[Item]) -> Sample:

@@ -14,6 +14,7 @@ from extractors.clouds import CloudEncoder
 from extractors.points import PointsParams
 from flows.estimate import Expected, estimate
 from flows.project import Project
+from pipeline.corpus.contents import Contents
 from pipeline.errors import UserError
 from pipeline.run import plan
 from pipeline.run.engines.machine import gpu_numbers
@@ -170,19 +171,19 @@ def _imported(project: Project, stage: Stage[Params], states: plan.Survey) -> It
     if not stage.runner and states[stage.name].missing:
         yield Problem(stage.name, import_lack(states[stage.name], project.contents))
     if isinstance(stage, Pack) and any(need.startswith(PREFIX) for need in stage.needs):
-        for sentence in stage.misfits(project.contents, states, project.store):
+        for sentence in stage.misfits(project.contents.of_kind(stage.kind), states, project.store):
             yield Problem(stage.name, sentence)
 
 
 def _unsuited(project: Project, stage: Stage[Params]) -> Iterator[str]:
     """Settings of a stage that do not fit this corpus or this run."""
-    run, contents = project.experiment.run, project.contents
+    run, contents = project.experiment.run, project.contents.of_kind(stage.kind)
     if isinstance(stage, Train):
         learn = LEARN[0]
         sizes = TrainingSizes(
             pairs=sum(1 for _ in contents.queries(learn)),
             items=len({digest for digest, _ in contents.gallery(learn)}),
-            words=max((len(text.split()) for text in _texts(project)), default=0),
+            words=max((len(text.split()) for text in _texts(contents)), default=0),
             processes=(run.processes or len(_gpus(project)) or 1) * run.nodes,
         )
         for setting, reason in [*stage.params.unsuited(sizes), *_misfits(project, stage, sizes)]:
@@ -221,8 +222,8 @@ def _misfits(project: Project, stage: Train, sizes: TrainingSizes) -> Iterator[t
         )
 
 
-def _texts(project: Project) -> Iterator[str]:
-    return (caption.text for caption in project.contents.captions().values())
+def _texts(contents: Contents) -> Iterator[str]:
+    return (caption.text for caption in contents.captions().values())
 
 
 def _gpus(project: Project) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,19 @@ class Project:
 
     def beside_published(self, method: str, measured: Protocol | None = None) -> Repetition:
         """How the run of a method differs from the published experiment; measured: protocol of its evaluation."""
-        return compare(method, self.stages, self.contents.corpus, self.protocol, measured)
+        corpus = self.contents.corpus.of_kind(self.stages[f"train-{method}"].kind)
+        return compare(method, self.stages, corpus, self.protocol, measured)
+
+    def of_kind(self, kind: str) -> Project:
+        """The project with the items of one kind alone; itself for a corpus of one kind."""
+        contents = self.contents.of_kind(kind)
+        return self if contents is self.contents else replace(self, contents=contents)
+
+    def contents_of(self, state: plan.State) -> Contents:
+        """The items, with their captions, of the kinds that a stage processes."""
+        if state.stage.over == "captions":
+            return self.contents
+        return self.contents.of_kind(state.kind)
 
     @functools.cached_property
     def sample(self) -> Sample:
@@ -161,8 +173,10 @@ def open_project(
             experiment, corpus, {}, chosen
         )  # before a store is made, so that an error leaves none
         store = Store(experiment.store_path)
-    for split in dict.fromkeys(split for stage in stages.values() for split in stage.splits()):
-        corpus.require_queries(split)
+    for kind, split in dict.fromkeys(
+        (stage.kind, split) for stage in stages.values() for split in stage.splits()
+    ):
+        corpus.of_kind(kind).require_queries(split)
     contents = read_contents(corpus, store.index, hashed)
     changed = find_changed(stages, store, RememberedDigests(store.index), experiment.run.keep_decoded)
     return Project(experiment, store, contents, stages, changed, chosen, protocol)
@@ -173,11 +187,10 @@ def _stages(
 ) -> dict[str, Stage[Any]]:
     """Build the stages. Raises UserError if one reads another kind of media than the corpus holds."""
     stages = graph.build(experiment, imported, chosen)
-    kinds = {item.kind for item in corpus.items}
     for stage in stages.values():
-        if stage.kind and stage.kind not in kinds:
+        if stage.over == "items" and stage.kind and stage.kind not in corpus.kinds:
             raise UserError(
-                f"{stage.name} reads items of the kind {stage.kind}, {corpus.path} holds {next(iter(kinds))}; "
+                f"{stage.name} reads items of the kind {stage.kind}, {corpus.path} holds {corpus.kinds[0]}; "
                 "name methods and extractors that fit"
             )
     return stages

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from flows.features import having_features
 from flows.project import Project
+from pipeline.corpus.contents import Contents
 from pipeline.errors import ItemError, UserError, nearest
 from pipeline.run import plan
 from pipeline.store.segments import Array
@@ -179,9 +180,9 @@ def stage_features(project: Project, stage: str, keep: object = None) -> Feature
         )
     states = project.states()
     state = having_features(project, stage, states)
-    contents, over, fp = project.contents, state.stage.over, state.fingerprint.hex
+    contents, over, fp = project.contents_of(state), state.stage.over, state.fingerprint.hex
     names = contents.names(over)
-    unmade = _unmade(project, states, state, names)
+    unmade = _unmade(project, states, state, names, contents.unreadable)
     suffix = state.stage.file_suffix
     files = {name: project.store.item_file(stage, fp, key, suffix) for name, key in names.items() if suffix}
     reader = FeatureReader({
@@ -189,7 +190,7 @@ def stage_features(project: Project, stage: str, keep: object = None) -> Feature
         for key, place in state.places.items()
     })  # fmt: skip
     return Features(
-        stage, names, state, reader, unmade, _splits(project, over), files, str(contents.corpus.path), keep
+        stage, names, state, reader, unmade, _splits(contents, over), files, str(contents.corpus.path), keep
     )
 
 
@@ -198,9 +199,9 @@ def stages_with_features(project: Project) -> list[str]:
     return [name for name in plan.order(project.stages) if project.stages[name].fields]
 
 
-def _splits(project: Project, over: str) -> dict[str, frozenset[str]]:
+def _splits(contents: Contents, over: str) -> dict[str, frozenset[str]]:
     """The ids of the items, or captions, of each split."""
-    corpus = project.contents.corpus
+    corpus = contents.corpus
     if over == "captions":
         return {
             split: frozenset(caption.id for _, caption in corpus.captions(split)) for split in corpus.splits
@@ -209,12 +210,16 @@ def _splits(project: Project, over: str) -> dict[str, frozenset[str]]:
 
 
 def _unmade(
-    project: Project, states: plan.Survey, state: plan.State, names: Mapping[str, str]
+    project: Project,
+    states: plan.Survey,
+    state: plan.State,
+    names: Mapping[str, str],
+    unreadable: Mapping[str, str],
 ) -> dict[str, ItemError]:
     """The error of each id that failed, in this stage, in one that it needs, or as a file."""
     out: dict[str, ItemError] = {}
     if state.stage.over == "items":
-        out = {name: ItemError(name, reason) for name, reason in project.contents.unreadable.items()}
+        out = {name: ItemError(name, reason) for name, reason in unreadable.items()}
     reasons = {key: failure.reason for key, failure in state.failed.items()}
     if state.blocked:
         for need in plan.ancestors(project.stages, state.stage.needs):

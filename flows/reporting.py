@@ -112,7 +112,8 @@ def report_of(stages: Mapping[str, Stage[Any]], methods: Sequence[str]) -> dict[
 def _beside_published(briefing: Briefing, method: str) -> Repetition:
     """How a method's run differs from the published experiment of its corpus."""
     stages = {name: state.stage for name, state in briefing.states.items()}
-    return compare(method, stages, briefing.contents.corpus, None, _measured(briefing, method))
+    corpus = briefing.contents.corpus.of_kind(stages[f"train-{method}"].kind)
+    return compare(method, stages, corpus, None, _measured(briefing, method))
 
 
 def _measured(briefing: Briefing, method: str) -> Protocol:

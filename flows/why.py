@@ -45,15 +45,19 @@ def _unit(project: Project, state: plan.State, item: str) -> tuple[str, str]:
     """The key and name of the unit that the user names. Raises UserError with the nearest id."""
     if state.stage.over == "corpus":
         return plan.WHOLE, plan.WHOLE
-    names = project.contents.names(state.stage.over)
+    contents = project.contents_of(state)
+    names = contents.names(state.stage.over)
     if item not in names:
         item = _by_text_or_file(project, state, item)
     if item in project.contents.unreadable:
         raise UserError(f"{item}: {project.contents.unreadable[item]}")
     if item not in names:
+        of_kind = (
+            f" of the kind {state.kind}, which {state.stage.name} processes" if contents.corpus.part else ""
+        )
         close = nearest(item, names) if len(names) < 50 else nearest(item, names).split("possible")[0]
         raise UserError(
-            f"no item {item!r} among the {state.stage.over} of {project.contents.corpus.path}; {close}"
+            f"no item {item!r} among the {state.stage.over} of {contents.corpus.path}{of_kind}; {close}"
         )
     return names[item], item
 

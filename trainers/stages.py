@@ -111,7 +111,7 @@ class Pack(Stage[MethodConfig]):
     ) -> None:
         super().__init__(config)
         self.name, self.method, self.declared = f"pack-{method.name}{suffix}", method.name, method
-        self.needs, self._splits = config.features(), splits
+        self.kind, self.needs, self._splits = method.config.kind, config.features(), splits
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
         """The version of the method."""
@@ -269,6 +269,7 @@ class Train(Stage[MethodConfig]):
     def __init__(self, method: Declared, config: MethodConfig) -> None:
         super().__init__(config)
         self.name, self.method, self.declared = f"train-{method.name}", method.name, method
+        self.kind = method.config.kind
         self.needs = (f"pack-{method.name}",)
 
     def identity(self, known: Digests) -> Mapping[str, Any]:
@@ -328,6 +329,7 @@ class Evaluate(Stage[EvaluateParams]):
     def __init__(self, method: Declared, params: EvaluateParams, packed: str) -> None:
         super().__init__(params)
         self.name, self.method, self.declared = f"evaluate-{method.name}", method.name, method
+        self.kind = method.config.kind
         bank = (f"pack-{method.name}",) if "qb_norm" in params.post_processing else ()
         self.needs = tuple(dict.fromkeys((f"train-{method.name}", packed, *bank)))
 

@@ -24,7 +24,7 @@ from pipeline.corpus.importers.charades import CHARADES
 from pipeline.corpus.importers.didemo import DIDEMO
 from pipeline.corpus.importers.earlier import Earlier, require_unmoved
 from pipeline.corpus.importers.earlier import keep_splits as keep
-from pipeline.corpus.importers.folder import read_folder
+from pipeline.corpus.importers.folder import BOTH, kind_of, read_folder
 from pipeline.corpus.importers.lsmdc import LSMDC
 from pipeline.corpus.importers.msrvtt import MSRVTT
 from pipeline.corpus.importers.msvd import MSVD
@@ -107,7 +107,10 @@ def import_(
     ] = "",
     split: Annotated[list[str], typer.Option(help="Import this split alone; may be repeated.")] = [],  # noqa: B006
     kind: Annotated[
-        str, typer.Option(help=f"Of a folder or table, what its media are: {' or '.join(KINDS)}.")
+        str,
+        typer.Option(
+            help=f"Of a folder or table, what its media are: {', '.join(KINDS)}, or {BOTH}, told apart by suffix."
+        ),
     ] = "",
     subset: Annotated[str, typer.Option(help=f"Of t3dr-hit: {' or '.join(SUBSETS)}.")] = "",
     ratio: Annotated[
@@ -182,13 +185,17 @@ def import_(
 
 
 def _own(layout: str, source: Path, relative_to: Path, kind: str, shares: Shares) -> Imported:
-    """The items of the user's own folder or table, of one kind. Raises UserError."""
-    if kind not in KINDS:
-        raise UserError(f"unknown --kind {kind!r}; {nearest(kind, KINDS)}")
+    """The items of the user's own folder or table, of one kind or of both. Raises UserError."""
+    if kind not in (*KINDS, BOTH):
+        raise UserError(f"unknown --kind {kind!r}; {nearest(kind, (*KINDS, BOTH))}")
     if layout == "folder":
         return read_folder(source, relative_to, kind, shares)
     imported = TABLES[layout](source, relative_to, shares)
-    return replace(imported, items=[replace(item, kind=kind) for item in imported.items])
+    items = [
+        replace(item, kind=kind if kind != BOTH else kind_of(item.media or "") or KINDS[0])
+        for item in imported.items
+    ]
+    return replace(imported, items=items)
 
 
 def _refuse(layout: str, given: Mapping[str, object], having: str) -> None:

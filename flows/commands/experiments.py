@@ -254,10 +254,12 @@ def decoded(reports: Sequence[Report]) -> str:
 
 
 def print_leaderboard(rows: list[dict[str, Any]]) -> None:
-    """Three lines a method and direction: the figures, their 95 % intervals, and chance."""
-    if not rows:
-        return
-    kind = rows[0].get("kind", "video")
+    """A table for each kind of ranked items, three lines a method and direction: figures, intervals, and chance."""
+    for kind in dict.fromkeys(row.get("kind", "video") for row in rows):
+        _print_board([row for row in rows if row.get("kind", "video") == kind], kind)
+
+
+def _print_board(rows: list[dict[str, Any]], kind: str) -> None:
     sums = [row for row in rows if row["direction"] == "both"]
     rows = [row for row in rows if row["direction"] != "both"]
     names = shown_metrics((name for row in rows for name in row["metrics"]), kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,11 @@ from flows.commands.terms import (
     print_json,
 )
 from flows.console import StageDisplay
+from flows.project import Project
+from flows.results.wording import listed
+from flows.search.calibration import Calibration
 from flows.search.hits import CaptionHit, Hit, Moment
+from flows.search.joint import COMPARABLE, JointHit, join, joint_methods
 from flows.search.query import require_text, require_top
 from flows.search.searched import chosen_gallery
 from flows.search.searcher import Searcher
@@ -41,7 +46,8 @@ def search(
         ),
     ] = [],  # noqa: B006
     method: Annotated[str, typer.Option(
-            *METHOD_OPTION, help="A trained method of the experiment.", autocompletion=method_names
+            *METHOD_OPTION, autocompletion=method_names,
+            help="A trained method of the experiment; or one for each kind of items, with a comma.",
         ),
     ] = "",
     split: Annotated[str, typer.Option("--split", help="The split to search; else the evaluated one.")] = "",
@@ -62,11 +68,23 @@ def search(
 
     What is finished is searched: where the experiment or its corpus has changed since, its last run answers, and one
     line says so. The first search of a split encodes and stores all of it.
+
+    An experiment with one method for videos and one for point clouds is searched with both, in one list. Scores of
+    different methods cannot be compared, so the list is ordered by the standard score: how far a score lies above the
+    best scores that captions of other items get with the same method.
     """
     text, experiment = _query(words, caption, media)
     require_top(top)
+    methods = method.replace(",", " ").split()
+    if len(methods) > 1 and not (text and not run):
+        raise UserError(
+            f"--run, --caption and --media search with one method; --method names {listed(methods)}"
+        )
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
+        if joint := joint_methods(project.stages, methods) if text and not run else {}:
+            _search_jointly(project, joint, text, top, split, corpus, display, as_json)
+            return
         searched = chosen_gallery(project, method, split, run, corpus)
         with Searcher(searched, say=display.say, on_progress=display.progress) as searcher:
             display.idle()
@@ -90,6 +108,28 @@ def search(
         _show(hits)
 
 
+def _search_jointly(
+    project: Project, kinds: Mapping[str, str], text: str, top: int, split: str, corpus: Path | None,
+    display: StageDisplay, as_json: bool,
+) -> None:  # fmt: skip
+    """Search with each method, one after the other, so that one of them is in memory at a time; show one list."""
+    found: dict[str, tuple[list[Hit], Calibration]] = {}
+    methods = []
+    for method, kind in kinds.items():
+        searched = chosen_gallery(project, method, split, "", corpus)
+        with Searcher(searched, say=display.say, on_progress=display.progress) as searcher:
+            display.idle()
+            found[method] = searcher.search(text, top), searcher.calibrate()
+        about = {"method": method, "kind": kind, "split": searched.split}
+        methods.append(about | {"run": searched.run, "note": searched.note})
+    hits = join(found, kinds, top)
+    if as_json:
+        print_json({"methods": methods, "comparable": COMPARABLE, "hits": [hit.as_json() for hit in hits]})
+        return
+    _show([one.hit for one in hits], hits)
+    out.print(COMPARABLE, markup=False, style="dim")
+
+
 def _query(words: list[str], caption: str, media: Path | None) -> tuple[str, Path]:
     """The sentence to search for ("" with --caption or --media), and the experiment file."""
     if caption and media is not None:
@@ -106,19 +146,28 @@ def _query(words: list[str], caption: str, media: Path | None) -> tuple[str, Pat
     return require_text(words[0]), Path(words[1]) if len(words) > 1 else DEFAULT_EXPERIMENT
 
 
-def _show(hits: list[Hit] | list[CaptionHit]) -> None:
-    """The table of results: its caption is the first one of the item, or the caption found, cut to fit a line."""
+def _show(hits: list[Hit] | list[CaptionHit], joint: Sequence[JointHit] = ()) -> None:
+    """The table of results: its caption is the first one of the item, or the caption found, cut to fit a line.
+
+    joint: what a search with several methods says of each of the hits.
+    """
     columns = ["place", "score", "item", "moment", "caption"]
     rows = [[str(hit.place), f"{hit.score:.3f}", hit.item, _seconds(hit.moment), _text(hit)] for hit in hits]
-    rows = [[*map(in_one_line, row)] for row in rows]
     if not any(hit.moment for hit in hits):
         columns.remove("moment")
         rows = [[*row[:3], row[4]] for row in rows]
+    if joint:
+        columns[:2] = ["place", "standard", "method", "score"]
+        rows = [
+            [str(one.place), f"{one.standard:+.2f}", one.method, *row[1:]]
+            for one, row in zip(joint, rows, strict=True)
+        ]
+    rows = [[*map(in_one_line, row)] for row in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     before = 0  # characters
     for name, cells in zip(columns[:-1], zip(*rows, strict=True), strict=False):
         before += 1 + max(len(cell) for cell in (name, *cells))
-        table.add_column(name, justify="left" if name == "item" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("item", "method") else "right", no_wrap=True)
     room = max(len(columns[-1]), out.width - before)
     table.add_column(columns[-1], no_wrap=True, overflow="ellipsis", max_width=room)
     for row in rows:

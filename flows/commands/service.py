@@ -40,7 +40,9 @@ def demo(
             help="Only draw N media files with captions beside them, like a folder of your own, and run nothing.",
         ),
     ] = 0,
-    kind: Annotated[str, typer.Option("--kind", help="With --media-only: video or pointcloud.")] = "video",
+    kind: Annotated[
+        str, typer.Option("--kind", help="With --media-only: video, pointcloud or both, N of each.")
+    ] = "video",
     sets: Sets = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:

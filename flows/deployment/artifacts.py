@@ -67,9 +67,10 @@ def leaderboard_text(result: RunResult) -> str:
             "  \n".join(verdict.sentences),
             "\n".join(f"- {line}" for line in verdict.basis),
         ]
-    for direction in dict.fromkeys(row["direction"] for row in result.leaderboard):
-        rows = [row for row in result.leaderboard if row["direction"] == direction]
-        kind = rows[0].get("kind", "video")
+    tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result.leaderboard:
+        tables.setdefault((row.get("kind", "video"), row["direction"]), []).append(row)
+    for (kind, direction), rows in tables.items():
         names = shown_metrics((name for row in rows for name in row["metrics"]), kind)
         lines = [["Method", *names], ["---"] * (1 + len(names))]
         for row in rows:

@@ -6,7 +6,7 @@ method, with batches that fit the corpus.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.drafting.explanations import explanations
@@ -35,9 +35,11 @@ def written(corpus: Corpus, methods: Sequence[str], target: Path, manifest: str,
 
     Raises UserError for a method that is not there or ranks items of another kind, and for a corpus without a split.
     """
-    for split in NEEDED:
-        corpus.require_queries(split)
     rows = [_row(corpus, name) for name in methods]
+    corpora = [corpus.of_kind(METHODS.find(name).config.kind) for name in methods]
+    for part in corpora:
+        for split in NEEDED:
+            part.require_queries(split)
     head = [
         f"{', '.join(methods)} on {manifest}: a corpus of our own, with the settings that we recommend.",
         "Validation items choose the epoch, and the test split is looked at once, at the end.",
@@ -52,29 +54,26 @@ def written(corpus: Corpus, methods: Sequence[str], target: Path, manifest: str,
         Line("store", store, "the folder of all that is made; experiments share what is the same in them"),
         Line("methods", list(methods), "trained, evaluated and compared in this order"),
     ])  # fmt: skip
-    there = {"captions": sum(1 for _ in corpus.captions("train")), "items": len(corpus.gallery("train"))}
-    return text(
-        head,
-        [top, *(_table(name, row, there) for name, row in zip(methods, rows, strict=True)), evaluation()],
-    )
+    tables = [_table(*each) for each in zip(methods, rows, corpora, strict=True)]
+    return text(head, [top, *tables, evaluation()])
 
 
 def _row(corpus: Corpus, method: str) -> PublishedRecipe | None:
     declared = METHODS.find(method)
-    kind = corpus.items[0].kind
-    if declared.config.kind != kind:
+    if declared.config.kind not in corpus.kinds:
         raise UserError(
             f"--methods {method}: it ranks items of kind {declared.config.kind}, and {corpus.path} holds items of kind "
-            f"{kind}"
+            f"{corpus.kinds[0]}"
         )
     if method in NEAREST:
         return find(method, NEAREST[method])
     return next(iter(recipes(method, declared.recipes)), None)  # a method of an installed package
 
 
-def _table(method: str, row: PublishedRecipe | None, there: Mapping[str, int]) -> Table:
-    """The settings of a method, those of features left to their defaults; there: of the training split."""
+def _table(method: str, row: PublishedRecipe | None, corpus: Corpus) -> Table:
+    """The settings of a method, those of features left to their defaults; the corpus has items of its kind alone."""
     model = METHODS.find(method).config
+    there = {"captions": sum(1 for _ in corpus.captions("train")), "items": len(corpus.gallery("train"))}
     count = there[model.batch_of]
     words = explanations(model)
     table = Table(f"trainers.{method}", "zero-shot: nothing is trained, and its figure is looked at first"

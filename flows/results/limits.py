@@ -17,7 +17,8 @@ def limits(
     runs: Sequence[Measured], evaluated: Mapping[str, EvaluatedFolder], limiting: Circumstances
 ) -> Iterator[str]:
     """Whole sentences, the size of the test first."""
-    yield _size(runs)
+    for kind in dict.fromkeys(run.protocol.kind for run in runs):
+        yield _size([run for run in runs if run.protocol.kind == kind])
     yield _failed(runs, limiting)
     own = {run.name: limiting.methods[run.name] for run in runs if run.name in limiting.methods}
     yield from _weights(own)
@@ -34,7 +35,8 @@ def _size(runs: Sequence[Measured]) -> str:
 
 
 def _failed(runs: Sequence[Measured], limiting: Circumstances) -> str:
-    noun, dropped = member(runs[0].protocol.kind), max(run.protocol.dropped for run in runs)
+    nouns, dropped = {member(run.protocol.kind) for run in runs}, max(run.protocol.dropped for run in runs)
+    noun = nouns.pop() if len(nouns) == 1 else "item"
     parts = []
     if limiting.failed_items:
         parts.append(f"{counted(limiting.failed_items, noun)} of the corpus failed")

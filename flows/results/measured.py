@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.measure.evaluated import EvaluatedFolder, Protocol, Queries
+from trainers.measure.evaluated import EvaluatedFolder, Metrics, Protocol, Queries
 from trainers.relevance import Positions
 
 Ranks = NDArray[np.float64]
@@ -49,6 +49,14 @@ class Measured:
     protocol: Protocol
     items: frozenset[str]
     queries: Mapping[str, RankedQueries] = field(default_factory=dict)
+
+
+def by_kind(metrics: Mapping[str, Metrics]) -> dict[str, dict[str, Metrics]]:
+    """The metrics of methods, by the kind of the items that they rank: other kinds are other galleries."""
+    kinds: dict[str, dict[str, Metrics]] = {}
+    for method, one in metrics.items():
+        kinds.setdefault(one.protocol.kind, {})[method] = one
+    return kinds
 
 
 def read_measured(folder: Path, name: str) -> Measured:

@@ -98,6 +98,7 @@ def method_results(project: Project, method: str, states: Survey | None = None) 
         raise UserError(f"{path} does not train {method!r}; {nearest(method, known)}")
     finished = finished_evaluations(project, [method], states=states)
     finished.require(method)
+    project = project.of_kind(finished.states[f"evaluate-{method}"].kind)
     if method not in finished.notes:
         return MethodResults(project, method, finished.states)
     stages = finished.project.stages

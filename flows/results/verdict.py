@@ -15,9 +15,9 @@ from statistics import NormalDist
 from flows.circumstances import Circumstances
 from flows.results.comparison import ALPHA, Pair, ahead, compare, corrected, matched, smallest_detectable
 from flows.results.limits import first_direction, limits
-from flows.results.measured import Measured, measured
+from flows.results.measured import Measured, by_kind, measured
 from flows.results.pairs import PairRow
-from flows.results.wording import counted, listed, member, titles
+from flows.results.wording import NOUNS, counted, listed, member, titles
 from pipeline.errors import UserError
 from pipeline.store.documents import Document
 from trainers.measure.evaluated import EvaluatedFolder, Metrics
@@ -36,7 +36,8 @@ class Verdict(Document):
 
     figure, direction: the metric that the methods are ordered by. order: all methods, the best first. sentences: who is
     ahead of whom. basis: what that rests on and what limits it. better: (direction, metric, method) of values that are
-    shown to be better than those of every other method. tests: number of tests that p values are corrected for.
+    shown to be better than those of every other method of its kind. tests: number of tests, over each kind of which p
+    values are corrected by themselves.
     meaningless: the split is too small for any figure to mean anything.
     """
 
@@ -86,10 +87,45 @@ def judge(evaluated: Mapping[str, EvaluatedFolder], limiting: Circumstances) -> 
     """The verdict on evaluated methods, by name. Raises UserError naming a damaged file."""
     metrics = {method: folder.metrics for method, folder in evaluated.items()}
     figure, direction = task_figure(metrics)
-    order = in_order(metrics, figure, direction)
+    kinds = by_kind(metrics)
+    orders = {kind: in_order(some, figure, direction) for kind, some in kinds.items()}
+    runs = {method: measured(evaluated[method], method) for order in orders.values() for method in order}
+    parts = [
+        _of_kind(figure, direction, order, kinds[kind], [runs[method] for method in order])
+        for kind, order in orders.items()
+    ]
+    starts = [f"{NOUNS[kind].capitalize()}s: " if len(kinds) > 1 else "" for kind in kinds]
+    return Verdict(
+        figure=figure, direction=direction, order=list(runs),
+        sentences=[
+            *_apart(orders),
+            *(start + line for start, part in zip(starts, parts, strict=True) for line in part.sentences),
+        ],
+        basis=[
+            *(start + line for start, part in zip(starts, parts, strict=True) for line in part.basis),
+            *limits(list(runs.values()), evaluated, limiting),
+        ],
+        better=[value for part in parts for value in part.better],
+        pairs=[pair for part in parts for pair in part.pairs],
+        tests=sum(part.tests for part in parts),
+        meaningless=all(part.meaningless for part in parts),
+    )  # fmt: skip
+
+
+def _apart(orders: Mapping[str, list[str]]) -> Iterator[str]:
+    """Why methods of different kinds are not compared; nothing where all rank items of one kind."""
+    if len(orders) > 1:
+        ranked = [
+            f"{listed(order)} rank{'s'[: len(order) == 1]} {NOUNS[kind]}s" for kind, order in orders.items()
+        ]
+        yield f"Methods that rank items of different kinds are not compared: {listed(ranked)}."
+
+
+def _of_kind(
+    figure: str, direction: str, order: list[str], metrics: Mapping[str, Metrics], runs: Sequence[Measured]
+) -> Verdict:
+    """The verdict on the methods that rank items of one kind, the best first; its basis is how they were tested."""
     first = metrics[order[0]].protocol
-    runs = [measured(evaluated[method], method) for method in order]
-    basis = list(limits(runs, evaluated, limiting))
     least = min(len({unit for side in run.queries.values() for unit in side.units}) for run in runs)
     if least <= 1:
         noun = member(first.kind)
@@ -98,7 +134,7 @@ def judge(evaluated: Mapping[str, EvaluatedFolder], limiting: Circumstances) -> 
             "method can be called better"
         )
         return Verdict(
-            figure=figure, direction=direction, order=order, sentences=[f"{sentence}."], basis=basis,
+            figure=figure, direction=direction, order=order, sentences=[f"{sentence}."], basis=[],
             meaningless=True,
         )  # fmt: skip
     tested = test_all(runs)
@@ -106,7 +142,7 @@ def judge(evaluated: Mapping[str, EvaluatedFolder], limiting: Circumstances) -> 
     return Verdict(
         figure=figure, direction=direction, order=order,
         sentences=[f"{_begun(sentence)}." for sentence in sentences],
-        basis=[*_how_tested(tested, runs), *basis],
+        basis=list(_how_tested(tested, runs)),
         better=list(_better(tested, metrics)),
         pairs=[_row(pair, first.kind, tested) for pair in tested.pairs],
         tests=tested.tests,
@@ -124,11 +160,11 @@ def task_figure(metrics: Mapping[str, Metrics]) -> tuple[str, str]:
     RSUM over both directions; else SumR of one, which tables of point clouds do not show: there R@1.
     """
     everywhere = [d for d in (*DIRECTIONS, "both") if all(d in one.estimates for one in metrics.values())]
-    kind = next(iter(metrics.values())).protocol.kind
     if "both" in everywhere:
         return "RSUM", "both"
     direction = everywhere[0] if everywhere else first_direction(next(iter(metrics.values())))
-    return ("SumR" if metric("SumR").shown(kind) else "R@1"), direction
+    shown = all(metric("SumR").shown(one.protocol.kind) for one in metrics.values())
+    return ("SumR" if shown else "R@1"), direction
 
 
 def in_order(metrics: Mapping[str, Metrics], figure: str, direction: str) -> list[str]:

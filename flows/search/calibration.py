@@ -30,3 +30,12 @@ class Calibration:
         """
         reached = len(self.best) - int(np.searchsorted(self.best, np.float32(score), "left"))
         return (1 + reached) / (1 + len(self.best))
+
+    def standard(self, score: float) -> float:
+        """The standard score: how many standard deviations a score lies above the mean of `best`.
+
+        Scores of different methods can be compared by it: each is measured by what chance reaches in its own gallery,
+        which is more in a larger one. It is 0 where `best` has no spread, as with fewer than two captions.
+        """
+        spread = float(self.best.std()) if len(self.best) else 0.0
+        return (score - float(self.best.mean())) / spread if spread else 0.0

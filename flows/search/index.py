@@ -32,9 +32,14 @@ class Index(Stage[IndexParams]):
         self.name, self.method, self.needs = f"index-{method}", method, (f"train-{method}", packed)
 
 
+def trained_methods(stages: Mapping[str, Stage[Any]]) -> list[str]:
+    """The methods of an experiment, in its order."""
+    return [stage.method for stage in stages.values() if isinstance(stage, Train)]
+
+
 def choose_method(stages: Mapping[str, Stage[Any]], method: str) -> str:
     """The method to search with: the one named, or the only one. Raises UserError otherwise."""
-    methods = sorted(stage.method for stage in stages.values() if isinstance(stage, Train))
+    methods = sorted(trained_methods(stages))
     if method in methods:
         return method
     if not methods:

@@ -21,6 +21,7 @@ from pipeline.run import plan
 from pipeline.run.execute import OnProgress, Say
 from pipeline.run.stage import Stage
 from pipeline.store.store import Store
+from trainers.registry import METHODS
 from trainers.stages import LEARN, EvaluateParams
 
 
@@ -49,6 +50,11 @@ class Searched:
     def indexed(self) -> bool:
         """Whether the index is made."""
         return self.states[self.index].complete
+
+    @property
+    def kind(self) -> str:
+        """The kind of the items that are searched."""
+        return self.project.stages[f"train-{self.method}"].kind
 
     @property
     def run(self) -> str:
@@ -93,6 +99,7 @@ def find_searched(
     states = project.states() if states is None else states
     chosen = find_run(project.store, method, run) if run else None
     method = chosen.method if chosen else choose_method(project.stages, method)
+    project = project.of_kind(METHODS.find(method).config.kind)
     if chosen and chosen.stage not in project.stages:
         return _of_run(project, chosen, split or EvaluateParams().split, states)
     split = split or evaluated_split(project.stages, method)

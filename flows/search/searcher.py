@@ -163,6 +163,11 @@ class Searcher:
         """The digests of the gallery's items, in the order of the columns of `Calibration.scores`."""
         return [*self._names.items]
 
+    @property
+    def caption_count(self) -> int:
+        """Number of captions with different texts that the index has."""
+        return len(self._names.captions)
+
     def _known_item(self, item: str) -> int:
         place = self._names.item_place(item)
         if place is None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from flows.project import Project
 from flows.results.wording import without_places
-from flows.search.index import evaluated_split
+from flows.search.index import evaluated_split, trained_methods
 from flows.search.searched import Searched, chosen_gallery, find_searched
 from flows.serve.ranks.evaluated_runs import differing_settings
 from flows.trained.finished import first_missing
 from flows.trained.runs import DIGITS, SEPARATOR, TrainedRun, last_run, trained_runs
 from pipeline.errors import UserError
 from pipeline.run import plan
-from pipeline.run.stage import Stage
-from trainers.stages import Train
 
 Searches = Mapping[tuple[str, str], Searched]
 """What is searched, by method and split."""
@@ -46,6 +45,7 @@ class Searchable:
     one sentence. encodes: whether any sentence can be searched for; if the text features were imported, only captions
     of the split can. note: the run that answers, where it is stale or was trained on another corpus. run: the
     fingerprint of the training. differs: the settings that a further run has otherwise, the usual run's in brackets.
+    kind: that of the items that it ranks.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Searchable:
     note: str = ""
     run: str = ""
     differs: str = ""
+    kind: str = "video"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ class Catalogue:
     """Everything that can be searched of an experiment, as `/api/about` sends it to the page."""
 
     experiment: str
-    kind: str
     methods: tuple[Searchable, ...]
     splits: tuple[Split, ...]
 
@@ -99,11 +99,6 @@ def _is_named(one: Searchable, word: str) -> bool:
     return one.name.partition(SEPARATOR)[0] == method and len(digest) >= DIGITS and one.run.startswith(digest)
 
 
-def trained_methods(stages: Mapping[str, Stage[Any]]) -> list[str]:
-    """The methods of an experiment, in its order."""
-    return [stage.method for stage in stages.values() if isinstance(stage, Train)]
-
-
 def read_searchable(
     project: Project, more_splits: Sequence[str], runs: Mapping[str, str]
 ) -> tuple[list[Searchable], Searches]:
@@ -129,7 +124,9 @@ def read_searchable(
         splits = tuple(dict.fromkeys(one.split for one in found))
         searches |= {(method, split): one for split, one in by_split.items()}
         methods.append(
-            Searchable(method, splits, encodes=_encodes(found[0]), note=found[0].note, run=found[0].run)
+            Searchable(
+                method, splits, "", _encodes(found[0]), found[0].note, found[0].run, kind=found[0].kind
+            )
         )
     for further, of_run in _further_runs(project, states, methods, more_splits):
         methods.append(further)
@@ -153,7 +150,12 @@ def _further_runs(
             first = next(iter(found.values()))
             answers = TrainedRun(project.store, run.method, usual[run.method])
             differs = differing_settings(run.components, answers.components)
-            yield Searchable(run.name, tuple(found), "", _encodes(first), "", run.fingerprint, differs), found
+            yield (
+                Searchable(
+                    run.name, tuple(found), "", _encodes(first), "", run.fingerprint, differs, first.kind
+                ),
+                found,
+            )
 
 
 def _is_of(run: TrainedRun, project: Project) -> bool:
@@ -176,18 +178,28 @@ def read_applied(
             continue
         searches[method, found.split] = found
         methods.append(
-            Searchable(method, (found.split,), encodes=_encodes(found), note=found.note, run=found.run)
+            Searchable(method, (found.split,), "", _encodes(found), found.note, found.run, kind=found.kind)
         )
     return methods, searches
 
 
 def catalogue_of(name: str, methods: Sequence[Searchable], searches: Searches) -> Catalogue:
     """The catalogue of what is searched; every one of `searches` is of one corpus."""
-    by_split = {split: found for (_, split), found in reversed(list(searches.items()))}
+    by_split: dict[str, dict[str, Searched]] = {}  # then by kind of items, of which a corpus may have several
+    for (_, split), found in searches.items():
+        by_split.setdefault(split, {}).setdefault(found.kind, found)
     named = dict.fromkeys(split for method in methods for split in method.splits)
-    corpus = next(iter(searches.values())).project.contents.corpus
-    kind = corpus.items[0].kind if corpus.items else "video"
-    return Catalogue(name, kind, tuple(methods), tuple(_split(by_split[split]) for split in named))
+    splits = (_together([_split(found) for found in by_split[split].values()]) for split in named)
+    return Catalogue(name, tuple(methods), tuple(splits))
+
+
+def _together(parts: Sequence[Split]) -> Split:
+    """A split of all kinds of items, with captions of each kind to begin with."""
+    examples = [text for texts in zip_longest(*(part.examples for part in parts)) for text in texts if text]
+    return Split(
+        parts[0].name, sum(part.items for part in parts), sum(part.captions for part in parts),
+        tuple(dict.fromkeys(examples))[:EXAMPLES],
+    )  # fmt: skip
 
 
 def _missing(project: Project, states: plan.Survey, method: str, error: UserError) -> str:

@@ -6,7 +6,7 @@ import errno
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from flows.project import FailedUnit, Project
 from flows.results.wording import without_places
+from flows.search.index import trained_methods
 from flows.search.searched import Searched
 from flows.search.searcher import Searcher
 from flows.serve.app import application
@@ -24,7 +25,6 @@ from flows.serve.catalogue import (
     catalogue_of,
     read_applied,
     read_searchable,
-    trained_methods,
 )
 from flows.serve.durations import seconds_of
 from flows.serve.look_site import LookSite
@@ -38,8 +38,11 @@ from flows.serve.searching import Searchers
 from flows.trained.finished import PICTURES
 from flows.trained.naming import named_digest
 from flows.trained.runs import SEPARATOR, find_run
+from pipeline.corpus.contents import Contents
+from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
 from pipeline.run.execute import OnProgress
+from pipeline.run.plan import State
 from pipeline.store.store import Store
 
 MOST_CONNECTIONS = 600
@@ -161,12 +164,12 @@ def serve(project: Project, prepared: Prepared, address: Address, ready: Callabl
 
 def _tables(project: Project, prepared: Prepared) -> Tables:
     """The rank tables of the corpus that is searched."""
-    most = _shown(prepared.searches)
-    folder = project.experiment.path.parent
-    found = [(each.stage, each.item, without_places(each.reason, folder)) for each in _failures(most)]
+    shown, folder = _shown(prepared.searches), project.experiment.path.parent
+    failures = {each: None for one in shown for each in _failures(one)}
+    found = [(each.stage, each.item, without_places(each.reason, folder)) for each in failures]
     usual = {one.name: one.run for one in prepared.catalogue.methods if one.run and SEPARATOR not in one.name}
-    lengths = partial(seconds_of, store=most.project.store, states=most.states)
-    return Tables(project.store, most.project.contents, usual, lengths, reasons_by_id(found), folder)
+    lengths = partial(seconds_of, store=shown[0].project.store, states=_picture_states(shown))
+    return Tables(project.store, _contents(shown), usual, lengths, reasons_by_id(found), folder)
 
 
 def _failures(searched: Searched) -> list[FailedUnit]:
@@ -178,17 +181,41 @@ def _failures(searched: Searched) -> list[FailedUnit]:
 
 def _pictures(searches: Searches) -> Gallery:
     """The items with the pictures of them that most were made of."""
-    most = _shown(searches)
-    return Gallery(most.project, most.states)
+    shown = _shown(searches)
+    return Gallery(replace(shown[0].project, contents=_contents(shown)), _picture_states(shown))
 
 
-def _shown(searches: Searches) -> Searched:
-    """The search with the most pictures of items: a stale run and today's may have different ones."""
+def _shown(searches: Searches) -> list[Searched]:
+    """For each kind, the search with the most pictures of items: a stale run and today's may have different ones."""
 
-    def shown(searched: Searched) -> int:
+    def pictures(searched: Searched) -> int:
         return sum(len(searched.states[name].places) for name in PICTURES if name in searched.states)
 
-    return max(searches.values(), key=shown)
+    kinds = dict.fromkeys(searched.kind for searched in searches.values())
+    return [max((one for one in searches.values() if one.kind == kind), key=pictures) for kind in kinds]
+
+
+def _picture_states(shown: Sequence[Searched]) -> dict[str, State]:
+    """The states of the stages that pictures are taken from, each with the most of them."""
+    out = {}
+    for name in PICTURES:
+        having = [searched.states[name] for searched in shown if name in searched.states]
+        if having:
+            out[name] = max(having, key=lambda state: len(state.places))
+    return out
+
+
+def _contents(shown: Sequence[Searched]) -> Contents:
+    """The items of all kinds that are searched: each search knows those of its own kind alone."""
+    every = list({id(one.project.contents): one.project.contents for one in shown}.values())
+    if len(every) == 1:
+        return every[0]
+    items = tuple(item for part in every for item in part.corpus.items)
+    digests, unreadable = (
+        {name: value for part in every for name, value in getattr(part, known).items()}
+        for known in ("digests", "unreadable")
+    )
+    return Contents(Corpus(every[0].corpus.path, items), digests, unreadable)
 
 
 def bounded(app: ASGIApp) -> uvicorn.Config:

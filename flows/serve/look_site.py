@@ -102,7 +102,9 @@ class LookSite:
     async def captions(self, request: Request) -> Response:
         """The captions of an item, each at its place among all captions of the split for this item."""
         name, key = self._searched(request), self._known(request)
-        hits = await self._searchers.ask(name, lambda searcher: searcher.own_captions(key))
+        hits, total = await self._searchers.ask(
+            name, lambda searcher: (searcher.own_captions(key), searcher.caption_count)
+        )
         rows = [
             {
                 "place": hit.place,
@@ -113,10 +115,7 @@ class LookSite:
             }
             for hit in hits[:MOST_CAPTIONS]
         ]
-        split = next(one for one in self._catalogue.splits if one.name == name[1])
-        return JSONResponse(
-            {"key": key, "method": name[0], "split": name[1], "of": split.captions, "captions": rows}
-        )
+        return JSONResponse({"key": key, "method": name[0], "split": name[1], "of": total, "captions": rows})
 
     async def scale(self, request: Request) -> Response:
         """The best scores that captions of other items get, in ascending order: what a score is worth."""

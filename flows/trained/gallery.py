@@ -68,12 +68,13 @@ def open_gallery(
 ) -> AppliedGallery:
     """The gallery of a manifest, of all its items or of one split, for a run in a project's store.
 
-    Nothing is made. Raises UserError for items of another kind, a split without items, and extraction stages whose
+    Of a manifest with several kinds of items, it has those of the run's kind. Nothing is made. Raises UserError for
+    items of another kind, a split without items, and extraction stages whose
     weights are not those that the run was made with.
     """
-    whole = Corpus.read(manifest)
-    corpus, captioned = _gallery_corpus(whole, split)
     config = run_config(run)
+    whole = Corpus.read(manifest).of_kind(config.kind)
+    corpus, captioned = _gallery_corpus(whole, split)
     if kinds := {item.kind for item in corpus.items} - {config.kind}:
         raise UserError(
             f"{run.name} ranks items of the kind {config.kind}, and {manifest} holds {kinds.pop()}"

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,17 @@ def check(
     opened, unusable = _probed(contents, workers, seen, reading)
     clouds = [one for one in opened if one.item.kind == "pointcloud"]
     findings += [*unusable, *_lengths(opened), *_moments(opened), *_clouds(clouds, minima)]
-    findings += [*_doubled(contents), *_shared(contents), *_leaked(contents), *_equal(contents)]
-    findings += [*_splits(contents), *_own_splits(contents), *_ids(contents)]
+    findings += [*_doubled(contents), *_own_splits(contents), *_ids(contents)]
+    for kind in contents.corpus.kinds:
+        findings += _of_kind(contents.of_kind(kind))
     return sorted(findings, key=lambda finding: finding.level)
+
+
+def _of_kind(contents: Contents) -> Iterator[Finding]:
+    """Findings about the captions and splits of one kind of items, which methods train on and rank by themselves."""
+    about = f"items of the kind {contents.corpus.part}: " if contents.corpus.part else ""
+    for find in (_shared, _leaked, _equal, _splits):
+        yield from (replace(found, sentence=about + found.sentence) for found in find(contents))
 
 
 def _probed(
@@ -95,18 +103,17 @@ def _probed(
         (item, path) for item in contents.corpus.items
         if item.id in contents.digests and (path := contents.corpus.media_path(item))
     ]  # fmt: skip
-    entry = PROBES[media[0][0].kind if media else "video"]  # contents are of one kind
-    idle = queue.SimpleQueue[Child]()
-    children = [Child(entry, PROBE_BYTES) for _ in range(workers)]
-    for child in children:
-        idle.put(child)
+    idle = queue.SimpleQueue[Mapping[str, Child]]()  # by kind; a child starts at its first call
+    children = [{kind: Child(entry, PROBE_BYTES) for kind, entry in PROBES.items()} for _ in range(workers)]
+    for each in children:
+        idle.put(each)
 
     def probe(job: tuple[Item, Path]) -> Opened | Finding:
-        child = idle.get()
+        each = idle.get()
         try:
-            return _probe(child, *job, reading)
+            return _probe(each[job[0].kind], *job, reading)
         finally:
-            idle.put(child)
+            idle.put(each)
 
     found: list[Opened | Finding] = []
     try:
@@ -114,17 +121,22 @@ def _probed(
             for count, one in enumerate(pool.map(probe, media), start=1):
                 found.append(one)
                 seen(count, len(media))
-        for child in children[1:]:
-            child.kill()  # the probes below have the memory to themselves
+        for each in children[1:]:
+            _kill(each)  # the probes below have the memory to themselves
         for place, one in enumerate(found):
             if isinstance(one, Finding) and one.level == UNCHECKED:
-                found[place] = _probe(children[0], *media[place], reading)
+                found[place] = _probe(children[0][media[place][0].kind], *media[place], reading)
     finally:
-        for child in children:
-            child.kill()
+        for each in children:
+            _kill(each)
     return [one for one in found if isinstance(one, Opened)], [
         one for one in found if isinstance(one, Finding)
     ]
+
+
+def _kill(children: Mapping[str, Child]) -> None:
+    for child in children.values():
+        child.kill()
 
 
 def _probe(child: Child, item: Item, path: Path, reading: Mapping[str, Any]) -> Opened | Finding:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from pathlib import Path
 from stat import S_ISREG
 
 from pipeline.corpus.manifest import Caption, Corpus, Item
-from pipeline.errors import UserError
 from pipeline.memory import no_collection
 from pipeline.store.fingerprint import digest_file, digest_of
 from pipeline.store.index import Index
@@ -60,6 +58,28 @@ class Contents:
                 out.setdefault(caption.digest, caption)
         return out
 
+    def of_kind(self, kind: str) -> Contents:
+        """The items of one kind and their captions alone, without items of other kinds as further positives.
+
+        The contents themselves are returned for a corpus without another kind, and for "" or an absent kind.
+        """
+        if len(self.corpus.kinds) < 2 or kind not in self.corpus.kinds:
+            return self
+        return self._by_kind[kind]
+
+    @functools.cached_property
+    def _by_kind(self) -> dict[str, Contents]:
+        parts = [self.corpus.of_kind(kind) for kind in self.corpus.kinds]
+        ids = {part.part: {item.id for item in part.items} for part in parts}
+        return {
+            part.part: Contents(
+                part,
+                {name: digest for name, digest in self.digests.items() if name in ids[part.part]},
+                {name: reason for name, reason in self.unreadable.items() if name in ids[part.part]},
+            )
+            for part in parts
+        }
+
     def names(self, over: str) -> dict[str, str]:
         """Id -> digest of every caption, or of every readable item: several may share one."""
         if over == "captions":
@@ -80,11 +100,7 @@ class Contents:
 def read_contents(
     corpus: Corpus, index: Index, hashed: Callable[[int, int], None] = lambda n, of: None
 ) -> Contents:
-    """The contents of a corpus; only files that are new or changed are read, `hashed` counts them.
-
-    Raises UserError for a corpus of several kinds.
-    """
-    _require_one_kind(corpus)
+    """The contents of a corpus; only files that are new or changed are read, `hashed` counts them."""
     with no_collection():
         return _read(corpus, index, hashed)
 
@@ -115,16 +131,6 @@ def _read(corpus: Corpus, index: Index, hashed: Callable[[int, int], None]) -> C
         if item.window and item.media is not None and item.id in digests:
             digests[item.id] = digest_of([digests[item.id], {"window": item.window}])
     return Contents(corpus, digests, unreadable)
-
-
-def _require_one_kind(corpus: Corpus) -> None:
-    """Raise UserError where videos and point clouds stand in one manifest: no stage could read all items."""
-    counts = Counter(item.kind for item in corpus.items)
-    if len(counts) > 1:
-        kinds = " and ".join(f"{count} of kind {kind}" for kind, count in sorted(counts.items()))
-        raise UserError(
-            f"{corpus.path} holds items of several kinds, {kinds}; make one manifest for each kind"
-        )
 
 
 def _hash(

@@ -93,6 +93,7 @@ class Corpus:
 
     path: Path
     items: tuple[Item, ...]
+    part: str = ""  # the kind of its items, if items of other kinds of the manifest are left out
 
     @classmethod
     def read(cls, path: Path) -> Corpus:
@@ -141,6 +142,17 @@ class Corpus:
             caption.split for item in self.items for caption in item.captions if caption.split
         }
         return [s for s in SPLITS if s in found] + sorted(found - set(SPLITS))
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the items, in the order of the manifest."""
+        return tuple(dict.fromkeys(item.kind for item in self.items))
+
+    def of_kind(self, kind: str) -> Corpus:
+        """The items of one kind alone; this corpus itself if it holds no other kind, and for "" or an absent kind."""
+        if len(self.kinds) < 2 or kind not in self.kinds:
+            return self
+        return Corpus(self.path, tuple(item for item in self.items if item.kind == kind), kind)
 
     def kind(self, split: str) -> str:
         """The kind of the items of a split: "pointcloud" if all are point clouds, else "video"."""
@@ -213,8 +225,9 @@ class Corpus:
         """Raise UserError where a split that is needed has no captions."""
         if next(self.captions(split), None) is None:
             having = [s for s in self.splits if next(self.captions(s), None) is not None]
+            where = f"{self.path}, items of the kind {self.part}" if self.part else str(self.path)
             raise UserError(
-                f"{self.path}: the split {split!r} has no captions, so there is nothing to query with; "
+                f"{where}: the split {split!r} has no captions, so there is nothing to query with; "
                 f"splits with captions: {', '.join(having) or 'none'}"
             )
 

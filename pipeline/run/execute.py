@@ -260,9 +260,8 @@ class Runner:
             if kept := state.stage.keeps(
                 state.fingerprint
             ):  # its segments stay: other artifacts refer to them
-                keys = {
-                    key for split in state.stage.splits() for key in plan.split_keys(self.contents, split)
-                }
+                contents = self.contents.of_kind(state.stage.kind)
+                keys = {key for split in state.stage.splits() for key in plan.split_keys(contents, split)}
                 self.store.index.forget_items(kept[1].hex, keys)
         else:
             self.store.index.forget_items(state.fingerprint.hex, state.keys)
@@ -379,7 +378,8 @@ class Runner:
         folder = self.store.work_folder(stage.name, fp.hex)
         folder.mkdir(parents=True, exist_ok=True)
         request = self._request(state)
-        brief = stage.brief(RunBriefing(self.contents, self.store, self.states, self.reports, self.about))
+        contents = self.contents.of_kind(stage.kind)
+        brief = stage.brief(RunBriefing(contents, self.store, self.states, self.reports, self.about))
         inputs = self.store.root / "work" / f"{stage.name}-{fp.hex}.inputs.json"
         if brief:
             write_json(inputs, brief, compact=True)

@@ -68,6 +68,14 @@ def descendants(stages: Stages, names: Iterable[str]) -> set[str]:
     return out
 
 
+def kind_of(stages: Stages, name: str) -> str:
+    """Return the kind of the items that a stage processes: its own, else that of a stage it needs; "" for all kinds."""
+    stage = stages[name]
+    if stage.kind or stage.over != "items":
+        return stage.kind
+    return next((kind for need in stage.needs if (kind := kind_of(stages, need))), "")
+
+
 def companions(stages: Stages, name: str) -> list[str]:
     """Return the other stages that can share a pass over the items with a stage, because they read the same inputs."""
     stage = stages[name]
@@ -113,6 +121,7 @@ class State:
     killed: Mapping[str, Failure] = field(
         default_factory=dict
     )  # each is also among the failed or the missing
+    kind: str = ""  # kind of the items that are its units, or that it reads; "" for items of every kind
 
     @property
     def done(self) -> int:
@@ -164,15 +173,16 @@ class Survey(Mapping[str, State]):
         self._order = order(stages)
         self._states: dict[str, State] = {}
         self._recorded: dict[str, Recorded] = {}  # fingerprint -> the store's records
-        self._known_units: dict[str, Units] = {}  # filled at the first use
+        self._known_units: dict[
+            tuple[str, str], Units
+        ] = {}  # by unit of work and kind, each made at its first use
         self._demanded: set[str] = set()
 
     def __getitem__(self, name: str) -> State:
         if name not in self._states:
-            stage = self.stages[name]
-            needed = {need: self[need] for need in stage.needs}
+            needed = {need: self[need] for need in self.stages[name].needs}
             with no_collection():
-                self._states[name] = self._look_up(stage, needed)
+                self._states[name] = self._look_up(name, needed)
             if self._is_not_needed(name):
                 self._states[name] = replace(self._states[name], missing=())
         return self._states[name]
@@ -246,24 +256,34 @@ class Survey(Mapping[str, State]):
             return True
         return self._recorded[state.fingerprint.hex].changes != changes
 
-    @property
-    def _units(self) -> dict[str, Units]:
-        if not self._known_units:
-            self._known_units |= {
-                "items": Units(self._contents.items()),
-                "captions": Units(self._contents.captions()),
-                "corpus": Units([WHOLE]),
-            }
-        return self._known_units
+    def _units(self, over: str, kind: str) -> Units:
+        if (over, kind) not in self._known_units:
+            contents = self._contents.of_kind(kind)
+            units = {"items": contents.items, "captions": contents.captions}.get(over, lambda: [WHOLE])
+            self._known_units[over, kind] = Units(units())
+        return self._known_units[over, kind]
 
-    def _look_up(self, stage: Stage[Any], needed: Mapping[str, State]) -> State:
-        keys = self._units[stage.over]
+    def _look_up(self, name: str, needed: Mapping[str, State]) -> State:
+        stage, kind = self.stages[name], kind_of(self.stages, name)
         if stage.over == "corpus":
-            return _whole(stage, keys, needed, self._contents, self._store, self._digests)
-        fingerprint = stage.pinned or Fingerprint.of(components(stage, needed, self._digests))
-        return _mapped(
-            stage, keys, fingerprint, needed, self._read(stage, keys, fingerprint), self._killed_before
-        )
+            contents, keys = self._contents.of_kind(kind), self._units("corpus", "")
+            state = _whole(stage, keys, needed, contents, self._store, self._digests)
+        else:
+            fingerprint = stage.pinned or Fingerprint.of(components(stage, needed, self._digests))
+            kind = kind or self._kind_of_rows(stage, fingerprint)
+            keys = self._units(stage.over, kind)
+            recorded = self._read(stage, keys, fingerprint)
+            state = _mapped(stage, keys, fingerprint, needed, recorded, self._killed_before)
+        return replace(state, kind=kind) if kind else state
+
+    def _kind_of_rows(self, stage: Stage[Any], fingerprint: Fingerprint) -> str:
+        """The kind of the items that imported features are of; "" if they are of several kinds, or not of items."""
+        if stage.runner or stage.over != "items" or len(self._contents.corpus.kinds) < 2:
+            return ""
+        items = self._contents.items()
+        places = self._store.places_of(stage.name, fingerprint.hex, self._units("items", ""))
+        kinds = {items[key].kind for key in places}
+        return kinds.pop() if len(kinds) == 1 else ""
 
     def _read(self, stage: Stage[Any], keys: Units, fingerprint: Fingerprint) -> Recorded:
         if fingerprint.hex not in self._recorded:

@@ -83,7 +83,7 @@ class Stage(Generic[P]):
 
     name: str
     method: str = ""  # name of the method, for a stage of a method
-    kind: str = ""  # kind of the items whose media it reads; "" if it reads no media, or any kind
+    kind: str = ""  # kind of the items it processes; "": those of the stages it needs, or items of every kind
     version: ClassVar[int] = 1
     over: ClassVar[Over] = "items"
     runner: ClassVar[str]

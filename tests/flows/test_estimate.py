@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +14,8 @@ from flows.costs import text_operations, vision_operations
 from flows.estimate import estimate
 from flows.media_sample import Sample, sample_media
 from flows.project import open_project
+from pipeline.corpus.contents import Contents
+from pipeline.corpus.manifest import Corpus, Item
 from pipeline.store.store import tree_bytes
 
 
@@ -111,9 +112,17 @@ def test_one_video_is_sampled_however_slowly_the_machine_starts_a_process(lab, m
 def test_a_cloud_has_as_many_points_as_its_bytes_say(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"x" * 3000)
     (tmp_path / "b.txt").write_bytes(b"x" * 6000)
-    clouds = [SimpleNamespace(media=f"{name}.txt", kind="pointcloud") for name in "ab"]
-    contents = SimpleNamespace(
-        items=lambda: dict(enumerate(clouds)),
-        corpus=SimpleNamespace(media_path=lambda item: tmp_path / item.media),
-    )
-    assert sample_media(contents) == Sample(2, points=150)  # type: ignore[arg-type]
+    items = tuple(Item(name, "train", (), f"{name}.txt", "pointcloud") for name in "ab")
+    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {"a": "1", "b": "2"})
+    assert sample_media(contents) == Sample(2, points=150, clouds=2)
+
+
+def test_both_kinds_of_media_are_looked_at(tmp_path, rendered):
+    (tmp_path / "a.txt").write_bytes(b"x" * 3000)
+    items = (
+        Item("a", "train", (), "a.txt", "pointcloud"), Item("b", "train", (), str(rendered / "clip00.mp4")),
+    )  # fmt: skip
+    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {"a": "1", "b": "2"})
+    found = sample_media(contents)
+    assert (found.files, found.clouds, found.points) == (2, 1, 100)
+    assert found.seconds == pytest.approx(2.0)

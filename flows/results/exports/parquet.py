@@ -37,7 +37,7 @@ def export_features(project: Project, stage: str, target: Path) -> tuple[Path, i
             f"{stage} lacks {len(state.missing)} of {len(state.keys)} {state.stage.over}; "
             f"run `crossreel stage {stage} {project.experiment.path}` first"
         )
-    names = project.contents.names(state.stage.over)
+    names = project.contents_of(state).names(state.stage.over)
     kept = {name: key for name, key in names.items() if key in state.places}
     if not kept:
         raise UserError(f"{stage} has made nothing that could be exported")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from flows.results.measured import by_kind
 from flows.results.pairs import PairRow
 from flows.results.wording import NOUNS, counted, listed, member, titles
 from trainers.measure.evaluated import Estimates, Metrics, Side
@@ -102,12 +103,13 @@ def _boards(
     return [
         _board(
             direction,
-            {m: all_[direction] for m, all_ in estimates_of.items() if direction in all_},
-            measured,
+            {m: estimates_of[m][direction] for m in some if direction in estimates_of[m]},
+            some,
             better,
         )
+        for some in by_kind({method: measured[method] for method in estimates_of}).values()
         for direction in TABLES
-        if any(direction in all_ for all_ in estimates_of.values())
+        if any(direction in estimates_of[method] for method in some)
     ]
 
 
@@ -155,9 +157,10 @@ def _column(name: str) -> Column:
     return Column(facts.name, facts.title, facts.lower_is_better, f"R@{parts}" if parts else "")
 
 
-def in_percent(kind: str) -> str:
-    """The metrics that are percentages, as a list in a sentence."""
-    return listed(["R@K", *shown_metrics(("SumR", "RSUM"), kind)])
+def in_percent(kinds: Iterable[str]) -> str:
+    """The metrics that are percentages in tables of these kinds of items, as a list in a sentence."""
+    sums = (name for kind in kinds for name in shown_metrics(("SumR", "RSUM"), kind))
+    return listed(["R@K", *dict.fromkeys(sums)])
 
 
 def _end(
@@ -190,13 +193,14 @@ class PairTable:
     rows: tuple[PairRow, ...]
 
 
-def pair_tables(pairs: Sequence[PairRow], kind: str) -> list[PairTable]:
-    """A table for each direction in which methods were compared."""
+def pair_tables(pairs: Sequence[PairRow], measured: Mapping[str, Metrics]) -> list[PairTable]:
+    """A table for each direction in which methods of a kind were compared; measured: by method."""
     out = []
-    for direction in TABLES:
-        rows = tuple(pair for pair in pairs if pair.direction == direction)
-        if rows:
-            out.append(PairTable(titles(kind)[direction], tuple(rows[0].differences), rows))
+    for kind, some in by_kind(measured).items():
+        for direction in TABLES:
+            rows = tuple(pair for pair in pairs if pair.direction == direction and pair.a in some)
+            if rows:
+                out.append(PairTable(titles(kind)[direction], tuple(rows[0].differences), rows))
     return out
 
 

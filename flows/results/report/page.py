@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flows.circumstances import Circumstances
 from flows.reporting import ReportParams
+from flows.results.measured import by_kind
 from flows.results.report import activity, leaderboard, ranks, training
 from flows.results.report.clips import Clips
 from flows.results.report.deciding import Deciding, read_deciding
@@ -69,29 +70,39 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
     failures = activity.failures(public)
     ranked = {method: ranks.read_ranked(folder) for method, folder in evaluated.items()}
     queries, hubs = _queries_and_hubs(params, inputs, evaluated, frame_bytes - frame_bytes // DECIDING_SHARE)
-    kind = next(iter(measured.values())).protocol.kind if measured else "video"
+    kinds = by_kind(measured)
+    nouns = {member(kind) for kind in kinds}
     return {
         "name": public["experiment"].get("name") or "experiment",
         "file": Path(inputs["experiment"].get("path", "")).name,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "corpus": public["corpus"],
         "splits": activity.splits(public["corpus"]["splits"]),
-        "noun": member(kind),
+        "noun": nouns.pop() if len(nouns) == 1 else "item",
         "verdict": verdict,
-        "pair_tables": leaderboard.pair_tables(verdict.pairs, kind) if verdict else [],
+        "pair_tables": leaderboard.pair_tables(verdict.pairs, measured) if verdict else [],
         "boards": boards,
         "deciding": _deciding(inputs, evaluated, frame_bytes // DECIDING_SHARE),
         "strict": strict,
         "post_processed": leaderboard.post_processed_boards(measured),
         "post_notes": leaderboard.post_processing_notes(measured),
-        "in_percent": leaderboard.in_percent(kind),
+        "kinds": len(kinds),
+        "in_percent": leaderboard.in_percent(kinds),
         "ties_matter": not leaderboard.look_alike(strict, boards),
-        "curves": ranks.curves(ranked, kind),
-        "rank_histograms": ranks.rank_histograms(ranked, kind),
+        "curves": [
+            drawn
+            for kind, some in kinds.items()
+            for drawn in ranks.curves({m: ranked[m] for m in some}, kind)
+        ],
+        "rank_histograms": {
+            title: drawn
+            for kind, some in kinds.items()
+            for title, drawn in ranks.rank_histograms({m: ranked[m] for m in some}, kind).items()
+        },
         "hubness": hubness_tables(measured),
         "hubs": hubs,
-        "protocols": (protocols := leaderboard.protocols(measured)),
-        "contradict": leaderboard.contradict(protocols),
+        "protocols": leaderboard.protocols(measured),
+        "contradict": any(leaderboard.contradict(leaderboard.protocols(some)) for some in kinds.values()),
         "trainings": [training.read_training(method, folder) for method, folder in trained.items()],
         "queries": queries,
         "stages": activity.stage_rows(public["stages"]),
@@ -110,9 +121,13 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
 def _deciding(
     inputs: Mapping[str, Any], evaluated: Mapping[str, EvaluatedFolder], most_bytes: int
 ) -> list[Deciding]:
-    """The queries that decide between the methods."""
-    with closing(Clips(most_bytes)) as clips:
-        return read_deciding(evaluated, inputs, clips)
+    """The queries that decide between the methods of a kind; the kinds share the bytes."""
+    kinds = by_kind({method: folder.metrics for method, folder in evaluated.items()})
+    out = []
+    for some in kinds.values():
+        with closing(Clips(most_bytes // len(kinds))) as clips:
+            out += read_deciding({method: evaluated[method] for method in some}, inputs, clips)
+    return out
 
 
 def _public(inputs: Mapping[str, Any]) -> dict[str, Any]:

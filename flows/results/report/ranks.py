@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flows.results.measured import measured
 from flows.results.report.plots import Bars, Curve, Style, histogram, recall_curves, room_above
-from flows.results.wording import titles
+from flows.results.wording import short_title, titles
 from trainers.measure.evaluated import EvaluatedFolder
 from trainers.measure.metric_table import DIRECTIONS, recall_by_chance
 from trainers.measure.metrics import LEVEL
@@ -154,12 +154,13 @@ def curves(ranked: Mapping[str, Mapping[str, RankedQueries]], kind: str) -> list
     """A picture for each direction that any method has ranks for; ranked: by method, then by direction."""
     by_direction = {way: {m: ways[way] for m, ways in ranked.items() if way in ways} for way in DIRECTIONS}
     styles = {method: Style(number) for number, method in enumerate(ranked)}
-    return [_curves(way, titles(kind)[way], named, styles) for way, named in by_direction.items() if named]
+    return [_curves(way, kind, named, styles) for way, named in by_direction.items() if named]
 
 
 def _curves(
-    direction: str, title: str, ranked: Mapping[str, RankedQueries], styles: Mapping[str, Style]
+    direction: str, kind: str, ranked: Mapping[str, RankedQueries], styles: Mapping[str, Style]
 ) -> Curves:
+    title = titles(kind)[direction]
     first = next(iter(ranked.values()))
     gallery = max(one.gallery for one in ranked.values())
     at, shown = cutoffs(gallery), ticks(gallery)
@@ -174,7 +175,7 @@ def _curves(
     summary = f"{title}, recall by K from 1 to {gallery:,}: {at_1}"
     return Curves(
         title,
-        recall_curves(f"recall {direction}", drawn, uncrowded(shown, gallery), summary),
+        recall_curves(f"recall {short_title(direction, kind)}", drawn, uncrowded(shown, gallery), summary),
         tuple(Key(name, f"{values[0]:.1f}", styles.get(name)) for name, values in rows.items()),
         ("", *(f"R@{k:,}" for k in shown)),
         tuple((name, *(f"{v:.1f}" for v in row)) for name, row in rows.items()),

@@ -14,6 +14,7 @@ import { listed as inWords, problems, unknown } from "./sentences.js";
 import { tabs } from "./tabs.js";
 import { column as uploaded } from "./upload.js";
 
+const NOUNS = { video: "video", pointcloud: "cloud" };
 const TOPS = ["10", "20", "50"];
 const form = byId("search");
 const field = byId("q");
@@ -35,7 +36,7 @@ function checked(target) {
   const exact = (name) => ready.find((one) => one.name === name || (name.includes("@") && one.name.split("@")[0] === name.split("@")[0] && name.split("@")[1].length >= 8 && one.run.startsWith(name.split("@")[1])));
   const method = target.method ? exact(target.method) : ready[0];
   if (!method) wrong.push(unknown("method", target.method, names));
-  const others = listed(target.with);
+  const others = target.method || target.with ? listed(target.with) : ofOtherKinds(ready[0]);
   for (const name of others) if (!exact(name)) wrong.push(unknown("method", name, names));
   const split = target.split || (method ?? ready[0]).splits[0];
   if (method && !method.splits.includes(split)) wrong.push(unknown("split", split, method.splits));
@@ -61,7 +62,7 @@ async function render() {
   byId("start").hidden = Boolean(state.q) || Boolean(found.wrong.length);
   if (found.wrong.length) return clear("");
   if (!state.q) {
-    clear(`${counted(splitOf().items, noun())} and ${counted(splitOf().captions, "caption")} in ${state.split}.`);
+    clear(`${counted(splitOf().items, new Set(ready.map((one) => one.kind)).size === 1 ? NOUNS[ready[0].kind] : "item")} and ${counted(splitOf().captions, "caption")} in ${state.split}.`);
     start();
   } else if (!fits()) {
     return clear("");
@@ -101,12 +102,14 @@ async function search(query) {
   columns.replaceChildren(...found.map((one, place) => {
     if (one.error) return results.failed(one.method, one.error.message, render);
     const other = found.length === 2 ? found[1 - place] : place ? found[0] : null;
-    return results.column(one, other && !other.error ? other : null, state, open, nameOf(one.method).differs);
+    const comparable = other && !other.error && kindOf(other) === kindOf(one);
+    return results.column(one, comparable ? other : null, state, open, nameOf(one.method).differs);
   }));
   tabs(byId("tabs"), columns);
   status.textContent = summary();
   around();
-  for (const one of rankings) judge(one, signal);
+  const several = new Set(rankings.map(kindOf)).size > 1;
+  for (const one of rankings) judge(one, signal, several);
   showMemory();
   return true;
 }
@@ -119,9 +122,9 @@ function begin(methods) {
 }
 
 /** Say above a column whether anything fits: what captions of other items get is asked for after the search. */
-async function judge(ranking, signal) {
+async function judge(ranking, signal, several) {
   const best = ranking.scale.high;
-  const said = await asking.scale(ranking.method, ranking.split).then((chance) => verdict(best, chance)).catch(() => null);
+  const said = await asking.scale(ranking.method, ranking.split).then((chance) => verdict(best, chance, several)).catch(() => null);
   if (signal.aborted || !said) return;
   columns.querySelector(`.column[data-method="${CSS.escape(ranking.method)}"] .verdict`)?.replaceChildren(said);
 }
@@ -129,9 +132,11 @@ async function judge(ranking, signal) {
 function summary() {
   if (!rankings.length) return "The search failed.";
   const [first] = rankings;
-  const last = first.hits.at(-1)?.place ?? 0;
-  const places = Number(state.from) > 1 ? `Places ${state.from} to ${last}` : `The best ${first.hits.length}`;
-  const text = `${places} of ${counted(first.gallery, noun())} in ${state.split} for “${state.q}”, by ${inWords(rankings.map((one) => one.method))}`;
+  const last = Math.max(...rankings.map((one) => one.hits.at(-1)?.place ?? 0));
+  const places = Number(state.from) > 1 ? `Places ${state.from} to ${last}` : `The best ${Math.max(...rankings.map((one) => one.hits.length))}`;
+  const galleries = new Map(rankings.map((one) => [kindOf(one), counted(one.gallery, NOUNS[kindOf(one)])]));
+  const text = `${places} of ${inWords([...galleries.values()])} in ${state.split} for “${state.q}”, by ${inWords(rankings.map((one) => one.method))}`;
+  if (galleries.size > 1) return `${text}. Scores of different methods cannot be compared; the line above each column says what its best score is worth, which can.`;
   if (rankings.length === 1) return `${text}.`;
   const common = first.hits.filter((hit) => rankings.every((one) => one.hits.some((other) => other.key === hit.key)));
   return `${text}; ${common.length} of them in ${rankings.length === 2 ? "both" : "all"}.`;
@@ -139,8 +144,7 @@ function summary() {
 
 /** Links to the query's row among all queries, and to the places before and after. */
 function around() {
-  const [first] = rankings;
-  const right = first?.right[0];
+  const right = rankings[0]?.right[0];
   const links = byId("links");
   links.hidden = !right;
   if (right) {
@@ -148,7 +152,7 @@ function around() {
     links.replaceChildren(html("a", { href: queriesAddress.of(shared) }, `All queries of ${right.item} with their ranks under every run`));
   }
   const [top, from] = [Number(state.top), Number(state.from)];
-  const last = first ? first.gallery : 0;
+  const last = Math.max(0, ...rankings.map((one) => one.gallery));
   const link = (text, place) => html("a", { href: address.of({ ...state, from: String(place) }), onclick: (event) => follows(event, { from: String(place) }) }, text);
   byId("pager").hidden = from === 1 && from + top > last;
   byId("pager").replaceChildren(
@@ -228,7 +232,13 @@ function changeState(change) {
 
 const splitOf = () => catalogue.splits.find((one) => one.name === state.split) ?? catalogue.splits[0];
 const nameOf = (name) => ready.find((one) => one.name === name);
-const noun = () => (catalogue.kind === "pointcloud" ? "cloud" : "video");
+const kindOf = (ranking) => nameOf(ranking.method).kind;
+
+/** The first method of each kind of items that `method` does not rank: all kinds are searched unless the address names a method. */
+function ofOtherKinds(method) {
+  const first = new Map(ready.map((one) => [one.kind, one.name]).reverse());
+  return [...first].filter(([kind]) => kind !== method.kind).map(([, name]) => name);
+}
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();

@@ -31,14 +31,17 @@ export function words(hit, next, found) {
 
 const percent = (value) => `${value >= 99.95 || value === 0 ? value.toFixed(0) : value.toFixed(1)} %`;
 
-/** What the best score of a query is worth, given the best scores of captions of other items. */
-export function verdict(best, { best: chance, captions_of: split }) {
+/** What the best score of a query is worth, given the best scores of captions of other items; `several`: kinds of items are shown. */
+export function verdict(best, { best: chance, captions_of: split }, several = false) {
   if (!chance.length) return null;
   const reached = chance.filter((value) => value >= best).length;
   const share = (1 + reached) / (1 + chance.length);
+  const mean = chance.reduce((sum, value) => sum + value, 0) / chance.length;
+  const spread = Math.sqrt(chance.reduce((sum, value) => sum + (value - mean) ** 2, 0) / chance.length);
+  const standard = several && spread ? ` Its standard score is ${((best - mean) / spread).toFixed(2)}, which can be compared with those of other columns.` : "";
   const told = `${reached} of ${chance.length} captions of ${split === "train" ? "training items, which are not here," : "other items"} get ${score(best)} or more as their best score`;
   const title = "A caption that describes nothing in this gallery still has a best match. Its score says what can be reached by chance.";
-  if (share > NOTHING) return html("p", { class: "nothing fits", title }, html("b", {}, "Nothing fits well: "), `${told}.`);
-  if (share > WEAK) return html("p", { class: "weak fits", title }, html("b", {}, "A weak match: "), `${told}.`);
-  return html("p", { class: "fits soft", title }, `A match: ${told}.`);
+  if (share > NOTHING) return html("p", { class: "nothing fits", title }, html("b", {}, "Nothing fits well: "), `${told}.${standard}`);
+  if (share > WEAK) return html("p", { class: "weak fits", title }, html("b", {}, "A weak match: "), `${told}.${standard}`);
+  return html("p", { class: "fits soft", title }, `A match: ${told}.${standard}`);
 }

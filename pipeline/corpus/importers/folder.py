@@ -30,7 +30,8 @@ CONTAINERS = """
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in CONTAINERS.split())
 CAPTION_SUFFIXES = (".txt", ".json")
 SUFFIXES: dict[str, frozenset[str]] = {"video": VIDEO_SUFFIXES, "pointcloud": CLOUD_SUFFIXES}
-WORDS = {"video": "video", "pointcloud": "point cloud"}
+BOTH = "both"  # videos and point clouds, each recognised by its suffix
+WORDS = {"video": "video", "pointcloud": "point cloud", BOTH: "video or point cloud"}
 SPOKEN = ".captions.txt"  # ending of a caption file that is never taken for a point cloud
 PARTS = "Annotations"
 SHARED = "captions.json"  # file with the captions of many clouds, in the imported folder
@@ -46,18 +47,18 @@ def read_folder(folder: Path, relative_to: Path, kind: str = "video", shares: Sh
     items are dealt to splits by the hash of their path without suffix. The captions of a cloud are in
     `name.captions.txt`, in `name.json`, in `name.txt` unless the cloud itself is a .txt file, or in the
     folder's `captions.json` under the cloud's name or its path without suffix. A cloud whose captions are an
-    empty list is in the gallery alone.
+    empty list is in the gallery alone. The kind "both" takes videos and clouds, and no .txt file for a cloud.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    shared = _shared(folder / SHARED) if kind == "pointcloud" else {}
+    shared = _shared(folder / SHARED) if kind != "video" else {}
     items, left_out = list[Item](), list[str]()
-    media = list(media_files(folder, kind))
-    for path in media:
+    media = _media(folder, kind)
+    for path, of in media.items():
         inside = path.relative_to(folder)
         name = inside.with_suffix("").as_posix()
         try:
-            texts = _captions(path) if kind == "video" else _of_cloud(path, name, shared)
+            texts = _captions(path) if of == "video" else _of_cloud(path, name, shared)
             str(inside).encode()
         except UnicodeEncodeError:
             left_out.append(f"{os.fsencode(inside)!r}: its name is not UTF-8")
@@ -65,14 +66,14 @@ def read_folder(folder: Path, relative_to: Path, kind: str = "video", shares: Sh
         except (OSError, ValueError, RecursionError) as error:
             left_out.append(f"{inside}: {error}")
             continue
-        if texts is None or (kind == "video" and not texts):
-            left_out.append(f"{inside}: no captions beside it ({_beside(path, kind)})")
+        if texts is None or (of == "video" and not texts):
+            left_out.append(f"{inside}: no captions beside it ({_beside(path, of)})")
             continue
         captions = tuple(
             Caption(f"{name}#{n}", text, start, end) for n, (text, start, end) in enumerate(texts)
         )
         split = split_named(inside.parts[0]) if len(inside.parts) > 1 else None
-        items.append(Item(name, split or "", captions, relative(path, relative_to), kind))
+        items.append(Item(name, split or "", captions, relative(path, relative_to), of))
     others = _Others(folder, kind, media)
     left_out += others.with_captions
     if not any(item.captions for item in items):
@@ -116,13 +117,13 @@ class _Others:
             if path in taken or inside == SHARED:
                 continue
             if _is_captions(path):
-                unread = kind == "video" and path.suffix == ".txt" and path.with_suffix(".json") in files
+                unread = kind != "pointcloud" and path.suffix == ".txt" and path.with_suffix(".json") in files
                 if unread or _caption_stem(path) not in stems | missed:
                     self._orphans.append(inside)
             elif path.with_suffix("") in captioned - stems:
                 self.with_captions.append(
                     f"{inside}: {path.suffix or 'a name without suffix'} is no {WORDS[kind]}'s suffix, though captions "
-                    "are beside it"
+                    f"are beside it{_remedy(path)}"
                 )
             else:
                 self._rest.setdefault(path.suffix.lower() or "no suffix", []).append(inside)
@@ -133,6 +134,16 @@ class _Others:
             yield f"{len(self._orphans)} texts are not read as captions: {_examples(self._orphans)}"
         for suffix, names in sorted(self._rest.items()):
             yield f"not imported: {len(names)} files of {suffix}: {_examples(names)}"
+
+
+def _remedy(path: Path) -> str:
+    """The end of a sentence about a file that was not imported: the option that imports it, if there is one."""
+    return f"; --kind {BOTH} imports videos and point clouds" if kind_of(path.name) else ""
+
+
+def kind_of(name: str) -> str:
+    """The kind of the media file of this name, by its suffix; "" if it is none."""
+    return next((kind for kind, suffixes in SUFFIXES.items() if Path(name).suffix.lower() in suffixes), "")
 
 
 def _is_captions(path: Path) -> bool:
@@ -151,6 +162,14 @@ def _caption_stem(path: Path) -> Path:
 
 def _printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _media(folder: Path, kind: str) -> dict[Path, str]:
+    """The media files of a kind, or of both, in and below a folder, each with its kind."""
+    if kind != BOTH:
+        return dict.fromkeys(media_files(folder, kind), kind)
+    files = {path: one for one in SUFFIXES for path in media_files(folder, one)}
+    return {path: one for path, one in files.items() if path.suffix.lower() != ".txt"}
 
 
 def media_files(folder: Path, kind: str = "video") -> Iterator[Path]:

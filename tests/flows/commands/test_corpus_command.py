@@ -336,8 +336,28 @@ def test_t3dr_hit_is_imported_reported_and_checked(tmp_path, crossreel):
     assert "13 items, 0 errors" in crossreel("corpus", "check", manifest).out
 
 
-def test_a_manifest_of_two_kinds_is_one_sentence(tmp_path, crossreel):
-    items = [Item("a", "train", (), "a.mp4"), Item("b", "train", (), "b.ply", "pointcloud")]
-    write_manifest(tmp_path / "c.jsonl", items)
-    ended = crossreel("corpus", "check", tmp_path / "c.jsonl")
-    assert ended.code == 2 and "make one manifest for each kind" in ended.err
+@pytest.mark.parametrize("layout", ["folder", "csv"])
+def test_media_of_both_kinds_become_one_manifest(tmp_path, crossreel, layout):
+    source = tmp_path / "media"
+    source.mkdir()
+    for name in ("a.mp4", "b.ply", "c.obj"):
+        (source / name).write_bytes(name.encode())
+        (source / name).with_suffix(".txt").write_text(f"about {name}\n")
+    if layout == "csv":
+        source = source / "table.csv"
+        source.write_text("file,caption\na.mp4,about a\nb.ply,about b\nc.obj,about c\n")
+    manifest = tmp_path / "c.jsonl"
+    ended = crossreel("corpus", "import", layout, source, "--kind", "both", "-o", manifest)
+    assert ended.code == 0, ended.err
+    kinds = {item.id: item.kind for item in Corpus.read(manifest).items}
+    assert kinds == {"a": "video", "b": "pointcloud", "c": "pointcloud"}
+
+
+def test_a_folder_of_videos_says_how_its_clouds_are_imported_too(tmp_path, crossreel):
+    (tmp_path / "media").mkdir()
+    for name in ("a.mp4", "b.ply"):
+        (tmp_path / "media" / name).write_bytes(name.encode())
+        (tmp_path / "media" / name).with_suffix(".txt").write_text("a caption\n")
+    ended = crossreel("corpus", "import", "folder", tmp_path / "media", "-o", tmp_path / "c.jsonl")
+    assert ended.code == 3
+    assert "b.ply: .ply is no video's suffix, though captions are beside it; --kind both imports" in ended.out

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flows.circumstances import Circumstances, OfMethod, Repeated
+from flows.results.report import leaderboard
 from flows.results.report.deciding import best_share, disagreeing
 from flows.results.verdict import Verdict, alike, judge
 from trainers.data import SplitIndex
@@ -110,6 +111,39 @@ def test_a_method_of_another_protocol_is_left_out_with_the_reason(
     (left_out,) = [line for line in verdict.basis if line.startswith("val is not compared: ")]
     assert "the split (" in left_out
     assert not any("val" in (pair.a, pair.b) for pair in verdict.pairs) and not verdict.better
+
+
+def test_methods_of_each_kind_are_compared_among_themselves_and_with_no_other(
+    tmp_path: Path, evaluated_from: Evaluated
+) -> None:
+    qualities = {"video": {"good": 4.0, "poor": 0.0}, "pointcloud": {"fine": 4.0, "bad": 0.0}}
+    index = index_of(ITEMS)
+    folders = {
+        name: evaluated_from(tmp_path / name, scores(index, quality, seed), index, kind=kind)
+        for kind, methods in qualities.items()
+        for seed, (name, quality) in enumerate(methods.items())
+    }
+    verdict = judge(folders, Circumstances())
+    assert verdict.order == ["good", "poor", "fine", "bad"]
+    assert verdict.sentences[0] == (
+        "Methods that rank items of different kinds are not compared: good and poor rank videos and fine and bad rank "
+        "clouds."
+    )
+    assert verdict.sentences[1].startswith("Videos: good is ahead of poor at R@1 by ")
+    assert any(line.startswith("Clouds: fine is ahead of bad at R@1 by ") for line in verdict.sentences)
+    assert {(pair.a, pair.b) for pair in verdict.pairs} == {("good", "poor"), ("fine", "bad")}
+    assert {method for _, _, method in verdict.better} == {"good", "fine"}
+    alone = judge({name: folders[name] for name in ("good", "poor")}, Circumstances())
+    assert alone.sentences == [
+        line.removeprefix("Videos: ") for line in verdict.sentences[1 : 1 + len(alone.sentences)]
+    ]
+    assert "Tested on 120 captions of 40 clouds, the split test." in verdict.basis
+    tables = leaderboard.boards({name: folder.metrics for name, folder in folders.items()}, verdict.is_better)
+    assert [(table.title, [name for name, _ in table.rows]) for table in tables] == [
+        (title, methods)
+        for noun, methods in (("video", ["good", "poor"]), ("cloud", ["fine", "bad"]))
+        for title in (f"Text to {noun}", f"{noun.capitalize()} to text", "Both directions")
+    ]
 
 
 def test_a_direction_that_not_all_have_is_compared_among_those_that_do(

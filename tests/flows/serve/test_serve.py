@@ -98,6 +98,8 @@ class FakeSearcher:
         scores = np.arange(2 * len(self.keys), dtype=np.float32).reshape(2, -1) % 5
         return Calibration("train", scores, np.sort(scores.max(1)))
 
+    caption_count = 6
+
     def own_captions(self, item: str) -> list[CaptionHit]:
         return [
             CaptionHit(place, f"c{place}", f"caption {place}", "1" * 32, 0.5, "x", item) for place in (2, 5)
@@ -183,9 +185,7 @@ def served(project: Project) -> Iterator[Site]:
         Searchable("two", ("test",)),
         Searchable("three", missing="no"),
     )
-    catalogue = Catalogue(
-        "trial", "video", methods, (Split("test", 3, 6, ("a clip",)), Split("val", 0, 0, ()))
-    )
+    catalogue = Catalogue("trial", methods, (Split("test", 3, 6, ("a clip",)), Split("val", 0, 0, ())))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         gallery, searchers = Gallery(project, project.survey()), Searchers(lambda *name: searcher)  # type: ignore[arg-type,return-value]
@@ -373,7 +373,7 @@ def test_a_run_is_named_by_its_method_or_any_beginning_of_its_digest() -> None:
     usual, further = (
         Searchable("one", ("test",), run="ab" * 10), Searchable("one@cdcdcdcd", ("test",), run="cd" * 10),
     )  # fmt: skip
-    catalogue = Catalogue("trial", "video", (usual, further), ())
+    catalogue = Catalogue("trial", (usual, further), ())
     for word, name in (
         ("", "one"),
         ("one", "one"),

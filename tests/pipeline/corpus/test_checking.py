@@ -14,7 +14,6 @@ from pipeline.corpus.checking import Finding, Minimum, check
 from pipeline.corpus.contents import read_contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
 from pipeline.corpus.splits import SPLITS
-from pipeline.errors import UserError
 from pipeline.store.index import Index
 
 
@@ -161,13 +160,26 @@ def test_the_same_cloud_in_two_splits_is_an_error(findings, cloud):
     assert "the same bytes in several splits: a (train), b (test)" in found
 
 
-def test_two_kinds_in_one_manifest_are_one_sentence(findings, cloud):
-    with pytest.raises(UserError) as raised:
-        findings(cloud("a", BYTES), item("b"), item("c"))
-    assert (
-        "holds items of several kinds, 1 of kind pointcloud and 2 of kind video; make one manifest for each kind"
-        in str(raised.value)
-    )
+def test_each_item_of_two_kinds_is_opened_as_what_it_is(findings, cloud, rendered, tmp_path):
+    shutil.copy(rendered / "clip00.mp4", tmp_path)
+    (tmp_path / "torn.mp4").write_text("not a video")
+    (tmp_path / "torn.txt").write_text("no numbers")
+    torn = Item("torn cloud", "train", (), "torn.txt", "pointcloud")
+    found = findings(cloud("good", BYTES), item("clip00"), torn, item("torn"))["error"]
+    assert {sentence.split(": ")[0] for sentence in found if sentence.startswith("torn")} == {
+        "torn", "torn cloud",
+    }  # fmt: skip
+    assert not any(sentence.startswith(("good", "clip00")) for sentence in found)
+
+
+def test_captions_and_splits_of_two_kinds_are_judged_by_themselves(findings, cloud, rendered, tmp_path):
+    shutil.copy(rendered / "clip00.mp4", tmp_path)
+    same = cloud("good", BYTES, "test").captions[0].text
+    found = findings(cloud("good", BYTES, "test"), item("clip00", "train", same))
+    assert found["error"] == []
+    assert not any("stand in train too" in sentence for sentence in found["warning"])
+    assert {f"items of the kind {kind}: there is no split {split!r}"
+            for kind, split in (("video", "test"), ("pointcloud", "train"))} <= set(found["warning"])  # fmt: skip
 
 
 # what misleads without breaking -----------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from pipeline.corpus import contents as module
 from pipeline.corpus.contents import Contents, RememberedDigests, read_contents
 from pipeline.corpus.manifest import Caption, Corpus, Item
+from pipeline.errors import UserError
 from pipeline.store.fingerprint import digest_file
 from pipeline.store.index import Index
 
@@ -135,3 +136,36 @@ def test_weights_are_read_once_and_looked_for_once_while_they_stay(tmp_path, ind
     assert known.located("openai", find) == known.located("openai", find) == weights and len(asked) == 1
     weights.unlink()
     assert known.located("openai", find) is None and known.located("openai", find) is None and len(asked) == 3
+
+
+def test_a_corpus_of_one_kind_is_its_own_part(index, tmp_path):
+    found = read_contents(corpus(tmp_path, None, None), index)
+    for kind in ("video", "pointcloud", ""):
+        assert found.of_kind(kind) is found and found.corpus.of_kind(kind) is found.corpus
+
+
+def test_a_part_of_a_corpus_knows_the_items_of_its_kind_alone(index, tmp_path):
+    both = Caption("both", "a red thing", also=("cloud",))
+    items = (
+        Item("clip", "test", (both,), digest="1"),
+        Item("cloud", "test", (Caption("c", "a red thing"),), kind="pointcloud", digest="2"),
+        Item("gone", "test", (), "gone.ply", "pointcloud"),
+    )
+    found = read_contents(Corpus(tmp_path / "corpus.jsonl", items), index)
+    videos, clouds = found.of_kind("video"), found.of_kind("pointcloud")
+    assert found.of_kind("") is found and found.of_kind("video") is videos
+    assert (dict(videos.digests), dict(clouds.digests)) == ({"clip": "1"}, {"cloud": "2"})
+    assert (dict(videos.unreadable), [*clouds.unreadable]) == ({}, ["gone"])
+    assert [key for key, _ in clouds.gallery("test")] == ["2"]
+    assert videos.corpus.kind("test") == "video" and clouds.corpus.kind("test") == "pointcloud"
+
+
+def test_a_split_without_captions_of_a_kind_is_one_sentence(tmp_path):
+    items = (
+        Item("clip", "test", (Caption("v", "one"),), digest="1"),
+        Item("cloud", "train", (Caption("c", "two"),), kind="pointcloud", digest="2"),
+    )
+    whole = Corpus(tmp_path / "corpus.jsonl", items)
+    whole.of_kind("video").require_queries("test")
+    with pytest.raises(UserError, match="items of the kind pointcloud: the split 'test' has no captions"):
+        whole.of_kind("pointcloud").require_queries("test")

@@ -125,6 +125,57 @@ def test_names_of_items_and_captions_do_not_count(store):
     assert prints(store, corpus=renamed) == prints(store)
 
 
+CLOUDS = {
+    "methods": ["h2arn"],
+    "extractors": {
+        "clip_text": {"model": "crossreel-demo", "weights": "seed:0"},
+        "dgcnn": {"weights": "seed:0"},
+    },
+}
+
+
+def clouds(first: int = 4) -> Contents:
+    rows = tuple(
+        Item(
+            f"c{n}",
+            split,
+            (Caption(f"c{n}#0", f"cloud {n}", also=(f"c{(n + 4) % 8}",)),),
+            f"c{n}.ply",
+            "pointcloud",
+        )
+        for n, split in enumerate(("train", "val", "test", "train") * 2)
+    )
+    return Contents(Corpus(Path("corpus.jsonl"), rows), {f"c{n}": f"{first + n:032x}" for n in range(8)})
+
+
+def together(*parts: Contents) -> Contents:
+    items = tuple(item for some in zip(*(part.corpus.items for part in parts), strict=False) for item in some)
+    items += tuple(item for part in parts for item in part.corpus.items if item not in items)
+    digests = {name: digest for part in parts for name, digest in part.digests.items()}
+    return Contents(Corpus(Path("corpus.jsonl"), items), digests)
+
+
+def test_a_method_has_the_same_fingerprints_beside_items_of_another_kind(store):
+    """Both methods are in one experiment, whose stages are one table, as their text stages are the same ones."""
+    chosen = stages(methods=["hlformer", "h2arn"], extractors=CLOUDS["extractors"] | {
+        "clip": {"model": "crossreel-demo", "weights": "seed:0"}
+    })  # fmt: skip
+    mixed = prints(store, chosen, together(contents(), clouds()))
+    for kind, alone in (("hlformer", contents()), ("h2arn", clouds())):
+        named = {name: fp for name, fp in prints(store, chosen, alone).items() if name.endswith(kind)}
+        assert named == {name: mixed[name] for name in named} and len(named) == 3
+
+
+def test_a_stage_takes_the_items_of_its_kind_and_a_stage_of_captions_takes_all(store):
+    chosen = stages(methods=["hlformer", "lean", "h2arn"], extractors=CLOUDS["extractors"])
+    states = plan.survey(chosen, together(contents(), clouds()), store, Known())
+    sizes = {name: len(state.keys) for name, state in states.items() if state.stage.over != "corpus"}
+    videos, points, texts = ("compress", "clip", "vgg16"), ("points", "dgcnn"), ("clip_text", "bert")
+    assert [sizes[name] for name in videos] == [4] * 3
+    assert [sizes[name] for name in points] == [8] * 2
+    assert [sizes[name] for name in texts] == [12] * 2
+
+
 def test_an_item_that_failed_changes_what_is_learnt_and_nothing_else(store):
     before = prints(store)
     states = plan.survey(stages(), contents(), store, Known())

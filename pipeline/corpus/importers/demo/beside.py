@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.corpus.importers.demo.clouds import scan
 from pipeline.corpus.importers.demo.corpus import Progress, render
+from pipeline.corpus.importers.folder import BOTH
 from pipeline.errors import UserError, nearest
 
 MAKERS = {"video": render, "pointcloud": scan}
@@ -18,11 +19,13 @@ def draw_beside(
 ) -> list[Path]:
     """The media files, written into folders train, val and test of `folder`, each with a text of its captions.
 
-    Captions of videos lose the seconds of their moments. A file that is there already is replaced by the same one.
-    Raises UserError for a number that is not possible, and for an unknown kind.
+    The kind "both" draws so many of each. Captions of videos lose the seconds of their moments. A file that is there
+    already is replaced by the same one. Raises UserError for a number that is not possible, and for an unknown kind.
     """
+    if kind == BOTH:
+        return [path for one in MAKERS for path in draw_beside(folder, items, one, progress)]
     if kind not in MAKERS:
-        raise UserError(f"unknown --kind {kind!r}; {nearest(kind, MAKERS)}")
+        raise UserError(f"unknown --kind {kind!r}; {nearest(kind, (*MAKERS, BOTH))}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".drawing-") as aside:
