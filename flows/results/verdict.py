@@ -24,7 +24,7 @@ from trainers.measure.evaluated import EvaluatedFolder, Metrics
 from trainers.measure.metric_table import DIRECTIONS, metric, shown_metrics
 
 FILE = "verdict.json"
-OWNER, REMEDY = "a report", "draw the report again with `crossreel report --redo`"
+OWNER, REMEDY = "a report", "draw the report again with `crossreel stage report --redo`"
 # Notes of a direction that not all runs have: those that have it are compared in a group of their own.
 _EVERY_LEFT_OUT = tuple(f"{direction} is left out" for direction in DIRECTIONS)
 MOST_GROUPS = 3  # groups of methods that cannot be told apart, named in one sentence
