@@ -127,7 +127,7 @@ class Pack(Stage[MethodConfig]):
         for sentence in self.misfits(contents, briefing.states, briefing.store):
             raise UserError(sentence)
         out = left_out(briefing.states[need] for need in self.needs)
-        splits = {}
+        splits: dict[str, dict[str, Any]] = {}
         for split in self._splits:
             contents.corpus.require_queries(split)
             items = {digest for digest, _ in contents.gallery(split)} - out
