@@ -55,8 +55,8 @@ BOUNDS = """## Least GPU hours
 
 Operations of each published experiment with its published settings, and the least time that they take on three GPUs by their data
 sheets (products without sparsity: A100 SXM 312 TFLOP/s in float16 and 19.5 in float32, H100 and H200 SXM 989 and 67; 32 and 64 GB/s
-from the host). These are **lower bounds**, computed and not measured: no GPU was at hand. A run that reaches a third of the peak, which
-would be good, takes three times as long. H200 has the H100's processors and more memory, so that its bounds are the same.
+from the host). These are **lower bounds**, computed and not measured: no GPU was at hand. A real
+run stays below the peak: one that reaches a third of it takes three times as long. H200 has the H100's processors and more memory, so that its bounds are the same.
 
 | column | what it holds |
 | --- | --- |

@@ -1,8 +1,8 @@
 """Operations and bytes of a published experiment, and the least time that they take on a named GPU.
 
 A time here is a lower bound: no GPU computes faster than its data sheet's peak, or takes bytes faster than its link to
-the host, and a real run reaches a third to a half of the peak. What is not counted: augmentation, optimizers (below a
-hundredth of a fine-tuning step), evaluation, and decoding, which is work of CPUs (`flows/drafting/expected.py`).
+the host. What is not counted: augmentation, optimizers, evaluation, and decoding, which is work of CPUs
+(`flows/drafting/expected.py`). Where a source does not say how many captions train, their number is an estimate.
 Operations are floating-point multiplications and additions, two for each term of a product.
 """
 

@@ -1,7 +1,6 @@
 """The data of each unit of a pass that a worker needs, made when its shard is handed out and then forgotten.
 
-A pass of 200,000 captions held 120 MB of dictionaries before its first shard, and a million videos with files and rows
-of an earlier stage more than a gigabyte; now it holds the keys.
+A pass of 200,000 captions held 120 MB of dictionaries before its first shard; now it holds the keys.
 """
 
 from __future__ import annotations
