@@ -158,7 +158,7 @@ def test_the_commands_of_a_how_to_page_run_beside_a_finished_experiment(page, sh
         where = f"{page}, line {block.line}"
         if block.kind == "sh":
             run(runnable(text), folder, shell, where)
-        elif block.kind == "python" and block.name != "sketch":
+        elif block.kind == "python" and page != "store.md":  # its names are those of a reader's own program
             (folder / "block.py").write_text(text, encoding="utf-8")
             run("python block.py", folder, shell, where)
 

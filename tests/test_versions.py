@@ -124,8 +124,12 @@ def test_words_form_types_and_places_are_no_change(
     change("extractors/keyframes.py", "count: int = Setting(10, ge=1)", "count: int = Setting(12, ge=1)")
     change("extractors/points.py", '{unit.name} has no media"', '{unit.name!r} lacks its media file"')
     moved = copy / "trainers/layers/augmentation.py"
-    (copy / "trainers/layers/rand_augment.py").rename(moved)
-    change("trainers/layers/pair_data.py", "trainers.layers.rand_augment", "trainers.layers.augmentation")
+    (copy / "trainers/layers/rand_augment_tensors.py").rename(moved)
+    change(
+        "trainers/layers/pair_data.py",
+        "from trainers.layers.rand_augment_tensors",
+        "from trainers.layers.augmentation",
+    )
     assert versions.complaints(versions.read(copy), recorded) == {}
 
 

@@ -20,7 +20,7 @@ from trainers.loop.trained import CONFIG, HISTORY, WEIGHTS, Summary, TrainedFold
 SUMMARY = Summary(best_epoch=1, epochs=2, validation={"SumR": 9.5}, stopped_early=False)
 ROWS = [
     {"epoch": n, "steps": 4 * n, "lr": 0.1, "loss": loss, "terms": {"nce": loss}, "validation": {"SumR": 10.5 - n},
-     "best": n == 1, "waiting": 0.25, "validation_captions": 40}
+     "best": n == 1, "waiting": 0.25, "validation_captions": 40, "training_seconds": 3.5, "validation_seconds": 0.5}
     for n, loss in ((1, 2.0), (2, float("nan")))
 ]  # fmt: skip
 
