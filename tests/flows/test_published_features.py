@@ -98,7 +98,7 @@ def test_weights_count_by_their_content_not_their_place(folder):
 def test_weights_of_another_shape_are_refused_in_one_sentence(folder):
     call("export", "checkpoint", folder / "out.ckpt", folder / "experiment.toml")
     call("import", "checkpoint", folder / "out.ckpt", folder / "weights")
-    with pytest.raises(UserError, match="do not fit HLFormer: the tensor .* is needed"):
+    with pytest.raises(UserError, match=r"do not fit HLFormer: the tensor .* is needed"):
         figures(folder, 'trainers.hlformer.weights="weights"', "trainers.hlformer.hidden_size=32")
 
 
