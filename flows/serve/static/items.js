@@ -101,7 +101,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !byId("text-label").hidden) {
     event.preventDefault();
     byId("text").focus();
-  } else if (event.key === "Escape" && state.item) change({ item: "" });
+  } else if (event.key === "Escape" && state?.item) change({ item: "" });
 });
 addEventListener("popstate", render);
 
