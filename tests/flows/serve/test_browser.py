@@ -416,7 +416,9 @@ def test_items_are_looked_through_without_a_query(videos: str, new_page: Callabl
     assert likeness == sorted(likeness, reverse=True) and len(likeness) == 2  # of three items
     page.locator("ol.cards a").first.click()
     status = "document.querySelector('#status').textContent"
-    until(page, f"{status}.endsWith(', in test.') && !{status}.startsWith('{name},')")  # not before it is there
+    until(
+        page, f"{status}.endsWith(', in test.') && !{status}.startsWith('{name},')"
+    )  # not before it is there
     page.keyboard.press("Escape")
     page.wait_for_selector("#content ul.cards")
     page.click("#views a:nth-child(2)")
