@@ -76,7 +76,8 @@ def test_each_version_has_an_upgrade_note_from_the_one_before():
     found = re.findall(r"^## (\d+\.\d+\.\d+)", text("CHANGELOG.md"), re.MULTILINE)
     notes = re.findall(r"^## From (\S+) to (\S+)$", text("docs/upgrading.md"), re.MULTILINE)
     assert set(zip(found[1:], found[:-1], strict=True)) <= set(notes)
-    assert notes and notes[0][0] in found[:2]  # the newest note is of the newest version, or of the one to come
+    # the newest note is of the newest version, or of the one to come
+    assert notes and notes[0][0] in found[:2]
 
 
 def test_the_version_names_the_commit_of_a_checkout(crossreel):
