@@ -14,6 +14,7 @@ from flows.repetition import Repetition, compare
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
 from pipeline.settings import Params
+from pipeline.store.places import places_in
 from trainers.measure.evaluated import EvaluatedFolder, Protocol
 
 REPORT = "report"
@@ -61,7 +62,7 @@ class Report(Stage[ReportParams]):
                 for key in states["compress"].places
             }
         rows = {
-            stage: briefing.where(stage)["where"] if stage in states else {}
+            stage: places_in(briefing.table(stage, states[stage].places)) if stage in states else {}
             for stage in ("compress", "points")
         }
         beside = {method: _beside_published(briefing, method) for method in self.params.methods}

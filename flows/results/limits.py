@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.circumstances import Circumstances, OfMethod
 from flows.results.measured import Measured
-from flows.results.wording import NOUNS, counted, listed, member
+from flows.results.wording import NOUNS, common_member, counted, listed
 from trainers.measure.evaluated import EvaluatedFolder, Metrics
 from trainers.measure.metric_table import DIRECTIONS, metric
 
@@ -35,8 +35,8 @@ def _size(runs: Sequence[Measured]) -> str:
 
 
 def _failed(runs: Sequence[Measured], limiting: Circumstances) -> str:
-    nouns, dropped = {member(run.protocol.kind) for run in runs}, max(run.protocol.dropped for run in runs)
-    noun = nouns.pop() if len(nouns) == 1 else "item"
+    noun = common_member(run.protocol.kind for run in runs)
+    dropped = max(run.protocol.dropped for run in runs)
     parts = []
     if limiting.failed_items:
         parts.append(f"{counted(limiting.failed_items, noun)} of the corpus failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def titles(kind: str) -> dict[str, str]:
 def member(kind: str) -> str:
     """The noun for one ranked item: "item" or "cloud"."""
     return "cloud" if kind == "pointcloud" else "item"
+
+
+def common_member(kinds: Iterable[str]) -> str:
+    """The noun for one item of any of these kinds: "item" where they are several."""
+    nouns = {member(kind) for kind in kinds}
+    return nouns.pop() if len(nouns) == 1 else "item"
 
 
 def short_title(direction: str, kind: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +32,3 @@ class RunBriefing:
         fp = state.fingerprint.hex
         table = place_table(state.places, keys, lambda segment: self.store.segment_path(stage, fp, segment))
         return {"field": next(iter(state.stage.fields)), **table}
-
-    def where(self, stage: str) -> dict[str, Any]:
-        """Places of a stage's outputs: {"field": name of the first output, "where": {key: [path of segment, row]}}."""
-        state = self.states[stage]
-        fp = state.fingerprint.hex
-        # Cached by segment: making a path for every item took 7 us of CPU each, nearly all the time of this method.
-        path = functools.cache(lambda segment: str(self.store.segment_path(stage, fp, segment)))
-        where = {key: [path(place.segment), place.row] for key, place in state.places.items()}
-        return {"field": next(iter(state.stage.fields)), "where": where}

@@ -25,7 +25,7 @@ from pipeline.run.pool import Killed
 from pipeline.run.shards import cut
 from pipeline.run.stage import Digests, Stage
 from pipeline.run.time_spent import TimeSpent
-from pipeline.run.units import Lacking, Units
+from pipeline.run.units import Lacking, UnitSpecs
 from pipeline.store.fingerprint import Fingerprint
 from pipeline.store.index import Kind
 from pipeline.store.store import Store, write_json
@@ -286,7 +286,7 @@ class Runner:
         model = next((state.stage for state in group if state.stage.worker_kind == "model"), leader)
         missing = {state.stage.name: frozenset(state.missing) for state in group}
         keys = frozenset(key for state in group for key in state.missing)
-        units = Units(keys, leader, self.contents, self.store, self.states)
+        units = UnitSpecs(keys, leader, self.contents, self.store, self.states)
         if len(group) > 1:
             names = ", ".join(state.stage.name for state in group)
             self.say(f"one pass over {len(units)} {leader.over} for {names}")

@@ -62,10 +62,6 @@ class Briefing(Protocol):
         """Return the first output's name ("field") and the places of these units, as `store.places.place_table`."""
         ...
 
-    def where(self, stage: str) -> dict[str, Any]:
-        """Return the name of a stage's first output, and for each item or caption the path and row of its segment."""
-        ...
-
 
 Over = Literal["items", "captions", "corpus"]
 WorkerKind = Literal["cpu", "model"]

@@ -18,7 +18,7 @@ from pipeline.store.store import Store
 Spec = dict[str, Any]
 
 
-class Units(Mapping[str, Spec]):
+class UnitSpecs(Mapping[str, Spec]):
     """The items or captions with these keys as plain data: key, name, and text, or media and what earlier stages made.
 
     The states of the earlier stages (`upstream`) must not change while this is used. Threads may share it. Raises

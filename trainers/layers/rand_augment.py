@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 Frames = NDArray[np.uint8]
 Apply = Callable[[Image.Image, float], Image.Image]
 Level = Callable[[float, int], float]
+Coefficients = Callable[[float, int, int], tuple[float, ...]]
 GREY = (128, 128, 128)  # colour of the areas that a geometric operation leaves empty
 MAX_MAGNITUDE = 10.0
 
@@ -68,31 +69,15 @@ def _rotate(image: Image.Image, degrees: float) -> Image.Image:
     return image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=GREY)
 
 
-def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+def _affine(coefficients: Coefficients) -> Apply:
     """The image whose pixel (x, y) is pixel (a x + b y + c, d x + e y + f) of the input."""
-    return image.transform(
+    return lambda image, level: image.transform(
         image.size,
         Image.Transform.AFFINE,
-        coefficients,
+        coefficients(level, image.width, image.height),
         resample=Image.Resampling.BICUBIC,
         fillcolor=GREY,
     )
-
-
-def _shear_x(image: Image.Image, by: float) -> Image.Image:
-    return _affine(image, (1, by, 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, by: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, by, 1, 0))
-
-
-def _translate_x(image: Image.Image, share: float) -> Image.Image:
-    return _affine(image, (1, 0, share * image.width, 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, share: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, share * image.height))
 
 
 def _solarize_add(image: Image.Image, added: float) -> Image.Image:
@@ -115,6 +100,14 @@ def _signed(apply: Apply, step: float) -> Operation:
     return Operation(apply, lambda m, sign: sign * step * m)
 
 
+COEFFICIENTS: dict[str, Coefficients] = {
+    "ShearX": lambda by, _width, _height: (1, by, 0, 0, 1, 0),
+    "ShearY": lambda by, _width, _height: (1, 0, 0, by, 1, 0),
+    "TranslateXRel": lambda share, width, _height: (1, 0, share * width, 0, 1, 0),
+    "TranslateYRel": lambda share, _width, height: (1, 0, 0, 0, 1, share * height),
+}
+"""Of the affine operations: a, b, c, d, e and f of a level, for pictures of a width and a height."""
+
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": _unleveled(ImageOps.autocontrast),
     "Equalize": _unleveled(ImageOps.equalize),
@@ -132,9 +125,9 @@ OPERATIONS: dict[str, Operation] = {
     "ContrastIncreasing": _enhanced(ImageEnhance.Contrast),
     "BrightnessIncreasing": _enhanced(ImageEnhance.Brightness),
     "SharpnessIncreasing": _enhanced(ImageEnhance.Sharpness),
-    "ShearX": _signed(_shear_x, 0.03),
-    "ShearY": _signed(_shear_y, 0.03),
-    "TranslateXRel": _signed(_translate_x, 0.045),  # share of the width
-    "TranslateYRel": _signed(_translate_y, 0.045),  # share of the height
+    "ShearX": _signed(_affine(COEFFICIENTS["ShearX"]), 0.03),
+    "ShearY": _signed(_affine(COEFFICIENTS["ShearY"]), 0.03),
+    "TranslateXRel": _signed(_affine(COEFFICIENTS["TranslateXRel"]), 0.045),  # share of the width
+    "TranslateYRel": _signed(_affine(COEFFICIENTS["TranslateYRel"]), 0.045),  # share of the height
 }
 """The 15 operations of the "increasing" set: the greater the magnitude, the stronger each of them."""

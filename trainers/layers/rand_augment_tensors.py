@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainers.layers.rand_augment import GREY, OPERATIONS
+from trainers.layers.rand_augment import COEFFICIENTS, GREY, OPERATIONS, Coefficients
 
 Draws = Sequence[Sequence[tuple[str, float]]]
 Change = Callable[[Tensor, Sequence[float]], Tensor]
@@ -137,7 +137,7 @@ def _sharpness(frames: Tensor, factors: Sequence[float]) -> Tensor:
     return _blended(smooth, frames, factors)
 
 
-def _geometric(coefficients: Callable[[float, int, int], Sequence[float]]) -> Change:
+def _geometric(coefficients: Coefficients) -> Change:
     """An affine operation; `coefficients` of a level, width and height as in `rand_augment`."""
 
     def change(frames: Tensor, levels: Sequence[float]) -> Tensor:
@@ -194,10 +194,7 @@ CHANGES: dict[str, Change] = {
     "ColorIncreasing": _color,
     "ContrastIncreasing": _contrast,
     "SharpnessIncreasing": _sharpness,
-    "ShearX": _geometric(lambda by, _w, _h: (1, by, 0, 0, 1, 0)),
-    "ShearY": _geometric(lambda by, _w, _h: (1, 0, 0, by, 1, 0)),
-    "TranslateXRel": _geometric(lambda share, width, _: (1, 0, share * width, 0, 1, 0)),
-    "TranslateYRel": _geometric(lambda share, _, height: (1, 0, 0, 0, 1, share * height)),
 }
+CHANGES |= {name: _geometric(found) for name, found in COEFFICIENTS.items()}
 CHANGES |= {name: _by_table(name) for name in KINDS if name not in CHANGES}
 """The operations of `rand_augment`, of frames (N, 3, H, W) uint8 and a level of each."""

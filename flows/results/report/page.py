@@ -27,7 +27,7 @@ from flows.results.report.pictures import Pictures
 from flows.results.report.queries import Queries, read_queries
 from flows.results.verdict import FILE as VERDICT
 from flows.results.verdict import judge
-from flows.results.wording import counted, duration, member, without_places
+from flows.results.wording import common_member, counted, duration, without_places
 from pipeline.child import Send
 from pipeline.store.store import write_json
 from trainers.loop.trained import TrainedFolder
@@ -71,14 +71,13 @@ def view(params: ReportParams, inputs: Mapping[str, Any], frame_bytes: int) -> d
     ranked = {method: ranks.read_ranked(folder) for method, folder in evaluated.items()}
     queries, hubs = _queries_and_hubs(params, inputs, evaluated, frame_bytes - frame_bytes // DECIDING_SHARE)
     kinds = by_kind(measured)
-    nouns = {member(kind) for kind in kinds}
     return {
         "name": public["experiment"].get("name") or "experiment",
         "file": Path(inputs["experiment"].get("path", "")).name,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "corpus": public["corpus"],
         "splits": activity.splits(public["corpus"]["splits"]),
-        "noun": nouns.pop() if len(nouns) == 1 else "item",
+        "noun": common_member(kinds),
         "verdict": verdict,
         "pair_tables": leaderboard.pair_tables(verdict.pairs, measured) if verdict else [],
         "boards": boards,
