@@ -15,7 +15,7 @@ from extractors.points import PointsParams
 from flows.estimate import Expected, estimate
 from flows.project import Project
 from pipeline.corpus.contents import Contents
-from pipeline.errors import UserError
+from pipeline.errors import UserError, numbered
 from pipeline.run import plan
 from pipeline.run.engines.machine import gpu_numbers
 from pipeline.run.execute import import_lack
@@ -117,10 +117,7 @@ def refusal(problems: Sequence[Problem]) -> UserError:
 
 def as_text(problems: Sequence[Problem]) -> str:
     """The sentence of one problem, or a numbered list of several."""
-    if len(problems) == 1:
-        return problems[0].sentence
-    lines = [f"  {number}. {problem.sentence}" for number, problem in enumerate(problems, 1)]
-    return "\n".join([f"{len(problems)} things would stop this run:", *lines])
+    return numbered("things would stop this run:", [problem.sentence for problem in problems])
 
 
 def _unidentified(project: Project, stage: Stage[Params]) -> Iterator[Problem]:

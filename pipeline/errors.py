@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 STARVED = (
     "cannot allocate memory", "can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc",
@@ -51,6 +51,14 @@ class ItemKilled(ItemError):
 
 class TrainingError(Error):
     """Training cannot go on, for a reason named by step and loss term."""
+
+
+def numbered(heading: str, sentences: Sequence[str]) -> str:
+    """The only sentence, or several as a numbered list below "N heading"."""
+    if len(sentences) == 1:
+        return sentences[0]
+    lines = [f"  {number}. {sentence}" for number, sentence in enumerate(sentences, 1)]
+    return "\n".join([f"{len(sentences)} {heading}", *lines])
 
 
 def is_full(error: BaseException | str) -> bool:

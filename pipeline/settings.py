@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, numbered
 
 
 class Role(Enum):
@@ -151,9 +151,7 @@ class WrongSettings(UserError):
 
     def __init__(self, sentences: Sequence[str]) -> None:
         self.sentences = tuple(dict.fromkeys(sentences))
-        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(self.sentences, 1)]
-        several = "\n".join([f"{len(lines)} settings have to be changed:", *lines])
-        super().__init__(several if len(lines) > 1 else self.sentences[0])
+        super().__init__(numbered("settings have to be changed:", self.sentences))
 
 
 class Faults:
