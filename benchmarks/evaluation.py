@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process_tree import anonymous_kib
+
 HERE = Path(__file__).resolve().parent.parent
 METHODS = ("clip4clip", "neighborretr", "gare", "hlformer", "h2arn", "lean")
 LIMIT_MB = 1024
@@ -166,7 +168,7 @@ class AnonymousMemory:
     """Watches the anonymous memory of this process; a block."""
 
     def __enter__(self) -> AnonymousMemory:
-        self.before = self.peak = anonymous_mb()
+        self.before = self.peak = anonymous_kib() // 1024
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -178,13 +180,7 @@ class AnonymousMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            self.peak = max(self.peak, anonymous_mb())
-
-
-def anonymous_mb() -> int:
-    """RssAnon of this process in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) // 1024
+            self.peak = max(self.peak, anonymous_kib() // 1024)
 
 
 def one(name: str, items: int, captions: int) -> dict[str, Any]:

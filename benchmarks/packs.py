@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.process_tree import anonymous_kib
 from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_text
 from pipeline.store.places import place_table
@@ -149,12 +150,12 @@ def pack_here(asked: dict[str, Any]) -> None:
 
     kept: list[dict[str, Any]] = []
     before, peak = resource.getrusage(resource.RUSAGE_SELF), [0]
-    started, start_bytes = time.monotonic(), anonymous_bytes()
+    started, start_bytes = time.monotonic(), anonymous_kib() * 1024
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.02):
-            peak[0] = max(peak[0], anonymous_bytes())
+            peak[0] = max(peak[0], anonymous_kib() * 1024)
 
     threading.Thread(target=watch, daemon=True).start()
     pack(asked, lambda header, arrays: kept.append(header["kept"]) if "kept" in header else None)
@@ -164,14 +165,6 @@ def pack_here(asked: dict[str, Any]) -> None:
     print(json.dumps({
         "kept": kept, "cpu_s": cpu, "s": time.monotonic() - started, "peak_mb": (peak[0] - start_bytes) / 1e6,
     }))  # fmt: skip
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that is no file's."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def packed(store: Store, asked: dict[str, Any]) -> dict[str, Any]:

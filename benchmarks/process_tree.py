@@ -76,7 +76,7 @@ def _watch(root: int, peaks: dict[str, float], ended: threading.Event) -> None:
         for pid in _tree(os.getpid()):
             with contextlib.suppress(OSError):
                 kind = COMMAND if pid == root else _kind(pid)
-                peaks[kind] = max(peaks.get(kind, 0.0), _anonymous_mb(pid))
+                peaks[kind] = max(peaks.get(kind, 0.0), anonymous_kib(pid) / 1000)
 
 
 def _tree(root: int) -> Iterator[int]:
@@ -93,8 +93,9 @@ def _kind(pid: int) -> str:
     return next((kind for word, kind in KINDS.items() if word in words), "other")
 
 
-def _anonymous_mb(pid: int) -> float:
+def anonymous_kib(pid: int | str = "self") -> int:
+    """KiB of a process's memory that is no file's; 0 where the process has ended."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 1000
-    return 0.0
+            return int(line.split()[1])
+    return 0

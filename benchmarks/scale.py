@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import process_tree, shapes
+from benchmarks.shapes import PLAN
 from flows.project import Project, open_project
 
 EXPERIMENT = """
@@ -54,7 +55,6 @@ package = "crossreel-small"
 CAPTIONS = 2  # an item
 LINKS = 30_000  # to one file; ext4 allows 65,000
 ITEMS_A_SEGMENT = 512
-PLAN = [sys.executable, "-m", "flows.cli", "plan", "experiment.toml", "--json"]
 GB = 1e9
 
 

@@ -35,6 +35,7 @@ STAGES = (
     "sys.exit(result.failed or len(result.stopped))"
 )
 EXPERIMENT = "experiment.toml"
+PLAN = [*CLI, "plan", EXPERIMENT, "--json"]
 LAST = "plan, all done"  # name of the last step of every shape
 
 
@@ -82,7 +83,7 @@ def last_steps(items: int) -> list[Step]:
     """The report, as a whole run makes it with Prefect, and the plan of what is done."""
     return [
         Step("run: the report", "item", items, [*CLI, "run", EXPERIMENT, "--quiet"], ("report",)),
-        Step(LAST, "item", items, [*CLI, "plan", EXPERIMENT, "--json"]),
+        Step(LAST, "item", items, PLAN),
     ]
 
 
@@ -183,7 +184,7 @@ def msrvtt(folder: Path, items: int) -> list[Step]:
     texts, few = CAPTIONS_A_VIDEO * items, CAPTIONS_FOR_LEAN * items
     pairs, few_pairs = CAPTIONS_A_VIDEO * train, CAPTIONS_FOR_LEAN * train
     return [
-        Step("plan, media read for their digests", "video", items, [*CLI, "plan", EXPERIMENT, "--json"]),
+        Step("plan, media read for their digests", "video", items, PLAN),
         stage_step("video", items, "compress"),
         stage_step("video", items, "clip", "keyframes"),
         stage_step("caption", texts, "clip_text"),
