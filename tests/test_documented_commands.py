@@ -15,9 +15,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -30,6 +31,7 @@ NAMES = {  # what a how-to page calls it, and what it is in the folder of the te
     "experiment.toml:gare": "experiment.toml:hlformer", "--method gare": "--method hlformer", '"gare"': '"hlformer"',
     "gare,hlformer": "hlformer", "video7#2": "clip03.mp4#1", "/mnt/disk": "disk",
 }  # fmt: skip
+SKETCHES = {"store.md"}  # pages whose Python names what a reader's own program has
 CONTINUES = {"plot.md": "own-videos.md"}  # pages whose commands follow those of another one, in its folder
 BLOCK = re.compile(r"^```(sh|python|text)(?: ([\w.]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = re.compile(r"# needs (.+)$", re.MULTILINE)
@@ -51,8 +53,10 @@ class Block:
     line: int
 
 
-def blocks(page: str) -> list[Block]:
+def blocks(page: str, names: Mapping[str, str] = MappingProxyType({})) -> list[Block]:
     text = (PAGES | HOW_TO)[page].read_text(encoding="utf-8")
+    for name, other in names.items():
+        text = text.replace(name, other)
     return [
         Block(found[1], found[2] or "", found[3], text[: found.start()].count("\n") + 1)
         for found in BLOCK.finditer(text)
@@ -95,19 +99,21 @@ def shell(tmp_path: Path) -> Iterator[dict[str, str]]:
     }  # fmt: skip
 
 
-def follow(page: str, folder: Path, env: dict[str, str]) -> None:
-    """Do what a page says, and compare what is printed with what stands there."""
+def follow(
+    page: str, folder: Path, env: dict[str, str], names: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Do what a page says, with `names` for its own, and compare what is printed with what stands there."""
     printed: list[str] = []
-    for block in blocks(page):
+    for block in blocks(page, names):
         where = f"{page}, line {block.line}"
-        if block.kind == "python":
+        if block.kind == "python" and page not in SKETCHES:
             name = block.name or "block.py"
             (folder / name).write_text(block.text, encoding="utf-8")
             if not block.name:
                 run(f"python {name}", folder, env, where)
         elif block.kind == "sh":
             printed = run(runnable(block.text), folder, env, where)
-        else:
+        elif block.kind == "text":
             for line in block.text.splitlines():
                 begins, rest, _ = alike(line).partition(" ...")
                 found = any(one.startswith(begins) if rest else one == begins for one in printed)
@@ -151,16 +157,7 @@ def test_the_commands_of_a_how_to_page_run_beside_a_finished_experiment(page, sh
     shutil.copy(folder / "clip03.mp4", folder / "clip.mp4")
     (folder / "disk").mkdir()
     (trained,) = (folder / "store/runs/train-hlformer").iterdir()
-    for block in blocks(page):
-        text = block.text
-        for name, other in (NAMES | {"gare@1a2b3c4d": f"hlformer@{trained.name[:8]}"}).items():
-            text = text.replace(name, other)
-        where = f"{page}, line {block.line}"
-        if block.kind == "sh":
-            run(runnable(text), folder, shell, where)
-        elif block.kind == "python" and page != "store.md":  # its names are those of a reader's own program
-            (folder / "block.py").write_text(text, encoding="utf-8")
-            run("python block.py", folder, shell, where)
+    follow(page, folder, shell, NAMES | {"gare@1a2b3c4d": f"hlformer@{trained.name[:8]}"})
 
 
 def test_what_commands_need_is_one_of_a_list_and_each_use_of_the_list_occurs():
