@@ -18,6 +18,8 @@ from flows.console import StageDisplay
 from flows.preflight import planned, require_possible
 from flows.project import FailedUnit, Project, open_project
 from flows.run import RunResult, run_stages
+from flows.search.index import choose_method
+from flows.search.joint import JointHit, join, joint_methods
 from flows.troubles import in_sentences
 from pipeline.errors import UserError, nearest
 from pipeline.run import plan as planning
@@ -231,6 +233,27 @@ class Experiment:
                 display.say(f"WARNING: {problem.sentence}")
             result = run_stages(project, names, display, redone, retry_failed, states=survey)
         return Outcome(fresh, result)
+
+    @in_sentences()
+    def search(
+        self, text: str, top: int = 10, split: str = "", *, methods: str | Sequence[str] = ()
+    ) -> list[JointHit]:
+        """The items that match a sentence best, of videos and point clouds in one list where the corpus has both.
+
+        Each result has `method`, `kind`, the `hit` of that method's own ranking, and `standard`, by which results are
+        ordered, because scores of different methods cannot be compared. methods: one for each kind of items; with ()
+        those of the experiment, if no two of them rank items of one kind. `runs[method].search` asks one method alone,
+        in the units of its score.
+        """
+        project = self._project()
+        named = _names(methods)
+        kinds = joint_methods(project.stages, named)
+        if not kinds:
+            method = choose_method(project.stages, named[0] if named else "")
+            kinds = {method: project.stages[f"train-{method}"].kind}
+        runs = {method: self.runs[method] for method in kinds}
+        found = {method: (run.search(text, top, split), run.calibrate(split)) for method, run in runs.items()}
+        return join(found, kinds, top)
 
     def _refreshed(self, fresh: Experiment) -> Experiment:
         """This experiment, with the file and corpus as they are now."""

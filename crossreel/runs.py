@@ -18,6 +18,7 @@ from flows.console import StageDisplay
 from flows.preflight import require_possible
 from flows.project import Project
 from flows.results.leaderboard import leaderboard_rows
+from flows.search.calibration import Calibration
 from flows.search.hits import CaptionHit, Hit
 from flows.search.searched import Searched, find_searched
 from flows.search.searcher import Searcher
@@ -68,6 +69,10 @@ class Queries:
     ) -> NDArray[np.float32]:
         """The method's scores (texts, items), higher is more alike."""
         return self._searcher(split).scores(_several(texts, "texts"), _several(items, "items"))
+
+    def calibrate(self, split: str = "") -> Calibration:
+        """What a score is worth: its standard score, and the share of captions of other items that reach it."""
+        return self._searcher(split).calibrate()
 
     def explain(self, text: str, items: Sequence[str], split: str = "") -> Arrays:
         """What carried the match of a sentence with each of the items (ids of the split), as arrays (N, ...).

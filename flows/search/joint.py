@@ -73,7 +73,7 @@ def joint_methods(stages: Stages, named: Sequence[str]) -> dict[str, str]:
     double = next((kind for kind, methods in kinds.items() if len(methods) > 1), None)
     if double is not None and len(named) > 1:
         raise UserError(
-            f"{listed(kinds[double])} rank {NOUNS[double]}s both; name one method for each kind of items with --method"
+            f"{listed(kinds[double])} rank {NOUNS[double]}s both; name one method for each kind of items"
         )
     if double is not None or len(kinds) < 2:
         return {}

@@ -84,6 +84,19 @@ def test_a_search_has_the_scores_of_the_pairs(run):
     assert (np.argsort(explained.argmax(1), kind="stable") == np.argsort(starts, kind="stable")).all()
 
 
+def test_an_experiment_with_one_method_is_searched_with_it(run, folder):
+    hits, calibration = run.search(NEW, top=3), run.calibrate()
+    with library.open(folder / "experiment.toml", quiet=True) as experiment:
+        found = experiment.search(NEW, top=3)
+        assert [one.hit.item for one in found] == [hit.item for hit in hits]
+        assert [one.place for one in found] == [1, 2, 3]
+        assert {(one.method, one.kind) for one in found} == {("hlformer", "video")}
+        assert [one.standard for one in found] == pytest.approx([calibration.standard(h.score) for h in hits])
+        assert [one.chance for one in found] == [calibration.share_above(one.hit.score) for one in found]
+        with pytest.raises(library.Error, match="no method 'hlforner'; did you mean 'hlformer'"):
+            experiment.search(NEW, methods="hlforner")
+
+
 def test_what_cannot_be_embedded_is_said_in_a_sentence(run, folder):
     (folder / "broken.mp4").write_bytes(b"no video")
     for call, words in (

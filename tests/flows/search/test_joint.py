@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import crossreel
 from flows.cli import app
 from flows.project import Project, open_project
 from flows.search.calibration import Calibration
@@ -159,6 +160,10 @@ def test_a_sentence_finds_the_video_and_the_cloud_that_it_describes(both):
     assert {one["method"]: one["kind"] for one in said["methods"]} == METHODS_OF
     hits = said["hits"]
     assert [one["standard"] for one in hits] == sorted((one["standard"] for one in hits), reverse=True)
+    with crossreel.open(both, quiet=True) as experiment:
+        found = experiment.search(texts[0], top=2 * PAIRS)
+        assert [(one.kind, one.hit.item) for one in found] == [(one["kind"], one["item"]) for one in hits]
+        assert [one.standard for one in found] == pytest.approx([one["standard"] for one in hits], abs=1e-4)
     for method in METHODS_OF:
         assert [(one["own_place"], one["item"]) for one in hits if one["method"] == method] == [
             (one.place, one.item) for one in rankings[method][0]
