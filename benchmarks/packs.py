@@ -31,9 +31,10 @@ from pipeline.store.fields import Field
 from pipeline.store.fingerprint import Fingerprint, digest_text
 from pipeline.store.places import place_table
 from pipeline.store.store import Store, tree_bytes
+from trainers.data import split_columns
 from trainers.registry import METHODS
 
-Split = tuple[list[str], list[dict[str, str]]]
+Split = dict[str, list[Any]]
 SHARD, TEXT_SHARD = 32, 2048  # units of a segment, as the extractors have them
 WIDTHS = {"demo": (64, 32, 256), "published": (512, 768, 4096)}  # of CLIP, BERT and VGG16
 METHODS_RUN: dict[str, dict[str, Any]] = {
@@ -83,9 +84,7 @@ def make_features(
     for stage, fields in STAGES.items():
         captions = stage in OF_CAPTIONS
         keys = dict.fromkeys(
-            key
-            for items, rows in splits.values()
-            for key in ([row["key"] for row in rows] if captions else items)
+            key for split in splits.values() for key in split["captions" if captions else "items"]
         )
         there = store.places(stage, prints[stage].hex)
         todo, size = [key for key in keys if key not in there], TEXT_SHARD if captions else SHARD
@@ -105,11 +104,10 @@ def corpus(videos: int, captions: int) -> dict[str, Split]:
     found: dict[str, Split] = {}
     for split, count in (("train", videos), ("val", max(2, videos // 10))):
         items = [digest_text(f"{split} {number}") for number in range(count)]
-        rows = [
-            {"key": digest_text(f"{item} {n}"), "item": item, "text": f"a man {n} on a bike {item[:4]}", "also": []}
+        found[split] = split_columns(items, (
+            (digest_text(f"{item} {n}"), f"a man {n} on a bike {item[:4]}", item, [])
             for item in items for n in range(captions)
-        ]  # fmt: skip
-        found[split] = items, rows
+        ))  # fmt: skip
     return found
 
 
@@ -121,7 +119,11 @@ def request(
     needs = {stage: prints[stage].hex for stage in config.features()}
     kept = Fingerprint.of({"stage": f"packed-{method}", "needs": needs})
     shape = Fingerprint.of(
-        {"stage": f"pack-{method}", "needs": needs, "splits": sum(len(r) for _, r in splits.values())}
+        {
+            "stage": f"pack-{method}",
+            "needs": needs,
+            "splits": sum(len(split["captions"]) for split in splits.values()),
+        }
     )
 
     def table(stage: str, fp: str) -> dict[str, Any]:
@@ -134,8 +136,7 @@ def request(
         "stage": stage, "fingerprint": kept.hex, "components": dict(kept.components), **table(stage, kept.hex),
     }  # fmt: skip
     inputs = store.root / "work" / f"{method}.inputs.json"
-    told = {name: {"items": items, "captions": rows} for name, (items, rows) in splits.items()}
-    inputs.write_text(json.dumps({"splits": told, "rows": where, "keeping": keeping}))
+    inputs.write_text(json.dumps({"splits": splits, "rows": where, "keeping": keeping}))
     folder = store.run_folder(f"pack-{method}", shape.hex)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return {

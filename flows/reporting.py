@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from flows.repetition import Repetition, compare
 from pipeline.corpus.contents import Contents
 from pipeline.run.stage import Briefing, Stage
 from pipeline.settings import Params
-from pipeline.store.places import places_in
+from pipeline.store.places import TablePlaces
 from trainers.measure.evaluated import EvaluatedFolder, Protocol
 
 REPORT = "report"
@@ -52,19 +52,9 @@ class Report(Stage[ReportParams]):
 
     def brief(self, briefing: Briefing) -> dict[str, Any]:
         """What the page tells of: stages, methods, corpus, and where to find the frames it shows."""
-        contents, states = briefing.contents, briefing.states
+        contents = briefing.contents
         corpus = contents.corpus
-        videos = {}
-        if "compress" in states:
-            fp, suffix = states["compress"].fingerprint.hex, states["compress"].stage.file_suffix or ""
-            videos = {
-                key: str(briefing.store.item_file("compress", fp, key, suffix))
-                for key in states["compress"].places
-            }
-        rows = {
-            stage: places_in(briefing.table(stage, states[stage].places)) if stage in states else {}
-            for stage in ("compress", "points")
-        }
+        splits = {_measured(briefing, method).split for method in self.params.methods}
         beside = {method: _beside_published(briefing, method) for method in self.params.methods}
         return {
             "experiment": {
@@ -96,12 +86,8 @@ class Report(Stage[ReportParams]):
                 for method in self.params.methods
             ],
             "circumstances": _circumstances(briefing, beside).model_dump(mode="json"),
-            "items": {
-                key: {"id": item.id, "key": key, "video": videos.get(key)}
-                | {stage: where.get(key) for stage, where in rows.items()}
-                for key, item in contents.items().items()
-            },
-            "captions": _captions(contents),
+            "items": items_of(briefing, splits),
+            "captions": captions_of(contents, splits),
         }
 
 
@@ -131,14 +117,36 @@ def _circumstances(briefing: Briefing, beside: Mapping[str, Repetition]) -> Circ
     return Circumstances(failed_items=items, failed_captions=captions, methods=methods)
 
 
-def _captions(contents: Contents) -> dict[str, dict[str, dict[str, Any]]]:
-    """Caption digest -> item digest -> id and moments: one text may describe several items and moments."""
+def items_of(briefing: Briefing, splits: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Item digest -> id and where its frames or points are, of the galleries of these splits."""
+    contents, states = briefing.contents, briefing.states
+    shown = {key for split in splits for key, _ in contents.gallery(split)}
+    videos = {}
+    if "compress" in states:
+        fp, suffix = states["compress"].fingerprint.hex, states["compress"].stage.file_suffix or ""
+        videos = {
+            key: str(briefing.store.item_file("compress", fp, key, suffix))
+            for key in shown
+            if key in states["compress"].places
+        }
+    rows = {
+        stage: TablePlaces(briefing.table(stage, shown)) if stage in states else {}
+        for stage in ("compress", "points")
+    }
+    return {
+        key: {"id": item.id, "key": key, "video": videos.get(key)}
+        | {stage: where.get(key) for stage, where in rows.items()}
+        for key, item in contents.items().items()
+        if key in shown
+    }
+
+
+def captions_of(contents: Contents, splits: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Caption digest -> item digest -> id and moments, in these splits: one text may describe several items."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
-    for item in contents.corpus.items:
-        if item.id in contents.digests:
-            for caption in item.captions:
-                known = out.setdefault(caption.digest, {})
-                entry = known.setdefault(contents.digests[item.id], {"id": caption.id, "moments": []})
-                if caption.start is not None and caption.end is not None:
-                    entry["moments"].append([caption.start, caption.end])
+    for split in sorted(splits):
+        for digest, _, caption in contents.queries(split):
+            entry = out.setdefault(caption.digest, {}).setdefault(digest, {"id": caption.id, "moments": []})
+            if caption.start is not None and caption.end is not None:
+                entry["moments"].append([caption.start, caption.end])
     return out

@@ -23,6 +23,7 @@ from pipeline.store.places import Units, place_table
 from pipeline.store.store import Store
 from trainers.config import MethodConfig
 from trainers.contract import RetrievalMethod
+from trainers.data import split_columns
 from trainers.loop.trained import TrainedFolder
 
 LEARN = ("train", "val")
@@ -131,26 +132,20 @@ class Pack(Stage[MethodConfig]):
         for split in self._splits:
             contents.corpus.require_queries(split)
             items = {digest for digest, _ in contents.gallery(split)} - out
-            captions = [
-                {
-                    "key": caption.digest,
-                    "item": digest,
-                    "text": caption.text,
-                    "also": _also(contents, caption, items),
-                }
+            order = [digest for digest, _ in contents.gallery(split) if digest in items]
+            splits[split] = split_columns(order, (
+                (caption.digest, caption.text, digest, _also(contents, caption, items))
                 for digest, _, caption in contents.queries(split)
                 if digest in items and caption.digest not in out
-            ]
-            if not captions:
+            ))  # fmt: skip
+            if not splits[split]["captions"]:
                 raise UserError(
                     f"no caption of the split {split!r} is left: every item or caption of it failed; "
                     "`crossreel status` lists them with their reasons"
                 )
-            order = [digest for digest, _ in contents.gallery(split) if digest in items]
-            splits[split] = {"items": list(dict.fromkeys(order)), "captions": captions}
         keys = {
             "items": [key for split in splits.values() for key in split["items"]],
-            "captions": [caption["key"] for split in splits.values() for caption in split["captions"]],
+            "captions": [key for split in splits.values() for key in split["captions"]],
         }  # other units of the corpus would double the request of a small split
         over = {
             need: "captions" if briefing.states[need].stage.over == "captions" else "items"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 
 from pipeline.child import Send
 from pipeline.run.engines.machine import cores
-from pipeline.store.places import places_in
+from pipeline.store.places import TablePlaces
 from pipeline.store.store import REFERENCES
 from trainers.config import MethodConfig
-from trainers.data import SplitIndex, write_also
+from trainers.data import Split, SplitIndex, split_of, write_also
 from trainers.loop import distributed, precision, torchrun
 from trainers.loop.engine import fit
 from trainers.loop.loading import worker_count
@@ -39,23 +39,27 @@ def pack(request: dict[str, Any], send: Send) -> None:
     """Read the features of some splits from the store and write them as the method wants them."""
     declared = METHODS.find(request["method"])
     config = declared.config.model_validate_json(request["params"])
-    inputs = json.loads(Path(request["inputs"]).read_text(encoding="utf-8"))
     folder = _emptied(Path(request["folder"]))
-    sources = {stage: Source(stage, rows["field"], places_in(rows)) for stage, rows in inputs["rows"].items()}
-    kept = inputs["keeping"]
-    keeping = Keeping(
-        folder.parents[2], kept["stage"], kept["fingerprint"], kept["components"], places_in(kept)
-    )
-    read = StoreInputs(sources, config.inputs(), keeping, send)
-    splits = {
-        name: (split["items"], [(c["key"], c["text"], c["item"]) for c in split["captions"]])
-        for name, split in inputs["splits"].items()
-    }
+    splits, also, read = _pack_inputs(request, config, folder.parents[2], send)
     declared.pack(folder, config, splits, read)
-    also = {name: [c["also"] for c in split["captions"]] for name, split in inputs["splits"].items()}
     write_also(folder, also)
     counts = {name: {"items": len(items), "captions": len(rows)} for name, (items, rows) in splits.items()}
     send({"record": {"splits": counts, REFERENCES: referred(folder)}}, {})
+
+
+def _pack_inputs(
+    request: Mapping[str, Any], config: MethodConfig, store: Path, send: Send
+) -> tuple[dict[str, Split], dict[str, Sequence[Sequence[str]]], StoreInputs]:
+    """The splits to pack, the other positives of their captions, and the inputs in the store."""
+    inputs = json.loads(Path(request["inputs"]).read_bytes())
+    sources = {
+        stage: Source(stage, rows["field"], TablePlaces(rows)) for stage, rows in inputs["rows"].items()
+    }
+    kept = inputs["keeping"]
+    keeping = Keeping(store, kept["stage"], kept["fingerprint"], kept["components"], TablePlaces(kept))
+    splits = {name: split_of(split) for name, split in inputs["splits"].items()}
+    also = {name: split["also"] for name, split in inputs["splits"].items()}
+    return splits, also, StoreInputs(sources, config.inputs(), keeping, send)
 
 
 def _emptied(folder: Path) -> Path:

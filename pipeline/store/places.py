@@ -32,23 +32,40 @@ class Place:
 def place_table(
     places: Mapping[str, Place], keys: Iterable[str], path: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Places of those of the keys that have one, as JSON: {"segments": [path], "where": {key: [number, row]}}.
+    """Places of those of the keys that have one, as columns for JSON: {"segments": [path], "keys", "segment", "row"}.
 
-    The path of a segment, 100 letters, stands there once and not beside each of its units. `path` gives it by the id.
+    `segment` has the position of a unit's segment in `segments`: its path, 100 letters, stands there once and not
+    beside each unit. `path` gives it by the id. Columns, because a list for each unit takes three times the memory.
     """
     numbers: dict[str, int] = {}
-    where = {
-        key: [numbers.setdefault(place.segment, len(numbers)), place.row]
-        for key in dict.fromkeys(keys)
-        if (place := places.get(key)) is not None
-    }
-    return {"segments": [str(path(segment)) for segment in numbers], "where": where}
+    columns: dict[str, list[Any]] = {"keys": [], "segment": [], "row": []}
+    for key in dict.fromkeys(keys):
+        if (place := places.get(key)) is not None:
+            columns["keys"].append(key)
+            columns["segment"].append(numbers.setdefault(place.segment, len(numbers)))
+            columns["row"].append(place.row)
+    return {"segments": [str(path(segment)) for segment in numbers], **columns}
 
 
-def places_in(table: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+class TablePlaces(Mapping[str, tuple[str, int]]):
     """Path of the segment and row of each key in a table of `place_table`."""
-    segments = table["segments"]
-    return {key: (segments[number], row) for key, (number, row) in table["where"].items()}
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self._units, self._paths = Units(table["keys"]), table["segments"]
+        self._segment, self._row = (np.array(table[name], np.int32) for name in ("segment", "row"))
+
+    def __getitem__(self, key: str) -> tuple[str, int]:
+        at = self._units.position[key]
+        return self._paths[self._segment[at]], int(self._row[at])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._units
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
 
 
 class Units(Sequence[str]):

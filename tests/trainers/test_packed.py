@@ -20,7 +20,7 @@ from pipeline.store.places import place_table
 from pipeline.store.segments import Damaged
 from pipeline.store.store import REFERENCES, Store
 from trainers import workers
-from trainers.data import write_ragged
+from trainers.data import split_columns, split_of, write_ragged
 from trainers.packed import ARRAYS, Ragged
 from trainers.packing import referred
 from trainers.registry import METHODS
@@ -79,15 +79,15 @@ class Packing:
         assert path is not None
         self.store.index.add_segment(out.id, self.print(stage).hex, path.stat().st_size, out.items)
 
-    def splits(self, videos: int) -> dict[str, tuple[list[str], list[dict[str, Any]]]]:
+    def splits(self, videos: int) -> dict[str, dict[str, list[Any]]]:
+        """The members of the splits, as a run sends them."""
         found = {}
         for split, count in (("train", videos), ("val", 3)):
             items = [digest_text(f"{split} {n}") for n in range(count)]
-            rows = [
-                {"key": digest_text(f"{item} {n}"), "text": f"{n} {WORDS}"[: 9 + n * 20], "item": item, "also": []}
+            found[split] = split_columns(items, (
+                (digest_text(f"{item} {n}"), f"{n} {WORDS}"[: 9 + n * 20], item, [])
                 for item in items for n in range(2)
-            ]  # fmt: skip
-            found[split] = items, rows
+            ))  # fmt: skip
         return found
 
     def features(self, videos: int) -> None:
@@ -95,8 +95,8 @@ class Packing:
         for stage in self.config.features():
             there = self.store.places(stage, self.print(stage).hex)
             keys = [
-                key for items, rows in self.splits(videos).values()
-                for key in ([row["key"] for row in rows] if stage in OF_CAPTIONS else items)
+                key for split in self.splits(videos).values()
+                for key in split["captions" if stage in OF_CAPTIONS else "items"]
             ]  # fmt: skip
             if lacking := [key for key in keys if key not in there]:
                 self.write(stage, lacking)
@@ -109,7 +109,7 @@ class Packing:
         """Pack, and open the data."""
         stage, told = f"packed-{self.method}", list[str]()
         inputs = self.store.root / "work" / f"{name}.json"
-        splits = {split: {"items": i, "captions": c} for split, (i, c) in self.splits(videos).items()}
+        splits = self.splits(videos)
         inputs.write_text(json.dumps({
             "splits": splits,
             "rows": {
@@ -145,10 +145,7 @@ class Packing:
             ]
             for name, (stage, output) in self.config.inputs().items()
         }
-        splits = {
-            split: (items, [(row["key"], row["text"], row["item"]) for row in rows])
-            for split, (items, rows) in self.splits(videos).items()
-        }
+        splits = {split: split_of(members) for split, members in self.splits(videos).items()}
         self.declared.pack(folder, self.config, splits, read)
         return self.declared.open_data(folder, self.config)
 
@@ -176,8 +173,8 @@ def test_a_pack_grows_by_what_is_new_and_gives_the_batches_of_copies(tmp_path: P
     before = {path: path.read_bytes() for path in (tmp_path / "store/segments").rglob("*.h5")}
     packing.features(9)
     assert_equal(packing.pack(9, "b"), packing.copied(tmp_path / "nine", 9))
-    units = [{*items, *(row["key"] for row in rows)} for items, rows in packing.splits(9).values()]
-    old = [{*items, *(row["key"] for row in rows)} for items, rows in packing.splits(7).values()]
+    units = [{*split["items"], *split["captions"]} for split in packing.splits(9).values()]
+    old = [{*split["items"], *split["captions"]} for split in packing.splits(7).values()]
     assert set(packing.made[0]) == set.union(*old)
     assert sorted(packing.made[1]) == sorted(set.union(*units) - set.union(*old))
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -200,7 +197,7 @@ def test_features_that_were_made_again_are_read_and_checked_again(tmp_path: Path
     packing = Packing(tmp_path, "lean")
     packing.features(5)
     first = batches(packing.pack(5))
-    again = packing.splits(5)["train"][0][:2]
+    again = packing.splits(5)["train"]["items"][:2]
     packing.write("vgg16", again, change=1)
     second = batches(packing.pack(5, "b"))
     assert sorted(packing.made[1]) == sorted(again)
@@ -214,7 +211,7 @@ def test_damaged_rows_are_not_packed(tmp_path: Path) -> None:
     packing.features(4)
     (path,) = (tmp_path / "segments" / "dgcnn").rglob("*.h5")
     content = bytearray(path.read_bytes())
-    rows = outputs("dgcnn", packing.splits(4)["train"][0][1])["token"].tobytes()
+    rows = outputs("dgcnn", packing.splits(4)["train"]["items"][1])["token"].tobytes()
     content[content.index(rows) + 3] ^= 16
     path.write_bytes(content)
     with pytest.raises(Damaged, match="do not have the checksum they were written with"):

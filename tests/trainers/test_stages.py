@@ -18,10 +18,10 @@ from pipeline.corpus.manifest import Caption, Corpus, Item, Protocol, write_mani
 from pipeline.run import plan
 from pipeline.run.briefing import RunBriefing
 from pipeline.store.index import Failure
-from pipeline.store.places import Places, Units, places_in
+from pipeline.store.places import Places, TablePlaces, Units, place_table
 from pipeline.store.store import Store
 from trainers import workers as run
-from trainers.data import SplitIndex, write_splits
+from trainers.data import SplitIndex, split_columns, write_splits
 from trainers.gare.config import GareConfig
 
 SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test")
@@ -121,10 +121,11 @@ def test_packing_gets_the_readable_other_items_that_did_not_fail(survey: Any) ->
     corpus = contents({"v5": ("v6", "v7"), "v7": ("v5",)})
     names = {name: corpus.digests[name] for name in ("v5", "v6", "v7")}
     told = briefed(survey, "pack-hlformer-test", corpus, failed=names["v6"])["splits"]["test"]
-    assert [c["also"] for c in told["captions"]] == [[names["v7"]], [names["v5"]]]
+    assert told["also"] == [[names["v7"]], [names["v5"]]]
     unread = Contents(corpus.corpus, {k: v for k, v in corpus.digests.items() if k != "v7"})
     told = briefed(survey, "pack-hlformer-test", unread)["splits"]["test"]
-    assert [c["also"] for c in told["captions"]] == [[names["v6"]], []]
+    assert told["also"] == [[names["v6"]], []]
+    assert briefed(survey, "pack-hlformer-test", contents())["splits"]["test"]["also"] == []
 
 
 def test_packing_a_split_is_told_the_places_of_its_own_units_alone(survey: Any, tmp_path: Path) -> None:
@@ -138,11 +139,9 @@ def test_packing_a_split_is_told_the_places_of_its_own_units_alone(survey: Any, 
     fp = states["clip"].fingerprint.hex
     path = str(store.segment_path("clip", fp, "segment"))
     tested = [corpus.digests[name] for name in ("v5", "v6", "v7")]
-    assert places_in(told["rows"]["clip"]) == {key: (path, 5 + n) for n, key in enumerate(tested)}
-    assert list(places_in(told["rows"]["clip_text"])) == [
-        c["key"] for c in told["splits"]["test"]["captions"]
-    ]
-    assert places_in(told["keeping"]) == {}
+    assert TablePlaces(told["rows"]["clip"]) == {key: (path, 5 + n) for n, key in enumerate(tested)}
+    assert list(TablePlaces(told["rows"]["clip_text"])) == told["splits"]["test"]["captions"]
+    assert TablePlaces(told["keeping"]) == {}
     assert json.dumps(told).count(path) == 1
 
 
@@ -167,11 +166,11 @@ def test_packed_folder_of_any_method_holds_the_other_items(
             write_splits(folder, splits)
 
     monkeypatch.setattr("trainers.hlformer.data.pack", Packing.pack)
-    captions = [{"key": "q", "text": "x", "item": "a", "also": ["b"]}]
     inputs = tmp_path / "inputs.json"
-    rows = {stage: {"field": "x", "segments": [], "where": {}} for stage in ("clip", "clip_text")}
-    keeping = {"stage": "packed-hlformer", "fingerprint": "0", "components": {}, "segments": [], "where": {}}
-    splits = {"test": {"items": ["a", "b"], "captions": captions}}
+    nowhere = place_table({}, [], str)
+    rows = {stage: {"field": "x", **nowhere} for stage in ("clip", "clip_text")}
+    keeping = {"stage": "packed-hlformer", "fingerprint": "0", "components": {}, **nowhere}
+    splits = {"test": split_columns(["a", "b"], [("q", "x", "a", ["b"])])}
     inputs.write_text(json.dumps({"splits": splits, "rows": rows, "keeping": keeping}))
     request = {"method": "hlformer", "params": "{}", "inputs": str(inputs), "folder": str(tmp_path / "out")}
     run.pack(request, lambda header, arrays: None)

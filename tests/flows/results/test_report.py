@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from flows.commands.experiments import print_leaderboard
-from flows.reporting import Report, ReportParams
+from flows.reporting import ReportParams, captions_of, items_of
 from flows.results.leaderboard import leaderboard_rows as rows_of
 from flows.results.report import activity, leaderboard, page
 from flows.results.report.frames import FRAMES, Frames, frame_seconds
@@ -730,18 +730,26 @@ def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path)
     assert training.sentence == "4 epochs, the best one is 2; 112 parameters; 1 min 35 s"
 
 
-def test_brief_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> None:
+def test_brief_has_the_evaluated_splits_and_keeps_the_moments_of_one_text_apart_by_item(
+    tmp_path: Path,
+) -> None:
     said = [Caption("a#0", "a door opens", 1.0, 2.0), Caption("a#1", "a door opens", 5.0, 6.0)]
-    items = (Item("a", "test", tuple(said)), Item("b", "test", (Caption("b#0", "a door opens"),)))
-    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {"a": "digest-a", "b": "digest-b"})
-    brief = Report(()).brief(RunBriefing(contents, None, {}, [], {}))  # type: ignore[arg-type]
-    assert brief["captions"][said[0].digest] == {
-        "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
-        "digest-b": {"id": "b#0", "moments": []},
+    items = (
+        Item("a", "test", tuple(said)), Item("b", "test", (Caption("b#0", "a door opens"),)),
+        Item("c", "train", (Caption("c#0", "a door opens"),)),
+    )  # fmt: skip
+    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {name: f"digest-{name}" for name in "abc"})
+    assert captions_of(contents, {"test"}) == {
+        said[0].digest: {
+            "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
+            "digest-b": {"id": "b#0", "moments": []},
+        }
     }
-    assert brief["items"]["digest-a"] == {
-        "id": "a", "key": "digest-a", "video": None, "compress": None, "points": None
-    }  # fmt: skip
+    briefing = RunBriefing(contents, None, {}, [], {})  # type: ignore[arg-type]
+    nowhere = {"video": None, "compress": None, "points": None}
+    assert items_of(briefing, {"test"}) == {
+        f"digest-{name}": {"id": name, "key": f"digest-{name}", **nowhere} for name in "ab"
+    }
 
 
 def test_worker_of_the_report_imports_neither_torch_nor_prefect(run_python: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.places import NOWHERE, Place, Places, Units, place_table, places_in
+from pipeline.store.places import NOWHERE, Place, Places, TablePlaces, Units, place_table
 
 DIGESTS = st.integers(0, 40).map(lambda n: hashlib.blake2b(b"%d" % n, digest_size=16).hexdigest())
 NAMES = st.one_of(DIGESTS, st.text(min_size=1, max_size=4))
@@ -60,9 +60,10 @@ def test_a_table_of_places_holds_those_of_the_keys_and_each_path_once(
 ) -> None:
     places = Places.of(Units(rows), ((key, *row) for key, row in rows.items()))
     table = json.loads(json.dumps(place_table(places, keys, lambda segment: f"/store/{segment}.h5")))
-    assert places_in(table) == {
-        key: (f"/store/{rows[key][0]}.h5", rows[key][1]) for key in keys if key in rows
-    }
+    found = TablePlaces(table)
+    assert found == {key: (f"/store/{rows[key][0]}.h5", rows[key][1]) for key in keys if key in rows}
+    assert [key in found for key in keys] == [key in rows for key in keys]
+    assert list(found) == [key for key in dict.fromkeys(keys) if key in rows]
     assert (
         len(table["segments"])
         == len({*table["segments"]})
