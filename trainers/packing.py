@@ -89,24 +89,23 @@ class Source:
 
     def placed(self, keys: Iterable[str], field: str) -> Placed:
         """The places of rows of an output; units whose segment lacks the output have none."""
+        keys = list(keys)
         numbers: dict[str, int] = {}
         blocks: list[Block] = []
-        table: list[tuple[int, int, int]] = []
-        for key in keys:
+        table = np.zeros((len(keys), 3), np.int64)
+        for unit, key in enumerate(keys):
             if key not in self.where:
-                table.append((0, 0, 0))
                 continue
             path, row = self.where[key]
             segment = self.segment(path)
             segment.require(row, key)
             if field not in segment.fields:
-                table.append((0, 0, 0))
                 continue
             if path not in numbers:
                 numbers[path] = len(blocks)
                 blocks.append(Block("/".join(Path(path).parts[-4:]), *segment.block(field)))
-            table.append((numbers[path], *segment.span(field, row)))
-        return Placed(blocks, np.array(table, np.int64).reshape(-1, 3))
+            table[unit] = numbers[path], *segment.span(field, row)
+        return Placed(blocks, table)
 
 
 @dataclass(frozen=True)
@@ -318,7 +317,8 @@ class _Segments:
         path = writer.finish()
         if path is not None:
             items = dict.fromkeys(writer.items)
-            self.where |= {key: (str(path), row) for row, key in enumerate(items)}
+            place = str(path)  # one text for all of them
+            self.where |= {key: (place, row) for row, key in enumerate(items)}
             kept = {"segment": writer.id, "bytes": path.stat().st_size, "items": items}
             self._send({"kept": kept}, {})
 
