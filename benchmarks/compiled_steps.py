@@ -1,6 +1,6 @@
 """Training steps with `compile = true` against the same without, for each method at the width of the demo.
 
-    python benchmarks/compiled_steps.py [--methods gare lean ...] [--repeats 15] [--device cpu]
+    python benchmarks/compiled_steps.py [--methods gare lean ...] [--repeats 15] [--minutes 10] [--device cpu]
 
 Each method is compiled in a process of its own with an empty cache. Both forms then take turns on the same batches:
 losses, backward pass and update, in CPU seconds (seconds on a GPU). Printed are the ratio of medians, the seconds of
@@ -30,7 +30,13 @@ from trainers import compiler
 
 FLOWS = Path(__file__).parents[1] / "flows"
 TUNED: dict[str, dict[str, Any]] = {
-    "clip4clip": {"mode": "finetune", "base_encoder": "crossreel-demo", "batch_size": 8, "epochs": 1},
+    "clip4clip": {
+        "mode": "finetune",
+        "base_encoder": "crossreel-demo",
+        "backbone_weights": "seed:0",
+        "batch_size": 8,
+        "epochs": 1,
+    },
     "neighborretr": {"base_encoder": "crossreel-demo"},
     "gare": {"base_encoder": "crossreel-demo"},
 }
@@ -121,6 +127,7 @@ def main() -> None:
         "--methods", nargs="+", default=["clip4clip", "neighborretr", "gare", "lean", "hlformer", "h2arn"]
     )
     parser.add_argument("--repeats", type=int, default=15, help="timed steps of each form")
+    parser.add_argument("--minutes", type=float, default=10, help="after which a method is given up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -139,7 +146,14 @@ def main() -> None:
             }
             command = [sys.executable, __file__, "--only", name, "--repeats", str(arguments.repeats)]
             command += ["--device", arguments.device]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=False,
+                    timeout=60 * arguments.minutes,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                print(f"{name}: not compiled and measured after {arguments.minutes:g} minutes", flush=True)
+                continue
             print(done.stdout.strip() or f"{name}: {done.stderr.strip().splitlines()[-1]}", flush=True)
 
 

@@ -61,9 +61,7 @@ class Recipe(Params):
     precision: Literal["fp32", "tf32", "bf16"] = (
         "fp32"  # tf32: a GPU's products of 10 bits; bf16: autocast, master weights stay float32
     )
-    compile: bool = (
-        False  # losses by torch's compiler: each shape of batch costs a minute or so, then steps are faster
-    )
+    compile: bool = False  # losses by torch's compiler: minutes for each shape of batch; seldom pays on a CPU
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
     select_by: Selection = "SumR"  # validation figure whose best epoch is kept, and that `patience` watches
     select_direction: Literal["t2v", "v2t"] = "t2v"  # the direction of that figure; RSUM is of both
