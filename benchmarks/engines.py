@@ -153,7 +153,7 @@ class FakeGpu(FrameExtractor[Params]):
         self.frames += len(frames)
         return squares(frames, 224)
 
-    def launch(self, prepared: Array) -> Launched:
+    def launch(self, prepared: Array) -> Launched[dict[str, Array]]:
         """A batch on the device."""
         batch = OnDevice(self.device.submit(time.sleep, self.seconds * len(prepared)), len(prepared))
         return Computed(batch.arrays()) if self.in_turn else batch

@@ -7,6 +7,7 @@ The parts, in this order; those for which no time is left are named and left out
   cases       recorded numerical cases of every method, computed on it in float32 (`crossreel verify --device`)
   tests       the tests that are marked gpu
   networks    pictures, captions and clouds a second through each backbone, in batches and one by one
+  compiled    a training step with `compile = true`, against the same without
   training    updates a second at published sizes by the training loop, against a plain loop of the same steps
 Prints a line as each is done, and all of them as one table at the end, in Markdown. Shares of the peak are
 floating-point operations, as torch counts them, over the products that the card makes in that precision. On a
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from benchmarks.published_inputs import CLOUD_TOKENS, opened, text_of
 from extractors.backbones.clip import ClipBackbone
 from extractors.backbones.dgcnn import Dgcnn
 from extractors.backbones.vgg16 import Vgg16Backbone
+from trainers import compiler
 from trainers.loop.engine import fit
 from trainers.registry import METHODS
 
@@ -231,6 +233,41 @@ def training(card: Card, _: argparse.Namespace) -> Iterator[Row]:
             yield _trained(card, name, title, settings if card.real else {**settings, **SMALLER[name]})
 
 
+def compiled(card: Card, _: argparse.Namespace) -> Iterator[Row]:
+    """One method's step by torch's compiler, against the same without."""
+    if lacking := compiler.lack(str(card.device)):
+        yield Row("GARE frozen, compile = true", lacking)
+        return
+    card.forget()
+    settings = {"mode": "frozen"} if card.real else {"mode": "frozen", **SMALLER["gare"]}
+    size = METHODS.find("gare").config.model_validate(settings).batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        declared, config, data = opened(Path(folder), "gare", -(-size // 20), 20, **settings, epochs=1)
+        method = declared.build(config, data).to(card.device).train()
+        batch = next(iter(data.train_batches(0, config.seed)))
+        given = {name: tensor.to(card.device) for name, tensor in batch.items()}
+
+        def step(losses: Callable[..., Mapping[str, torch.Tensor]]) -> None:
+            torch.stack([term.float().reshape(()) for term in losses(given, 0).values()]).sum().backward()
+            method.zero_grad(set_to_none=True)
+
+        fast = torch.compile(method.losses)
+        began = time.perf_counter()
+        step(fast)
+        card.wait()
+        first = time.perf_counter() - began
+        seconds = {
+            form: card.seconds(lambda losses=losses: step(losses))
+            for form, losses in (("plain", method.losses), ("compiled", fast))
+        }
+    yield Row(
+        f"GARE frozen, losses and gradients of {size}, compile = true",
+        f"{seconds['plain'] / seconds['compiled']:.2f} x ({1e3 * seconds['compiled']:.1f} ms, plain "
+        f"{1e3 * seconds['plain']:.1f} ms), the first after {first:.0f} s",
+        memory=card.memory,
+    )
+
+
 def _trained(card: Card, name: str, title: str, settings: dict[str, Any]) -> Row:
     card.forget()
     with tempfile.TemporaryDirectory() as folder:
@@ -316,7 +353,7 @@ def _plain(card: Card, declared: Any, config: Any, data: Any, updates: int) -> P
 
 
 PARTS: dict[str, Callable[[Card, argparse.Namespace], Iterator[Row]]] = {
-    "peaks": peaks, "cases": cases, "tests": tests, "networks": networks, "training": training,
+    "peaks": peaks, "cases": cases, "tests": tests, "networks": networks, "compiled": compiled, "training": training,
 }  # fmt: skip
 
 

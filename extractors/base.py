@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,10 +21,14 @@ from pipeline.settings import DIGESTED, Options, Params
 from pipeline.store.segments import Segment
 
 Array = NDArray[Any]
+Arrays = dict[str, Array]
 BATCHES_IN_FLIGHT = 2  # one that a device computes, and one that it can begin at once
 WINDOW_SLACK = 1e-3  # seconds; decoders round the same time differently
 P = TypeVar("P", bound=Params)
 Encoded = TypeVar("Encoded")
+Taken = TypeVar("Taken")
+Found = TypeVar("Found")
+Found_co = TypeVar("Found_co", covariant=True)
 
 
 class WorkOptions(Options):
@@ -94,31 +98,50 @@ class Output:
 Result = tuple[Unit, Output | ItemError]
 
 
-class Launched(Protocol):
+class Launched(Protocol[Found_co]):
     """Results of a batch that a device may still compute."""
 
     def ready(self) -> bool:
         """Whether `arrays` returns without waiting."""
         ...
 
-    def arrays(self) -> dict[str, Array]:
-        """The results, one row of each output for each row of the batch, after waiting for them."""
+    def arrays(self) -> Found_co:
+        """The results of each row of the batch, after waiting for them."""
         ...
 
 
 @dataclass(frozen=True)
-class Computed:
+class Computed(Generic[Found]):
     """Results that are here already."""
 
-    rows: dict[str, Array]
+    found: Found
 
     def ready(self) -> bool:
         """True."""
         return True
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> Found:
         """The results."""
-        return self.rows
+        return self.found
+
+
+@dataclass
+class Flight(Generic[Taken, Found]):
+    """A batch on its way through the network: whose rows it holds, in order, and the results of its parts."""
+
+    taken: Taken
+    parts: list[Launched[Found]]
+
+    def ready(self) -> bool:
+        """Whether the results of all parts are here."""
+        return all(part.ready() for part in self.parts)
+
+    def land(self) -> bool:
+        """Wait for the results, which are then in the memory of this process; False if they were there already."""
+        if all(isinstance(part, Computed) for part in self.parts):
+            return False
+        self.parts[:] = [Computed(part.arrays()) for part in self.parts]
+        return True
 
 
 def without_memory(stage: str, error: BaseException, batch_size: int, device: str = "") -> str:
@@ -145,6 +168,7 @@ class Extractor(Stage[P]):
     def load(self, options: WorkOptions) -> None:
         """Read what the work needs (a network, a parser). Called once in each worker process."""
         self.options = options
+        self.flights: deque[Flight[Any, Any]] = deque()
 
     def extract(self, unit: Unit, work: Path) -> Output:
         """The outputs of one unit; `work` is a folder for files in the making. Raises ItemError."""
@@ -174,8 +198,13 @@ class Extractor(Stage[P]):
         return out
 
     def give_back(self) -> bool:
-        """Free memory of a device that batches in flight use; return whether there was any."""
-        return False
+        """Fetch the results of all batches in flight, whose memory is then free; return whether there were any."""
+        return any([flight.land() for flight in self.flights])
+
+    def arrivals(self, most: int) -> Iterator[Flight[Any, Any]]:
+        """The batches whose results are here, in order, and the oldest ones until at most `most` are in flight."""
+        while self.flights and (len(self.flights) > most or self.flights[0].ready()):
+            yield self.flights.popleft()
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Each unit with its output or its error, in any order; None now and then as a sign of life."""
@@ -187,7 +216,11 @@ class Extractor(Stage[P]):
 
 
 class TextExtractor(Extractor[P]):
-    """Captions to arrays, in batches."""
+    """Captions to arrays, in batches.
+
+    Where `launch` returns before its results are there, as on a GPU, the next captions are made ready meanwhile; up to
+    BATCHES_IN_FLIGHT batches are on the device.
+    """
 
     over = "captions"
     worker_kind: ClassVar[WorkerKind] = (
@@ -195,18 +228,31 @@ class TextExtractor(Extractor[P]):
     )
     shard_items = 2048
 
-    def encode(self, texts: list[str]) -> list[dict[str, Array]]:
+    def encode(self, texts: list[str]) -> list[Arrays]:
         """The outputs of each text."""
         raise NotImplementedError
+
+    def launch(self, texts: list[str]) -> Launched[list[Arrays]]:
+        """Start to compute the outputs of each text. Here `encode` computes them at once."""
+        return Computed(self.encode(texts))
 
     def results(self, units: Iterable[Unit], work: Path) -> Iterator[Result | None]:
         """Each text with its arrays; texts of similar length share a batch, so that little of it is padding."""
         ordered = sorted(units, key=lambda unit: (len(unit.text or ""), unit.key))
+        self.flights.clear()
         while ordered:
             batch, ordered = ordered[: self.options.batch_size], ordered[self.options.batch_size :]
-            parts = self.in_parts(self.encode, [unit.text or "" for unit in batch])
-            encoded = [arrays for part in parts for arrays in part]
-            for unit, arrays in zip(batch, encoded, strict=True):
+            yield from self._landed(BATCHES_IN_FLIGHT - 1)
+            parts = self.in_parts(self.launch, [unit.text or "" for unit in batch])
+            self.flights.append(Flight(batch, parts))
+            yield from self._landed(BATCHES_IN_FLIGHT)
+        yield from self._landed(0)
+
+    def _landed(self, most: int) -> Iterator[Result]:
+        """The texts of batches that are ready, and of the oldest ones until `most` are in flight."""
+        for flight in self.arrivals(most):
+            encoded = [arrays for part in flight.parts for arrays in part.arrays()]
+            for unit, arrays in zip(flight.taken, encoded, strict=True):
                 yield unit, Output(arrays)
 
 
@@ -287,21 +333,6 @@ class _Rows:
         return Output(arrays | {"time": time}, {"decoder": self.decoder})
 
 
-@dataclass
-class _Flight:
-    """A batch on its way through the network: whose frames it holds, in order, and the results of its parts."""
-
-    taken: list[tuple[_Rows, int]]  # an item, and the number of its frames in the batch
-    parts: list[Launched]
-
-    def ready(self) -> bool:
-        return all(part.ready() for part in self.parts)
-
-    def land(self) -> None:
-        """Wait for the results, which are then in the memory of this process."""
-        self.parts = [Computed(part.arrays()) for part in self.parts]
-
-
 class FrameExtractor(FrameReader[P]):
     """Frames of a compressed video to one row each. Batches fill across videos.
 
@@ -317,7 +348,6 @@ class FrameExtractor(FrameReader[P]):
         super().load(options)
         self._pending: list[tuple[_Rows, Array]] = []
         self._waiting = 0
-        self._flights: deque[_Flight] = deque()
         threads = options.threads if self.parallel_prepare and options.device.startswith("cuda") else 1
         self._threads = ThreadPoolExecutor(threads, "prepare") if threads > 1 else None
         self._parts = threads
@@ -326,11 +356,11 @@ class FrameExtractor(FrameReader[P]):
         """Frames (n, H, W, 3) uint8 prepared for the network, all of one shape whatever H and W."""
         raise NotImplementedError
 
-    def encode(self, prepared: Array) -> dict[str, Array]:
+    def encode(self, prepared: Array) -> Arrays:
         """One row of each output for each prepared frame."""
         raise NotImplementedError
 
-    def launch(self, prepared: Array) -> Launched:
+    def launch(self, prepared: Array) -> Launched[Arrays]:
         """Start to compute one row of each output for each prepared frame. Here `encode` computes them at once."""
         with self.clock.part("network"):
             return Computed(self.encode(prepared))
@@ -371,13 +401,6 @@ class FrameExtractor(FrameReader[P]):
             self._launch(self.options.batch_size)
         yield from self._landed(0)
 
-    def give_back(self) -> bool:
-        """Fetch the results of all batches in flight."""
-        busy = [flight for flight in self._flights if not all(isinstance(p, Computed) for p in flight.parts)]
-        for flight in busy:
-            flight.land()
-        return bool(busy)
-
     def _prepared(self, frames: Array) -> list[Array]:
         """The prepared frames, in order, in as many arrays as threads prepared them."""
         if self._threads is None:
@@ -404,12 +427,11 @@ class FrameExtractor(FrameReader[P]):
             )
         with self.clock.part("device"):
             parts = self.in_parts(self.launch, batch)
-        self._flights.append(_Flight([(rows, len(frames)) for rows, frames in taken], parts))
+        self.flights.append(Flight([(rows, len(frames)) for rows, frames in taken], parts))
 
     def _landed(self, most: int) -> Iterator[Result]:
         """Give the items the rows of batches that are ready, and of the oldest ones until `most` are in flight."""
-        while self._flights and (len(self._flights) > most or self._flights[0].ready()):
-            flight = self._flights.popleft()
+        for flight in self.arrivals(most):
             with self.clock.part("device"):
                 parts = [part.arrays() for part in flight.parts]
             for part, seconds in self.device_seconds().items():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field as Bounded
 from pydantic import model_validator
 
 from extractors.backbones import hub
 from extractors.backbones.precision import Precision
-from extractors.base import Array, TextExtractor, WorkOptions
+from extractors.base import Arrays, Launched, TextExtractor, WorkOptions
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PATH, SPEED, Params
 from pipeline.store.fields import Field
+
+if TYPE_CHECKING:
+    from extractors.backbones.bert import Tokens
 
 
 class BertParams(Params):
@@ -74,9 +77,15 @@ class Bert(TextExtractor[BertParams]):
             self.params.precision,
         )  # fmt: skip
 
-    def encode(self, texts: list[str]) -> list[dict[str, Array]]:
+    def encode(self, texts: list[str]) -> list[Arrays]:
         """Token states and positions of each caption."""
-        kept = (
-            tokens if self.params.special_tokens else tokens.words() for tokens in self.network.tokens(texts)
-        )
+        return self.launch(texts).arrays()
+
+    def launch(self, texts: list[str]) -> Launched[list[Arrays]]:
+        """Start to compute them; a GPU works on them while the next captions are turned into tokens."""
+        return self.network.launch(texts).then(self._by_caption)
+
+    def _by_caption(self, captions: list[Tokens]) -> list[Arrays]:
+        """The arrays of each caption."""
+        kept = (tokens if self.params.special_tokens else tokens.words() for tokens in captions)
         return [{"token": tokens.states, "offset": tokens.offsets} for tokens in kept]

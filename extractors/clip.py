@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from extractors.backbones import clip_configs, weights
 from extractors.backbones.precision import Precision
-from extractors.base import Array, FrameExtractor, FrameParams, Launched, WorkOptions
+from extractors.base import Array, Arrays, FrameExtractor, FrameParams, Launched, WorkOptions
 from extractors.clock import Part
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, PATH, SPEED, Params
@@ -88,11 +88,11 @@ class Clip(FrameExtractor[ClipParams]):
         """Frames resized and cropped by CLIP's own transform, (n, 3, size, size) uint8."""
         return self.network.crops(frames)
 
-    def encode(self, prepared: Array) -> dict[str, Array]:
+    def encode(self, prepared: Array) -> Arrays:
         """One projected vector for each frame, and with `patches` the states of its patches."""
         return self.launch(prepared).arrays()
 
-    def launch(self, prepared: Array) -> Launched:
+    def launch(self, prepared: Array) -> Launched[Arrays]:
         """Start to compute them; a GPU works on them while the next batch is decoded and prepared."""
         return self.network.launch(prepared, self.params.patches)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field as Setting
 from pydantic import model_validator
 
 from extractors.backbones import weights
-from extractors.base import Array, TextExtractor, WorkOptions
+from extractors.base import Arrays, Launched, TextExtractor, WorkOptions
 from extractors.clip import ClipNetworkParams
 from pipeline.run.stage import Digests
 from pipeline.store.fields import Field
+
+if TYPE_CHECKING:
+    from extractors.backbones.clip import TextTokens
 
 
 class ClipTextParams(ClipNetworkParams):
@@ -73,11 +76,19 @@ class ClipText(TextExtractor[ClipTextParams]):
         p = self.params
         self.network = ClipBackbone(p.model, p.weights, options.device, p.precision, texts_only=True)
 
-    def encode(self, texts: list[str]) -> list[dict[str, Array]]:
+    def encode(self, texts: list[str]) -> list[Arrays]:
         """The outputs of each caption."""
+        return self.launch(texts).arrays()
+
+    def launch(self, texts: list[str]) -> Launched[list[Arrays]]:
+        """Start to compute them; a GPU works on them while the next captions are turned into tokens."""
         p = self.params
-        outputs = self.network.text_tokens(texts, p.max_tokens, p.pad, p.padding)
-        return [
-            {"token": states, "projected": projected, "pooled": pooled[None]}
-            for states, projected, pooled in zip(*outputs, strict=True)
-        ]
+        return self.network.launch_texts(texts, p.max_tokens, p.pad, p.padding).then(_by_caption)
+
+
+def _by_caption(outputs: TextTokens) -> list[Arrays]:
+    """The arrays of each caption."""
+    return [
+        {"token": states, "projected": projected, "pooled": pooled[None]}
+        for states, projected, pooled in zip(*outputs, strict=True)
+    ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field as Bounded
 
+from extractors.base import Array
 from extractors.clouds import CloudEncoder, CloudParams
 from pipeline.run.stage import Digests
 from pipeline.store.fields import Field
@@ -55,7 +56,13 @@ class Dgcnn(CloudEncoder[DgcnnParams]):
 
         return Network(self.params.k)
 
-    def encode(self, network: Network, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
+    def searched(self, network: Network, points: Array, key: str) -> Sequence[Array]:
+        """The first graph, by the normalised coordinates."""
+        return (network.first_graph(points),)
+
+    def encode(
+        self, network: Network, points: torch.Tensor, *searched: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Tokens, and the vector of the whole cloud."""
-        encoded = network(points)
+        encoded = network(points, *searched)
         return {"token": encoded.tokens, "global": encoded.overall[None]}

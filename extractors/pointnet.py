@@ -33,6 +33,8 @@ class Pointnet(CloudEncoder[PointnetParams]):
 
         return Network(self.params.d_pcd, self.params.feature_transform)
 
-    def encode(self, network: Network, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
+    def encode(
+        self, network: Network, points: torch.Tensor, *searched: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Tokens."""
         return {"token": network(points).tokens}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field as Bounded
 
+from extractors.base import Array
 from extractors.clouds import CloudEncoder, CloudParams
 
 if TYPE_CHECKING:
@@ -33,8 +35,14 @@ class Pointnet2(CloudEncoder[Pointnet2Params]):
 
         return Network()
 
-    def encode(self, network: Network, points: torch.Tensor, key: str) -> dict[str, torch.Tensor]:
-        """Tokens; the sampling starts at the same points whenever the same cloud is encoded."""
+    def searched(self, network: Network, points: Array, key: str) -> Sequence[Array]:
+        """Samples and groups of each level; sampling starts at the same points whenever a cloud is encoded."""
         from extractors.backbones.pointnet2 import starts_of
 
-        return {"token": network(points, starts_of(len(points), self.params.seed, key))[-1].features}
+        return network.neighbourhoods(points[:, :3], starts_of(len(points), self.params.seed, key))
+
+    def encode(
+        self, network: Network, points: torch.Tensor, *searched: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Tokens."""
+        return {"token": network.described(points, *searched)[-1].features}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +13,9 @@ from extractors.backbones.precision import Precision
 from extractors.base import (
     BATCHES_IN_FLIGHT,
     Array,
-    Computed,
+    Arrays,
     Extractor,
+    Flight,
     Launched,
     Output,
     Result,
@@ -92,7 +92,7 @@ class Vgg16(Extractor[Vgg16Params]):
 
         While a GPU computes, the frames of the next videos are read.
         """
-        self._flights: deque[tuple[list[tuple[Unit, Array]], list[Launched]]] = deque()
+        self.flights.clear()
         waiting: list[tuple[Unit, Array]] = []
         for unit in units:
             frames = unit.inputs("keyframes")["rgb"]
@@ -108,8 +108,8 @@ class Vgg16(Extractor[Vgg16Params]):
         """Start to encode videos together; yield those that are ready, and None after every batch as a sign of life."""
         yield from self._landed(BATCHES_IN_FLIGHT - 1)
         frames = np.concatenate([rows for _, rows in videos])
-        parts: list[Launched] = []
-        self._flights.append((videos, parts))
+        parts: list[Launched[Arrays]] = []
+        self.flights.append(Flight(videos, parts))
         start = 0
         while start < len(frames):
             batch = frames[start : start + self.options.batch_size]
@@ -120,18 +120,8 @@ class Vgg16(Extractor[Vgg16Params]):
 
     def _landed(self, most: int) -> Iterator[Result]:
         """The videos whose features are ready, and the oldest ones until those of `most` calls are in flight."""
-        while self._flights and (
-            len(self._flights) > most or all(part.ready() for part in self._flights[0][1])
-        ):
-            videos, parts = self._flights.popleft()
-            features = np.concatenate([part.arrays()["frame"] for part in parts])
-            ends = np.cumsum([len(rows) for _, rows in videos])[:-1]
-            for (unit, _), rows in zip(videos, np.split(features, ends), strict=True):
+        for flight in self.arrivals(most):
+            features = np.concatenate([part.arrays()["frame"] for part in flight.parts])
+            ends = np.cumsum([len(rows) for _, rows in flight.taken])[:-1]
+            for (unit, _), rows in zip(flight.taken, np.split(features, ends), strict=True):
                 yield unit, Output({"frame": rows})
-
-    def give_back(self) -> bool:
-        """Fetch the results of all batches in flight."""
-        busy = [parts for _, parts in self._flights if not all(isinstance(p, Computed) for p in parts)]
-        for parts in busy:
-            parts[:] = [Computed(part.arrays()) for part in parts]
-        return bool(busy)

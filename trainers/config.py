@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipeline.run.stage import Digests
 from pipeline.settings import DIGESTED, FILLS, PACKS, PATH, UNSEEN, Params
+from trainers import compiler
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Recipe(Params):
     precision: Literal["fp32", "tf32", "bf16"] = (
         "fp32"  # tf32: a GPU's products of 10 bits; bf16: autocast, master weights stay float32
     )
+    compile: bool = False  # losses by torch's compiler: minutes for each shape of batch; seldom pays on a CPU
     patience: int = Field(10, ge=0)  # epochs without a better validation figure before stopping
     select_by: Selection = "SumR"  # validation figure whose best epoch is kept, and that `patience` watches
     select_direction: Literal["t2v", "v2t"] = "t2v"  # the direction of that figure; RSUM is of both
@@ -74,11 +76,12 @@ class Recipe(Params):
         return f"v2t {self.select_by}" if one_direction else self.select_by
 
     def decisive(self) -> dict[str, Any]:
-        """Also, where they are not the usual ones, the figure that chooses the epoch, its direction and its captions.
+        """Also, where they are not the usual ones, `compile` and what chooses the epoch: figure, direction, captions.
 
-        A usual one adds nothing, so that trainings from the time before these settings keep their fingerprint.
+        A usual one adds nothing, so that trainings from the time before these settings keep their fingerprint. Compiled
+        losses round differently and draw other dropout, as other precisions do.
         """
-        usual = {name: Recipe.model_fields[name].default for name in FIGURE}
+        usual = {name: Recipe.model_fields[name].default for name in (*FIGURE, "compile")}
         if self.select_by == "RSUM":
             usual["select_direction"] = self.select_direction
         return {name: v for name, v in super().decisive().items() if name not in usual or usual[name] != v}
@@ -169,6 +172,15 @@ class MethodConfig(Recipe):
                 f"a batch cannot be shared by {sizes.processes} processes (run.processes times run.nodes); "
                 f"raise it to {sizes.processes} at least",
             )
+        if self.epochs and self.compile:
+            if sizes.processes > 1:
+                yield (
+                    "compile",
+                    f"compiled losses cannot gather the rows of {sizes.processes} processes (run.processes times "
+                    "run.nodes) with their gradients; leave it false, or train in one process",
+                )
+            if lacking := compiler.lack():
+                yield "compile", lacking
 
     def unseen_settings(self) -> dict[str, Any]:
         """The settings, as plain data, that weights must have been trained with and do not show."""

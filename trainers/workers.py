@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from pipeline.child import Send
+from pipeline.errors import UserError
 from pipeline.run.engines.machine import cores
 from pipeline.store.places import TablePlaces
 from pipeline.store.store import REFERENCES
+from trainers import compiler
 from trainers.config import MethodConfig
 from trainers.data import Split, SplitIndex, split_of, write_also
 from trainers.loop import distributed, precision, torchrun
@@ -98,6 +100,8 @@ def train(request: dict[str, Any], send: Send) -> None:
         untrained = Summary(best_epoch=0, epochs=0, validation={})
         _finish(folder, request["method"], config, method, untrained, send)
         return
+    if config.compile and (lacking := compiler.lack(str(device))):
+        raise UserError(f"trainers.{request['method']}.compile = true is not possible: {lacking}")
     if effect := precision.sentence(config.precision, device):
         send({"log": f"  {request['stage']}: {effect}"}, {})
     send({"doing": "training"}, {})

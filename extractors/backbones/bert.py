@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from extractors.backbones import hub, seeded, torchvision_ops
 from extractors.backbones import weights as weight_files
+from extractors.backbones.lane import Arrays, Lane, Shaped
 from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
@@ -51,31 +53,40 @@ class BertBackbone:
         network = _network(folder, settings)
         self._layers = _chosen(layers, network.config.num_hidden_layers, settings.model)
         _require_room(max_tokens, network, self._tokenizer, settings.model)
+        self.lane = Lane(self.device)
         self.network: Any = network.to(self.device).float().eval().requires_grad_(False)
 
-    @torch.inference_mode()
     def tokens(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of each caption, including special ones, and with `pad` the padding.
 
         A caption longer than `max_tokens` loses its tail, not its end token. Other captions of the batch make no
         difference: padding stands on the right and is masked.
         """
+        return self.launch(texts).arrays()
+
+    def launch(self, texts: Sequence[str]) -> Shaped[list[Tokens]]:
+        """Start to compute what `tokens` returns; on a GPU this returns before it is there."""
         batch = self.tokenized(texts)
         offsets = batch.pop("offset_mapping").numpy().astype(np.int32)
         special = batch.pop("special_tokens_mask").numpy().astype(bool)
-        with autocast(self.precision, self.device):
-            out = self.network(**batch.to(self.device), output_hidden_states=True)
-        hidden = (
-            *out.hidden_states[:-1],
-            out.last_hidden_state,
-        )  # CLIP applies its final norm after the layers
-        states = torch.stack([hidden[layer].float() for layer in self._layers]).mean(dim=0)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
-        rows = zip(texts, states.cpu().numpy(), offsets, special, lengths, strict=True)
-        return [
-            _cut(text, Tokens(*parts), self.max_tokens if self.pad else length)
-            for text, *parts, length in rows
-        ]
+        names = list(batch)
+
+        def network(*inputs: Tensor) -> dict[str, Tensor]:
+            with autocast(self.precision, self.device):
+                out = self.network(**dict(zip(names, inputs, strict=True)), output_hidden_states=True)
+            # CLIP applies its final norm after the layers
+            hidden = (*out.hidden_states[:-1], out.last_hidden_state)
+            return {"state": torch.stack([hidden[layer].float() for layer in self._layers]).mean(dim=0)}
+
+        def cut(found: Arrays) -> list[Tokens]:
+            rows = zip(texts, found["state"], offsets, special, lengths, strict=True)
+            return [
+                _cut(text, Tokens(*parts), self.max_tokens if self.pad else length)
+                for text, *parts, length in rows
+            ]
+
+        return self.lane.launch([batch[name].numpy() for name in names], network).then(cut)
 
     def tokenized(self, texts: Sequence[str]) -> Any:
         """The inputs of the network, each (N, L): `input_ids`, `attention_mask` (0 for padding), ...

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from extractors.backbones import clip_configs, seeded
 from extractors.backbones import weights as weight_files
-from extractors.backbones.lane import Lane, Results
+from extractors.backbones.lane import Arrays, Lane, Results, Shaped
 from extractors.backbones.precision import Precision, autocast
 from pipeline.errors import UserError
 
 Floats = NDArray[np.float32]
+TextTokens = tuple[list[Floats], list[Floats], Floats]
+"""For each caption token states (t, width) and their projections (t, D); for all, vectors of the ends (N, D)."""
 Padding = Literal["open", "masked"]
 """Token behind a caption's end: "open" for zeros as in open_clip, "masked" for the end token as in Hugging Face."""
 
@@ -125,14 +127,13 @@ class ClipBackbone:
         """Crops on the device as the network takes them: floats, normalised."""
         return (crops.float() / 255 - self._mean) / self._std
 
-    @torch.inference_mode()
     def text_tokens(
         self,
         texts: Sequence[str],
         max_tokens: int | None = None,
         pad: bool = False,
         padding: Padding = "open",
-    ) -> tuple[list[Floats], list[Floats], Floats]:
+    ) -> TextTokens:
         """For each caption token states (t, width) and their projections (t, D); for all, vectors of the ends (N, D).
 
         States come from the last layer after the final norm; the projected state of the end token is CLIP's own vector
@@ -144,33 +145,55 @@ class ClipBackbone:
         open_clip (NeighborRetr page, section 3.1). The padding's tokens are zeros, or with `padding` "masked" the end
         token, as in Hugging Face's CLIP (H2ARN page, section 4).
         """
+        return self.launch_texts(texts, max_tokens, pad, padding).arrays()
+
+    def launch_texts(
+        self,
+        texts: Sequence[str],
+        max_tokens: int | None = None,
+        pad: bool = False,
+        padding: Padding = "open",
+    ) -> Shaped[TextTokens]:
+        """Start to compute what `text_tokens` returns; on a GPU this returns before it is there."""
         longest = min(max_tokens or self.context_length, self.context_length)
-        tokens = self._tokenize(list(texts), context_length=longest).to(self.device)
+        tokens = self._tokenize(list(texts), context_length=longest)
         ends = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
         if padding == "masked":
-            behind = torch.arange(longest, device=self.device) > ends[:, None]
+            behind = torch.arange(longest) > ends[:, None]
             tokens = tokens.masked_fill(behind, self._tokenize.eot_token_id)
-        with self._autocast():
-            hidden = self._text_states(tokens, ends, pad)
-            projected = self._project(hidden)
-        kept = [longest if pad else end + 1 for end in ends.tolist()]
-        as_numpy = (states.float().cpu().numpy() for states in (hidden, projected))
-        ragged, shared = ([row[:n].copy() for row, n in zip(rows, kept, strict=True)] for rows in as_numpy)
-        return ragged, shared, np.stack([row[end] for row, end in zip(shared, ends.tolist(), strict=True)])
+        if not pad and self._text_tower.attn_mask is not None:
+            # Under a causal mask no state depends on later ones, so the padding behind the longest caption of the batch
+            # is left out: captions fill 10 to 20 of 77 positions.
+            tokens = tokens[:, : int(ends.max()) + 1]
+        places = ends.tolist()
+        kept = [longest if pad else end + 1 for end in places]
+
+        def network(tokens: Tensor, ends: Tensor) -> dict[str, Tensor]:
+            with self._autocast():
+                hidden = self._text_states(tokens, ends, pad)
+                return {"token": hidden, "projected": self._project(hidden)}
+
+        def cut(found: Arrays) -> TextTokens:
+            ragged, shared = (
+                [row[:n].copy() for row, n in zip(found[name], kept, strict=True)]
+                for name in ("token", "projected")
+            )
+            return ragged, shared, np.stack([row[end] for row, end in zip(shared, places, strict=True)])
+
+        return self.lane.launch((tokens.numpy(), ends.numpy()), network).then(cut)
+
+    @property
+    def _text_tower(self) -> Any:
+        return getattr(self.network, "text", self.network)  # CustomTextCLIP has its text tower as a module
 
     def _text_states(self, tokens: Tensor, ends: Tensor, pad: bool) -> Tensor:
-        """Last hidden states after the final norm, (N, L, width).
-
-        Under a causal mask no state depends on later ones, so the padding behind the longest caption of the batch is
-        left out: captions fill 10 to 20 of 77 positions.
-        """
-        text = getattr(self.network, "text", self.network)  # CustomTextCLIP has its text tower as a module
+        """Last hidden states after the final norm, (N, L, width), of tokens (N, L) with their ends (N,)."""
+        text = self._text_tower
         mask = text.attn_mask
         if mask is not None and pad:
             real = torch.arange(tokens.shape[1], device=self.device) <= ends[:, None]
             mask = attention_mask(real, text.transformer.resblocks[0].attn.num_heads)
         elif mask is not None:
-            tokens = tokens[:, : int(ends.max()) + 1]
             mask = mask[: tokens.shape[1], : tokens.shape[1]]
         states = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
         out: Tensor = text.ln_final(text.transformer(states, attn_mask=mask))
@@ -178,7 +201,7 @@ class ClipBackbone:
 
     def _project(self, states: Tensor) -> Tensor:
         """Projections (N, L, D) of states (N, L, width) into the space that captions and frames share."""
-        projection = getattr(self.network, "text", self.network).text_projection
+        projection = self._text_tower.text_projection
         if projection is None:
             return states
         out: Tensor = projection(states) if isinstance(projection, nn.Linear) else states @ projection

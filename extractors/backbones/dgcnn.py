@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from extractors.backbones.grouped import CloudNetwork, Layer, folded, grouped_max, point_max, pooled
-from extractors.backbones.neighbours import nearest
+from extractors.backbones.neighbours import by_tree, nearest
 
 COLUMNS = 9  # x y z r g b, then x y z normalised to [0, 1]
 SLOPE = 0.2
@@ -55,22 +57,27 @@ class Dgcnn(CloudNetwork):
             self.add_module(name, nn.Sequential(conv1d, nn.BatchNorm1d(out), _activation()))
 
     @torch.inference_mode()
-    def forward(self, points: Tensor) -> CloudFeatures:
+    def forward(self, points: Tensor, first: Tensor | None = None) -> CloudFeatures:
         """The features of one cloud, points (N, 9) in their order, N at least k and as large as memory allows.
 
-        `k` of H2ARN's section 3.1 is 20. No form with N x N distances or N x k x 128 edges is ever in memory.
+        `k` of H2ARN's section 3.1 is 20. No form with N x N distances or N x k x 128 edges is ever in memory. `first`
+        is the first graph, of `first_graph`, where it was searched before.
         """
         features = points
         graphs: list[Tensor] = []
         blocks: list[Tensor] = []
         for block in EDGE_BLOCKS:
             by = points[:, 6:COLUMNS] if not graphs else features
-            graphs.append(nearest(by, self.k))
+            graphs.append(nearest(by, self.k) if graphs or first is None else first)
             features = edge_block(features, graphs[-1], [self.layer(name) for name, _ in block])
             blocks.append(features)
         joint = torch.cat(blocks, 1)  # (N, 192)
         overall = point_max(joint, self.layer("conv6"))
         return CloudFeatures(self.tokens(joint, overall), overall, graphs)
+
+    def first_graph(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The graph (N, k) that the processor searches, by the normalised coordinates of points (N, 9)."""
+        return by_tree(points[:, 6:COLUMNS], self.k)
 
     def tokens(self, joint: Tensor, overall: Tensor) -> Tensor:
         """conv7 of [g, x1, x2, x3], pooled over stretches of points: (100, 512). g is the same for all of them."""

@@ -7,8 +7,9 @@ and nobody waits until a result is asked for. On a CPU the same calls compute at
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 Arrays = dict[str, NDArray[Any]]
+Rows = TypeVar("Rows")
+Others = TypeVar("Others")
 
 
 class Results:
@@ -40,6 +43,30 @@ class Results:
             return {name: tensor.numpy().copy() for name, tensor in self._tensors.items()}
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
+    def then(self, shape: Callable[[Arrays], Rows]) -> Shaped[Rows]:
+        """The results in the form that `shape` gives to the arrays."""
+        return Shaped(self, shape)
+
+
+@dataclass(frozen=True)
+class Shaped(Generic[Rows]):
+    """Results on their way that `shape` brings into another form once they are here, as rows of their own lengths."""
+
+    source: Results | Shaped[Any]
+    shape: Callable[[Any], Rows]
+
+    def ready(self) -> bool:
+        """Whether the results are here, so that `arrays` does not wait."""
+        return self.source.ready()
+
+    def arrays(self) -> Rows:
+        """The results in that form, after waiting for them."""
+        return self.shape(self.source.arrays())
+
+    def then(self, shape: Callable[[Rows], Others]) -> Shaped[Others]:
+        """The results in the form that `shape` gives to this one."""
+        return Shaped(self, shape)
+
 
 class Lane:
     """Copies between this process and one device, and the seconds that copies and computation took."""
@@ -61,28 +88,30 @@ class Lane:
         return pinned
 
     @torch.inference_mode()
-    def launch(self, batch: NDArray[Any], network: Callable[[Tensor], Mapping[str, Tensor]]) -> Results:
-        """Start to copy a batch to the device, to compute there, and to copy the results back.
+    def launch(
+        self, batch: NDArray[Any] | Sequence[NDArray[Any]], network: Callable[..., Mapping[str, Tensor]]
+    ) -> Results:
+        """Start to copy a batch, one array or several, to the device, to compute there, and to copy results back.
 
-        `network` gives a tensor for each output of a batch on the device. A lack of memory is raised here.
+        `network` gives a tensor for each output of the batch's arrays on the device. A lack of memory is raised here.
         """
+        arrays = [batch] if isinstance(batch, np.ndarray) else list(batch)
         if self._up is None:
-            return self._computed(batch, network)
+            return self._computed(arrays, network)
         marks = {
             name: torch.cuda.Event(enable_timing=True) for name in ("start", "up", "begin", "end", "down")
         }
         now = torch.cuda.current_stream(self.device)
-        source = torch.from_numpy(batch)
-        if not source.is_pinned():
-            source = source.pin_memory()
+        sources = [_pinned(torch.from_numpy(array)) for array in arrays]
         with torch.cuda.stream(self._up):
             marks["start"].record(self._up)
-            sent = source.to(self.device, non_blocking=True)
+            sent = [source.to(self.device, non_blocking=True) for source in sources]
             marks["up"].record(self._up)
         now.wait_event(marks["up"])
-        sent.record_stream(now)  # its memory is not given away while the network may read it
+        for tensor in sent:
+            tensor.record_stream(now)  # its memory is not given away while the network may read it
         marks["begin"].record(now)
-        outputs = {name: _floats(tensor) for name, tensor in network(sent).items()}
+        outputs = {name: _floats(tensor) for name, tensor in network(*sent).items()}
         marks["end"].record(now)
         self._down.wait_event(marks["end"])
         fetched = {}
@@ -92,13 +121,15 @@ class Lane:
                 fetched[name].copy_(tensor, non_blocking=True)
                 tensor.record_stream(self._down)
             marks["down"].record(self._down)
-        return Results(self, fetched, marks, (batch, source))
+        return Results(self, fetched, marks, (arrays, sources))
 
-    def _computed(self, batch: NDArray[Any], network: Callable[[Tensor], Mapping[str, Tensor]]) -> Results:
+    def _computed(
+        self, arrays: Sequence[NDArray[Any]], network: Callable[..., Mapping[str, Tensor]]
+    ) -> Results:
         started = time.perf_counter()
-        sent = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device)
+        sent = [torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
         copied = time.perf_counter()
-        tensors = {name: _floats(tensor).cpu() for name, tensor in network(sent).items()}
+        tensors = {name: _floats(tensor).cpu() for name, tensor in network(*sent).items()}
         self.copy_seconds += copied - started
         self.network_seconds += time.perf_counter() - copied
         return Results(self, tensors, {}, None)
@@ -119,3 +150,8 @@ class Lane:
 def _floats(tensor: Tensor) -> Tensor:
     """The tensor in float32 if it is a float, for NumPy has no bfloat16."""
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """The tensor in pinned memory, a copy if it lies elsewhere."""
+    return tensor if tensor.is_pinned() else tensor.pin_memory()

@@ -32,7 +32,7 @@ def nearest(features: Tensor, k: int) -> Tensor:
     Features are (N, C) float32 on any device, k at most N.
     """
     if features.shape[1] <= 3:
-        return _by_tree(features, k)
+        return torch.from_numpy(by_tree(features.cpu().numpy(), k)).to(features.device)
     # Centred first: far from the origin |a|^2 + |b|^2 - 2ab would lose the digits that distinguish neighbours.
     centred = features - features.mean(0)
     half_squares = centred.square().sum(1) / 2
@@ -77,10 +77,10 @@ def ball(
     return out
 
 
-def _by_tree(features: Tensor, k: int) -> Tensor:
-    points = features.cpu().numpy()
+def by_tree(points: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The k nearest points of each point (N, C) by a tree on the processor, C at most 3: (N, k)."""
     _, index = cKDTree(points).query(points, k=np.arange(1, k + 1))
-    return torch.from_numpy(index).to(features.device, torch.int64)
+    return np.asarray(index, np.int64)
 
 
 def _shares(sizes: NDArray[np.int64], most: int) -> Iterator[slice]:

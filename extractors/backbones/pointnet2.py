@@ -11,7 +11,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from extractors.backbones.grouped import TOKENS, CloudNetwork, Layer, folded, grouped_max
@@ -59,15 +61,36 @@ class PointNet2(CloudNetwork):
         `starts` has the index of the point that each level samples first. The authors draw them at random;
         `starts_of` draws them so that they are the same again.
         """
+        found = self.neighbourhoods(points[:, :3].cpu().numpy(), starts)
+        return self.described(points, *(torch.from_numpy(index).to(points.device) for index in found))
+
+    def neighbourhoods(self, xyz: NDArray[np.float32], starts: Sequence[int]) -> list[NDArray[np.int64]]:
+        """What the processor searches, by coordinates (N, 3) alone: of each level the sampled points and the groups."""
+        out = []
+        for level, start in zip(self.levels(), starts, strict=True):
+            samples, *groups = level.neighbourhoods(xyz, start)
+            out += [samples, *groups]
+            xyz = xyz[samples]
+        return out
+
+    @torch.inference_mode()
+    def described(self, points: Tensor, *found: Tensor) -> list[Sampled]:
+        """The levels of one cloud, points (N, 9), from what `neighbourhoods` found."""
         levels, xyz, features = [], points[:, :3], points
-        for level, start in zip(self.children(), starts, strict=True):
-            levels.append(level(xyz, features, start))
+        each = 1 + len(MEMBERS)  # indices of a level
+        for number, level in enumerate(self.levels()):
+            samples, *groups = found[number * each : (number + 1) * each]
+            levels.append(level(xyz, features, samples, groups))
             xyz, features = levels[-1].xyz, levels[-1].features
         return levels
 
+    def levels(self) -> list[SetAbstraction]:
+        """The levels, in order."""
+        return list(self.children())  # type: ignore[arg-type]  # it has no others
+
     def steps(self) -> list[tuple[nn.Module, nn.Module]]:
         """Each batch norm and what follows it, in order."""
-        return [step for level in self.children() for step in level.steps()]  # type: ignore[operator]
+        return [step for level in self.levels() for step in level.steps()]
 
 
 class SetAbstraction(nn.Module):
@@ -89,25 +112,27 @@ class SetAbstraction(nn.Module):
             nn.ModuleList(nn.ReLU(inplace=True) for _ in scale) for scale in sizes
         )
 
-    def forward(self, xyz: Tensor, features: Tensor, start: int) -> Sampled:
-        """The level of points xyz (N, 3) with features (N, C), sampled from the point `start` on.
+    def neighbourhoods(self, xyz: NDArray[np.float32], start: int) -> list[NDArray[np.int64]]:
+        """The samples (S,) of points (N, 3), the first at `start`, and for each scale the groups (S, k) around them."""
+        samples = farthest_points(xyz, self.count, start)
+        scales = zip(self.radii, MEMBERS, strict=True)
+        return [samples, *(ball(xyz, xyz[samples], radius, members) for radius, members in scales)]
+
+    def forward(self, xyz: Tensor, features: Tensor, samples: Tensor, groups: Sequence[Tensor]) -> Sampled:
+        """The level of points xyz (N, 3) with features (N, C), from its samples and groups.
 
         A member j of the group of i is [features_j, xyz_j - xyz_i]; its first layer is applied to points.
         """
-        points = xyz.cpu().numpy()
-        samples = farthest_points(points, self.count, start)
-        centres = xyz[torch.from_numpy(samples).to(xyz.device)]
+        centres = xyz[samples]
         middle = xyz.mean(0)  # subtracted, so that coordinates far from the origin keep their digits
-        groups, scales = [], []
-        for scale, (radius, members) in enumerate(zip(self.radii, MEMBERS, strict=True)):
-            found = ball(points, points[samples], radius, members)
-            groups.append(torch.from_numpy(found).to(xyz.device))
+        scales = []
+        for scale, group in enumerate(groups):
             layers = self.layers(scale)
             by_feature, by_place = layers[0].weight.split([features.shape[1], 3], 1)
             near = features @ by_feature.T + (xyz - middle) @ by_place.T
             own = (middle - centres) @ by_place.T
-            scales.append(grouped_max(near, own, groups[-1], layers))
-        return Sampled(centres, torch.cat(scales, 1), torch.from_numpy(samples), groups)
+            scales.append(grouped_max(near, own, group, layers))
+        return Sampled(centres, torch.cat(scales, 1), samples, list(groups))
 
     def layers(self, scale: int) -> list[Layer]:
         """The layers of a scale."""

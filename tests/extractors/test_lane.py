@@ -40,6 +40,28 @@ def test_clips_features_through_the_lane_are_those_of_the_network_to_the_bit():
     np.testing.assert_array_equal(backbone.crop_features(crops), expected)
 
 
+def both(rows, index):
+    return {"picked": rows[index], "sum": rows.sum(0)}
+
+
+def test_several_arrays_of_a_batch_travel_together_and_results_take_another_form():
+    rows, index = np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2], np.array([3, 0])
+    later = Lane(torch.device("cpu")).launch((rows, index), both)
+    np.testing.assert_array_equal(later.arrays()["picked"], rows[index])
+    first = later.then(lambda found: found["picked"]).then(lambda picked: picked[0].tolist())
+    assert first.ready() and first.arrays() == rows[3].tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_sent_several_arrays_of_a_batch():
+    rows, index = np.random.default_rng(0).random((50, 7), np.float32), np.arange(49, -1, -1)
+    lane = Lane(torch.device("cuda:0"))
+    launched = [lane.launch((rows + n, index), both) for n in range(5)]
+    for n, results in enumerate(launched):
+        np.testing.assert_array_equal(results.arrays()["picked"], (rows + n)[index])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_returns_before_it_is_done_and_gives_the_same():

@@ -86,6 +86,16 @@ def test_a_precision_that_changes_anything_is_told(packed: Path, tmp_path: Path)
     assert len(told) == 1 and told[0].startswith("  of a test: layers compute in bfloat16")
 
 
+def test_a_training_without_the_compiler_that_it_asks_for_says_so_in_a_sentence(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        UserError, match=r"^trainers\.lean\.compile = true is not possible: torch compiles for a CPU"
+    ):
+        trained(packed, tmp_path / "run", 0, compile=True)
+
+
 def test_more_loader_workers_than_cores_are_refused(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.loader_workers = 999 is not possible"):
         trained(packed, tmp_path / "run", 999)

@@ -33,6 +33,7 @@ from trainers.loop.snapshots import NAMES, Snapshots
 from trainers.method import Batch, Method, MethodData
 
 Validate = Callable[[Method], dict[str, float]]
+LATER = {"compile": False}  # settings that checkpoints from before them lack, with what they were
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def fit(
     the weights with the strictly largest `figure` and ends after more than `recipe.patience` epochs
     in a row without a larger one. A checkpoint is written then, every `checkpoint_minutes`, and, where it is
     given, every `checkpoint_steps` steps. `recipe.clip_norm` bounds the global norm of the gradients; an optimizer
-    that clips for itself wants None. On the CPU a resumed run ends with the very bits of an unbroken one.
+    that clips for itself wants None. On the CPU a resumed run ends with the very bits of an unbroken one,
+    unless losses are compiled, whose code depends on the shapes that came by before.
     `loader_workers` processes make batches ahead of the steps, whatever their number the same ones.
     `validation_captions` is written into the history: how many captions `validate` judges, 0 for all.
 
@@ -138,6 +140,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.rank, self.world = distributed.rank(), distributed.world()
         self.steps = self.data.train_steps(self.world)
+        self.losses = torch.compile(self.method.losses) if self.recipe.compile else self.method.losses
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.saved_at, self.seconds_before = time.monotonic(), 0.0
         self.waiting = 0.0  # share of the epoch's steps, before their validation
@@ -258,7 +261,7 @@ class _Run:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            terms = self.method.losses(self.loader.finished(moved), self.state.epoch)
+            terms = self.losses(self.loader.finished(moved), self.state.epoch)
         return {name: term.float().reshape(()) for name, term in terms.items()}
 
     def _validate(self) -> dict[str, float]:
@@ -415,9 +418,10 @@ class _Run:
 
     def _refuse_other_settings(self, saved: Mapping[str, Any]) -> None:
         for name, value in self._settings().items():
-            if saved.get(name) != value:
+            there = saved.get(name, LATER.get(name))
+            if there != value:
                 raise UserError(
-                    f"{self.snapshots.folder} holds a run with {name} = {saved.get(name)!r}, not {value!r}; "
+                    f"{self.snapshots.folder} holds a run with {name} = {there!r}, not {value!r}; "
                     "give that setting again or take another folder"
                 )
 

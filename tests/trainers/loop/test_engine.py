@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import TrainingError, UserError
+from trainers import compiler
 from trainers.config import Recipe
 from trainers.loop import checkpoint, curves, distributed
 from trainers.loop.engine import FitResult, fit
@@ -308,6 +309,48 @@ def test_a_run_with_other_settings_is_not_taken_up(tmp_path: Path) -> None:
     train(tmp_path)
     with pytest.raises(UserError, match=r"holds a run with lr = 0\.01, not 0\.02"):
         train(tmp_path, lr=0.02)
+
+
+def test_a_run_from_before_a_setting_existed_is_taken_up_with_what_it_was(tmp_path: Path) -> None:
+    first, _ = train(tmp_path)
+    for name in ("last", "previous"):
+        tensors, meta = checkpoint.load(tmp_path / f"{name}.safetensors")
+        del meta["settings"]["compile"]
+        checkpoint.save(tmp_path / f"{name}.safetensors", tensors, meta)
+    assert train(tmp_path)[0] == first
+    with pytest.raises(UserError, match=r"holds a run with compile = False, not True"):
+        train(tmp_path, compile=True)
+
+
+class StillTowers(Towers):
+    """Draws nothing: what Python draws in a step would be new code in every step."""
+
+    def losses(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        text, item = (F.normalize(getattr(self, side)(batch[side]), dim=-1) for side in ("text", "item"))
+        return {"nce": F.cross_entropy(text @ item.T / 0.1, torch.arange(len(text)))}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiler.lack("cpu")), reason="needs a C++ compiler")
+def test_compiled_losses_train_as_plain_ones_do(tmp_path: Path) -> None:
+    one = StillTowers()
+    other = deepcopy(one)
+    plain, _ = train(tmp_path / "plain", method=one, epochs=2)
+    compiled, _ = train(tmp_path / "compiled", method=other, epochs=2, compile=True)
+    for mine, theirs in zip(compiled.history, plain.history, strict=True):
+        assert mine["terms"] == pytest.approx(theirs["terms"], rel=1e-4)
+    for mine, theirs in zip(other.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_only_the_setting_compiles_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda function: asked.append(function.__name__) or function)
+    plain, _ = train(tmp_path / "plain")
+    assert asked == []
+    compiled, _ = train(tmp_path / "compiled", compile=True)
+    assert asked == ["losses"]
+    assert [row | UNTIMED for row in compiled.history] == [row | UNTIMED for row in plain.history]
 
 
 @pytest.mark.parametrize(
