@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a loaded machine ten times slower
 # Two test processes fill two cores, and a fork copies no thread.
@@ -38,6 +39,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pipeline import child
 from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.media.video import find_ffmpeg
+
+# On a loaded machine an example may take more than the 200 ms that Hypothesis allows.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # Without compiled files each process that collects rewrites every test again (8 CPU seconds), and each child compiles
 # what it imports of the project. Python writes them into the folders `__pycache__`, which git ignores.
