@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a loaded machine ten times slower
 # Two test processes fill two cores, and a fork copies no thread.
@@ -38,6 +39,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pipeline import child
 from pipeline.corpus.manifest import Caption, Item, write_manifest
 from pipeline.media.video import find_ffmpeg
+
+# On a loaded machine an example may take more than the 200 ms that Hypothesis allows.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # Without compiled files each process that collects rewrites every test again (8 CPU seconds), and each child compiles
 # what it imports of the project. Python writes them into the folders `__pycache__`, which git ignores.
@@ -51,6 +56,25 @@ workers = 1 # each worker of a network imports torch and open_clip, 5 CPU second
 """
 COMPRESS_ONLY = 'corpus = "corpus.jsonl"\nextract = ["compress"]\n[run]\nworkers = 2\n'
 SPLITS = ("train", "val", "test")
+MEMORY = "/dev/shm"
+
+
+def has_room(folder: str, file_bytes: int = 4 << 30, free_bytes: int = 8 << 30) -> bool:
+    """Whether a file system in memory takes so many bytes and runs programs, with so much memory free beside it."""
+    try:
+        disk = os.statvfs(folder)
+        (free,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
+    except (OSError, ValueError):
+        return False
+    roomy = disk.f_bavail * disk.f_frsize >= file_bytes and int(free.split()[1]) * 1024 >= free_bytes
+    return roomy and not disk.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
+
+
+# The store waits for the disk after each segment, and SQLite after each table: a fifth of the time of the tests. What
+# they show of a process that is killed holds in memory too. Folders of tests that pass are removed (pyproject.toml).
+# PYTEST_DEBUG_TEMPROOT=/tmp or --basetemp puts them on a disk.
+if has_room(MEMORY):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 
 class Ended(NamedTuple):

@@ -86,10 +86,10 @@ def test_an_ffmpeg_that_crashes_twice_over_a_file_is_that_files_failure(small):
 
 
 def test_the_hang_of_an_ffmpeg_is_its_items_failure_unless_it_was_stopped(small):
-    limit = ("--set", "run.item_seconds=4")
+    limit = ("--set", "run.item_seconds=2")
     with shim(small.folder, "exec sleep 60", 99):
         ended = small.run("stage", "compress", small.toml, *limit)
-    assert "ffmpeg was not done after 4 s (run.item_seconds)" in ended.out and "1 failed" in ended.out
+    assert "ffmpeg was not done after 2 s (run.item_seconds)" in ended.out and "1 failed" in ended.out
     with shim(small.folder, "kill -STOP $$", 1):
         ended = small.run("stage", "compress", small.toml, *limit, "--retry-failed")
     assert ended.code == 0 and tries(small.folder) == 2, ended.out

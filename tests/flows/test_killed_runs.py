@@ -69,7 +69,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(lab, untouched):
         appears(lab.store / "files", "*.mp4"),
         appears(lab.store / "segments/compress", "*.h5", 2),
         appears(lab.store / "segments/clip", "*.h5"),
-        at(3.0),
+        at(1.5),
         appears(lab.store / "segments/clip", "*.h5", 6),
         appears(lab.store / "segments/clip_text", "*.h5"),
         appears(lab.store / "work/pack-hlformer", "*.npy"),

@@ -197,6 +197,7 @@ def test_an_s3_server_that_does_not_help_is_one_sentence(
     url = "s3://nowhere/x" if case == "bucket" else "s3://shelf/x"
     if case == "server":
         endpoint = "http://127.0.0.1:9"
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore waits longer before each of five
     if case == "credentials":
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)

@@ -6,7 +6,9 @@ import importlib
 import inspect
 import json
 import socket
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,15 @@ IMPORTS = "from pathlib import Path; from flows.deployment.deploy import deploy"
 
 def said(place: Place, *command: str) -> str:
     """What a command that ends well prints."""
-    run = place.start(*command)
+    return words_of(place.start(*command))
+
+
+def said_forked(place: Place, code: str) -> str:
+    """What code that ends well prints, in a fork of this process."""
+    return words_of(place.start_forked(lambda: exec(code, {}), "-c", code))
+
+
+def words_of(run: subprocess.Popen[str]) -> str:
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0, out + err
     return out.strip()
@@ -140,11 +150,11 @@ def test_deploy_starts_a_server_where_none_answers_in_any_folder(place: Place) -
 
 @pytest.mark.slow
 def test_the_users_own_command_runs_in_the_folder_after_deploy(
-    place: Place, prefect_server: PrefectServer
+    place: Place, prefect_server: PrefectServer, run_prefect: Callable[[Sequence[str]], None]
 ) -> None:
     place.env |= prefect_server.env  # its port, but no PREFECT_API_URL: deploy and prefect.toml find it
     worker = said(place, sys.executable, "-c", DEPLOY)
-    assert said(place, sys.executable, "-c", DEPLOY) == worker  # safe to repeat
+    assert said_forked(place, DEPLOY) == worker  # safe to repeat
     experiment = place.experiment()
     try:
         command = [
@@ -157,8 +167,10 @@ def test_the_users_own_command_runs_in_the_folder_after_deploy(
             "--watch",
         ]
         said(place, *command)
-        said(place, *command, "-p", 'set=["extractors.compress.crf=30"]', "-p", "retry_failed=true")
-        with_mistake = place.start(*command, "-p", "methods=hlfromer")
+        again = [*command, "-p", 'set=["extractors.compress.crf=30"]', "-p", "retry_failed=true"]
+        words_of(place.start_forked(lambda: run_prefect(again), *again))
+        mistaken = [*command, "-p", "methods=hlfromer"]
+        with_mistake = place.start_forked(lambda: run_prefect(mistaken), *mistaken)
         out, err = with_mistake.communicate(timeout=60)
         assert with_mistake.returncode == 1 and "'hlfromer' is not one of ['clip4clip'" in out + err
         first, second = prefect_server.flow_runs(experiment)  # the server refuses it before a run is made
@@ -168,8 +180,8 @@ def test_the_users_own_command_runs_in_the_folder_after_deploy(
         assert "compress: 2 made" in log
         assert "Downloading flow code" not in log  # which would copy the folder, media and all
     finally:
-        assert said(place, sys.executable, "-c", STOP) == "True"
-    assert said(place, sys.executable, "-c", STOP) == "False"
+        assert said_forked(place, STOP) == "True"
+    assert said_forked(place, STOP) == "False"
     assert place.alive() == []
 
 
