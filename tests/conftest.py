@@ -70,8 +70,8 @@ def has_room(folder: str, file_bytes: int = 4 << 30, free_bytes: int = 8 << 30) 
     return roomy and not disk.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
 
 
-# The store waits for the disk after each segment, and SQLite after each table: a fifth of the time of the tests. What
-# they show of a process that is killed holds in memory too. Folders of tests that pass are removed (pyproject.toml).
+# The store waits for the disk after each segment, and SQLite after each table; in memory nobody waits. What the tests
+# show of a process that is killed holds there too. Folders of tests that pass are removed (pyproject.toml).
 # PYTEST_DEBUG_TEMPROOT=/tmp or --basetemp puts them on a disk.
 if has_room(MEMORY):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
