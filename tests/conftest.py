@@ -453,6 +453,10 @@ class Lab:
             assert time.monotonic() < deadline, "the moment to kill at never came"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
+        process.wait()
+        self._signal(
+            signal.SIGCONT
+        )  # a fork that was stopped before it tied its life to its parent's can do so now
         process.communicate()
         return process.returncode == -signal.SIGKILL
 

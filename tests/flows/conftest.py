@@ -147,7 +147,8 @@ class PrefectServer:
         deadline = time.monotonic() + 60
         while True:
             found = self._all("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
-            if (found and all(run["end_time"] for run in found)) or time.monotonic() > deadline:
+            over = [run["end_time"] and run["state"] for run in found]  # the row is there before its state
+            if (over and all(over)) or time.monotonic() > deadline:
                 return found
             time.sleep(0.2)
 
