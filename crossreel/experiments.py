@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +17,9 @@ from flows.commands.terms import all_sets
 from flows.console import StageDisplay
 from flows.preflight import planned, require_possible
 from flows.project import FailedUnit, Project, open_project
+from flows.results.wording import listed
 from flows.run import RunResult, run_stages
-from flows.search.index import choose_method
+from flows.search.index import choose_method, trained_methods
 from flows.search.joint import JointHit, join, joint_methods
 from flows.troubles import in_sentences
 from pipeline.errors import UserError, nearest
@@ -242,16 +243,23 @@ class Experiment:
 
         Each result has `method`, `kind`, the `hit` of that method's own ranking, and `standard`, by which results are
         ordered, because scores of different methods cannot be compared. methods: one for each kind of items; with ()
-        those of the experiment, if no two of them rank items of one kind. `runs[method].search` asks one method alone,
-        in the units of its score.
+        those of the experiment, if no two of them rank items of one kind, without a kind that the split has not.
+        `runs[method].search` asks one method alone, in the units of its score.
         """
-        project = self._project()
-        named = _names(methods)
-        kinds = joint_methods(project.stages, named)
+        project, named = self._project(), _names(methods)
+        kinds = joint_methods(project.stages, named, project.contents.corpus, split)
         if not kinds:
+            trained = trained_methods(project.stages)
+            if len(trained) > 1 and not named:
+                raise UserError(
+                    f"several methods of the experiment rank items of one kind; give methods= one of "
+                    f"{listed(trained)}, or one for each kind of items"
+                )
             method = choose_method(project.stages, named[0] if named else "")
             kinds = {method: project.stages[f"train-{method}"].kind}
         runs = {method: self.runs[method] for method in kinds}
+        for run in runs.values():  # before the networks of any of them are loaded
+            run.require(split)
         found = {method: (run.search(text, top, split), run.calibrate(split)) for method, run in runs.items()}
         return join(found, kinds, top)
 
@@ -288,8 +296,13 @@ class Experiment:
 
 
 def _names(words: str | Sequence[str]) -> list[str]:
-    """Names that are given as a list, or as one text with commas."""
-    return words.replace(",", " ").split() if isinstance(words, str) else list(words)
+    """Names that are given as a list, or as one text with commas. Raises UserError for anything else."""
+    if isinstance(words, str):
+        return words.replace(",", " ").split()
+    names = list(words) if isinstance(words, Iterable) else [words]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"names are a list of texts, or one text with commas, and not {words!r}")
+    return names
 
 
 @in_sentences()

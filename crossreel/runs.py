@@ -81,6 +81,12 @@ class Queries:
         """
         return self._searcher(split).explain(text, _several(items, "items"))
 
+    @in_sentences()
+    def require(self, split: str = "") -> None:
+        """Raise Error where questions about a split could not be answered; nothing is started or made."""
+        if split not in self._searchers:
+            self._searched(split)
+
     def close(self) -> None:
         """End the process; the next question starts another."""
         for searcher in self._searchers.values():
@@ -167,7 +173,7 @@ class Run(Queries):
                 experiment = project.experiment.model_copy(update={"run": options})
                 project = replace(project, experiment=experiment)
             applied = apply_run(project, self._run, Path(corpus), split, display, retry_failed, check)
-            self._applied.append(Applied(applied))
+            self._applied.append(Applied(applied, self._opened))
             return self._applied[-1]
 
     def close(self) -> None:
@@ -183,9 +189,9 @@ class Run(Queries):
 class Applied(Queries):
     """A run on another corpus: measured where that has captions, and answering questions about its items."""
 
-    def __init__(self, applied: AppliedRun) -> None:
+    def __init__(self, applied: AppliedRun, opened: Opened) -> None:
         super().__init__(self._of_split)
-        self._applied = applied
+        self._applied, self._opened = applied, opened
 
     @property
     def notes(self) -> list[str]:
@@ -204,6 +210,7 @@ class Applied(Queries):
         return {each.item: each.reason for each in project.failures(self._applied.searched.states)}
 
     def _of_split(self, split: str) -> Searched:
+        self._opened()  # a closed experiment starts no process
         searched = self._applied.searched
         if split not in ("", searched.split):
             raise UserError(f"the run was applied to {searched.split!r}, not to the split {split!r}")

@@ -251,7 +251,14 @@ class TextExtractor(Extractor[P]):
     def _landed(self, most: int) -> Iterator[Result]:
         """The texts of batches that are ready, and of the oldest ones until `most` are in flight."""
         for flight in self.arrivals(most):
-            encoded = [arrays for part in flight.parts for arrays in part.arrays()]
+            try:
+                parts = [part.arrays() for part in flight.parts]
+            except (MemoryError, RuntimeError) as error:  # the rows are brought into their form only now
+                if not is_starved(error):
+                    raise
+                texts = [unit.text or "" for unit in flight.taken]
+                parts = self.in_parts(lambda part: self.launch(part).arrays(), texts)
+            encoded = [arrays for part in parts for arrays in part]
             for unit, arrays in zip(flight.taken, encoded, strict=True):
                 yield unit, Output(arrays)
 

@@ -182,6 +182,7 @@ def _unsuited(project: Project, stage: Stage[Params]) -> Iterator[str]:
             items=len({digest for digest, _ in contents.gallery(learn)}),
             words=max((len(text.split()) for text in _texts(contents)), default=0),
             processes=(run.processes or len(_gpus(project)) or 1) * run.nodes,
+            device="cuda" if _gpus(project) else "cpu",
         )
         for setting, reason in [*stage.params.unsuited(sizes), *_misfits(project, stage, sizes)]:
             value = getattr(stage.params, setting)

@@ -54,7 +54,7 @@ class Report(Stage[ReportParams]):
         """What the page tells of: stages, methods, corpus, and where to find the frames it shows."""
         contents = briefing.contents
         corpus = contents.corpus
-        splits = {_measured(briefing, method).split for method in self.params.methods}
+        measured = [evaluated_of(briefing, method).queries for method in self.params.methods]
         beside = {method: _beside_published(briefing, method) for method in self.params.methods}
         return {
             "experiment": {
@@ -86,8 +86,8 @@ class Report(Stage[ReportParams]):
                 for method in self.params.methods
             ],
             "circumstances": _circumstances(briefing, beside).model_dump(mode="json"),
-            "items": items_of(briefing, splits),
-            "captions": captions_of(contents, splits),
+            "items": items_of(briefing, {key for queries in measured for key in queries.items}),
+            "captions": captions_of(contents, {key for queries in measured for key in queries.captions}),
         }
 
 
@@ -103,8 +103,13 @@ def _beside_published(briefing: Briefing, method: str) -> Repetition:
     return compare(method, stages, corpus, None, _measured(briefing, method))
 
 
+def evaluated_of(briefing: Briefing, method: str) -> EvaluatedFolder:
+    """The evaluation of a method."""
+    return EvaluatedFolder(Path(briefing.run_folder(f"evaluate-{method}")))
+
+
 def _measured(briefing: Briefing, method: str) -> Protocol:
-    return EvaluatedFolder(Path(briefing.run_folder(f"evaluate-{method}"))).metrics.protocol
+    return evaluated_of(briefing, method).metrics.protocol
 
 
 def _circumstances(briefing: Briefing, beside: Mapping[str, Repetition]) -> Circumstances:
@@ -117,10 +122,9 @@ def _circumstances(briefing: Briefing, beside: Mapping[str, Repetition]) -> Circ
     return Circumstances(failed_items=items, failed_captions=captions, methods=methods)
 
 
-def items_of(briefing: Briefing, splits: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Item digest -> id and where its frames or points are, of the galleries of these splits."""
+def items_of(briefing: Briefing, shown: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Item digest -> id and where its frames or points are, of the `shown` digests that the corpus has today."""
     contents, states = briefing.contents, briefing.states
-    shown = {key for split in splits for key, _ in contents.gallery(split)}
     videos = {}
     if "compress" in states:
         fp, suffix = states["compress"].fingerprint.hex, states["compress"].stage.file_suffix or ""
@@ -141,12 +145,18 @@ def items_of(briefing: Briefing, splits: Collection[str]) -> dict[str, dict[str,
     }
 
 
-def captions_of(contents: Contents, splits: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Caption digest -> item digest -> id and moments, in these splits: one text may describe several items."""
+def captions_of(contents: Contents, shown: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Caption digest -> item digest -> id and moments: one text may describe several items and moments.
+
+    shown: the digests of the captions that are of interest. Those of an evaluation, and not of a split of today's
+    corpus, which may have lost some.
+    """
     out: dict[str, dict[str, dict[str, Any]]] = {}
-    for split in sorted(splits):
-        for digest, _, caption in contents.queries(split):
-            entry = out.setdefault(caption.digest, {}).setdefault(digest, {"id": caption.id, "moments": []})
-            if caption.start is not None and caption.end is not None:
-                entry["moments"].append([caption.start, caption.end])
+    for item in contents.corpus.items:
+        for caption in item.captions if item.id in contents.digests else ():
+            if caption.digest in shown:
+                known = out.setdefault(caption.digest, {})
+                entry = known.setdefault(contents.digests[item.id], {"id": caption.id, "moments": []})
+                if caption.start is not None and caption.end is not None:
+                    entry["moments"].append([caption.start, caption.end])
     return out

@@ -33,12 +33,14 @@ class TrainingSizes:
     """Number of pairs (captions) and of items in the split `train`, and of processes that share a batch.
 
     `words` is the largest number of words of a caption of the corpus, between spaces: it has as many tokens at least.
+    `device` is "cpu" or "cuda".
     """
 
     pairs: int
     items: int
     processes: int = 1
     words: int = 0
+    device: str = "cpu"
 
 
 FIGURE = ("select_by", "select_direction", "validation_captions")
@@ -173,14 +175,7 @@ class MethodConfig(Recipe):
                 f"raise it to {sizes.processes} at least",
             )
         if self.epochs and self.compile:
-            if sizes.processes > 1:
-                yield (
-                    "compile",
-                    f"compiled losses cannot gather the rows of {sizes.processes} processes (run.processes times "
-                    "run.nodes) with their gradients; leave it false, or train in one process",
-                )
-            if lacking := compiler.lack():
-                yield "compile", lacking
+            yield from (("compile", reason) for reason in compiler.reasons(sizes.processes, sizes.device))
 
     def unseen_settings(self) -> dict[str, Any]:
         """The settings, as plain data, that weights must have been trained with and do not show."""

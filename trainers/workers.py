@@ -100,8 +100,8 @@ def train(request: dict[str, Any], send: Send) -> None:
         untrained = Summary(best_epoch=0, epochs=0, validation={})
         _finish(folder, request["method"], config, method, untrained, send)
         return
-    if config.compile and (lacking := compiler.lack(str(device))):
-        raise UserError(f"trainers.{request['method']}.compile = true is not possible: {lacking}")
+    if config.compile and (reason := next(compiler.reasons(distributed.world(), str(device)), "")):
+        raise UserError(f"trainers.{request['method']}.compile = true is not possible: {reason}")
     if effect := precision.sentence(config.precision, device):
         send({"log": f"  {request['stage']}: {effect}"}, {})
     send({"doing": "training"}, {})

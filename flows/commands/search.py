@@ -82,7 +82,8 @@ def search(
         )
     with StageDisplay(quiet=as_json) as display:
         project = opened(experiment, sets, [], display)
-        if joint := joint_methods(project.stages, methods) if text and not run else {}:
+        own = project.contents.corpus if corpus is None else None
+        if joint := joint_methods(project.stages, methods, own, split) if text and not run else {}:
             _search_jointly(project, joint, text, top, split, corpus, display, as_json)
             return
         searched = chosen_gallery(project, method, split, run, corpus)
@@ -115,8 +116,9 @@ def _search_jointly(
     """Search with each method, one after the other, so that one of them is in memory at a time; show one list."""
     found: dict[str, tuple[list[Hit], Calibration]] = {}
     methods = []
+    galleries = {method: chosen_gallery(project, method, split, "", corpus) for method in kinds}
     for method, kind in kinds.items():
-        searched = chosen_gallery(project, method, split, "", corpus)
+        searched = galleries[method]
         with Searcher(searched, say=display.say, on_progress=display.progress) as searcher:
             display.idle()
             found[method] = searcher.search(text, top), searcher.calibrate()

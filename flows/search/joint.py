@@ -10,6 +10,7 @@ from flows.results.wording import NOUNS, listed
 from flows.search.calibration import Calibration
 from flows.search.hits import Hit
 from flows.search.index import choose_method, trained_methods
+from pipeline.corpus.manifest import Corpus
 from pipeline.errors import UserError
 from pipeline.run.plan import Stages
 
@@ -61,20 +62,27 @@ def join(
     ]
 
 
-def joint_methods(stages: Stages, named: Sequence[str]) -> dict[str, str]:
+def joint_methods(
+    stages: Stages, named: Sequence[str], corpus: Corpus | None = None, split: str = ""
+) -> dict[str, str]:
     """The methods that answer one sentence together, with the kind of items that each ranks.
 
     They are those that are named or, if none is, all of an experiment that has one method for each of several kinds;
-    else none. Raises UserError for an unknown one, and where two of the named ones rank items of one kind.
+    else none. Of the latter, methods are left out of whose kind a split of the corpus has no items, unless it has none
+    at all. Raises UserError for an unknown one, and where two of the named ones rank items of one kind.
     """
     kinds: dict[str, list[str]] = {}
-    for method in [choose_method(stages, name) for name in named] or trained_methods(stages):
+    chosen = [choose_method(stages, name) for name in dict.fromkeys(named)]
+    for method in chosen or trained_methods(stages):
         kinds.setdefault(stages[f"train-{method}"].kind, []).append(method)
     double = next((kind for kind, methods in kinds.items() if len(methods) > 1), None)
-    if double is not None and len(named) > 1:
+    if double is not None and len(chosen) > 1:
         raise UserError(
             f"{listed(kinds[double])} rank {NOUNS[double]}s both; name one method for each kind of items"
         )
     if double is not None or len(kinds) < 2:
         return {}
+    if corpus is not None and split and not named:
+        there = {item.kind for item in corpus.gallery(split)}
+        kinds = {kind: methods for kind, methods in kinds.items() if kind in there} or kinds
     return {method: kind for kind, methods in kinds.items() for method in methods}

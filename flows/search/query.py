@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from numbers import Integral
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -14,6 +15,8 @@ UNWRITTEN = {"Cc": "a control character", "Cs": "half a character"}  # Unicode's
 
 def require_text(text: str) -> str:
     """The sentence without the space around it. Raises UserError for one that nobody would search for."""
+    if not isinstance(text, str):
+        raise UserError(f"the query is {text!r}; give a sentence to search for")
     text = text.strip()
     if not text:
         raise UserError("the query is empty; give a sentence to search for")
@@ -30,9 +33,9 @@ def require_text(text: str) -> str:
 
 def require_top(top: int) -> int:
     """The number of results. Raises UserError for one that is not possible."""
-    if not 1 <= top <= MOST_RESULTS:
+    if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= top <= MOST_RESULTS:
         raise UserError(f"{top} results are not possible; from 1 to {MOST_RESULTS} are")
-    return top
+    return int(top)
 
 
 def require_media(path: Path) -> Path:

@@ -93,8 +93,28 @@ def test_an_experiment_with_one_method_is_searched_with_it(run, folder):
         assert {(one.method, one.kind) for one in found} == {("hlformer", "video")}
         assert [one.standard for one in found] == pytest.approx([calibration.standard(h.score) for h in hits])
         assert [one.chance for one in found] == [calibration.share_above(one.hit.score) for one in found]
-        with pytest.raises(library.Error, match="no method 'hlforner'; did you mean 'hlformer'"):
-            experiment.search(NEW, methods="hlforner")
+        for call, words in (
+            (
+                lambda: experiment.search(NEW, methods="hlforner"),
+                "no method 'hlforner'; did you mean 'hlformer'",
+            ),
+            (lambda: experiment.search(NEW, split="tset"), "tset"),
+            (lambda: experiment.search(NEW, top=True), "True results are not possible"),
+            (lambda: experiment.search(NEW, top=2.5), "2.5 results are not possible"),
+            (lambda: experiment.search(None), "the query is None"),
+            (
+                lambda: experiment.search(NEW, methods=[1]),
+                r"a list of texts, or one text with commas, and not \[1\]",
+            ),
+            (lambda: experiment.search(NEW, methods=None), "and not None"),
+        ):
+            with pytest.raises(library.Error, match=words):
+                call()
+    with (
+        library.open(folder / "experiment.toml", methods=["hlformer", "gare"], quiet=True) as two,
+        pytest.raises(library.Error, match="give methods= one of hlformer and gare, or one for each kind"),
+    ):
+        two.search(NEW)
 
 
 def test_what_cannot_be_embedded_is_said_in_a_sentence(run, folder):
@@ -132,6 +152,14 @@ def test_a_run_with_other_settings_is_compared_as_on_the_command_line(folder, cr
         by_folder = library.compare(first.evaluation(), second.evaluation())
         assert list(by_folder.table.column("difference")) == list(found.table.column("difference"))
         assert library.compare(first, first).table.column("b")[0] == f"{first.name} (2)"
+
+
+def test_what_was_applied_by_a_closed_experiment_starts_nothing(folder):
+    with library.open(folder / "experiment.toml", quiet=True) as experiment:
+        applied = experiment.runs["hlformer"].apply(folder / "corpus.jsonl", split="test", quiet=True)
+    for call in (lambda: applied.search(NEW), applied.calibrate):
+        with pytest.raises(library.Error, match="is closed; open it again"):
+            call()
 
 
 def test_a_run_on_another_corpus_is_measured_and_searched(run, folder):

@@ -345,6 +345,29 @@ def test_captions_and_clouds_wait_for_what_is_in_flight_where_memory_is_short(
     assert stage.options.batch_size == 3 and lane.device.most == 1
 
 
+@pytest.mark.parametrize(("kind", "params"), STAGES[:2])
+def test_a_batch_is_halved_where_memory_ends_while_rows_are_brought_into_their_form(
+    kind, params, tmp_path, monkeypatch
+):
+    stage = stage_of(kind, params)
+    units = units_for(stage, tmp_path)
+    usual, launch = stage.options, stage.launch
+    stage.options = usual.model_copy(update={"batch_size": 1})  # a product of other sizes rounds otherwise
+    expected, stage.options = found(stage, units), usual
+
+    def launched(texts):
+        def formed(rows):
+            if len(texts) > 1:
+                raise MemoryError
+            return rows
+
+        return launch(texts).then(formed)
+
+    monkeypatch.setattr(stage, "launch", launched)
+    assert_same(found(stage, units), expected)
+    assert stage.options.batch_size == 1
+
+
 def test_a_shard_that_broke_off_leaves_nothing_to_the_next(tmp_path):
     for kind, params in ((ClipText, ClipTextParams(**NETWORK)), (Dgcnn, DgcnnParams(weights="seed:0"))):
         stage = stage_of(kind, params)

@@ -31,13 +31,16 @@ def test_a_cpu_needs_a_cpp_compiler_and_the_headers_of_python(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "no g++ or other one that CXX names is here; install it" in compiler.lack("cpu")
-    assert compiler.lack() == compiler.lack("cpu")
     program(empty, "g++")
     assert compiler.lack("cpu") == ""
-    monkeypatch.setenv("CXX", "c++-99 -O2")
+    monkeypatch.setenv("CXX", "c++-99")
     assert "CXX names" in compiler.lack("cpu")
     program(empty, "c++-99")
     assert compiler.lack("cpu") == ""
+    for value in ("c++-99 -O2", ""):  # neither is the name of a program
+        monkeypatch.setenv("CXX", value)
+        assert "CXX names" in compiler.lack("cpu")
+    monkeypatch.setenv("CXX", "c++-99")
     (empty / "Python.h").unlink()
     assert f"the headers of Python, and {empty}/Python.h is not here" in compiler.lack("cpu")
 
@@ -61,13 +64,14 @@ def test_compiled_losses_retrain_and_the_usual_ones_keep_earlier_trainings() -> 
 def test_compiled_losses_are_refused_before_any_work_for_several_processes_and_without_a_compiler(
     empty: Path,
 ) -> None:
-    def refused(processes: int, **settings: object) -> list[str]:
-        sizes = TrainingSizes(pairs=1000, items=1000, processes=processes)
+    def refused(processes: int, device: str = "cpu", **settings: object) -> list[str]:
+        sizes = TrainingSizes(pairs=1000, items=1000, processes=processes, device=device)
         found = GareConfig(**settings).unsuited(sizes)
         return [reason for name, reason in found if name == "compile"]
 
     (lacking,) = refused(1, compile=True)
-    assert lacking == compiler.lack()
+    assert lacking == compiler.lack("cpu")
+    assert refused(1, "cuda", compile=True) == [compiler.lack("cuda")] != [lacking]
     assert refused(1) == refused(2) == [] and refused(2, compile=True, epochs=0) == []
     program(empty, "g++")
     assert refused(1, compile=True) == []

@@ -94,6 +94,11 @@ def test_a_training_without_the_compiler_that_it_asks_for_says_so_in_a_sentence(
         UserError, match=r"^trainers\.lean\.compile = true is not possible: torch compiles for a CPU"
     ):
         trained(packed, tmp_path / "run", 0, compile=True)
+    monkeypatch.setattr("trainers.loop.distributed.world", lambda: 2)
+    with pytest.raises(
+        UserError, match=r"^trainers\.lean\.compile = true is not possible: compiled .* 2 processes"
+    ):
+        trained(packed, tmp_path / "run", 0, compile=True)
 
 
 def test_more_loader_workers_than_cores_are_refused(packed: Path, tmp_path: Path) -> None:

@@ -730,16 +730,14 @@ def test_training_shows_validation_every_term_and_the_best_epoch(tmp_path: Path)
     assert training.sentence == "4 epochs, the best one is 2; 112 parameters; 1 min 35 s"
 
 
-def test_brief_has_the_evaluated_splits_and_keeps_the_moments_of_one_text_apart_by_item(
-    tmp_path: Path,
-) -> None:
+def test_brief_has_what_was_evaluated_and_keeps_the_moments_of_one_text_apart_by_item(tmp_path: Path) -> None:
     said = [Caption("a#0", "a door opens", 1.0, 2.0), Caption("a#1", "a door opens", 5.0, 6.0)]
     items = (
         Item("a", "test", tuple(said)), Item("b", "test", (Caption("b#0", "a door opens"),)),
-        Item("c", "train", (Caption("c#0", "a door opens"),)),
+        Item("c", "test", (Caption("c#0", "a door shuts"),)), Item("d", "train"),
     )  # fmt: skip
-    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {name: f"digest-{name}" for name in "abc"})
-    assert captions_of(contents, {"test"}) == {
+    contents = Contents(Corpus(tmp_path / "corpus.jsonl", items), {name: f"digest-{name}" for name in "abcd"})
+    assert captions_of(contents, {said[0].digest, "a caption that the corpus has lost"}) == {
         said[0].digest: {
             "digest-a": {"id": "a#0", "moments": [[1.0, 2.0], [5.0, 6.0]]},
             "digest-b": {"id": "b#0", "moments": []},
@@ -747,8 +745,8 @@ def test_brief_has_the_evaluated_splits_and_keeps_the_moments_of_one_text_apart_
     }
     briefing = RunBriefing(contents, None, {}, [], {})  # type: ignore[arg-type]
     nowhere = {"video": None, "compress": None, "points": None}
-    assert items_of(briefing, {"test"}) == {
-        f"digest-{name}": {"id": name, "key": f"digest-{name}", **nowhere} for name in "ab"
+    assert items_of(briefing, {"digest-b", "digest-d", "an item that the corpus has lost"}) == {
+        f"digest-{name}": {"id": name, "key": f"digest-{name}", **nowhere} for name in "bd"
     }
 
 

@@ -22,7 +22,7 @@ from flows.search.searcher import Searcher
 from flows.serve.lifecycle import _contents, _pictures, _shown, prepare
 from pipeline.corpus.importers.demo.clouds import scan
 from pipeline.corpus.importers.demo.corpus import render
-from pipeline.corpus.manifest import Caption, Corpus, write_manifest
+from pipeline.corpus.manifest import Caption, Corpus, Item, write_manifest
 from pipeline.errors import UserError
 from trainers.registry import METHODS
 from trainers.stages import Train
@@ -105,6 +105,15 @@ def test_one_method_of_each_kind_answers_together_and_two_of_one_kind_never_do()
     assert joint_methods(every, ["lean"]) == {}
     with pytest.raises(UserError, match="gare and lean rank videos both; name one method for each kind"):
         joint_methods(every, ["gare", "lean"])
+    assert joint_methods(every, ["h2arn", "h2arn"]) == {}
+    corpus = Corpus(Path("corpus.jsonl"), (
+        Item("v", "test"), Item("c", "test", kind="pointcloud"), Item("w", "odd"),
+    ))  # fmt: skip
+    two = stages("gare", "h2arn")
+    assert joint_methods(two, (), corpus, "odd") == {"gare": "video"}
+    for split in ("test", "nowhere", ""):
+        assert joint_methods(two, (), corpus, split) == {"gare": "video", "h2arn": "pointcloud"}
+    assert joint_methods(two, ["gare", "h2arn"], corpus, "odd") == {"gare": "video", "h2arn": "pointcloud"}
     with pytest.raises(UserError, match="no method 'gara'"):
         joint_methods(every, ["gara", "h2arn"])
 
