@@ -85,6 +85,7 @@ def test_every_stage_and_method_is_checked_with_the_version_it_has(recorded: dic
     assert stages == {Extractor, Imported, Pack, Train, Evaluate, Index, Report}
 
 
+@pytest.mark.slow
 def test_a_changed_number_is_noticed_wherever_it_is_and_by_whom_it_concerns(
     copy: Path, change: Change, recorded: dict[str, Any]
 ) -> None:

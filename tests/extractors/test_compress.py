@@ -114,6 +114,7 @@ video.compress(Path(sys.argv[1]), Path(sys.argv[2]), video.Compression(), 600)
 """
 
 
+@pytest.mark.slow
 def test_ffmpeg_ends_with_a_worker_that_is_killed(rendered, tmp_path):
     """A long video would otherwise be compressed on, by nobody's order."""
     slow = tmp_path / "ffmpeg"

@@ -182,6 +182,7 @@ def test_real_videos_are_decoded_by_decord_and_what_is_none_is_named(rendered, t
     assert failed.unit == "text" and "decord" in failed.reason and "PyAV" in failed.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_several_decoders_give_what_one_gives_in_its_order(decoder, decoded, tmp_path, count):
     names = ["good", "item", "none", "half_die-decord", "good2", "ours"]

@@ -276,6 +276,7 @@ def units_for(stage, folder: Path) -> list[Unit]:
     return captions(11) if stage.over == "captions" else clouds(folder, [120, 150, 101, 140, 130])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "params"), STAGES)
 def test_captions_and_clouds_are_complete_and_in_order_whenever_the_device_is_done(kind, params, tmp_path):
     stage = stage_of(kind, params)
@@ -290,6 +291,7 @@ def test_captions_and_clouds_are_complete_and_in_order_whenever_the_device_is_do
     assert lane.device.most == BATCHES_IN_FLIGHT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "params", "module", "step"),
     [

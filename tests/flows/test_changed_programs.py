@@ -31,6 +31,7 @@ def test_a_plan_says_that_another_ffmpeg_makes_a_corpus_stale(newer):
     assert small.plan()["compress"]["missing"] == 3
 
 
+@pytest.mark.slow
 def test_what_another_ffmpeg_made_is_kept_where_that_is_asked_for(newer):
     small, _ = newer
     assert small.plan(*KEEP)["compress"]["cached"] == 3

@@ -216,6 +216,7 @@ def test_locks_that_only_sqlite_lacks_are_told_at_once(tmp_path, crossreel, monk
     assert [path.name for path in root.iterdir() if path.name.startswith("tmp")] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_shown_as_killed_and_what_it_left_is_removed_by_the_next(lab):
     def spooled() -> bool:
         return any((lab.store / "work").glob("*/*.mp4"))
@@ -235,6 +236,7 @@ def test_a_killed_run_is_shown_as_killed_and_what_it_left_is_removed_by_the_next
     assert [run["status"] for run in runs] == ["done", "killed"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_shown_as_running_and_its_folders_stay(lab):
     process = lab.start("stage", "compress", lab.toml)
     deadline = time.monotonic() + 60

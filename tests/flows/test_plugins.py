@@ -201,6 +201,7 @@ def test_a_training_of_a_method_whose_package_is_gone_is_one_sentence(tmp_path: 
         read_settings(tmp_path)
 
 
+@pytest.mark.slow
 def test_doctor_says_what_came_from_where(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_ffmpeg", lambda: [])
     monkeypatch.setattr(doctor, "_torch", lambda: Finding("torch and torchvision", True, "not asked"))

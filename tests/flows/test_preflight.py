@@ -129,6 +129,7 @@ def test_a_method_says_which_settings_the_corpus_leaves_no_room_for(config, size
     assert [name for name, _ in config.unsuited(sizes)] == names
 
 
+@pytest.mark.slow
 def test_a_stage_is_made_without_the_packages_of_other_stages(lab, crossreel, monkeypatch):
     """The disk it needs is estimated from its own settings alone."""
 

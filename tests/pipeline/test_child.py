@@ -271,6 +271,7 @@ def test_it_takes_no_modules_from_the_folder_it_is_started_in(child, tmp_path, m
     assert len(list(child("count").call({"to": 2}))) == 2
 
 
+@pytest.mark.slow
 def test_it_can_be_killed_from_another_thread_whatever_it_is_at(child):
     one, stop, pids, raised = child("hang"), threading.Event(), set(), []
 

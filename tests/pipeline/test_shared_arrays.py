@@ -76,6 +76,7 @@ def test_arrays_of_any_layout_arrive_as_they_were_sent_read_only(child, tmp_path
         assert (shared_mappings() > 0) == share_memory
 
 
+@pytest.mark.slow
 def test_arrays_that_are_kept_are_not_written_over_and_memory_is_used_again_once_they_are_gone(
     child, tmp_path
 ):

@@ -103,6 +103,7 @@ def test_every_run_begins_anyway_where_that_is_asked_for(lab, crossreel, monkeyp
     assert begun == [bool(options)] * 2
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_impossible_is_reported_before_anything_runs(lab):
     (lab.folder / "sweep.toml").write_text(GRID.replace("hlformer.lr", "hlformer.lrr"))
     ended = lab.run("batch", lab.folder / "sweep.toml")

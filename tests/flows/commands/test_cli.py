@@ -160,6 +160,7 @@ def test_a_truncated_segment_is_missing_work(made, crossreel):
     assert json.loads(crossreel("plan", made.toml, "--json").out)["clip_text"]["missing"] == 0
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_named_dropped_and_made_again(made, crossreel):
     project = open_project(made.toml)
     state = project.survey()["clip"]

@@ -95,6 +95,7 @@ def test_the_store_option_takes_the_place_of_the_experiments_store(lab, crossree
     assert ended.code == 2 and "name one" in ended.err
 
 
+@pytest.mark.slow
 def test_quiet_leaves_the_results_and_no_progress(small, crossreel) -> None:
     loud = crossreel("stage", "compress", small.toml)
     quiet = crossreel("stage", "compress", small.toml, "--redo", "-q")

@@ -300,6 +300,7 @@ def serve(request, send):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "by", "found", "tries"),
     [(1, "SIGKILL", {}, 2), (9, "SIGKILL", {"unchecked": 1}, 2), (9, "SIGSEGV", {"error": 1}, 1)],

@@ -143,6 +143,7 @@ def test_a_playlist_or_concatenation_under_any_name_is_no_video(clip_of, tmp_pat
     assert ended.returncode != 0 and not (tmp_path / "out.mp4").exists()  # ffmpeg itself refuses it too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix", ["mp4", "mkv", "webm", "avi", "ts", "mpg", "flv", "wmv", "ogv", "gif", "3gp", "mxf"]
 )

@@ -114,6 +114,7 @@ def test_a_unit_whose_worker_crashes_or_hangs_each_time_is_at_fault_itself(pool)
     assert {e.key: e.own_doing for e in events if isinstance(e, Killed)} == {"crash": True, "hangs": True}
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_is_killed_and_its_shard_done_again(pool):
     events = pool([["a", "stops"], ["b"]], stall_seconds=1.0)
     assert finished(events) == ["a", "b", "stops"] and not any(isinstance(e, Killed) for e in events)

@@ -38,6 +38,7 @@ def theirs(header: str) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("header", HEADERS)
 def test_a_checkpoint_is_imported_and_exported_to_the_last_bit(tmp_path: Path, header: str) -> None:
     state = theirs(header)

@@ -112,6 +112,7 @@ def test_two_processes_learn_to_find_unseen_videos_and_end_alike(
     assert said["start"] < 290 and said["end"] > 335  # chance is 275, all found is 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_that_share_the_encoding_have_the_scores_of_one_alone(

@@ -171,6 +171,7 @@ def twins(method: Lean, texts: int = len(COUNTS), videos: int = len(TOPS)) -> li
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "without", [(), ("global",), ("text",), ("visual",), ("cross",), ("visual", "cross")]
 )

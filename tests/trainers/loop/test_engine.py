@@ -212,6 +212,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [*range(1, 40, 3), 47, 58, 70, 83, 97])
 def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, unbroken: dict[str, Any], moment: int
@@ -545,6 +546,7 @@ def test_history_tells_the_seconds_of_the_steps_from_those_of_the_validation(tmp
         assert row["training_seconds"] < result.seconds - 2 * 0.2
 
 
+@pytest.mark.slow
 def test_progress_is_reported_at_most_twice_a_second_and_at_the_end(tmp_path: Path) -> None:
     told: list[tuple[float, Progress]] = []
     method = Towers()

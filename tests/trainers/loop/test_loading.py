@@ -184,6 +184,7 @@ def trained(
     return {name: tensor.tolist() for name, tensor in tensors.items()}
 
 
+@pytest.mark.slow
 def test_a_run_with_workers_broken_off_anywhere_ends_with_the_bits_of_one_without(tmp_path: Path) -> None:
     alone = trained(tmp_path / "alone", 0)
     assert trained(tmp_path / "workers", 2) == alone

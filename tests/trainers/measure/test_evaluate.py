@@ -465,6 +465,7 @@ def test_hubness_is_of_the_directions_that_were_asked_for() -> None:
     assert list(alone.hubness) == list(alone.ranking.occurrences) == ["v2t"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "items", "captions"),
     [(2, ITEMS, CAPTIONS), (3, ITEMS, CAPTIONS), (3, 60, 90)],
