@@ -189,6 +189,25 @@ def entitle(command: Sequence[str], mark: str) -> None:
     ctypes.memmove(start, title, len(title))
 
 
+FORKING = threading.Lock()
+
+
+def forked_pid() -> int:
+    """Fork this process: the child's number in this process, 0 in the child. One thread at a time.
+
+    filelock, which Prefect imports, refuses a fork while another thread forks: seen with Python 3.13.
+    """
+    FORKING.acquire()
+    try:
+        pid = os.fork()
+    except BaseException:
+        FORKING.release()
+        raise
+    if pid:
+        FORKING.release()  # the child's copy is opened by `_at_fork_reinit`
+    return pid
+
+
 class Fork:
     """A child of `pipeline.child`, forked from this process; it has of `subprocess.Popen` what that module uses.
 
@@ -200,7 +219,7 @@ class Fork:
     ) -> None:
         self.returncode: int | None = None
         self._waiting = threading.Lock()
-        self.pid = os.fork()
+        self.pid = forked_pid()
         if self.pid == 0:
             first()  # before anything else: what ends it with its parent
             os.setsid()
@@ -249,7 +268,7 @@ class Forked(subprocess.Popen[str]):
                 prepare_networks()
             if "prefect" in sys.modules:
                 prepare_prefect()
-        self.pid = os.fork()
+        self.pid = forked_pid()
         if self.pid == 0:
             os.chdir(cwd or ".")
             if start_new_session:
@@ -262,7 +281,8 @@ class Forked(subprocess.Popen[str]):
 
 
 PREPARING = threading.Lock()  # pools start their workers from several threads
-os.register_at_fork(after_in_child=PREPARING._at_fork_reinit)  # another thread may have held it
+for lock in (PREPARING, FORKING):
+    os.register_at_fork(after_in_child=lock._at_fork_reinit)  # another thread may have held it
 
 
 @functools.cache
