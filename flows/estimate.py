@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,16 +90,14 @@ def estimate(
     may name packages that are not installed.
     """
     needed = states if names is None else {name: states[name] for name in states if name in names}
-    measured = _measured(project.store, needed)
-    if all(one.seconds is not None and one.bytes is not None for one in measured.values()):
-        return measured
     usual = Usual(project, states)
+    measured = _measured(project.store, needed, usual)
     out = {}
     for name, one in measured.items():
         seconds, size = (one.seconds, one.bytes) if None not in (one.seconds, one.bytes) else usual.cost(name)
         out[name] = Expected(
             seconds if one.seconds is None else one.seconds, size if one.bytes is None else one.bytes,
-            one.seconds is not None, one.bytes is not None,
+            one.seconds is not None and one.seconds_measured, one.bytes is not None and one.bytes_measured,
         )  # fmt: skip
     return out
 
@@ -126,37 +125,66 @@ def _sampled(sample: Sample) -> Iterator[str]:
         yield f"{sample.clouds} point clouds ({sample.points:,.0f} points on average)"
 
 
-def _measured(store: Store, states: Mapping[str, State]) -> dict[str, Expected]:
-    """What earlier runs on this store give; None where a stage never ran here."""
-    seconds, units, shared = _rates(store)
-    together = {name for group in passes(states) for name in group[1:]}
+def _measured(store: Store, states: Mapping[str, State], usual: Usual) -> dict[str, Expected]:
+    """What earlier runs on this store give; None where a stage never ran here.
+
+    What a stage took with other settings is multiplied with the ratio of the usual costs of both, and is an estimate
+    then; other weights or learning rates cost the same.
+    """
+    reports, together = _reports(store), {name for group in passes(states) for name in group[1:]}
     out = {}
     for name, state in states.items():
         todo = len(state.missing)
         if not todo:
             out[name] = Expected(0.0, 0.0)
             continue
-        each = seconds[name] / units[name] if units.get(name) else None
-        if each is None and name in shared and name in together:
-            each = 0.0  # the first stage of its pass has its time
+        made = {fp: components for fp, (_, components) in store.index.fingerprints(name).items()}
+        factors = {fp: usual.factors(name, components.get("params", {})) for fp, components in made.items()}
+        each, exact = _seconds_each(reports.get(name, ()), factors, name in together)
         size = _bytes_each(store, name, state)
-        out[name] = Expected(None if each is None else each * todo, None if size is None else size * todo)
+        growth = [bytes_ for _, bytes_ in factors.values()]
+        factor = sum(one or 1.0 for one in growth) / max(1, len(growth))
+        out[name] = Expected(
+            None if each is None else each * todo, None if size is None else size * factor * todo,
+            exact, all(_is_one(one) for one in growth),
+        )  # fmt: skip
     return out
 
 
-def _rates(store: Store) -> tuple[dict[str, float], dict[str, int], set[str]]:
-    """Seconds and units by stage, and the stages that ran in the pass of another one."""
-    seconds: dict[str, float] = {}
-    units: dict[str, int] = {}
-    shared: set[str] = set()
+Factors = tuple[float | None, float | None]
+"""By how much a stage's seconds and bytes grow from earlier settings to today's; None, taken for 1: nobody knows."""
+
+
+def _seconds_each(
+    reports: Sequence[Mapping[str, Any]], factors: Mapping[str, Factors], follows: bool
+) -> tuple[float | None, bool]:
+    """Seconds of a unit by the reports of earlier runs, and whether all of them cost what it costs today."""
+    seconds, units, exact = 0.0, 0, True
+    for report in reports:
+        if report.get("shared_with"):
+            continue  # its time is that of the other stage
+        factor, _ = factors.get(report.get("fingerprint", ""), (None, None))
+        seconds, units = seconds + (factor or 1.0) * report["seconds"], units + report["ran"]
+        exact = exact and _is_one(factor)
+    if units:
+        return seconds / units, exact
+    if follows and any(report.get("shared_with") for report in reports):
+        return 0.0, True  # the first stage of its pass has its time
+    return None, False
+
+
+def _is_one(factor: float | None) -> bool:
+    return factor is not None and abs(factor - 1) < 1e-6
+
+
+def _reports(store: Store) -> dict[str, list[dict[str, Any]]]:
+    """The reports of earlier runs by stage, of those that made anything."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for run in store.index.runs(RUNS_READ):
         for report in run["summary"].get("reports", []):
-            if report["ran"] and report.get("shared_with"):  # its time is that of the other stage
-                shared.add(report["stage"])
-            elif report["ran"]:
-                seconds[report["stage"]] = seconds.get(report["stage"], 0.0) + report["seconds"]
-                units[report["stage"]] = units.get(report["stage"], 0) + report["ran"]
-    return seconds, units, shared
+            if report["ran"]:
+                found.setdefault(report["stage"], []).append(report)
+    return found
 
 
 def _bytes_each(store: Store, name: str, state: State) -> float | None:
@@ -186,9 +214,31 @@ class Usual:
         self._machine = Machine.of(project.experiment.run)
         self._followers = {name for group in passes(states) for name in group[1:]}
 
-    def cost(self, name: str) -> tuple[float | None, float | None]:
-        """Seconds and bytes of a stage's missing units; None for what no cost is known of."""
-        stage, todo = self._states[name].stage, len(self._states[name].missing)
+    def factors(self, name: str, earlier: Mapping[str, Any]) -> Factors:
+        """By how much a stage's seconds and bytes grow from earlier params to today's; 1 where they are the same."""
+        state = self._states[name]
+        today = state.fingerprint.components.get("params", {})
+        changed = {key: value for key, value in earlier.items() if today.get(key) != value}
+        if not changed and today.keys() <= earlier.keys():
+            return 1.0, 1.0
+        fields = type(state.stage.params).model_fields
+        then = copy.copy(state.stage)
+        lacking = {key: fields[key].default for key in today.keys() - earlier.keys() if key in fields}
+        then.params = state.stage.params.model_copy(
+            update=lacking | {key: value for key, value in changed.items() if key in fields}
+        )
+        try:
+            before = self.cost(name, then)
+        except (ArithmeticError, LookupError, TypeError, ValueError, UserError):  # params of another version
+            return None, None
+        return tuple(  # type: ignore[return-value]  # two
+            new / old if new is not None and old else None
+            for new, old in zip(self.cost(name), before, strict=True)
+        )
+
+    def cost(self, name: str, stage: Stage[Any] | None = None) -> tuple[float | None, float | None]:
+        """Seconds and bytes of a stage's missing units, or of `stage` in its place; None without a known cost."""
+        stage, todo = stage or self._states[name].stage, len(self._states[name].missing)
         if stage.over == "corpus":
             whole = corpus_cost(stage, self._facts, self._contents.of_kind(stage.kind), self._unit)
             if whole is None:

@@ -75,6 +75,24 @@ def test_what_was_measured_is_no_estimate_and_opens_no_media(made, monkeypatch):
     assert "1 stages to run, ~" in ended.out and "~ is an estimate for " in ended.out
 
 
+def test_what_was_measured_with_other_settings_is_scaled_and_marked(made):
+    def expected(stage: str, *settings: str) -> dict[str, float]:
+        return made.plan(*[word for one in settings for word in ("--set", one)])[stage]["expected"]
+
+    as_before = expected("train-hlformer", "trainers.hlformer.lr=2e-3")
+    assert as_before["seconds_measured"] and as_before["bytes_measured"]
+    longer, longest = (expected("train-hlformer", f"trainers.hlformer.epochs={n}") for n in (1000, 4000))
+    assert not longer["seconds_measured"] and longer["bytes_measured"]
+    assert longest["seconds"] > 2 * longer["seconds"] > 4 * as_before["seconds"]
+    wider = expected("train-hlformer", "trainers.hlformer.hidden_size=512")
+    assert wider["bytes"] > 4 * as_before["bytes"] and not wider["bytes_measured"]
+    clip = expected("clip", "extractors.clip.model=ViT-L-14", "extractors.clip.weights=seed:1")
+    small = expected("clip", "extractors.clip.weights=seed:1")
+    assert (
+        small["seconds_measured"] and not clip["seconds_measured"] and clip["seconds"] > 10 * small["seconds"]
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "vision", "text"),
     [("ViT-B-32", 8.82e9, 5.96e9), ("ViT-B-16", 35.13e9, 5.96e9), ("ViT-L-14", 162.03e9, 13.30e9)],
