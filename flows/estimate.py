@@ -94,7 +94,12 @@ def estimate(
     measured = _measured(project.store, needed, usual)
     out = {}
     for name, one in measured.items():
-        seconds, size = (one.seconds, one.bytes) if None not in (one.seconds, one.bytes) else usual.cost(name)
+        try:
+            seconds, size = (
+                (one.seconds, one.bytes) if None not in (one.seconds, one.bytes) else usual.cost(name)
+            )
+        except UserError:  # a network that nobody knows: `preflight` says it
+            seconds, size = None, None
         out[name] = Expected(
             seconds if one.seconds is None else one.seconds, size if one.bytes is None else one.bytes,
             one.seconds is not None and one.seconds_measured, one.bytes is not None and one.bytes_measured,
@@ -228,13 +233,11 @@ class Usual:
             update=lacking | {key: value for key, value in changed.items() if key in fields}
         )
         try:
-            before = self.cost(name, then)
+            pairs = list(zip(self.cost(name), self.cost(name, then), strict=True))
         except (ArithmeticError, LookupError, TypeError, ValueError, UserError):  # params of another version
             return None, None
-        return tuple(  # type: ignore[return-value]  # two
-            new / old if new is not None and old else None
-            for new, old in zip(self.cost(name), before, strict=True)
-        )
+        seconds, size = (new / old if new is not None and old else None for new, old in pairs)
+        return seconds, size
 
     def cost(self, name: str, stage: Stage[Any] | None = None) -> tuple[float | None, float | None]:
         """Seconds and bytes of a stage's missing units, or of `stage` in its place; None without a known cost."""

@@ -32,6 +32,7 @@ WEIGHTS = (
     "weights",
     "package",
 )  # settings that name requirements of a stage on this machine
+MODELS = ("model", "base_encoder")
 TABLES = ("extractors.", "trainers.", "run.", "evaluate.", "store ")
 
 
@@ -151,6 +152,8 @@ def _named(stage: Stage[Params], sentence: str) -> str:
     method = isinstance(stage.params, MethodConfig)
     table = f"trainers.{stage.method}" if method else f"extractors.{stage.name}"
     settings = [name for name in WEIGHTS if name in type(stage.params).model_fields]
+    if sentence.startswith("unknown CLIP model"):
+        settings = [name for name in MODELS if name in type(stage.params).model_fields]
     if getattr(stage.params, "backend", "") == "corenlp":
         settings = ["server"]
     if isinstance(stage.params, MethodConfig) and stage.params.weights:

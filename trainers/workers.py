@@ -102,6 +102,9 @@ def train(request: dict[str, Any], send: Send) -> None:
         return
     if config.compile and (reason := next(compiler.reasons(distributed.world(), str(device)), "")):
         raise UserError(f"trainers.{request['method']}.compile = true is not possible: {reason}")
+    if config.compile:
+        note = "losses are compiled when a shape of batch first comes: the first steps take minutes (compile = true)"
+        send({"log": f"  {request['stage']}: {note}"}, {})
     if effect := precision.sentence(config.precision, device):
         send({"log": f"  {request['stage']}: {effect}"}, {})
     send({"doing": "training"}, {})

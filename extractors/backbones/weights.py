@@ -78,6 +78,7 @@ def require(settings: NetworkSettings) -> None:
     This runs before a run begins, and reads only names and shapes. A file that does not show which activation it was
     trained with causes one warning.
     """
+    clip_configs.path_of(settings.model)  # a network that nobody knows has no seeded weights either
     if seed_of(settings.weights) is not None:
         return
     path = locate(settings.model, settings.weights, settings.download)

@@ -25,6 +25,7 @@ CAPTION_KEYS = {"id", "text", "start", "end", "split", "also", "digest"}
 PLAIN = {"id", "text"}  # keys of a caption that says nothing more
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")  # with which UTF-16 begins
 NO_META: dict[str, Any] = {}  # shared by all items without meta
+NOT_JSON, TABLES = "not valid JSON", (".csv", ".tsv")
 SUGGESTIONS = 20  # most suggestions of a nearest id; each compares with all ids
 
 
@@ -279,6 +280,20 @@ def _as_json(item: Item) -> dict[str, Any]:
 
 def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
+    items, problems = _read(path)
+    if (
+        path.suffix.lower() in TABLES
+        and not items
+        and all(NOT_JSON in problem.sentence for problem in problems)
+    ):
+        raise UserError(
+            f"{path} is a table and not a corpus manifest (JSON Lines, one item a line); `crossreel corpus import csv` "
+            "makes one of it"
+        )
+    return items, problems
+
+
+def _read(path: Path) -> tuple[list[Item], list[Problem]]:
     try:
         try:
             with path.open(encoding="utf-8-sig", newline="\n") as file, no_collection():
@@ -411,9 +426,9 @@ def _item(line: str) -> Item:
     except json.JSONDecodeError as error:
         if found := mistaken_for(line.encode(errors="replace")):
             raise _Wrong(f"the file is {found}") from None
-        raise _Wrong(f"not valid JSON ({error.msg} at column {error.colno})") from None
+        raise _Wrong(f"{NOT_JSON} ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
-        raise _Wrong(f"not valid JSON ({error})") from None
+        raise _Wrong(f"{NOT_JSON} ({error})") from None
     if not isinstance(raw, dict):
         raise _Wrong("not a JSON object")
     if "\\ud" in line or "\\uD" in line:

@@ -101,6 +101,16 @@ def test_what_is_made_already_needs_nothing(made, monkeypatch):
     assert found.stage == "clip" and found.sentence.startswith("extractors.clip.weights = 'seed:1': ")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_network_that_nobody_knows_is_said_before_by_its_setting(there, request):
+    lab = request.getfixturevalue("made" if there else "lab")
+    ended = lab.run("plan", lab.toml, "--set", "extractors.clip.model=ViT-Z")
+    assert ended.code == 2
+    assert (
+        "extractors.clip.model = 'ViT-Z': unknown CLIP model 'ViT-Z'; did you mean" in ended.out + ended.err
+    )
+
+
 def test_a_gpu_that_is_not_there_is_said_before(lab, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (found,) = problems(lab, 'run.device="cuda"')

@@ -101,6 +101,16 @@ def test_a_training_without_the_compiler_that_it_asks_for_says_so_in_a_sentence(
         trained(packed, tmp_path / "run", 0, compile=True)
 
 
+def test_a_training_that_compiles_says_that_its_first_steps_take_long(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.compile", lambda function: function)
+    monkeypatch.setattr("trainers.compiler.lack", lambda device: "")
+    told = [row["log"] for row in trained(packed, tmp_path / "run", 0, compile=True) if "log" in row]
+    assert sum("the first steps take minutes (compile = true)" in line for line in told) == 1
+    assert not [row for row in trained(packed, tmp_path / "plain", 0) if "compile" in row.get("log", "")]
+
+
 def test_more_loader_workers_than_cores_are_refused(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.loader_workers = 999 is not possible"):
         trained(packed, tmp_path / "run", 999)

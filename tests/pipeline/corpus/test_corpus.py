@@ -124,6 +124,17 @@ def test_several_wrong_lines_are_counted_and_the_first_is_reported(tmp_path: Pat
         Corpus.read(path)
 
 
+def test_a_table_in_place_of_a_manifest_is_told_what_makes_one_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("id,text\na,a dog\nb,a cat\n")
+    with pytest.raises(
+        UserError, match=r"captions\.csv is a table and not a corpus manifest .* corpus import csv"
+    ):
+        parse(path)
+    path.write_text(line() + "\nx\n")
+    assert [problem.line for problem in parse(path)[1]] == [2]
+
+
 def test_ids_that_stand_twice_name_both_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     rows = [
