@@ -280,7 +280,7 @@ def _as_json(item: Item) -> dict[str, Any]:
 
 def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     """The items of a manifest and everything that is wrong with it, by line. Raises UserError if unreadable."""
-    items, problems = _read(path)
+    items, problems = read_lines(path)
     if (
         path.suffix.lower() in TABLES
         and not items
@@ -293,7 +293,8 @@ def parse(path: Path) -> tuple[list[Item], list[Problem]]:
     return items, problems
 
 
-def _read(path: Path) -> tuple[list[Item], list[Problem]]:
+def read_lines(path: Path) -> tuple[list[Item], list[Problem]]:
+    """As `parse`, also of a table, each of whose lines is wrong."""
     try:
         try:
             with path.open(encoding="utf-8-sig", newline="\n") as file, no_collection():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.corpus.importers.table import Imported
-from pipeline.corpus.manifest import Caption, Corpus, Item, parse
+from pipeline.corpus.manifest import Caption, Corpus, Item, read_lines
 from pipeline.errors import UserError
 
 NAMED = 3  # examples in a sentence
@@ -34,7 +34,7 @@ class Earlier:
         """
         if not path.exists() or (path.is_file() and path.stat().st_size == 0):
             return None
-        items, problems = parse(path)
+        items, problems = read_lines(path)
         if problems and not items:
             raise UserError(
                 f"{path} is there already and is no corpus manifest ({problems[0]}); remove it, or name another --out"
