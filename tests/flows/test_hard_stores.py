@@ -244,11 +244,15 @@ def test_a_killed_run_is_shown_as_killed_and_what_it_left_is_removed_by_the_next
 def test_a_run_that_goes_on_is_shown_as_running_and_its_folders_stay(lab):
     process = lab.start("stage", "compress", lab.toml)
     deadline = time.monotonic() + 60
-    while not any((lab.store / "work").glob("*/*.mp4")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGSTOP)
-    for worker in lab.processes():
-        os.kill(worker, signal.SIGSTOP)
+    while process.poll() is None and time.monotonic() < deadline:
+        if any((lab.store / "work").glob("*/*.mp4")):
+            for pid in (process.pid, *lab.processes()):
+                os.kill(pid, signal.SIGSTOP)
+            if any((lab.store / "work").glob("*/*.mp4")):  # a folder that was removed while we looked would be none
+                break
+            for pid in (process.pid, *lab.processes()):
+                os.kill(pid, signal.SIGCONT)
+        time.sleep(0.005)
     before = set((lab.store / "work").iterdir())
     assert "running" in lab.run("status", lab.toml).out
     store = Store(lab.store)
