@@ -248,7 +248,9 @@ def test_a_run_that_goes_on_is_shown_as_running_and_its_folders_stay(lab):
         if any((lab.store / "work").glob("*/*.mp4")):
             for pid in (process.pid, *lab.processes()):
                 os.kill(pid, signal.SIGSTOP)
-            if any((lab.store / "work").glob("*/*.mp4")):  # a folder that was removed while we looked would be none
+            if any(
+                (lab.store / "work").glob("*/*.mp4")
+            ):  # a folder that was removed while we looked would be none
                 break
             for pid in (process.pid, *lab.processes()):
                 os.kill(pid, signal.SIGCONT)
