@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flows.costs import OPERATIONS_A_SECOND, Facts, UnitCost, unit_cost
@@ -92,19 +93,15 @@ def estimate(
     needed = states if names is None else {name: states[name] for name in states if name in names}
     usual = Usual(project, states)
     measured = _measured(project.store, needed, usual)
-    out = {}
     for name, one in measured.items():
-        try:
-            seconds, size = (
-                (one.seconds, one.bytes) if None not in (one.seconds, one.bytes) else usual.cost(name)
-            )
-        except UserError:  # a network that nobody knows: `preflight` says it
-            seconds, size = None, None
-        out[name] = Expected(
-            seconds if one.seconds is None else one.seconds, size if one.bytes is None else one.bytes,
-            one.seconds is not None and one.seconds_measured, one.bytes is not None and one.bytes_measured,
-        )  # fmt: skip
-    return out
+        if one.seconds is None or one.bytes is None:
+            with contextlib.suppress(UserError):  # of a network that nobody knows: `preflight` says it
+                seconds, size = usual.today(name)
+                measured[name] = replace(
+                    one, seconds=seconds if one.seconds is None else one.seconds,
+                    bytes=size if one.bytes is None else one.bytes,
+                )  # fmt: skip
+    return measured
 
 
 def assumptions(project: Project, expected: Mapping[str, Expected]) -> str:
@@ -151,7 +148,7 @@ def _measured(store: Store, states: Mapping[str, State], usual: Usual) -> dict[s
         factor = sum(one or 1.0 for one in growth) / max(1, len(growth))
         out[name] = Expected(
             None if each is None else each * todo, None if size is None else size * factor * todo,
-            exact, all(_is_one(one) for one in growth),
+            exact, size is not None and all(_is_one(one) for one in growth),
         )  # fmt: skip
     return out
 
@@ -217,6 +214,7 @@ class Usual:
         self._facts = Facts(project.stages, lambda: project.sample, _words(project))
         self._contents, self._store, self._states = project.contents, project.store, states
         self._machine = Machine.of(project.experiment.run)
+        self._today: dict[str, tuple[float | None, float | None]] = {}
         self._followers = {name for group in passes(states) for name in group[1:]}
 
     def factors(self, name: str, earlier: Mapping[str, Any]) -> Factors:
@@ -233,15 +231,21 @@ class Usual:
             update=lacking | {key: value for key, value in changed.items() if key in fields}
         )
         try:
-            pairs = list(zip(self.cost(name), self.cost(name, then), strict=True))
+            pairs = list(zip(self.today(name), self._cost(name, then), strict=True))
         except (ArithmeticError, LookupError, TypeError, ValueError, UserError):  # params of another version
             return None, None
         seconds, size = (new / old if new is not None and old else None for new, old in pairs)
         return seconds, size
 
-    def cost(self, name: str, stage: Stage[Any] | None = None) -> tuple[float | None, float | None]:
-        """Seconds and bytes of a stage's missing units, or of `stage` in its place; None without a known cost."""
-        stage, todo = stage or self._states[name].stage, len(self._states[name].missing)
+    def today(self, name: str) -> tuple[float | None, float | None]:
+        """Seconds and bytes of a stage's missing units, computed once; None for what no cost is known of."""
+        if name not in self._today:
+            self._today[name] = self._cost(name, self._states[name].stage)
+        return self._today[name]
+
+    def _cost(self, name: str, stage: Stage[Any]) -> tuple[float | None, float | None]:
+        """Seconds and bytes of the missing units of a stage with the settings of `stage`."""
+        todo = len(self._states[name].missing)
         if stage.over == "corpus":
             whole = corpus_cost(stage, self._facts, self._contents.of_kind(stage.kind), self._unit)
             if whole is None:
